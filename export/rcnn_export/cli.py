@@ -1,0 +1,91 @@
+"""The command ``rcnn-export``: a torchvision detector into a Triton model repository."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rcnn_export.detector import TORCHVISION_MODELS, Detector, load_detector
+from rcnn_export.errors import ExportError
+from rcnn_export.repository import export_repository
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exports a detector; exit code 0, or 1 with the reason on stderr."""
+    arguments = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+
+    try:
+        report(f"Loading {arguments.model} with weights {arguments.weights}")
+        detector = load_detector(
+            arguments.model, arguments.weights, arguments.num_classes, arguments.labels
+        )
+        name = arguments.name or arguments.detector
+        written = export_repository(detector, arguments.repository, name, report)
+    except ExportError as error:
+        print(f"rcnn-export: {error}", file=sys.stderr)
+        return 1
+    report("Done")
+    console.print(_summary(detector, arguments.repository, written))
+    console.print(f"Serve it:  rcnn-serve {arguments.repository} --models {name}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rcnn-export",
+        description="Fills a Triton model repository from a torchvision detector.",
+        epilog="Example: rcnn-export faster_rcnn --model fasterrcnn_resnet50_fpn --weights my.pth "
+        "--labels labels.txt --name my_detector",
+    )
+    parser.add_argument("detector", choices=["faster_rcnn"], help="the kind of detector")
+    parser.add_argument(
+        "--model",
+        default="fasterrcnn_resnet50_fpn",
+        help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
+        "returning a FasterRCNN (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        default="DEFAULT",
+        help="a .pth or .safetensors file, a torchvision weights name such as COCO_V1, "
+        "or random to try the road (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"
+    )
+    parser.add_argument(
+        "--labels", type=Path, help="text file, one class name a line, without the background"
+    )
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        help="the model repository to write into (default: %(default)s)",
+    )
+    parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
+    return parser
+
+
+def _summary(detector: Detector, repository: Path, written: list[Path]) -> Table:
+    table = Table(title=f"{detector.model_name}, {len(detector.class_names) - 1} classes, in {repository}/")
+    table.add_column("file")
+    table.add_column("size", justify="right")
+    for path in written:
+        size = path.stat().st_size
+        table.add_row(
+            str(path.relative_to(repository)),
+            f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

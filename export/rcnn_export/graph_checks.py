@@ -1,0 +1,67 @@
+"""Cleans an exported graph and refuses what TensorRT cannot take or what depends on data."""
+
+import ast
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from rcnn_export.errors import ExportError
+
+# Operators whose output shape depends on the data, and control flow.
+DATA_DEPENDENT = frozenset(
+    {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "Scan", "SequenceMap"}
+)
+# Operators for which TensorRT wants a plugin, and those rcnn_backend runs between the engines.
+NOT_IN_AN_ENGINE = frozenset({"RoiAlign", "MaxRoiPool", "StringNormalizer", "ImageDecoder", "Optional"})
+MODULE_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def clean_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Folds constants, drops what nothing reads, sorts the nodes and checks the result.
+
+    Raises:
+        ExportError: the graph holds an operator that cannot be part of an engine.
+    """
+    modules = {node.name: _module_of(node) for node in model.graph.node}
+    axes = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    graph = gs.import_onnx(model)
+    graph.fold_constants(error_ok=False).cleanup().toposort()
+    check_graph(graph, modules)
+    cleaned = gs.export_onnx(graph)
+    cleaned.ir_version = model.ir_version
+    for value in (*cleaned.graph.input, *cleaned.graph.output):
+        value.CopyFrom(axes[value.name])
+    onnx.checker.check_model(cleaned, full_check=True)
+    return cleaned
+
+
+def check_graph(graph: gs.Graph, modules: dict[str, str]) -> None:
+    """Refuses the operators named above; ``modules`` maps a node's name to its torch module."""
+    for node in graph.nodes:
+        where = f"node {node.name!r} of module {modules.get(node.name, '') or '(the top)'!r}"
+        if node.op in DATA_DEPENDENT:
+            raise ExportError(
+                f"operator {node.op} ({where}): the shape of its output depends on the data, which no "
+                "engine takes. Replace it in that module by operators of fixed output shape"
+            )
+        if node.op in NOT_IN_AN_ENGINE or node.domain not in (None, "", "ai.onnx"):
+            raise ExportError(
+                f"operator {node.domain or ''}{'::' if node.domain else ''}{node.op} ({where}): TensorRT has no "
+                "such operator without a plugin. Replace it in that module by standard operators"
+            )
+        for output in node.outputs:
+            if output.dtype in (np.float64, np.complex64, np.complex128):
+                raise ExportError(
+                    f"operator {node.op} ({where}) computes in {np.dtype(output.dtype)}: TensorRT has no such "
+                    "type. Cast to float32 in that module"
+                )
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    """The torch module a node came from, as the exporter noted it."""
+    for prop in node.metadata_props:
+        if prop.key == MODULE_SCOPES:
+            scopes = ast.literal_eval(prop.value)
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    return ""

@@ -1,0 +1,112 @@
+"""Writes a detector into a Triton model repository: all of it, or nothing."""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+import torchvision
+
+from rcnn_export.configs import STEPS, TEMPLATE, derive_configs, step_names, template_dir
+from rcnn_export.detector import Detector
+from rcnn_export.errors import ExportError
+from rcnn_export.graph_checks import clean_graph
+from rcnn_export.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+
+VERSION = "1"
+
+
+def export_repository(
+    detector: Detector, repository: Path, name: str, report: Callable[[str], None] = lambda _: None
+) -> list[Path]:
+    """Exports both engines and writes every model of the detector ``name`` into ``repository``.
+
+    The new folders are made complete beside the old ones and then take their places;
+    when anything fails, the older export stays as it was.
+
+    Args:
+        report: called with a line of text as each part begins.
+
+    Returns:
+        The files written, engines and configs, in the order the data flows.
+
+    Raises:
+        ExportError: the name is no Triton model name, a graph cannot be an engine, or
+            the repository cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
+    models = step_names(name)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
+    except OSError as error:
+        raise ExportError(f"cannot write to the repository {repository}: {error.strerror}") from error
+    try:
+        report("Deriving the configs")
+        for model_name, text in derive_configs(detector, name).items():
+            (staging / model_name / VERSION).mkdir(parents=True)
+            (staging / model_name / "config.pbtxt").write_text(text)
+        for step in STEPS:
+            adapter = template_dir() / f"{TEMPLATE}_{step}" / VERSION / "model.py"
+            if adapter.is_file():
+                shutil.copyfile(adapter, staging / f"{name}_{step}" / VERSION / "model.py")
+        labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
+        (staging / name / "labels.txt").write_text(labels)
+        for stage in (rpn_stage(detector.model), header_stage(detector.model)):
+            report(f"Exporting the {stage.name} to ONNX")
+            _write_engine(stage, detector, staging / f"{name}_{stage.name}" / VERSION)
+        _swap(staging, repository, models)
+    except OSError as error:
+        raise ExportError(f"cannot write to the repository {repository}: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [path for model in models for path in sorted((repository / model).rglob("*")) if path.is_file()]
+
+
+def _write_engine(stage: Stage, detector: Detector, version_dir: Path) -> None:
+    serialized = clean_graph(export_onnx(stage)).SerializeToString()
+    (version_dir / "model.onnx").write_bytes(serialized)
+    manifest: dict[str, Any] = {
+        "stage": stage.name,
+        "model": detector.model_name,
+        "weights": detector.weights,
+        "weights_sha256": detector.weights_hash,
+        "class_names": detector.class_names,
+        "precision": "fp32",
+        "shapes": stage.axes,
+        "engines": {"model.onnx": {"sha256": hashlib.sha256(serialized).hexdigest()}},
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "onnx": onnx.__version__,
+        },
+    }
+    (version_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _swap(staging: Path, repository: Path, models: list[str]) -> None:
+    """Renames each new folder into its place; a failure on the way puts the old ones back."""
+    replaced = staging / "replaced"
+    replaced.mkdir()
+    done: list[str] = []
+    try:
+        for model in models:
+            done.append(model)
+            if (repository / model).exists():
+                (repository / model).rename(replaced / model)
+            (staging / model).rename(repository / model)
+    except BaseException:
+        for model in reversed(done):
+            if (replaced / model).exists():
+                shutil.rmtree(repository / model, ignore_errors=True)
+                (replaced / model).rename(repository / model)
+            elif not (staging / model).exists():
+                shutil.rmtree(repository / model, ignore_errors=True)
+        raise

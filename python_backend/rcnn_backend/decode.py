@@ -1,0 +1,51 @@
+"""Encoded picture -> RGB pixels, with every refusal in plain words."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rcnn_backend.errors import InvalidInputError
+
+# This package checks the size itself, before decoding, against the model's own limit.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
+    """Decodes a JPEG, PNG, WebP, TIFF, GIF, BMP ... to uint8 RGB [H, W, 3].
+
+    EXIF orientation is applied, alpha is dropped, 16-bit grey keeps its upper 8 bits,
+    and an animation gives its first frame.
+
+    Raises:
+        InvalidInputError: not a picture, damaged, or more than ``max_image_pixels`` pixels.
+    """
+    if not data:
+        raise InvalidInputError("the image is empty (0 bytes): send the bytes of a JPEG, PNG or other image file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_image_pixels:
+                raise InvalidInputError(
+                    f"the image claims {width}x{height} pixels, more than the {max_image_pixels} this model "
+                    "accepts: send a smaller one, or raise max_image_pixels in the preprocess config"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):
+                return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+            if upright.mode in ("I", "F"):
+                raise InvalidInputError(
+                    f"the {image.format} has 32-bit pixels (mode {upright.mode}), whose range is not known: "
+                    "convert it to 8 or 16 bits"
+                )
+            return np.asarray(upright.convert("RGB"))
+    except InvalidInputError:
+        raise
+    except UnidentifiedImageError:
+        raise InvalidInputError(
+            f"the {len(data)} bytes are not an image of a known format (they start with {data[:8].hex(' ')}): "
+            "send the bytes of a JPEG, PNG or other image file"
+        ) from None
+    except Exception as error:  # decoders raise many kinds on damaged files
+        raise InvalidInputError(f"the image is damaged or cut short: {error}") from error

@@ -1,0 +1,65 @@
+"""One interface to the engine files of a model: named arrays in, named arrays out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+import onnxruntime
+
+from rcnn_backend.errors import RepositoryError
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class Engine(Protocol):
+    """A network that runs: RPN or header, whatever the runtime."""
+
+    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Runs one batch; every input and output by its tensor name."""
+
+
+class OnnxEngine:
+    """``model.onnx`` in ONNX Runtime on the CPU.
+
+    Args:
+        path: the ONNX file.
+        intra_op_threads: threads within an operator; 0 means one a core.
+        inter_op_threads: operators run side by side; above 1 the graph runs in parallel mode.
+
+    Raises:
+        RepositoryError: the file cannot be loaded.
+    """
+
+    def __init__(self, path: Path, intra_op_threads: int = 0, inter_op_threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        options.inter_op_num_threads = inter_op_threads
+        if inter_op_threads > 1:
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        # A worker that spins between runs takes its core from the pipeline's next step.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            raise RepositoryError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}. "
+                "Export the detector again with rcnn-export"
+            ) from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
+def load_engine(version_dir: Path, intra_op_threads: int = 0, inter_op_threads: int = 0) -> Engine:
+    """Loads the engine of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
+
+    Raises:
+        RepositoryError: there is none, or it cannot be loaded.
+    """
+    path = version_dir / "model.onnx"
+    if not path.is_file():
+        raise RepositoryError(f"there is no engine {path}: write it with rcnn-export")
+    return OnnxEngine(path, intra_op_threads, inter_op_threads)

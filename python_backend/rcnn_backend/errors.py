@@ -1,0 +1,12 @@
+"""The errors of this package."""
+
+
+class InvalidInputError(ValueError):
+    """The request cannot be served as sent; the message says what was wrong and how to fix it.
+
+    A server answers it with INVALID_ARGUMENT.
+    """
+
+
+class RepositoryError(RuntimeError):
+    """The model repository is incomplete or inconsistent; the message says where and what to run."""

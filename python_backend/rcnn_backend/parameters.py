@@ -1,0 +1,80 @@
+"""What a detector's steps need to know, read from the ``parameters`` of its Triton configs.
+
+The configs are the only home of these values: export writes them from the torch model,
+the server and the in-process pipeline read them here. Each value is JSON.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rcnn_backend.errors import RepositoryError
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class PreprocessParameters:
+    """torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1."""
+
+    min_size: int
+    max_size: int
+    fixed_size_hw: list[int] | None
+    image_mean: list[float]
+    image_std: list[float]
+    size_divisible: int
+    max_image_pixels: int
+
+
+@dataclass(frozen=True)
+class ProposalParameters:
+    """torchvision's RegionProposalNetwork.filter_proposals and MultiScaleRoIAlign.
+
+    ``padded_counts``: the sizes that the number of proposals is padded to, ascending;
+    the last is the most proposals an image can have.
+    """
+
+    score_thresh: float
+    nms_thresh: float
+    min_box_size: float
+    padded_counts: list[int]
+    feature_strides: list[int]
+    canonical_scale: int
+    canonical_level: int
+    output_size_hw: list[int]
+    sampling_ratio: int
+
+
+@dataclass(frozen=True)
+class DetectionParameters:
+    """torchvision's RoIHeads.postprocess_detections."""
+
+    score_thresh: float
+    nms_thresh: float
+    min_box_size: float
+    detections_per_img: int
+
+
+def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
+    """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
+
+    Raises:
+        RepositoryError: a parameter is missing or no JSON.
+    """
+    model, given = model_config.get("name", "?"), model_config.get("parameters", {})
+    values = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        try:
+            values[field.name] = json.loads(given[field.name]["string_value"])
+        except KeyError:
+            raise RepositoryError(
+                f"{model}/config.pbtxt has no parameter {field.name!r}: export the detector again with rcnn-export"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise RepositoryError(
+                f"{model}/config.pbtxt: parameter {field.name!r} is {given[field.name]['string_value']!r}, "
+                f"expected a JSON value ({error})"
+            ) from None
+    return cls(**values)
