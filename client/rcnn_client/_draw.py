@@ -1,0 +1,118 @@
+"""Detections drawn on their picture."""
+
+from __future__ import annotations
+
+import colorsys
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from ._detections import Detection, Detections
+
+Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are exclusive
+Colour = tuple[int, int, int]
+
+
+class _Label(NamedTuple):
+    text: str
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    place: Rectangle
+    text_origin: tuple[float, float]
+    colour: Colour
+
+
+def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
+    """Draw each detection's box, class name and score on a copy of the picture.
+
+    One colour per class; line width and text grow with the picture; each label lies inside the picture and,
+    where a place around its box allows, clear of the labels of better detections.
+
+    Args:
+        image: the picture that was sent, in any mode; its EXIF orientation is applied.
+        detections: its boxes, in pixels of the upright picture.
+
+    Returns:
+        the drawn picture, mode RGB, upright.
+    """
+    canvas = _to_rgb(ImageOps.exif_transpose(image))
+    draw = ImageDraw.Draw(canvas)
+    short_side = min(canvas.size)
+    line_width = max(2, round(short_side / 250))
+    font_size = max(11, round(short_side / 32))
+
+    best_first = sorted(detections, key=lambda detection: -detection.score)
+    labels: list[_Label] = []
+    for detection in best_first:
+        taken = [label.place for label in labels]
+        labels.append(_place_label(detection, canvas.size, font_size, line_width + 1, taken))
+
+    for detection in reversed(best_first):  # the best lies on top
+        _draw_rectangle(draw, detection.box, outline=_class_colour(detection.label), width=line_width)
+    for label in reversed(labels):
+        _draw_rectangle(draw, label.place, fill=label.colour)
+        luma = np.dot(label.colour, (0.299, 0.587, 0.114))  # ITU-R BT.601
+        draw.text(label.text_origin, label.text, "black" if luma > 120 else "white", label.font)
+    return canvas
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: convert() would clip them at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _class_colour(label: int) -> Colour:
+    """Colour of a class: neighbouring labels lie a golden section apart on the colour circle."""
+    hue = label * 0.618034 % 1
+    saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.7))[label // 12 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _draw_rectangle(
+    draw: ImageDraw.ImageDraw,
+    rectangle: Rectangle,
+    *,
+    fill: Colour | None = None,
+    outline: Colour | None = None,
+    width: int = 1,
+) -> None:
+    x1, y1, x2, y2 = rectangle  # ImageDraw's right and bottom edges are inclusive
+    draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), fill=fill, outline=outline, width=width)
+
+
+def _place_label(
+    detection: Detection, canvas_size: tuple[int, int], font_size: int, padding: int, taken: list[Rectangle]
+) -> _Label:
+    text = f"{detection.class_name} {detection.score:.2f}"
+    font = ImageFont.load_default(font_size)
+    while font.getlength(text) + 2 * padding > canvas_size[0] and font_size > 7:
+        font_size -= 1
+        font = ImageFont.load_default(font_size)
+    left, _, right, _ = font.getbbox(text)
+    _, top, _, bottom = font.getbbox("Hg")  # the same height for every label
+    size = (right - left + 2 * padding, bottom - top + 2 * padding)
+    place = _free_place(detection.box, size, canvas_size, taken)
+    text_origin = (place[0] + padding - left, place[1] + padding - top)
+    return _Label(text, font, place, text_origin, _class_colour(detection.label))
+
+
+def _free_place(
+    box: Rectangle, size: tuple[float, float], canvas_size: tuple[int, int], taken: list[Rectangle]
+) -> Rectangle:
+    """Place of a label of that width and height: at the box, inside the picture, on no other label."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    right, above = x2 - width, y1 - height
+    places = []
+    for x, y in ((x1, above), (right, above), (x1, y1), (x1, y2), (right, y2), (x1, y2 - height)):
+        x = max(0, min(round(x), canvas_size[0] - width))
+        y = max(0, min(round(y), canvas_size[1] - height))
+        places.append((x, y, x + width, y + height))
+    free = (place for place in places if not any(_overlap(place, other) for other in taken))
+    return next(free, places[0])
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

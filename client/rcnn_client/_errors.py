@@ -1,0 +1,94 @@
+"""The one exception tree, and the one place where a transport error becomes a member of it."""
+
+from __future__ import annotations
+
+from tritonclient.utils import InferenceServerException
+
+from ._detections import Detections
+
+
+class RcnnError(Exception):
+    """Base of every error that this package raises."""
+
+
+class InvalidImageError(RcnnError, ValueError):
+    """A picture cannot be read or sent, or the server refused it; the message names it."""
+
+
+class InvalidParameterError(RcnnError, ValueError):
+    """An argument other than a picture is outside its range."""
+
+
+class ServerUnavailableError(RcnnError, ConnectionError):
+    """No Triton server answers at the address, or it takes no requests now."""
+
+
+class DeadlineExceededError(RcnnError, TimeoutError):
+    """The server did not answer within `timeout_s`."""
+
+
+class ModelNotFoundError(RcnnError, LookupError):
+    """The server has no model of that name."""
+
+
+class NotADetectorError(RcnnError):
+    """The served model has other inputs or outputs than a detector, or carries no class names."""
+
+
+class ServerError(RcnnError):
+    """The server failed, or its answer is not what the model's config promises."""
+
+
+class DetectorClosedError(RcnnError):
+    """The `Detector` was closed before the call, or during it."""
+
+
+class BatchError(RcnnError):
+    """Some pictures of a list failed; raised after every picture has its answer or its error.
+
+    Attributes:
+        results: one entry per picture, in the order given: its `Detections`, or None where it failed.
+        errors: index of each failed picture -> its error.
+    """
+
+    def __init__(self, results: list[Detections | None], errors: dict[int, RcnnError]) -> None:
+        super().__init__(results, errors)
+        self.results = results
+        self.errors = errors
+
+    def __str__(self) -> str:
+        shown = [f"images[{index}]: {error}" for index, error in list(self.errors.items())[:5]]
+        if len(self.errors) > len(shown):
+            shown.append(f"and {len(self.errors) - len(shown)} more (see .errors)")
+        return f"{len(self.errors)} of {len(self.results)} images failed\n" + "\n".join(shown)
+
+
+def from_transport(
+    error: InferenceServerException, *, url: str, model: str, timeout_s: float, image_name: str | None = None
+) -> RcnnError:
+    """Translate tritonclient's error by its gRPC status.
+
+    `image_name` is set where the call carried a picture; as the parameters sent with it were checked before,
+    INVALID_ARGUMENT then speaks of the picture.
+    """
+    status = str(error.status() or "no status").removeprefix("StatusCode.")
+    said = (error.message() or "no details").rstrip(".")
+    about = "" if image_name is None else f"{image_name}: "
+    if status == "INVALID_ARGUMENT" and image_name is not None:
+        return InvalidImageError(f"{about}{said}")
+    if status == "DEADLINE_EXCEEDED":
+        return DeadlineExceededError(
+            f"{about}no answer from {url} within {timeout_s:g} s; the server is overloaded or unreachable, "
+            "or Detector(timeout_s=...) is too short for it"
+        )
+    if status == "UNAVAILABLE":
+        return ServerUnavailableError(
+            f"{about}{url} does not serve model {model!r} now: {said}. "
+            "Is the server running there, and is this its gRPC port (8001 unless changed)?"
+        )
+    if status == "NOT_FOUND":
+        return ModelNotFoundError(
+            f"{about}the server at {url} has no model {model!r}: {said}. "
+            "Name a detector of its model repository; where it is there, the server's log says what is wrong"
+        )
+    return ServerError(f"{about}{url} failed on model {model!r}: {status}: {said}")

@@ -1,0 +1,108 @@
+"""Any accepted picture -> the encoded bytes that go over the wire."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ._errors import InvalidImageError
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+
+# A protobuf message ends at 2 GiB; what else the request holds takes far less than 1 MiB.
+MAX_ENCODED_BYTES = 2**31 - 2**20
+
+
+def image_name(image: ImageInput) -> str:
+    """What error messages call the picture: its path, where it has one."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else "image"
+
+
+def encode_image(image: ImageInput) -> bytes:
+    """Encode a picture without loss: files and bytes as they are, pixels as BMP, or PNG where BMP cannot.
+
+    BMP because it is only a copy: an 800x1333 picture is 3.2 MB and takes 2 to 8 ms to encode, and as long to
+    decode; PNG at compression level 1 takes 90 to 130 ms and 30 ms, and saves about half of the bytes.
+
+    Args:
+        image: path of an encoded picture, its bytes, a `PIL.Image` (its EXIF orientation is applied), or a
+            uint8 array [height, width, 3] in RGB order or [height, width] in grey.
+
+    Raises:
+        InvalidImageError: the file cannot be read, the array is no such array, or the picture is of a kind
+            that no format holds.
+    """
+    if isinstance(image, str | os.PathLike):
+        data = _read_file(Path(image))
+    elif isinstance(image, bytes):
+        data = image
+    elif isinstance(image, Image.Image):
+        data = _encode_pil(image)
+    elif isinstance(image, np.ndarray):
+        data = _encode_array(image)
+    else:
+        raise InvalidImageError(
+            f"got a {type(image).__name__}, expected a path, bytes, a PIL.Image or a uint8 array of "
+            "shape [height, width, 3]"
+        )
+    _check_size(len(data), image_name(image))
+    return data
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        _check_size(path.stat().st_size, str(path))
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidImageError(f"{path}: cannot be read: {reason}") from error
+
+
+def _check_size(byte_size: int, name: str) -> None:
+    if byte_size > MAX_ENCODED_BYTES:
+        raise InvalidImageError(f"{name}: {byte_size} bytes; one request carries at most {MAX_ENCODED_BYTES}")
+
+
+def _encode_pil(image: Image.Image) -> bytes:
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            image = image.convert("RGB")
+        if image.mode == "I":
+            values = np.asarray(image)
+            if values.min() < 0 or values.max() >= 2**16:
+                raise ValueError("its 32-bit values do not fit into 16 bits")
+            image = Image.fromarray(values.astype(np.uint16))
+        buffer = io.BytesIO()
+        if image.mode in ("RGB", "L"):
+            image.save(buffer, "BMP")
+        else:
+            image.save(buffer, "PNG", compress_level=1)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        SystemError,
+    ) as error:  # what Pillow raises, by format and fault
+        raise InvalidImageError(
+            f"image: a PIL.Image of mode {image.mode} and size {image.size} cannot be encoded: {error}; "
+            'is it whole, and does image.convert("RGB") work?'
+        ) from error
+    return buffer.getvalue()
+
+
+def _encode_array(array: NDArray[np.uint8]) -> bytes:
+    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if array.dtype != np.uint8 or not is_picture or not array.size:
+        raise InvalidImageError(
+            f"image: got an array of shape {array.shape} and dtype {array.dtype}, expected uint8 of shape "
+            "[height, width, 3] in RGB order or [height, width]; an encoded picture goes in as bytes"
+        )
+    return _encode_pil(Image.fromarray(pixels))

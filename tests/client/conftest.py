@@ -1,0 +1,135 @@
+"""A Triton server in this process: the real gRPC service with the detector's contract, and no network in it.
+
+Its "detector" finds three objects that span the whole picture, scores 0.9, 0.6 and 0.3, labelled by the red
+of the first pixel (0: nothing found), so that every answer tells which picture it belongs to.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+CLASS_NAMES = ["__background__", *(f"class {label}" for label in range(1, 201))]
+ROWS = 100
+
+CONFIG = """
+name: "faster_rcnn" platform: "ensemble" max_batch_size: 8
+input { name: "image" data_type: TYPE_STRING dims: [1] }
+output { name: "boxes" data_type: TYPE_FP32 dims: [100, 4] }
+output { name: "scores" data_type: TYPE_FP32 dims: [100] }
+output { name: "labels" data_type: TYPE_INT64 dims: [100] }
+output { name: "num_detections" data_type: TYPE_INT32 dims: [1] }
+"""
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self) -> None:
+        config = text_format.Parse(CONFIG, model_config_pb2.ModelConfig())
+        config.parameters["class_names"].string_value = json.dumps(CLASS_NAMES)
+        self.configs = {"faster_rcnn": config}
+        self.requests: list[service_pb2.ModelInferRequest] = []
+        self.seconds_left: list[float | None] = []  # until the deadline of each call, as the server sees it
+        self.most_in_flight = 0
+        self.delay_s: Callable[[int], float] = lambda label: 0.0
+        self.status: tuple[grpc.StatusCode, str] | None = None  # what every picture is answered with
+        self.spoil: Callable[[dict[str, np.ndarray]], None] = lambda tensors: None
+        self._in_flight = 0
+        self._lock = threading.Lock()
+
+    def ModelConfig(self, request, context):
+        self.seconds_left.append(context.time_remaining())
+        if request.name not in self.configs:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found"
+            )
+        return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    def ModelInfer(self, request, context):
+        with self._lock:
+            self.seconds_left.append(context.time_remaining())
+            self.requests.append(request)
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            return self._infer(request, context)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _infer(self, request, context):
+        if self.status:
+            context.abort(*self.status)
+        try:
+            picture = Image.open(io.BytesIO(sent_bytes(request))).convert("RGB")
+        except OSError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'faster_rcnn', not an image")
+        label = picture.getpixel((0, 0))[0]
+        time.sleep(self.delay_s(label))
+
+        parameters = dict(request.parameters)
+        score_thresh = parameters["score_thresh"].double_param if "score_thresh" in parameters else 0.05
+        most = parameters["detections_per_img"].int64_param if "detections_per_img" in parameters else ROWS
+        scores = [score for score in (0.9, 0.6, 0.3) if label and score > score_thresh][:most]
+        tensors = {  # rows that are not real hold what would be noticed
+            "boxes": np.full((1, ROWS, 4), np.nan, np.float32),
+            "scores": np.full((1, ROWS), 7, np.float32),
+            "labels": np.full((1, ROWS), -1, np.int64),
+            "num_detections": np.array([[len(scores)]], np.int32),
+        }
+        tensors["boxes"][0, : len(scores)] = (0, 0, *picture.size)
+        tensors["scores"][0, : len(scores)] = scores
+        tensors["labels"][0, : len(scores)] = label
+        self.spoil(tensors)
+
+        answer = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+        datatypes = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
+        for name, tensor in tensors.items():
+            answer.outputs.add(name=name, datatype=datatypes[tensor.dtype.name], shape=tensor.shape)
+            answer.raw_output_contents.append(tensor.tobytes())
+        return answer
+
+
+def sent_bytes(request: service_pb2.ModelInferRequest) -> bytes:
+    """The picture in a request, taken from the wire form of a BYTES [1, 1] tensor: length, then content."""
+    (tensor,), (raw,) = request.inputs, request.raw_input_contents
+    assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("image", "BYTES", [1, 1])
+    assert int.from_bytes(raw[:4], "little") == len(raw) - 4
+    return raw[4:]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeTriton]:
+    """A fresh server; `server.url` is its address."""
+    fake = FakeTriton()
+    grpc_server = grpc.server(
+        ThreadPoolExecutor(32), options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+    )
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, grpc_server)
+    fake.url = f"127.0.0.1:{grpc_server.add_insecure_port('127.0.0.1:0')}"
+    fake.sent_bytes = lambda: [sent_bytes(request) for request in fake.requests]
+    grpc_server.start()
+    yield fake
+    grpc_server.stop(grace=None).wait()
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[..., bytes]:
+    """png(label): a picture that the fake detector labels so, as the bytes of a PNG."""
+
+    def encode(label: int, size: tuple[int, int] = (40, 30)) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", size, (label, 0, 0)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    return encode

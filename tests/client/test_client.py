@@ -1,0 +1,169 @@
+"""`Detector` over a real gRPC connection: answers, overrides, lists, threads."""
+
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from rcnn_client import BatchError, Detection, Detector, InvalidImageError, InvalidParameterError
+
+
+def test_one_picture(server, png):
+    with Detector(server.url) as detector:
+        found = detector.detect(png(3))
+    assert len(found) == 3
+    assert found.boxes.dtype == np.float32 and found.boxes.tolist() == [[0, 0, 40, 30]] * 3
+    assert found.scores.dtype == np.float32 and found.scores.tolist() == pytest.approx([0.9, 0.6, 0.3])
+    assert found.labels.dtype == np.int64 and found.labels.tolist() == [3, 3, 3]
+    assert found.class_names == ["class 3"] * 3
+    first = next(iter(found))
+    assert first == Detection("class 3", pytest.approx(0.9), (0, 0, 40, 30), 3)
+    found.boxes[:, 0] += 1  # the memory is the caller's own
+
+
+def test_no_detection_is_an_answer(server, png):
+    with Detector(server.url) as detector:
+        found = detector.detect(png(0))
+    assert len(found) == 0 and list(found) == [] and found.class_names == []
+    assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.labels.shape == (0,)
+
+
+def test_files_and_bytes_are_sent_as_they_are(server, tmp_path):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 48), (7, 7, 7)).save(buffer, "JPEG", exif=exif)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(buffer.getvalue() + b"\0\0")  # trailing zeros, which a NumPy string type would drop
+    with Detector(server.url) as detector:
+        for image in (str(path), path, path.read_bytes()):
+            detector.detect(image)
+    assert server.sent_bytes() == [path.read_bytes()] * 3
+
+
+def test_overrides_travel_as_request_parameters(server, png):
+    with Detector(server.url) as detector:
+        detector.detect(png(1))
+        found = detector.detect(
+            png(1), score_thresh=0.5, nms_thresh=np.float32(0.25), detections_per_img=np.int64(1)
+        )
+        assert len(detector.detect([png(1)], score_thresh=0)[0]) == 3
+    assert found.scores.tolist() == pytest.approx([0.9])
+    plain, overridden, in_list = (dict(request.parameters) for request in server.requests)
+    assert plain == {}
+    assert overridden.keys() == {"score_thresh", "nms_thresh", "detections_per_img"}
+    assert overridden["score_thresh"].double_param == 0.5
+    assert overridden["nms_thresh"].double_param == 0.25
+    assert overridden["detections_per_img"].int64_param == 1
+    assert in_list["score_thresh"].WhichOneof("parameter_choice") == "double_param"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"score_thresh": -0.1},
+        {"score_thresh": float("nan")},
+        {"nms_thresh": 1.5},
+        {"detections_per_img": 0},
+        {"detections_per_img": 101},
+    ],
+)
+def test_an_override_outside_its_range_sends_nothing(server, png, override):
+    ((name, value),) = override.items()
+    with (
+        Detector(server.url) as detector,
+        pytest.raises(InvalidParameterError, match=f"{name} is {value}, expected"),
+    ):
+        detector.detect(png(1), **override)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": "http://localhost:8001"},
+        {"model": ""},
+        {"timeout_s": 0},
+        {"timeout_s": float("inf")},
+        {"timeout_s": float("nan")},
+        {"max_in_flight": 0},
+    ],
+)
+def test_constructor_arguments_are_checked(arguments):
+    with pytest.raises(InvalidParameterError, match=next(iter(arguments))):
+        Detector(**arguments)
+
+
+def test_a_list_keeps_its_order_and_runs_concurrently(server, png):
+    server.delay_s = lambda label: 0.25 if label % 2 else 0.05  # the first answers come last
+    labels = list(range(1, 17))
+    with Detector(server.url, max_in_flight=4) as detector:
+        begin = time.monotonic()
+        answers = detector.detect([png(label) for label in labels])
+        took_s = time.monotonic() - begin
+    assert [found.labels[0] for found in answers] == labels
+    assert server.most_in_flight == 4
+    assert took_s < 0.8 * 8 * (0.25 + 0.05)
+
+
+def test_a_tuple_of_mixed_kinds_and_an_empty_list(server, png, tmp_path):
+    (tmp_path / "one.png").write_bytes(png(1))
+    array = np.full((20, 10, 3), 4, np.uint8)
+    with Detector(server.url) as detector:
+        answers = detector.detect((str(tmp_path / "one.png"), png(2), Image.open(io.BytesIO(png(3))), array))
+        assert detector.detect([]) == []
+    assert [found.labels[0] for found in answers] == [1, 2, 3, 4]
+    assert answers[3].boxes[0].tolist() == [0, 0, 10, 20]
+
+
+def test_a_bad_picture_in_a_list_costs_the_others_nothing(server, png, tmp_path):
+    images = [png(1), b"no picture", tmp_path / "missing.jpg", png(4), 5, png(6)]
+    with Detector(server.url, max_in_flight=2) as detector, pytest.raises(BatchError) as caught:
+        detector.detect(images)
+    results, errors = caught.value.results, caught.value.errors
+    assert [found and int(found.labels[0]) for found in results] == [1, None, None, 4, None, 6]
+    assert list(errors) == [1, 2, 4] and all(
+        isinstance(error, InvalidImageError) for error in errors.values()
+    )
+    assert "not an image" in str(errors[1])
+    assert str(errors[2]) == f"{tmp_path}/missing.jpg: cannot be read: No such file or directory"
+    assert str(caught.value).startswith("3 of 6 images failed\nimages[1]: ")
+
+
+def test_more_failures_than_anyone_reads_are_counted(server):
+    with Detector(server.url) as detector, pytest.raises(BatchError, match=r"and 15 more \(see \.errors\)"):
+        detector.detect([b"x"] * 20)
+
+
+def test_the_same_lazily_loaded_picture_many_times(server, png):
+    image = Image.open(io.BytesIO(png(9, size=(800, 600))))
+    with Detector(server.url) as detector:
+        assert all(found.labels[0] == 9 for found in detector.detect([image] * 24))
+
+
+def test_threads_share_a_detector(server, png):
+    server.delay_s = lambda label: 0.001 * (label % 7)
+
+    def ask(label: int) -> bool:
+        return detector.detect(png(label)).labels.tolist() == [label] * 3
+
+    with Detector(server.url) as detector, ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(1, 201)))
+
+
+def test_arrays_arrive_without_loss(server):
+    array = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    array[0, 0] = 1
+    with Detector(server.url) as detector:
+        detector.detect(array)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(server.sent_bytes()[0]))), array)
+
+
+def test_a_detector_on_a_relative_path(server, png, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photo.png").write_bytes(png(2))
+    with Detector(server.url) as detector:
+        assert detector.detect("photo.png").labels[0] == 2

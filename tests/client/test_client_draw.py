@@ -1,0 +1,110 @@
+"""What `draw_detections` puts on a picture, judged by its pixels."""
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from rcnn_client import Detections, draw_detections
+
+GREY = (120, 120, 120)
+
+
+def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:
+    boxes = np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4)
+    labels = np.array([label for _, _, label in rows], np.int64)
+    return Detections(
+        boxes, np.array([score for _, score, _ in rows], np.float32), labels, ["gypsum"] * len(rows)
+    )
+
+
+def changed(drawn: Image.Image) -> np.ndarray:
+    """Boolean [height, width]: what is no longer grey."""
+    return (np.asarray(drawn) != GREY).any(axis=-1)
+
+
+def box_colour(label: int) -> tuple[int, int, int]:
+    """Colour of a class, seen at the middle of a box's bottom edge."""
+    drawn = draw_detections(Image.new("RGB", (100, 100), GREY), detections(((10, 40, 91, 81), 0.9, label)))
+    red, green, blue = np.asarray(drawn)[80, 50].tolist()
+    return red, green, blue
+
+
+def test_a_box_has_its_edges_where_the_detection_says():
+    image = Image.new("RGB", (300, 200), GREY)
+    drawn = draw_detections(image, detections(((50, 60, 251, 161), 0.9, 3)))
+    marks = changed(drawn)
+    assert drawn.size == (300, 200) and drawn.mode == "RGB"
+    assert not changed(image).any()  # the caller's picture is untouched
+    assert marks[60:161, 50].all() and marks[60:161, 250].all() and marks[160, 50:251].all()
+    assert not marks[161:].any() and not marks[:, :50].any() and not marks[:, 251:].any()
+    assert not marks[70:155, 60:240].any()  # nothing inside
+    assert not marks[:40].any() and marks[55, 60:90].all()  # the label, above the box, filled
+
+
+def test_nothing_detected_is_the_picture_itself():
+    image = Image.new("RGB", (30, 20), GREY)
+    assert not changed(draw_detections(image, detections())).any()
+
+
+def test_classes_differ_in_colour_and_one_class_does_not():
+    colours = [box_colour(label) for label in range(1, 91)]
+    assert len(set(colours)) == 90
+    neighbours = np.abs(np.diff(np.array(colours, int), axis=0)).max(axis=1)
+    assert neighbours.min() > 60
+    assert box_colour(5) == box_colour(5)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1333, 800), (120, 90)])
+def test_a_label_lies_whole_inside_the_picture_wherever_its_box_is(size):
+    def filled(box: tuple[float, float, float, float]) -> int:
+        drawn = np.asarray(draw_detections(Image.new("RGB", size, GREY), detections((box, 0.9, 4))))
+        return int((drawn == box_colour(4)).all(axis=-1).sum())
+
+    width, height = size
+    side = height / 3
+    middle = filled((width / 3, height / 2, width / 3 + side, height / 2 + side))
+    for x in (0, width - side):
+        for y in (0, height - side):
+            assert filled((x, y, x + side, y + side)) > 0.75 * middle
+
+
+def test_text_and_lines_grow_with_the_picture():
+    def marks(scale: int) -> int:
+        image = Image.new("RGB", (400 * scale, 300 * scale), GREY)
+        return int(changed(draw_detections(image, detections(((100, 100, 200, 200), 0.9, 1)))).sum())
+
+    assert marks(4) > 3 * marks(1)
+
+
+def test_the_label_of_the_better_detection_is_readable():
+    both = detections(((40, 60, 140, 160), 0.6, 1), ((42, 62, 142, 162), 0.95, 2))
+    drawn = np.asarray(draw_detections(Image.new("RGB", (300, 200), GREY), both))
+    alone = np.asarray(
+        draw_detections(Image.new("RGB", (300, 200), GREY), detections(((42, 62, 142, 162), 0.95, 2)))
+    )
+    label = changed(Image.fromarray(alone))[:62].nonzero()
+    assert np.array_equal(drawn[label], alone[label])
+    worse = (drawn == box_colour(1)).all(axis=-1)
+    assert worse[161:].sum() > 300 or worse[:45].sum() > 300  # its label moved to another edge
+
+
+def test_boxes_without_area_or_beyond_the_border():
+    rows = [((10, 10, 10, 10), 0.9, 1), ((-5, -5, 45, 35), 0.8, 2), ((39.9, 0, 40, 30), 0.7, 3)]
+    assert changed(draw_detections(Image.new("RGB", (40, 30), GREY), detections(*rows))).any()
+
+
+def test_the_exif_orientation_is_applied():
+    image = Image.new("RGB", (60, 200), GREY)
+    image.getexif()[ExifTags.Base.Orientation] = 6
+    drawn = draw_detections(image, detections(((100, 10, 190, 50), 0.9, 1)))
+    assert drawn.size == (200, 60)
+    assert changed(drawn)[49, 100:190].all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_other_modes(mode):
+    image = Image.new("L", (80, 60), 120)
+    image = (
+        Image.fromarray(np.asarray(image).astype(np.uint16) << 8) if mode == "I;16" else image.convert(mode)
+    )
+    drawn = draw_detections(image, detections(((20, 30, 60, 50), 0.9, 1)))
+    assert drawn.mode == "RGB" and np.abs(np.asarray(drawn)[0, 0].astype(int) - 120).max() < 3
