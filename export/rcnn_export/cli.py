@@ -24,9 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
-        detector = load_detector(
-            arguments.model, arguments.weights, arguments.num_classes, arguments.labels
-        )
+        detector = load_detector(arguments.model, arguments.weights, arguments.num_classes, arguments.labels)
         name = arguments.name or arguments.detector
         written = export_repository(detector, arguments.repository, name, report)
     except ExportError as error:

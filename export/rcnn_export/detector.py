@@ -72,6 +72,7 @@ def load_detector(
     Raises:
         ExportError: the model, the weights or the labels do not exist or do not fit together.
     """
+    _check_model_name(model)
     names_from_labels = read_labels(labels) if labels else None
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
@@ -93,7 +94,7 @@ def load_detector(
             )
         num_classes = in_weights or num_classes
 
-    detector = build_detector(model, num_classes or 91)
+    detector = build_detector(model, num_classes)
     if state_dict is None:
         _randomize(detector)
     else:
@@ -111,24 +112,24 @@ def load_detector(
     return Detector(detector.eval(), model, weights, class_names)
 
 
-def build_detector(model: str, num_classes: int) -> FasterRCNN:
+def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
     """An untrained detector with ``num_classes`` classes, the background included.
+
+    Without ``num_classes`` it has as many as its builder gives it: 91 in torchvision.
 
     Raises:
         ExportError: no such builder, or it does not return a FasterRCNN.
     """
+    _check_model_name(model)
+    classes = {} if num_classes is None else {"num_classes": num_classes}
     torch.manual_seed(RANDOM_SEED)
     if ":" in model:
         function = _import_function(model)
-        takes_num_classes = "num_classes" in inspect.signature(function).parameters
-        detector = function(num_classes=num_classes) if takes_num_classes else function()
-    elif model in TORCHVISION_MODELS:
-        detector = models.get_model(model, weights=None, weights_backbone=None, num_classes=num_classes)
-    else:
-        raise ExportError(
-            f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
-            "package.module:function for a function that returns a FasterRCNN"
+        detector = (
+            function(**classes) if "num_classes" in inspect.signature(function).parameters else function()
         )
+    else:
+        detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
     if not isinstance(detector, FasterRCNN):
         raise ExportError(
             f"{model} returned {type(detector).__name__}, expected torchvision.models.detection.FasterRCNN"
@@ -169,11 +170,21 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"cannot read the weights {path}: {reason}. Save a plain state dict: "
             "torch.save(model.state_dict(), path)"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):  # torchvision's reference checkpoints
+    if isinstance(loaded, dict) and isinstance(
+        loaded.get("model"), dict
+    ):  # torchvision's reference checkpoints
         loaded = loaded["model"]
     if not (isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
         raise ExportError(f"{path} holds no state dict: save it with torch.save(model.state_dict(), path)")
     return loaded
+
+
+def _check_model_name(model: str) -> None:
+    if ":" not in model and model not in TORCHVISION_MODELS:
+        raise ExportError(
+            f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
+            "package.module:function for a function that returns a FasterRCNN"
+        )
 
 
 def _import_function(path: str) -> Callable[..., Any]:
@@ -191,8 +202,6 @@ def _import_function(path: str) -> Callable[..., Any]:
 def _torchvision_weights(model: str, weights: str) -> models.WeightsEnum | None:
     if ":" in model or weights == "random" or Path(weights).suffix in (".pth", ".pt", ".safetensors"):
         return None
-    if model not in TORCHVISION_MODELS:
-        return None  # build_detector names the known ones
     known = models.get_model_weights(model)
     try:
         return known[weights.rpartition(".")[2]]

@@ -13,7 +13,14 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.split import HeaderModule, RpnModule, backbone_features, output_names, pooled_levels, roi_pooler
+from rcnn_export.split import (
+    HeaderModule,
+    RpnModule,
+    backbone_features,
+    output_names,
+    pooled_levels,
+    roi_pooler,
+)
 
 OPSET = 20
 MAX_BATCH = 128

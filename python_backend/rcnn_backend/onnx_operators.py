@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 OPSET = 20
 IR_VERSION = 10
 Float = npt.NDArray[np.float32]
+Value = tuple[str, int, list[Any]]  # a tensor's name, element type and shape
 
 
 def non_max_suppression(boxes: Float, scores: Float, iou_threshold: float) -> npt.NDArray[np.int64]:
@@ -45,7 +46,7 @@ def roi_align(
 
 @cache
 def _nms_session() -> onnxruntime.InferenceSession:
-    inputs = [
+    inputs: list[Value] = [
         ("boxes", TensorProto.FLOAT, [1, None, 4]),
         ("scores", TensorProto.FLOAT, [1, 1, None]),
         ("max_output_boxes_per_class", TensorProto.INT64, [1]),
@@ -58,7 +59,7 @@ def _nms_session() -> onnxruntime.InferenceSession:
 def _roi_align_session(
     spatial_scale: float, output_size_hw: tuple[int, int], sampling_ratio: int
 ) -> onnxruntime.InferenceSession:
-    inputs = [
+    inputs: list[Value] = [
         ("feature", TensorProto.FLOAT, [None] * 4),
         ("boxes", TensorProto.FLOAT, [None, 4]),
         ("batch_indices", TensorProto.INT64, [None]),
@@ -76,8 +77,8 @@ def _roi_align_session(
 
 def _session(
     operator: str,
-    inputs: list[tuple[str, int, list[Any]]],
-    output: tuple[str, int, list[Any]],
+    inputs: list[Value],
+    output: Value,
     attributes: dict[str, Any],
     threads: int = 0,
 ) -> onnxruntime.InferenceSession:

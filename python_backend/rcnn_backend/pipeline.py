@@ -116,4 +116,5 @@ def read_config(model_dir: Path) -> dict[str, Any]:
         raise RepositoryError(f"cannot read {path}: {error.strerror}. Write it with rcnn-export") from error
     except text_format.ParseError as error:
         raise RepositoryError(f"{path} is no valid model config: {error}") from error
-    return json_format.MessageToDict(config, preserving_proto_field_name=True)
+    form: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    return form

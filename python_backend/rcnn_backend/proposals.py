@@ -54,6 +54,7 @@ def filter_proposals(rpn_boxes: Float, size_hw: Float, parameters: ProposalParam
     scores, boxes, levels = rpn_boxes[:, 0], rpn_boxes[:, 1:5], rpn_boxes[:, 5]
     boxes = clip_boxes_to_image(boxes, size_hw)
     keep = is_large_enough(boxes, parameters.min_box_size) & (scores >= np.float32(parameters.score_thresh))
-    scores, boxes, levels = scores[keep], boxes[keep], levels[keep].astype(np.int64)
-    kept = batched_nms(boxes, scores, levels, parameters.nms_thresh)
-    return boxes[kept[: parameters.padded_counts[-1]]]
+    scores, boxes = scores[keep], boxes[keep]
+    kept = batched_nms(boxes, scores, levels[keep].astype(np.int64), parameters.nms_thresh)[: parameters.padded_counts[-1]]
+    proposals: Float = boxes[kept]
+    return proposals

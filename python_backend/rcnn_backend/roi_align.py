@@ -24,7 +24,8 @@ def assign_levels(boxes: Float, parameters: ProposalParameters) -> npt.NDArray[n
         relative = np.log2(size / np.float32(parameters.canonical_scale))
     level = np.floor(np.float32(parameters.canonical_level) + relative + LEVEL_EPS)
     finest, coarsest = np.log2([parameters.feature_strides[0], parameters.feature_strides[-1]])
-    return (level.clip(finest, coarsest) - finest).astype(np.int64)
+    levels: npt.NDArray[np.int64] = (level.clip(finest, coarsest) - finest).astype(np.int64)
+    return levels
 
 
 def multi_scale_roi_align(

@@ -19,7 +19,13 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 def answer_each(requests: Sequence[Any], compute: Callable[[Tensors], Tensors]) -> list[Any]:
     """Computes request by request; an exception is the answer of its request alone."""
-    return [_respond(lambda request=request: compute(_inputs(request))) for request in requests]
+    responses = []
+    for request in requests:
+        try:
+            responses.append(_response(compute(_inputs(request))))
+        except Exception as error:
+            responses.append(_error_response(error))
+    return responses
 
 
 def answer_together(
@@ -72,13 +78,6 @@ def _join(batches: list[Tensors]) -> Tensors:
     if len(batches) == 1:
         return batches[0]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def _respond(compute: Callable[[], Tensors]) -> Any:
-    try:
-        return _response(compute())
-    except Exception as error:
-        return _error_response(error)
 
 
 def _response(outputs: Tensors) -> Any:

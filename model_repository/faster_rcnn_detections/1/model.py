@@ -18,9 +18,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         return triton_io.answer_together(requests, self._detect, functools.partial(override, self.parameters))
 
-    def _detect(
-        self, tensors: triton_io.Tensors, parameters: list[DetectionParameters]
-    ) -> triton_io.Tensors:
+    def _detect(self, tensors: triton_io.Tensors, parameters: list[DetectionParameters]) -> triton_io.Tensors:
         return detect(
             tensors["class_scores"],
             tensors["class_boxes"],

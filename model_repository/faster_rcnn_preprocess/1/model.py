@@ -7,7 +7,7 @@ from rcnn_backend import triton_io
 from rcnn_backend.decode import decode_image
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.parameters import PreprocessParameters, read_parameters
-from rcnn_backend.preprocess import preprocess
+from rcnn_backend.preprocess import preprocess, resized_size_hw
 
 
 class TritonPythonModel:
@@ -24,7 +24,9 @@ class TritonPythonModel:
         images = []
         for index, data in enumerate(encoded):
             try:
-                images.append(decode_image(data, self.parameters.max_image_pixels))
+                image = decode_image(data, self.parameters.max_image_pixels)
+                resized_size_hw(image.shape[:2], self.parameters)  # refuses what cannot be resized
+                images.append(image)
             except InvalidInputError as error:
                 which = f"image {index} of the {len(encoded)} in this request: " if len(encoded) > 1 else ""
                 raise InvalidInputError(f"{which}{error}") from None

@@ -1,0 +1,53 @@
+# Every target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SAMPLE := export/samples
+DIGITS := model_repository/digits/config.pbtxt
+DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
+
+.PHONY: help install demo test lint check verify-models bench-cpu constraints clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(INSTALLED)  ## the three packages and the tools into .venv
+
+$(INSTALLED): constraints.txt requirements-dev.txt client/pyproject.toml python_backend/pyproject.toml export/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+$(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py)
+	$(BIN)/rcnn-export faster_rcnn $(DIGITS_MODEL) --name digits --repository model_repository
+
+demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png
+	$(BIN)/python -m rcnn_export.demo
+
+test: $(INSTALLED)  ## every test that needs no GPU
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy client/rcnn_client python_backend/rcnn_backend export/rcnn_export
+	for model in model_repository/*/1/model.py python_backend/backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
+
+check: lint test  ## what CI runs
+
+verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
+	VENV=$(VENV) tests/verify_models.sh
+
+bench-cpu: $(DIGITS)  ## served latency beside torchvision eager in process, on this CPU
+	$(BIN)/python -m tests.bench_cpu
+
+constraints: $(INSTALLED)  ## resolve every pin again
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:  ## remove the environment and what was exported or written
+	rm -rf $(VENV) demo.png
+	git clean -fdXq model_repository
