@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SAMPLE := export/samples
+DEMO_PICTURE := $(SAMPLE)/pictures/photo.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
@@ -25,7 +26,7 @@ $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wild
 	$(BIN)/rcnn-export faster_rcnn $(DIGITS_MODEL) --name digits --repository model_repository
 
 demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png
-	$(BIN)/python -m rcnn_export.demo
+	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
 
 test: $(INSTALLED)  ## every test that needs no GPU
 	$(BIN)/pytest -n 2 --dist loadgroup
@@ -42,7 +43,7 @@ verify-models: $(DIGITS)  ## the sample and every torchvision model against torc
 	VENV=$(VENV) tests/verify_models.sh
 
 bench-cpu: $(DIGITS)  ## served latency beside torchvision eager in process, on this CPU
-	$(BIN)/python -m tests.bench_cpu
+	$(BIN)/python tests/benchmarks/cpu.py
 
 constraints: $(INSTALLED)  ## resolve every pin again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new

@@ -2,7 +2,7 @@
 
 A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 ``package.module:function``, any function that returns a
-``torchvision.models.detection.FasterRCNN`` and takes ``num_classes``.
+``torchvision.models.detection.FasterRCNN``; where it takes ``num_classes`` it is given them.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torchvision import models
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from rcnn_export.errors import ExportError
 
@@ -99,9 +99,8 @@ def load_detector(
         _randomize(detector)
     else:
         _load_state_dict(detector, state_dict, model, weights)
-        if named_weights is not None and named_weights.name == "COCO_V1":
-            # The first published COCO weights were trained with FrozenBatchNorm2d(eps=0).
-            overwrite_eps(detector, 0.0)
+        if named_weights is FasterRCNN_ResNet50_FPN_Weights.COCO_V1:
+            _set_batch_norm_eps(detector, 0.0)  # as torchvision does: they were trained so
 
     class_names = names_from_labels or _class_names(detector, named_weights)
     if len(class_names) != num_classes_of(detector):
@@ -125,9 +124,8 @@ def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
     torch.manual_seed(RANDOM_SEED)
     if ":" in model:
         function = _import_function(model)
-        detector = (
-            function(**classes) if "num_classes" in inspect.signature(function).parameters else function()
-        )
+        takes_classes = "num_classes" in inspect.signature(function).parameters
+        detector = function(**classes) if takes_classes else function()
     else:
         detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
     if not isinstance(detector, FasterRCNN):
@@ -193,7 +191,7 @@ def _import_function(path: str) -> Callable[..., Any]:
         sys.path.insert(0, "")  # as `python -m` does: a module in the user's own folder
     try:
         return getattr(importlib.import_module(module_name), function_name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ExportError(
             f"cannot import {path}: {error}. Expected package.module:function, importable from here"
         ) from error
@@ -254,6 +252,12 @@ def _load_state_dict(
             f"{len(problems.unexpected_keys)} unexpected (first: {problems.unexpected_keys[:3]}). "
             "Check --model"
         )
+
+
+def _set_batch_norm_eps(model: FasterRCNN, eps: float) -> None:
+    for layer in model.modules():
+        if isinstance(layer, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)):
+            layer.eps = eps
 
 
 def _class_names(model: FasterRCNN, weights: models.WeightsEnum | None) -> list[str]:

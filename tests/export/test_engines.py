@@ -1,0 +1,109 @@
+"""Both halves of every torchvision Faster R-CNN export, equal torch, and build as TensorRT engines.
+
+TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+import tensorrt_rtx as trt
+import torch
+from rcnn_backend.engines import OnnxEngine
+from rcnn_export.detector import TORCHVISION_MODELS, load_detector
+from rcnn_export.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
+from rcnn_export.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+
+FEATURE_TOLERANCE = 1e-5  # of the largest magnitude
+SCORE_TOLERANCE = 1e-4
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TORCHVISION_MODELS],
+)
+def stages(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[Stage, Path]]:
+    """The RPN and the header of a model with random weights, and their ONNX files."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = load_detector(request.param).model
+    exported = []
+    for stage in (rpn_stage(model), header_stage(model)):
+        path = folder / f"{stage.name}.onnx"
+        onnx.save(clean_graph(export_onnx(stage)), path)
+        exported.append((stage, path))
+    return exported
+
+
+def inputs_of(stage: Stage, batch: int, sides: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(batch)
+    if stage.name == "rpn":
+        coarse = torch.randn(batch, 3, sides[0] // 16, sides[1] // 16, generator=random)
+        return (torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear"),)
+    channels_hw = stage.example[0].shape[2:]
+    corner = torch.rand(batch, sides[0], 2, generator=random) * 300
+    size = torch.rand(batch, sides[0], 2, generator=random) * 200
+    features = torch.randn(batch, sides[0], *channels_hw, generator=random)
+    return features, torch.cat([corner, corner + size], dim=2)
+
+
+def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.timeout(600)
+def test_onnx_equals_torch_at_any_batch_and_size(stages: list[tuple[Stage, Path]]) -> None:
+    for stage, path in stages:
+        engine = OnnxEngine(path)
+        # 32x64 has fewer anchors than pre_nms_top_n on every level
+        for batch, sides in [(1, (32, 64)), (3, (160, 96)), (2, (288, 320))]:
+            tensors = inputs_of(stage, batch, sides)
+            with torch.no_grad():
+                expected = stage.module(*tensors)
+            outputs = engine.run(
+                {name: tensor.numpy() for name, tensor in zip(stage.inputs, tensors, strict=True)}
+            )
+            assert list(outputs) == list(stage.outputs)
+            for name, theirs in zip(stage.outputs, expected, strict=True):
+                ours, reference = outputs[name], theirs.numpy()
+                assert ours.shape == reference.shape
+                assert ours.dtype == np.float32
+                if name == "rpn_boxes":  # near ties may swap rows: the sorted scores stay
+                    np.testing.assert_allclose(ours[:, :, 0], reference[:, :, 0], atol=SCORE_TOLERANCE)
+                    np.testing.assert_array_equal(ours[:, :, 5], reference[:, :, 5])
+                else:
+                    assert relative_difference(ours, reference) < FEATURE_TOLERANCE, (stage.name, name)
+
+
+def test_graphs_hold_nothing_that_depends_on_data(stages: list[tuple[Stage, Path]]) -> None:
+    for stage, path in stages:
+        graph = gs.import_onnx(onnx.load(path))
+        assert not {node.op for node in graph.nodes} & (DATA_DEPENDENT | NOT_IN_AN_ENGINE)
+        assert [tensor.name for tensor in graph.inputs] == list(stage.inputs)
+        assert [tensor.name for tensor in graph.outputs] == list(stage.outputs)
+
+
+@pytest.mark.timeout(600)
+def test_tensorrt_parses_and_builds(stages: list[tuple[Stage, Path]]) -> None:
+    logger = trt.Logger(trt.Logger.ERROR)
+    for stage, path in stages:
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        assert parser.parse(path.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            rest = tuple(tensor.shape)[2:]
+            if stage.name == "rpn":
+                profile.set_shape(tensor.name, (1, 3, 64, 64), (4, 3, 800, 1344), (8, 3, 1344, 1344))
+            else:
+                profile.set_shape(tensor.name, (1, 100, *rest), (4, 1000, *rest), (8, 1000, *rest))
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+        config.add_optimization_profile(profile)
+        assert builder.build_serialized_network(network, config) is not None, stage.name
