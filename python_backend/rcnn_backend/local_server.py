@@ -1,0 +1,242 @@
+"""Runs the pip-installed tritonserver on a model repository, for as long as a ``with`` block.
+
+with running_server("model_repository") as server:
+    detector = rcnn_client.Detector(server.grpc_url)
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rcnn_backend.model_selection import ModelSelection, select_models
+from rcnn_backend.server_log import last_words, load_failures, still_loading
+from rcnn_backend.triton_install import ServerError, find_triton, prepare_backends, server_environment
+
+PROTOCOLS = ("http", "grpc", "metrics")
+
+# Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
+# server's process id, then a line once the server has stopped; without that line it stops the server first.
+CLEANER = """
+read -r pid && ! read -r stopped && {
+    kill -TERM "$pid"
+    for _ in $(seq 120); do kill -0 "$pid" || break; sleep 0.5; done
+    kill -KILL -- "-$pid"
+}
+rm -rf -- "$1" "/dev/shm/$2"*
+"""
+
+
+@dataclass
+class RunningServer:
+    """A tritonserver process.
+
+    ``urls``: ``host:port``, as tritonclient takes it, by ``http``, ``grpc`` and ``metrics``, less
+    those that the flags switch off. ``models``: None where the flags choose them by a
+    ``--model-control-mode`` of their own. ``log``: None where it goes to stderr.
+    """
+
+    process: subprocess.Popen[bytes]
+    urls: dict[str, str]
+    models: ModelSelection | None
+    log: Path | None
+    log_is_temporary: bool
+    exit_timeout_s: float
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of the gRPC endpoint."""
+        return self.urls["grpc"]
+
+    def stop(self) -> int:
+        """Lets the server finish its requests and end, kills it if it does not; its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                self.process.wait(self.exit_timeout_s + 15)
+            finally:
+                self.kill()
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """Ends the server and its stubs at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def failure(self) -> str:
+        """Why the server ended or does not become ready, told from its log, which is kept and named."""
+        code, log = self.process.poll(), self.log.read_text(errors="replace") if self.log else ""
+        if reasons := load_failures(log):
+            lines = [f"model {name} failed to load: {reason}" for name, reason in reasons.items()]
+        elif code is None:
+            lines = [f"models still loading: {', '.join(still_loading(log)) or 'not told'}"]
+        else:
+            lines = [f"tritonserver ended with exit code {code}", *(f"  {line}" for line in last_words(log))]
+        kept = self.log
+        if self.log and self.log_is_temporary:
+            kept = Path(tempfile.mkstemp(prefix="rcnn-serve-", suffix=".log")[1])
+            shutil.copyfile(self.log, kept)
+        return "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+
+
+@contextlib.contextmanager
+def running_server(
+    repository: str | Path,
+    models: Sequence[str] = (),
+    *,
+    host: str = "127.0.0.1",
+    ports: Mapping[str, int] | None = None,
+    flags: Sequence[str] = (),
+    ready_timeout_s: float = 300.0,
+    log: str | Path | None = None,
+    log_to_stderr: bool = False,
+) -> Iterator[RunningServer]:
+    """Starts tritonserver, waits until it serves, and stops it when the block is left.
+
+    Nothing remains, also when this process is killed: no process, and no file but ``log``.
+
+    Args:
+        models: the names to serve; by default every complete model of the repository.
+        ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
+        flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
+            among them leaves it to them which models are loaded.
+        log: file for the server's log; by default a temporary one, kept only when the start fails.
+        log_to_stderr: the server's log goes to stderr and to no file.
+
+    Raises:
+        ServerError: the server cannot run in this environment, a port is taken, a model failed
+            to load, or the server was not ready within ``ready_timeout_s``.
+        RepositoryError: the models are not there or not complete (see ``select_models``).
+    """
+    install = find_triton()
+    repository = Path(repository)
+    selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
+    urls = _choose_urls(host, ports or {}, flags)
+
+    folder = Path(tempfile.mkdtemp(prefix="rcnn-serve-")).resolve()
+    cleaner = subprocess.Popen(
+        ["sh", "-c", CLEANER, "sh", folder, folder.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+        bufsize=1,
+    )
+    assert cleaner.stdin is not None
+    try:
+        command: list[str | Path] = [install.server, f"--model-repository={repository.resolve()}"]
+        for protocol, url in urls.items():
+            command += [f"--{protocol}-address={_address(host, flags, protocol)}"]
+            command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
+        command += _backend_flags(prepare_backends(install, folder), folder.name)
+        command += _model_flags(selection, flags) if selection else []
+        environment = server_environment(install, folder)
+        log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
+        if log_path:
+            log_path.write_bytes(b"")
+        with log_path.open("ab") if log_path else contextlib.nullcontext(2) as output:
+            process = subprocess.Popen(
+                [*command, *flags],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a terminal's signals reach it through this process only
+            )
+        cleaner.stdin.write(f"{process.pid}\n")
+        exit_timeout_s = float(get_flag(flags, "exit-timeout-secs") or 30)
+        server = RunningServer(process, urls, selection, log_path, log is None, exit_timeout_s)
+        try:
+            _wait_until_ready(server, ready_timeout_s)
+            yield server
+        finally:
+            server.stop()
+            cleaner.stdin.write("stopped\n")
+    finally:
+        cleaner.communicate()
+
+
+def get_flag(flags: Sequence[str], name: str) -> str:
+    """The value of ``--name=value`` among the flags, the last one as in tritonserver; empty without."""
+    values = [flag.partition("=")[2] for flag in flags if flag.partition("=")[0] == f"--{name}"]
+    return values[-1] if values else ""
+
+
+def _address(host: str, flags: Sequence[str], protocol: str) -> str:
+    return get_flag(flags, f"{protocol}-address") or host
+
+
+def _choose_urls(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, str]:
+    """``host:port`` to reach each protocol at; each port is tried, so that a taken one is an error here."""
+    urls = {}
+    with contextlib.ExitStack() as listeners:
+        for protocol in PROTOCOLS:
+            if get_flag(flags, f"allow-{protocol}").lower() in ("false", "0"):
+                continue
+            address, port = _address(host, flags, protocol), ports.get(protocol, 0)
+            shared = get_flag(flags, f"reuse-{protocol}-port").lower() in ("true", "1")
+            try:
+                listener = listeners.enter_context(socket.create_server((address, port), reuse_port=shared))
+            except (OSError, OverflowError) as error:
+                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                    reason = f"port {port} is taken, choose another with --{protocol}-port (0: any free one)"
+                else:
+                    reason = (
+                        f"--{protocol}-address={address} --{protocol}-port={port} cannot be used: {error}"
+                    )
+                raise ServerError(reason) from error
+            reached_at = "127.0.0.1" if address == "0.0.0.0" else address
+            urls[protocol] = f"{reached_at}:{listener.getsockname()[1]}"
+    return urls
+
+
+def _backend_flags(backends: Path, shared_memory_prefix: str) -> list[str]:
+    """The prefix lets the cleaner find the shared memory of a stub that crashed.
+
+    Configs are taken as they are, because Triton completes one by starting the model's stub
+    once more, and hangs for good when that one crashes.
+    """
+    names = sorted(path.name for path in backends.iterdir())
+    prefixes = [f"--backend-config={name},shm-region-prefix-name={shared_memory_prefix}-" for name in names]
+    return [f"--backend-directory={backends}", "--disable-auto-complete-config", *prefixes]
+
+
+def _model_flags(selection: ModelSelection, flags: Sequence[str]) -> list[str]:
+    """Loads the selected models and locks the API that loads others: it can run any Python sent to it."""
+    loads = [f"--load-model={name}" for name in selection.served]
+    locks = [f"--{lock}=model-repository" for lock in ("http-restricted-api", "grpc-restricted-protocol")]
+    key = f"rcnn-serve={secrets.token_hex(16)}"
+    unlocked = [lock for lock in locks if not any(flag.startswith(lock) for flag in flags)]
+    return ["--model-control-mode=explicit", *loads, *(f"{lock}:{key}" for lock in unlocked)]
+
+
+def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
+    """tritonserver opens its ports when every model is loaded."""
+    deadline = time.monotonic() + timeout_s
+    waiting = list(server.urls.values())
+    while waiting:
+        if server.process.poll() is not None:
+            raise ServerError(server.failure())
+        if time.monotonic() > deadline:
+            raise ServerError(f"not ready after {timeout_s:g} s; {server.failure()}")
+        host, _, port = waiting[0].rpartition(":")
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(port)), timeout=1) as connection,
+        ):
+            if connection.getsockname() != connection.getpeername():  # TCP can connect a free port to itself
+                waiting.pop(0)
+                continue
+        time.sleep(0.05)

@@ -1,0 +1,95 @@
+"""Which models of a repository can be served: an ensemble's engines may not be exported yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from rcnn_backend.errors import RepositoryError
+
+
+@dataclass(frozen=True)
+class ModelSelection:
+    """``served``: names to load; ``skipped``: why each other one is not, and what to run for it."""
+
+    served: list[str]
+    skipped: dict[str, str]
+
+
+def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection:
+    """Chooses ``names``, or every complete model; Triton loads the steps of an ensemble with it.
+
+    A model is complete when its newest version folder holds a model file, an ensemble when all
+    its steps are.
+
+    Raises:
+        RepositoryError: no such folder, no model in it, a config that cannot be read, a name
+            that is unknown or not complete, or no complete model at all.
+    """
+    configs = read_configs(repository)
+    if unknown := [name for name in names if name not in configs]:
+        raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
+    steps = {step for config in configs.values() for step in _steps(config)}
+    candidates = list(dict.fromkeys(names)) or [name for name in configs if name not in steps]
+    faults = {name: _fault(repository, configs, name) for name in candidates}
+    served = [name for name, fault in faults.items() if not fault]
+    skipped = {name: fault for name, fault in faults.items() if fault}
+    if skipped and (names or not served):
+        lines = "\n".join(f"  {name}: {fault}" for name, fault in skipped.items())
+        raise RepositoryError(f"{repository} is not complete:\n{lines}")
+    return ModelSelection(served, skipped)
+
+
+def read_configs(repository: Path) -> dict[str, ModelConfig]:
+    """The config of each model of the repository, by the model's name.
+
+    Raises:
+        RepositoryError: no such folder, no model in it, or a config that cannot be read.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(
+            f"there is no model repository {repository}: give the folder that rcnn-export wrote"
+        )
+    configs = {}
+    for path in sorted(repository.glob("[!.]*/config.pbtxt")):
+        try:
+            configs[path.parent.name] = text_format.Parse(path.read_text(), ModelConfig())
+        except (text_format.ParseError, OSError, UnicodeDecodeError) as error:
+            raise RepositoryError(f"{path} cannot be read as a Triton model config: {error}") from error
+    if not configs:
+        raise RepositoryError(
+            f"{repository} holds no model (no */config.pbtxt): fill it with "
+            f"`rcnn-export faster_rcnn --repository {repository}`"
+        )
+    return configs
+
+
+def _steps(config: ModelConfig) -> list[str]:
+    return [step.model_name for step in config.ensemble_scheduling.step]
+
+
+def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
+    """What the model lacks and the command that writes it; empty when it is complete."""
+    missing = _missing_files(repository, configs, name)
+    if not missing:
+        return ""
+    fault = f"missing {', '.join(missing)}"
+    if f"{name}_rpn" in _steps(configs[name]):  # one of rcnn-export's
+        option = "" if name == "faster_rcnn" else f" --name {name}"
+        fault += f"; `rcnn-export faster_rcnn{option} --repository {repository}` writes it"
+    return fault
+
+
+def _missing_files(repository: Path, configs: dict[str, ModelConfig], name: str) -> list[str]:
+    if name not in configs:
+        return [f"{name}/config.pbtxt"]
+    config, folder = configs[name], repository / name
+    versions = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()]
+    newest = max(versions, key=lambda path: int(path.name), default=folder / "1")
+    if config.HasField("ensemble_scheduling"):
+        own = [] if versions else [f"{name}/1/"]
+        return own + [file for step in _steps(config) for file in _missing_files(repository, configs, step)]
+    file_name = config.default_model_filename or "model.*"
+    return [] if any(newest.glob(file_name)) else [f"{name}/{newest.name}/{file_name}"]
