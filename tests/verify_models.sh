@@ -9,8 +9,8 @@ models=(fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_mobilenet_v3_large_fpn 
 for model in "${models[@]}"; do
   "$bin/rcnn-export" faster_rcnn --model "$model" --weights random --name "$model" --repository "$repository"
 done
-"$bin/rcnn-serve" "$repository" & server=$!
-until curl --silent --fail localhost:8000/v2/health/ready; do
+"$bin/rcnn-serve" "$repository" > "$repository/serve.log" & server=$!
+until grep -q "^Serving" "$repository/serve.log"; do
   kill -0 "$server"
   sleep 1
 done

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
 
     def report(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}", soft_wrap=True)
 
     try:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     report("Done")
     console.print(_summary(detector, arguments.repository, written))
-    console.print(f"Serve it:  rcnn-serve {arguments.repository} --models {name}")
+    console.print(f"Serve it:  rcnn-serve {arguments.repository} --models {name}", soft_wrap=True)
     return 0
 
 
@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summary(detector: Detector, repository: Path, written: list[Path]) -> Table:
-    table = Table(title=f"{detector.model_name}, {len(detector.class_names) - 1} classes, in {repository}/")
-    table.add_column("file")
+    table = Table()
+    table.add_column(f"{len(detector.class_names) - 1} classes, in {repository}/")
     table.add_column("size", justify="right")
     for path in written:
         size = path.stat().st_size

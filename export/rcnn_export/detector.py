@@ -8,7 +8,6 @@ A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 import hashlib
 import importlib
 import inspect
-import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torchvision import models
 from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from rcnn_export.errors import ExportError
+from rcnn_export.random_weights import calibrate
+from rcnn_export.weights import download, named_weights_of, published_weights_of, read_state_dict
 
 TORCHVISION_MODELS = sorted(
     name for name in models.list_models(module=detection) if name.startswith("fasterrcnn_")
@@ -77,13 +76,13 @@ def load_detector(
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
 
-    named_weights = _torchvision_weights(model, weights)
+    named_weights = None if weights == "random" else named_weights_of(model, weights)
     state_dict: dict[str, torch.Tensor] | None = None
     if named_weights is not None:
-        state_dict = _download(named_weights)
+        state_dict = download(named_weights)
     elif weights != "random":
         state_dict = read_state_dict(Path(weights))
-        named_weights = _published_weights(model, Path(weights))
+        named_weights = published_weights_of(model, Path(weights))
     if state_dict is not None:
         in_weights = _num_classes_of(state_dict)
         if num_classes is not None and in_weights is not None and num_classes != in_weights:
@@ -96,7 +95,7 @@ def load_detector(
 
     detector = build_detector(model, num_classes)
     if state_dict is None:
-        _randomize(detector)
+        calibrate(detector)
     else:
         _load_state_dict(detector, state_dict, model, weights)
         if named_weights is FasterRCNN_ResNet50_FPN_Weights.COCO_V1:
@@ -151,32 +150,6 @@ def read_labels(path: Path) -> list[str]:
     return names if names[0] == BACKGROUND else [BACKGROUND, *names]
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a ``.pth`` (tensors only, nothing is executed) or ``.safetensors`` file."""
-    if not path.is_file():
-        raise ExportError(
-            f"no weights file {path}: give an existing .pth or .safetensors file, "
-            "a torchvision weights name such as DEFAULT, or random"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(
-            f"cannot read the weights {path}: {reason}. Save a plain state dict: "
-            "torch.save(model.state_dict(), path)"
-        ) from error
-    if isinstance(loaded, dict) and isinstance(
-        loaded.get("model"), dict
-    ):  # torchvision's reference checkpoints
-        loaded = loaded["model"]
-    if not (isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
-        raise ExportError(f"{path} holds no state dict: save it with torch.save(model.state_dict(), path)")
-    return loaded
-
-
 def _check_model_name(model: str) -> None:
     if ":" not in model and model not in TORCHVISION_MODELS:
         raise ExportError(
@@ -195,40 +168,6 @@ def _import_function(path: str) -> Callable[..., Any]:
         raise ExportError(
             f"cannot import {path}: {error}. Expected package.module:function, importable from here"
         ) from error
-
-
-def _torchvision_weights(model: str, weights: str) -> models.WeightsEnum | None:
-    if ":" in model or weights == "random" or Path(weights).suffix in (".pth", ".pt", ".safetensors"):
-        return None
-    known = models.get_model_weights(model)
-    try:
-        return known[weights.rpartition(".")[2]]
-    except KeyError:
-        raise ExportError(
-            f"{model} has no weights {weights!r}: give one of {', '.join(known.__members__)}, "
-            "a .pth or .safetensors file, or random"
-        ) from None
-
-
-def _download(weights: models.WeightsEnum) -> dict[str, torch.Tensor]:
-    try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except OSError as error:
-        raise ExportError(
-            f"cannot download {weights} from {weights.url}: {error}. Download it elsewhere and "
-            "give the file as --weights"
-        ) from error
-
-
-def _published_weights(model: str, path: Path) -> models.WeightsEnum | None:
-    """The torchvision weights that this file is a copy of, by the hash in their published name."""
-    if model not in TORCHVISION_MODELS:
-        return None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    for weights in models.get_model_weights(model):
-        if digest.startswith(Path(weights.url).stem.rpartition("-")[2]):
-            return weights
-    return None
 
 
 def _num_classes_of(state_dict: dict[str, torch.Tensor]) -> int | None:
@@ -264,44 +203,3 @@ def _class_names(model: FasterRCNN, weights: models.WeightsEnum | None) -> list[
     if weights is not None and len(weights.meta["categories"]) == num_classes_of(model):
         return list(weights.meta["categories"])
     return [BACKGROUND, *(f"class_{label}" for label in range(1, num_classes_of(model)))]
-
-
-@torch.no_grad()
-def _randomize(model: FasterRCNN) -> None:
-    """Scales seeded random weights so that proposals and detections vary and happen.
-
-    An untrained detector scores everything alike, which would try nothing downstream.
-    Batch normalisation takes its statistics from one smooth random picture, and each
-    predictor's outputs on it are given the spread of a trained one's.
-    """
-    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the running statistics become this picture's
-        norm.train()
-    generator = torch.Generator().manual_seed(RANDOM_SEED)
-    picture = torch.rand(1, 3, 24, 32, generator=generator)
-    picture = torch.nn.functional.interpolate(picture, scale_factor=16, mode="bicubic").clamp(0, 1)
-    images, _ = model.transform([picture[0]])
-    features = model.backbone(images.tensors)
-    if isinstance(features, torch.Tensor):
-        features = {"0": features}
-    objectness, deltas = model.rpn.head(list(features.values()))
-    _spread(model.rpn.head.cls_logits, _channels_last(objectness), std=1.5)
-    _spread(model.rpn.head.bbox_pred, _channels_last(deltas), std=0.3)
-    proposals, _ = model.rpn(images, features)
-    roi_features = model.roi_heads.box_roi_pool(features, proposals, images.image_sizes)
-    class_logits, box_regression = model.roi_heads.box_predictor(model.roi_heads.box_head(roi_features))
-    _spread(model.roi_heads.box_predictor.cls_score, class_logits, std=2.0)
-    _spread(model.roi_heads.box_predictor.bbox_pred, box_regression, std=0.5)
-    model.eval()
-
-
-def _channels_last(levels: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([level.movedim(1, -1).flatten(0, -2) for level in levels])  # [positions, C]
-
-
-def _spread(layer: torch.nn.Module, outputs: torch.Tensor, std: float) -> None:
-    """Rescales a linear layer so that each of its ``outputs`` [samples, C] has mean 0 and ``std``."""
-    scale = std / outputs.std(dim=0).mean().clamp(min=1e-6)
-    layer.weight.mul_(scale)
-    layer.bias.sub_(outputs.mean(dim=0)).mul_(scale)

@@ -53,7 +53,10 @@ def main() -> int:
     for column in ("detector", "torchvision eager, in process", "served by tritonserver", "served / eager"):
         table.add_column(column, justify="left" if column == "detector" else "right")
     for name in arguments.models:
-        eager_ms, served_ms = measure(load(name), buffer.getvalue(), arguments.repeats)
+        detector = load(name)
+        with tempfile.TemporaryDirectory() as folder:
+            export_repository(detector, Path(folder), name)
+            eager_ms, served_ms = measure(detector, Path(folder), name, buffer.getvalue(), arguments.repeats)
         table.add_row(name, f"{eager_ms:.0f} ms", f"{served_ms:.0f} ms", f"{served_ms / eager_ms:.2f}")
     console = Console()
     console.print(table)
@@ -72,23 +75,23 @@ def load(name: str) -> Detector:
     return load_detector(name)
 
 
-def measure(detector: Detector, data: bytes, repeats: int) -> tuple[float, float]:
+def measure(
+    detector: Detector, repository: Path, name: str, data: bytes, repeats: int
+) -> tuple[float, float]:
     """Medians in milliseconds from encoded bytes to boxes: torchvision's and the server's."""
-    with tempfile.TemporaryDirectory() as folder:
-        export_repository(detector, Path(folder), "detector")
-        with running_server(folder) as server, Client(server.grpc_url, "detector") as client:
+    with running_server(repository, [name]) as server, Client(server.grpc_url, name) as client:
 
-            def eager() -> object:
-                pixels = torch.from_numpy(np.array(decode_image(data, 10**8))).permute(2, 0, 1) / 255
-                with torch.inference_mode():
-                    return detector.model([pixels])
+        def eager() -> object:
+            pixels = torch.from_numpy(np.array(decode_image(data, 10**8))).permute(2, 0, 1) / 255
+            with torch.inference_mode():
+                return detector.model([pixels])
 
-            def served() -> object:
-                return client.detect(data)
+        def served() -> object:
+            return client.detect(data)
 
-            for _ in range(3):
-                eager(), served()
-            turns = [(timed(eager), timed(served)) for _ in range(repeats)]
+        for _ in range(3):
+            eager(), served()
+        turns = [(timed(eager), timed(served)) for _ in range(repeats)]
     eager_ms, served_ms = (statistics.median(times) for times in zip(*turns, strict=True))
     return eager_ms, served_ms
 
