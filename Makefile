@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SAMPLE := export/samples
-DEMO_PICTURE := $(SAMPLE)/pictures/photo.jpg
+DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
