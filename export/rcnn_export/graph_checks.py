@@ -18,7 +18,7 @@ MODULE_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def clean_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds constants, drops what nothing reads, sorts the nodes and checks the result.
+    """Folds constants, splits means, drops what nothing reads, sorts the nodes and checks the result.
 
     Raises:
         ExportError: the graph holds an operator that cannot be part of an engine.
@@ -26,14 +26,35 @@ def clean_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     modules = {node.name: _module_of(node) for node in model.graph.node}
     axes = {value.name: value for value in (*model.graph.input, *model.graph.output)}
     graph = gs.import_onnx(model)
-    graph.fold_constants(error_ok=False).cleanup().toposort()
+    graph.fold_constants(error_ok=False)
+    split_means(graph)
+    graph.cleanup().toposort()
     check_graph(graph, modules)
-    cleaned = gs.export_onnx(graph)
+    cleaned: onnx.ModelProto = gs.export_onnx(graph)
     cleaned.ir_version = model.ir_version
     for value in (*cleaned.graph.input, *cleaned.graph.output):
         value.CopyFrom(axes[value.name])
     onnx.checker.check_model(cleaned, full_check=True)
     return cleaned
+
+
+def split_means(graph: gs.Graph) -> None:
+    """Takes each mean over several axes (global average pooling) one axis at a time.
+
+    ONNX Runtime sums a whole plane one value after another; over 150x150 like values, as
+    padding gives, that loses 2e-5 of the mean in FP32. Row by row it loses 4e-7, as torch does.
+    """
+    for node in list(graph.nodes):
+        axes = node.inputs[1] if node.op == "ReduceMean" and len(node.inputs) == 2 else None
+        if not isinstance(axes, gs.Constant) or axes.values.size < 2 or not node.attrs.get("keepdims", 1):
+            continue
+        *first, last = sorted(axes.values.tolist(), reverse=True)  # the innermost axis first
+        for axis in first:
+            mean = gs.Variable(f"{node.name}_over_{axis}", dtype=node.inputs[0].dtype)
+            inputs = [node.inputs[0], gs.Constant(f"{mean.name}_axes", np.array([axis]))]
+            graph.nodes.append(gs.Node("ReduceMean", mean.name, dict(node.attrs), inputs, [mean]))
+            node.inputs[0] = mean
+        node.inputs[1] = gs.Constant(f"{node.name}_axes", np.array([last]))
 
 
 def check_graph(graph: gs.Graph, modules: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Writes a detector into a Triton model repository: all of it, or nothing."""
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import shutil
@@ -8,10 +9,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import onnx
-import torch
-import torchvision
 
 from rcnn_export.configs import STEPS, TEMPLATE, derive_configs, step_names, template_dir
 from rcnn_export.detector import Detector
@@ -83,9 +80,7 @@ def _write_engine(stage: Stage, detector: Detector, version_dir: Path) -> None:
         "shapes": stage.axes,
         "engines": {"model.onnx": {"sha256": hashlib.sha256(serialized).hexdigest()}},
         "versions": {
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "onnx": onnx.__version__,
+            package: importlib.metadata.version(package) for package in ("torch", "torchvision", "onnx")
         },
     }
     (version_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

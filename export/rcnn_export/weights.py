@@ -23,7 +23,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors: dict[str, torch.Tensor] = load_file(path)
+            return tensors
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]

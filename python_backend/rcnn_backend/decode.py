@@ -22,7 +22,9 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
         InvalidInputError: not a picture, damaged, or more than ``max_image_pixels`` pixels.
     """
     if not data:
-        raise InvalidInputError("the image is empty (0 bytes): send the bytes of a JPEG, PNG or other image file")
+        raise InvalidInputError(
+            "the image is empty (0 bytes): send the bytes of a JPEG, PNG or other image file"
+        )
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size

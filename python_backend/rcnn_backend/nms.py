@@ -12,7 +12,9 @@ Float = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 
-def batched_nms(boxes: Float, scores: Float, groups: npt.NDArray[np.integer], iou_threshold: float) -> Indices:
+def batched_nms(
+    boxes: Float, scores: Float, groups: npt.NDArray[np.integer], iou_threshold: float
+) -> Indices:
     """torchvision's ``batched_nms``: boxes [n, 4], scores [n], groups [n] -> kept indices, best first.
 
     Boxes of different groups do not suppress each other. Equal scores keep the order of

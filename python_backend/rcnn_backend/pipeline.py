@@ -80,9 +80,7 @@ class Pipeline:
         ]
         network_input, image_sizes = preprocess(pixels, self.preprocess_parameters)
         rpn = self.rpn.run({"input": network_input})
-        proposals = propose(
-            rpn.pop("rpn_boxes"), pyramid(rpn), image_sizes, self.proposal_parameters
-        )
+        proposals = propose(rpn.pop("rpn_boxes"), pyramid(rpn), image_sizes, self.proposal_parameters)
         header = self.header.run(
             {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
         )

@@ -55,6 +55,8 @@ def filter_proposals(rpn_boxes: Float, size_hw: Float, parameters: ProposalParam
     boxes = clip_boxes_to_image(boxes, size_hw)
     keep = is_large_enough(boxes, parameters.min_box_size) & (scores >= np.float32(parameters.score_thresh))
     scores, boxes = scores[keep], boxes[keep]
-    kept = batched_nms(boxes, scores, levels[keep].astype(np.int64), parameters.nms_thresh)[: parameters.padded_counts[-1]]
+    kept = batched_nms(boxes, scores, levels[keep].astype(np.int64), parameters.nms_thresh)[
+        : parameters.padded_counts[-1]
+    ]
     proposals: Float = boxes[kept]
     return proposals

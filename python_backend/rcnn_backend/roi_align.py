@@ -29,7 +29,10 @@ def assign_levels(boxes: Float, parameters: ProposalParameters) -> npt.NDArray[n
 
 
 def multi_scale_roi_align(
-    features: Sequence[Float], proposals: Float, num_proposals: npt.NDArray[np.int32], parameters: ProposalParameters
+    features: Sequence[Float],
+    proposals: Float,
+    num_proposals: npt.NDArray[np.int32],
+    parameters: ProposalParameters,
 ) -> Float:
     """Pools each real proposal from its level; ``aligned=False`` as in torchvision.
 
