@@ -29,7 +29,7 @@ demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a pic
 	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
 
 test: $(INSTALLED)  ## every test that needs no GPU
-	$(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check

@@ -1,0 +1,80 @@
+"""The sample's light Faster R-CNN: a slim ResNet, a four-level FPN of 64 channels, a two-layer box head.
+
+Made of torchvision's own parts only and under 10 MB in FP32, so that its trained weights live in git and a
+CPU runs it in tens of milliseconds. It is trained from scratch, hence BatchNorm and no frozen layer.
+"""
+
+from collections import OrderedDict
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
+
+STAGE_CHANNELS = (32, 48, 96, 128)  # at strides 4, 8, 16, 32
+FPN_CHANNELS = 64
+HEAD_FEATURES = 256
+
+
+def digits_detector(num_classes: int = 11) -> FasterRCNN:
+    """Builds the untrained detector.
+
+    Args:
+        num_classes: classes with the background counted, as everywhere in torchvision: 11 for ten digits.
+
+    Returns:
+        a FasterRCNN that resizes the shorter side to 384 px (the longer to at most 768 px) and returns at
+        most 100 detections with a score above 0.05.
+    """
+    backbone = BackboneWithFPN(
+        _slim_resnet(),
+        return_layers={"stage1": "0", "stage2": "1", "stage3": "2", "stage4": "3"},
+        in_channels_list=list(STAGE_CHANNELS),
+        out_channels=FPN_CHANNELS,
+        extra_blocks=None,
+    )
+    # BackboneWithFPN reads None as "add a pooled fifth level"; the largest digit fits the fourth.
+    backbone.fpn.extra_blocks = None
+    # Digits are half as tall again as wide; two sizes a level cover them from 15 to 180 px.
+    anchors = AnchorGenerator(sizes=((16, 22), (32, 44), (60, 82), (110, 150)), aspect_ratios=((1.5,),) * 4)
+    return FasterRCNN(
+        backbone,
+        min_size=384,
+        max_size=768,
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=500,
+        rpn_pre_nms_top_n_test=200,
+        rpn_post_nms_top_n_train=500,
+        rpn_post_nms_top_n_test=150,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
+        box_head=TwoMLPHead(FPN_CHANNELS * 7 * 7, HEAD_FEATURES),
+        box_predictor=FastRCNNPredictor(HEAD_FEATURES, num_classes),
+        box_batch_size_per_image=128,
+    )
+
+
+def _slim_resnet() -> nn.Sequential:
+    """A ResNet-10 (one BasicBlock a stage) with narrow stages and two 3x3 convolutions for a stem."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["stem"] = nn.Sequential(
+        Conv2dNormActivation(3, 16, kernel_size=3, stride=2),
+        Conv2dNormActivation(16, STAGE_CHANNELS[0], kernel_size=3, stride=2),
+    )
+    in_channels = STAGE_CHANNELS[0]
+    for number, channels in enumerate(STAGE_CHANNELS, start=1):
+        stride = 1 if number == 1 else 2
+        layers[f"stage{number}"] = _residual_stage(in_channels, channels, stride)
+        in_channels = channels
+    return nn.Sequential(layers)
+
+
+def _residual_stage(in_channels: int, out_channels: int, stride: int) -> BasicBlock:
+    shortcut = None
+    if stride != 1 or in_channels != out_channels:
+        shortcut = Conv2dNormActivation(
+            in_channels, out_channels, kernel_size=1, stride=stride, activation_layer=None
+        )
+    return BasicBlock(in_channels, out_channels, stride, shortcut)
