@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +20,10 @@ $(INSTALLED): constraints.txt requirements-dev.txt client/pyproject.toml python_
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.gpu: $(INSTALLED)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e 'python_backend[server,gpu]'
 	@touch $@
 
 $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py)
@@ -38,6 +42,16 @@ lint: $(INSTALLED)  ## ruff and mypy
 	for model in model_repository/*/1/model.py python_backend/backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 check: lint test  ## what CI runs
+
+gpu-test: $(VENV)/.gpu  ## the CUDA kernels against torchvision, on this machine's GPU
+	$(BIN)/pytest tests/gpu -m gpu
+
+gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python tests/gpu/sanitize.py
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/sanitize.py
+
+bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
+	$(BIN)/python tests/benchmarks/kernels.py
 
 verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh

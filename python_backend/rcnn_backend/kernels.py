@@ -1,0 +1,60 @@
+"""Compiles the CUDA kernels of ``cuda/*.cu`` with CuPy, one template instantiation at a time."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cupy
+
+SOURCES = Path(__file__).parent / "cuda"
+OPTIONS = ("-std=c++17",)
+CPP_TYPES = {"float32": "float", "float16": "Half"}
+DEFAULT_SHARED_BYTES = 48 * 1024  # a block may use more only when its kernel asks for it
+
+
+def load(source: str, expression: str, shared_bytes: int = 0) -> cupy.RawKernel:
+    """The kernel of ``cuda/<source>.cu`` that the C++ ``expression`` names, compiled for the current device.
+
+    Args:
+        source: a file's name without its ending.
+        expression: for example ``pool_planar<Half, 7, 7, 2>``.
+        shared_bytes: the dynamic shared memory a block is going to use.
+
+    Raises:
+        ValueError: the device has less shared memory than that.
+    """
+    device = cupy.cuda.runtime.getDevice()
+    kernel = _compile(source, expression, device)
+    if shared_bytes > DEFAULT_SHARED_BYTES:
+        _allow_shared(kernel, expression, shared_bytes, device)
+    return kernel
+
+
+def cpp_type(dtype: Any) -> str:
+    """The kernels' name for a floating-point type.
+
+    Raises:
+        ValueError: it is neither float32 nor float16.
+    """
+    try:
+        return CPP_TYPES[str(dtype)]
+    except KeyError:
+        raise ValueError(f"the kernels take float32 or float16, not {dtype}: convert the array") from None
+
+
+@cache
+def _compile(source: str, expression: str, device: int) -> cupy.RawKernel:
+    code = (SOURCES / f"{source}.cu").read_text()
+    module = cupy.RawModule(code=code, options=OPTIONS, name_expressions=(expression,))
+    return module.get_function(expression)
+
+
+@cache
+def _allow_shared(kernel: cupy.RawKernel, expression: str, shared_bytes: int, device: int) -> None:
+    most = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+    if shared_bytes > most:
+        raise ValueError(
+            f"{expression} needs {shared_bytes} bytes of shared memory a block for these shapes, GPU {device} "
+            f"has {most}: export the detector with fewer proposals or detections an image"
+        )
+    kernel.max_dynamic_shared_size_bytes = max(shared_bytes, kernel.max_dynamic_shared_size_bytes)

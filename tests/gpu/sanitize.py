@@ -1,0 +1,87 @@
+"""Runs every kernel on small inputs, for compute-sanitizer; what they compute is the tests' business.
+
+    compute-sanitizer --tool memcheck --error-exitcode 1 python tests/gpu/sanitize.py
+    compute-sanitizer --tool racecheck --error-exitcode 1 python tests/gpu/sanitize.py
+
+Each array is an allocation of its own, so that an access beyond its end is seen.
+"""
+
+import cupy
+import numpy as np
+from rcnn_backend.gpu.detections import detect
+from rcnn_backend.gpu.preprocess import preprocess
+from rcnn_backend.gpu.proposals import filter_proposals
+from rcnn_backend.gpu.roi_align import multi_scale_roi_align
+from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+
+RANDOM = np.random.default_rng(0)
+SIZES = np.tile(np.array([300, 400, 600, 1000], np.float32), (2, 1))
+
+
+def main() -> None:
+    """All steps, with every layout, type and kernel they choose from."""
+    cupy.cuda.set_allocator(None)
+    for dtype in (np.float32, np.float16):
+        run_preprocess(dtype)
+        run_roi_align(dtype)
+    run_proposals()
+    run_detections()
+    cupy.cuda.Device().synchronize()
+    print("done")
+
+
+def random_boxes(*shape: int) -> np.ndarray:
+    """Boxes [*shape, 4] of up to 80 pixels."""
+    corner = RANDOM.uniform(0, 300, (*shape, 2))
+    boxes = np.concatenate([corner, corner + RANDOM.uniform(1, 80, (*shape, 2))], axis=-1)
+    return np.asarray(boxes, np.float32)
+
+
+def run_preprocess(dtype: type) -> None:
+    """More pictures than a launch takes, and one whose last pixel is an allocation's last."""
+    limits = PreprocessParameters(40, 64, None, [0.5] * 3, [0.2] * 3, 32, 10**8)
+    pictures = [RANDOM.integers(0, 256, (20 + number, 33, 3), np.uint8) for number in range(50)]
+    preprocess([cupy.asarray(picture) for picture in pictures], limits, dtype)
+
+
+def run_proposals() -> None:
+    """Three levels, a single row, and what memory may hold that nobody wrote."""
+    limits = ProposalParameters(0.1, 0.6, 1e-3, [100], [4, 8], 224, 4, [7, 7], 2)
+    rows = np.empty((2, 570, 6), np.float32)
+    rows[..., 0], rows[..., 1:5] = RANDOM.uniform(0, 1, (2, 570)), random_boxes(2, 570)
+    rows[..., 5] = np.repeat([0, 1, 2], [300, 200, 70])
+    garbage = RANDOM.integers(0, 2**32, (2, 300, 6), np.uint32).view(np.float32)
+    for rpn_boxes in (rows, np.ascontiguousarray(rows[:, :1]), garbage):
+        filter_proposals(cupy.asarray(rpn_boxes), cupy.asarray(SIZES), limits)
+
+
+def run_roi_align(dtype: type) -> None:
+    """Both layouts, two output sizes, fixed and adaptive samples, and channels that fill no vector."""
+    proposals, counts = cupy.asarray(random_boxes(2, 6)), cupy.asarray(np.array([[6], [4]], np.int32))
+    for channels in (40, 13):
+        sizes = [(2, channels, 400 // stride, 400 // stride) for stride in (4, 8)]
+        planar = [cupy.asarray(RANDOM.standard_normal(size).astype(dtype)) for size in sizes]
+        last = [
+            cupy.ascontiguousarray(feature.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for feature in planar
+        ]
+        for output_size_hw, sampling_ratio in (([7, 7], 2), ([14, 14], 2), ([7, 7], 0)):
+            limits = ProposalParameters(0.1, 0.6, 1e-3, [100], [4, 8], 224, 4, output_size_hw, sampling_ratio)
+            for features in (planar, last):
+                multi_scale_roi_align(features, proposals, counts, limits)
+
+
+def run_detections() -> None:
+    """Random boxes, and more kept ones than are sorted at once."""
+    limits = DetectionParameters(0.05, 0.5, 1e-2, 100)
+    counts, sizes = cupy.asarray(np.array([[200], [150]], np.int32)), cupy.asarray(SIZES)
+    scores, boxes = RANDOM.uniform(0, 1, (2, 200, 5)).astype(np.float32), random_boxes(2, 200, 5)
+    detect(cupy.asarray(scores), cupy.asarray(boxes), counts, sizes, [limits] * 2, 20)
+    left, top = np.meshgrid(np.arange(0, 400, 40), np.arange(0, 300, 30))
+    corner = np.stack([left.ravel(), top.ravel()], axis=1)  # [100, 2]: no two boxes overlap
+    apart = np.concatenate([corner, corner + 9], axis=1).astype(np.float32)[None, :, None].repeat(30, axis=2)
+    scores = RANDOM.uniform(0.06, 1, (1, 100, 30)).astype(np.float32)
+    detect(cupy.asarray(scores), cupy.asarray(apart), counts[:1], sizes[:1], [limits], 100)
+
+
+if __name__ == "__main__":
+    main()
