@@ -56,9 +56,7 @@ def compose_picture(split: str, index: int) -> DigitPicture:
     rng = np.random.default_rng([SPLITS.index(split), index])
     height, width = (int(side) for side in rng.integers(SIDE_RANGE_PX[0], SIDE_RANGE_PX[1] + 1, 2))
     canvas = draw_background(split, (height, width), rng).astype(np.float32)
-    topmost = np.zeros(
-        (height, width), np.int64
-    )  # whose ink is seen at each pixel: 0 nobody's, 1 the first digit's
+    topmost = np.zeros((height, width), np.int64)  # whose ink each pixel shows, counted from 1; 0 no one's
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
     masks: list[np.ndarray] = []

@@ -259,7 +259,9 @@ def _train_epoch(
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    # In a log file only the lines after each epoch are of use.
+    shown = console if console.is_terminal else Console(quiet=True)
+    return Progress(*columns, console=shown, transient=True)
 
 
 if __name__ == "__main__":

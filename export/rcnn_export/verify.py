@@ -1,0 +1,241 @@
+"""The command ``rcnn-verify``: an exported detector beside torchvision's, stage by stage."""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from PIL import Image
+from rcnn_backend.decode import decode_image
+from rcnn_backend.detections import Detections
+from rcnn_backend.errors import InvalidInputError, RepositoryError
+from rcnn_backend.pipeline import VERSION, Pipeline
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from tritonclient.utils import InferenceServerException
+
+from rcnn_export.detector import Detector, load_detector
+from rcnn_export.errors import ExportError
+from rcnn_export.judgement import Judgement
+from rcnn_export.onnx_export import MAX_BATCH
+from rcnn_export.pipeline_stages import PipelineStages, unpad_detections
+from rcnn_export.reference import ImageDetections
+from rcnn_export.sample_pictures import sample_pictures
+from rcnn_export.verification import MATCHED_SHARE, Verification
+
+HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
+SERVER_TIMEOUT_S = 600.0
+FINDINGS_SHOWN = 10
+TABLE_WIDTH = 120  # columns; narrower, it would leave out numbers
+
+Picture = tuple[str, bytes]  # its name, and an encoded file
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verifies a detector; exit code 0 if every stage holds, 1 if not, 2 with the reason if it cannot."""
+    arguments = _parser().parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, TABLE_WIDTH)
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+
+    try:
+        detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
+        report(f"Loaded {detector.model_name} with weights {detector.weights}")
+        pipeline = Pipeline.load(arguments.repository, arguments.name)
+        pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
+        verification = Verification(detector.model, PipelineStages(pipeline), served=bool(arguments.server))
+        server = triton.InferenceServerClient(arguments.server) if arguments.server else None
+        for number, batch in enumerate(deal(pictures, arguments.batch)):
+            images = [
+                decode_image(encoded, pipeline.preprocess_parameters.max_image_pixels) for _, encoded in batch
+            ]
+            served = ask_server(server, arguments.name, [encoded for _, encoded in batch]) if server else None
+            verification.add(f"batch {number}", images, served)
+            report(f"Batch {number}: {', '.join(name for name, _ in batch)}")
+    except InferenceServerException as error:
+        print(f"rcnn-verify: the server {arguments.server}: {error}", file=sys.stderr)
+        return UNUSABLE
+    except (ExportError, RepositoryError, InvalidInputError, OSError) as error:
+        print(f"rcnn-verify: {error}", file=sys.stderr)
+        return UNUSABLE
+    sizes = ", ".join(str(size) for size in arguments.batch)
+    console.print(_table(verification, f"{arguments.name}: {len(pictures)} pictures in batches of {sizes}"))
+    _print_verdict(console, verification)
+    return HOLDS if verification.holds else DIVERGES
+
+
+def load_reference(repository: Path, name: str, model: str | None, weights: str | None) -> Detector:
+    """The torch detector that the engines were exported from.
+
+    Args:
+        model: a model's name, by default the manifest's.
+        weights: as for rcnn-export, by default the manifest's.
+
+    Raises:
+        ExportError: no manifest, or the weights are not those of the engines.
+    """
+    path = repository / f"{name}_rpn" / VERSION / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ExportError(
+            f"cannot read {path}: {error}. Export the detector with rcnn-export, or check --repository and --name"
+        ) from error
+    detector = load_detector(
+        model or manifest["model"], weights or manifest["weights"], len(manifest["class_names"])
+    )
+    if detector.weights_hash != manifest["weights_sha256"]:
+        raise ExportError(
+            f"{detector.model_name} with weights {detector.weights} is not what {path.parent} was exported from: "
+            f"sha256 {detector.weights_hash[:12]}, the manifest has {manifest['weights_sha256'][:12]}. Give the "
+            "--model and --weights of the export, or export again (random weights may differ between CPUs)"
+        )
+    return detector
+
+
+def read_pictures(paths: Sequence[Path]) -> list[Picture]:
+    """The files, and of a folder those that are named like pictures, in the order of their names."""
+    suffixes = Image.registered_extensions()
+    files = []
+    for path in paths:
+        in_folder = sorted(path.iterdir()) if path.is_dir() else ()
+        files += [file for file in in_folder if file.suffix.lower() in suffixes] or [path]
+    return [(file.name, file.read_bytes()) for file in files]
+
+
+def deal(pictures: Sequence[Picture], sizes: Sequence[int]) -> list[list[Picture]]:
+    """The pictures in batches of each size in turn.
+
+    Each picture is in one batch at least and there is one batch of each size at least; what
+    is missing of the last batches is filled up from the first picture on.
+    """
+    batches: list[list[Picture]] = []
+    supply, dealt = itertools.cycle(pictures), 0
+    for number, size in enumerate(itertools.cycle(sizes)):
+        if dealt >= len(pictures) and number >= len(sizes):
+            return batches
+        batches.append(list(itertools.islice(supply, size)))
+        dealt += size
+    return batches
+
+
+def ask_server(
+    server: triton.InferenceServerClient, name: str, batch: Sequence[bytes]
+) -> list[ImageDetections]:
+    """The served detections of encoded pictures, sent as one request."""
+    image = triton.InferInput("image", [len(batch), 1], "BYTES")
+    image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
+    answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
+    return unpad_detections(Detections(*(answer.as_numpy(output) for output in Detections._fields)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rcnn-verify",
+        description="Runs pictures through torchvision (eager, FP32, CPU) and through an exported detector, and "
+        "says stage by stage how far they differ: each stage fed torchvision's own input of it, and end to end. "
+        "Exit code 0: every stage holds. 1: one does not. 2: it could not be tried.",
+    )
+    parser.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--name", default="faster_rcnn", help="the served model's name (default: %(default)s)"
+    )
+    parser.add_argument("--model", help="as for rcnn-export (default: as exported)")
+    parser.add_argument("--weights", help="as for rcnn-export (default: as exported)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="picture files, or folders of them (default: 12 made from photos, 48x64 to 1333x1000 pixels)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch_size,
+        nargs="+",
+        default=[1, 3, 8],
+        metavar="SIZE",
+        help="how many pictures go together, in turn (default: 1 3 8)",
+    )
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", help="judge also what the server there answers (gRPC)"
+    )
+    return parser
+
+
+def _batch_size(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH):
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch size, expected 1 to {MAX_BATCH}")
+    return int(text)
+
+
+def _table(verification: Verification, title: str) -> Table:
+    caption = (
+        "alone: fed torchvision's own input of the stage; end to end: fed what the stages before it made; "
+        "px: boxes; relative: to the largest magnitude in the picture"
+    )
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)
+    for column in ("stage", "judged", "unit"):
+        table.add_column(column, no_wrap=True)
+    for column in ("largest", "mean", "of bound", "matched", "explained", "unexplained"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("holds")
+    shown = ""
+    for (stage, mode), judgement in verification.judgements.items():
+        counts = _counts(judgement)
+        for index, (quantity, difference) in enumerate(judgement.differences.items()):
+            table.add_row(
+                "" if shown == stage else stage,
+                "" if index else mode,
+                quantity,
+                f"{difference.largest:.1e}",
+                f"{difference.mean:.1e}",
+                f"{difference.worst:.0%}",
+                *(("", "", "", "") if index else counts),
+            )
+            shown = stage
+    return table
+
+
+def _counts(judgement: Judgement) -> tuple[str, str, str, str]:
+    holds = "[green]yes[/green]" if judgement.holds else "[red]no[/red]"
+    if not (judgement.rows or judgement.unexplained):  # a dense array has no rows to pair
+        return "", "", "", holds
+    matched = f"{judgement.matched}/{judgement.rows}"
+    return matched, str(judgement.explained.total()), str(len(judgement.unexplained)), holds
+
+
+def _print_verdict(console: Console, verification: Verification) -> None:
+    for (stage, mode), judgement in verification.judgements.items():
+        for reason, count in judgement.explained.items():
+            console.print(f"{stage}, {mode}: {count} explained: {reason}")
+        for finding in judgement.unexplained[:FINDINGS_SHOWN]:
+            console.print(f"[red]{stage}, {mode}: {finding}[/red]")
+        if len(judgement.unexplained) > FINDINGS_SHOWN:
+            console.print(f"{stage}, {mode}: {len(judgement.unexplained) - FINDINGS_SHOWN} more")
+    if verification.first_divergence:
+        stage, mode = verification.first_divergence
+        console.print(f"[red]Does not hold. The first stage that diverges: {stage} ({mode})[/red]")
+    elif not verification.holds:
+        share = f"{verification.matched_share:.2%}"
+        console.print(f"[red]Does not hold: {share} of the detections match, {MATCHED_SHARE:.0%} must[/red]")
+    else:
+        console.print(
+            f"Holds: {verification.matched_share:.2%} of the detections match, the rest is explained"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
