@@ -1,6 +1,8 @@
 """The COCO-format dataset and its metric."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from rcnn_export.coco_eval import Detected, score
 from rcnn_export.errors import ExportError
 
 
-def _content():
+def _content() -> dict[str, Any]:
     return {
         "images": [{"id": 7, "file_name": "a.png", "width": 40, "height": 30}],
         "categories": [{"id": 9, "name": "dog"}, {"id": 4, "name": "cat"}],
@@ -23,17 +25,17 @@ def _content():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     Image.new("L", (40, 30)).save(tmp_path / "a.png")
     return tmp_path
 
 
-def _dataset(folder, content):
+def _dataset(folder: Path, content: Any) -> CocoDataset:
     (folder / "annotations.json").write_text(json.dumps(content))
     return CocoDataset(folder / "annotations.json", folder)
 
 
-def test_boxes_labels_and_crowds(folder):
+def test_boxes_labels_and_crowds(folder: Path) -> None:
     dataset = _dataset(folder, _content())
     assert dataset.class_names == ["cat", "dog"]  # by id, not by place
     assert dataset.num_skipped == 1  # the box without width
@@ -45,19 +47,19 @@ def test_boxes_labels_and_crowds(folder):
     assert target["iscrowd"].tolist() == [False, True]
 
 
-def test_a_picture_without_annotation_has_empty_boxes(folder):
+def test_a_picture_without_annotation_has_empty_boxes(folder: Path) -> None:
     dataset = _dataset(folder, {**_content(), "annotations": []})
     assert dataset[0][1]["boxes"].shape == (0, 4)
 
 
-def test_exif_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by 90 degrees
     Image.new("RGB", (30, 40)).save(tmp_path / "a.png", exif=exif)
     assert _dataset(tmp_path, _content())[0][0].shape == (3, 30, 40)
 
 
-def _changed(part, **values):
+def _changed(part: str, **values: Any) -> dict[str, Any]:
     content = _content()
     content[part][0].update(values)
     return content
@@ -86,12 +88,12 @@ def _changed(part, **values):
         ),
     ],
 )
-def test_a_bad_annotation_is_named(folder, content, message):
+def test_a_bad_annotation_is_named(folder: Path, content: Any, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         _dataset(folder, content)
 
 
-def test_a_missing_or_broken_file_is_named(folder):
+def test_a_missing_or_broken_file_is_named(folder: Path) -> None:
     with pytest.raises(ExportError, match=r"cannot read the annotations .*none\.json: No such file"):
         CocoDataset(folder / "none.json", folder)
     (folder / "broken.json").write_text("{")
@@ -99,7 +101,7 @@ def test_a_missing_or_broken_file_is_named(folder):
         CocoDataset(folder / "broken.json", folder)
 
 
-def test_a_picture_that_does_not_fit_its_annotation_is_named(folder):
+def test_a_picture_that_does_not_fit_its_annotation_is_named(folder: Path) -> None:
     dataset = _dataset(folder, _content())
     Image.new("RGB", (80, 60)).save(folder / "a.png")
     with pytest.raises(ExportError, match=r"a\.png is \(80, 60\) px .* annotation says \(40, 30\)"):
@@ -109,7 +111,7 @@ def test_a_picture_that_does_not_fit_its_annotation_is_named(folder):
         dataset[0]
 
 
-def _detected(truth_bbox, found, iscrowd=0):
+def _detected(truth_bbox: list[float], found: list[tuple[list[float], float]], iscrowd: int = 0) -> Detected:
     area = truth_bbox[2] * truth_bbox[3]
     return Detected(
         images=[{"id": 0, "height": 100, "width": 100}],
@@ -118,7 +120,7 @@ def _detected(truth_bbox, found, iscrowd=0):
     )
 
 
-def test_average_precision_by_hand():
+def test_average_precision_by_hand() -> None:
     # IoU 0.72: right at the thresholds 0.50, 0.55, 0.60, 0.65 and 0.70, five of ten.
     metrics = score([_detected([0, 0, 100, 50], [([0, 0, 72, 50], 0.9)])], ["a", "b"])
     assert metrics["ap"] == pytest.approx(0.5)
@@ -127,8 +129,8 @@ def test_average_precision_by_hand():
     assert metrics["num_pictures"] == 1
 
 
-def test_parts_of_a_dataset_are_joined():
-    right, wrong = ([0, 0, 50, 50], 0.9), ([50, 50, 20, 20], 0.8)
+def test_parts_of_a_dataset_are_joined() -> None:
+    right, wrong = ([0.0, 0.0, 50.0, 50.0], 0.9), ([50.0, 50.0, 20.0, 20.0], 0.8)
     parts = [_detected([0, 0, 50, 50], [right]), _detected([0, 0, 50, 50], [wrong])]
     metrics = score(parts, ["a"])
     # Half of the objects are found: precision 1 up to recall 0.5, which 51 of 101 points reach.
@@ -136,11 +138,11 @@ def test_parts_of_a_dataset_are_joined():
     assert metrics["num_pictures"] == 2
 
 
-def test_a_crowd_is_neither_missed_nor_wrong():
+def test_a_crowd_is_neither_missed_nor_wrong() -> None:
     parts = [_detected([0, 0, 50, 50], [([0, 0, 50, 50], 0.9)])]
     parts.append(_detected([0, 0, 80, 80], [([10, 10, 20, 20], 0.95)], iscrowd=1))
     assert score(parts, ["a"])["ap"] == pytest.approx(1)
 
 
-def test_nothing_found_is_zero():
+def test_nothing_found_is_zero() -> None:
     assert score([_detected([0, 0, 50, 50], [])], ["a"])["ap"] == 0

@@ -1,5 +1,6 @@
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +9,17 @@ from PIL import Image
 from pycocotools.coco import COCO
 from rcnn_export import digits, digits_backgrounds, digits_dataset
 from rcnn_export.coco_dataset import CocoDataset
-from rcnn_export.digits import compose_picture, source_digits
+from rcnn_export.digits import DigitPicture, compose_picture, source_digits
 from rcnn_export.digits_dataset import DigitsDataset
 from torch.utils.data import DataLoader
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def pictures() -> list[DigitPicture]:
     return [compose_picture("train", index) for index in range(40)]
 
 
-def test_a_picture_depends_on_split_and_index_only(pictures):
+def test_a_picture_depends_on_split_and_index_only(pictures: list[DigitPicture]) -> None:
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002 (a global seed must not matter)
     random.seed(1)
@@ -29,14 +30,14 @@ def test_a_picture_depends_on_split_and_index_only(pictures):
     assert not np.array_equal(again.pixels, compose_picture("held-out", 7).pixels)
 
 
-def test_a_worker_process_composes_the_same_pictures(pictures):
+def test_a_worker_process_composes_the_same_pictures(pictures: list[DigitPicture]) -> None:
     loader = DataLoader(DigitsDataset("train", 2), num_workers=1, batch_size=None)
     for (pixels, target), expected in zip(loader, pictures, strict=False):
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected.pixels)
         assert np.array_equal(target["boxes"].numpy(), expected.boxes)
 
 
-def test_boxes_are_tight_around_the_ink(pictures):
+def test_boxes_are_tight_around_the_ink(pictures: list[DigitPicture]) -> None:
     for picture in pictures:
         assert picture.masks.shape == (len(picture.boxes), *picture.pixels.shape[:2])
         for box, mask in zip(picture.boxes, picture.masks, strict=True):
@@ -44,7 +45,7 @@ def test_boxes_are_tight_around_the_ink(pictures):
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_the_ink_is_where_the_picture_differs_from_its_surroundings(pictures):
+def test_the_ink_is_where_the_picture_differs_from_its_surroundings(pictures: list[DigitPicture]) -> None:
     """The masks are not beside the digits: within most boxes ink and background differ in colour."""
     contrasts = []
     for picture in pictures:
@@ -55,7 +56,7 @@ def test_the_ink_is_where_the_picture_differs_from_its_surroundings(pictures):
     assert np.quantile(contrasts, 0.1) > 25
 
 
-def test_pictures_vary_as_promised(pictures):
+def test_pictures_vary_as_promised(pictures: list[DigitPicture]) -> None:
     heights, widths = zip(*(picture.pixels.shape[:2] for picture in pictures), strict=True)
     assert min(heights + widths) >= 256 and max(heights + widths) <= 480
     assert max(heights) - min(heights) > 100
@@ -66,7 +67,7 @@ def test_pictures_vary_as_promised(pictures):
     assert set(labels.tolist()) == set(range(1, 11))
 
 
-def test_overlapping_digits_stay_visible(pictures):
+def test_overlapping_digits_stay_visible(pictures: list[DigitPicture]) -> None:
     overlaps = 0
     for picture in pictures:
         for position, mask in enumerate(picture.masks):
@@ -76,7 +77,7 @@ def test_overlapping_digits_stay_visible(pictures):
     assert overlaps > 5
 
 
-def test_splits_share_no_digit_and_no_photo():
+def test_splits_share_no_digit_and_no_photo() -> None:
     train, held_out = source_digits("train"), source_digits("held-out")
     assert not set(train.tolist()) & set(held_out.tolist())
     assert len(train) + len(held_out) == 1797
@@ -84,12 +85,14 @@ def test_splits_share_no_digit_and_no_photo():
     assert not set(digits_backgrounds.PHOTOS["train"]) & set(digits_backgrounds.PHOTOS["held-out"])
 
 
-def test_an_unknown_split_is_named():
+def test_an_unknown_split_is_named() -> None:
     with pytest.raises(ValueError, match=r"unknown split 'test': expected one of train, held-out"):
         compose_picture("test", 0)
 
 
-def test_the_coco_folder_holds_the_same_annotations(tmp_path, capsys):
+def test_the_coco_folder_holds_the_same_annotations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert digits_dataset.main([str(tmp_path), "--split", "held-out", "--indices", "3", "5"]) == 0
     assert "wrote 2 pictures" in capsys.readouterr().out
     exported = CocoDataset(tmp_path / "annotations.json", tmp_path)

@@ -3,15 +3,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from rcnn_export import train
-from rcnn_export.coco_dataset import CocoDataset
+from rcnn_export.coco_dataset import CocoDataset, Sample
 from rcnn_export.coco_eval import detect, score
-from rcnn_export.detector import load_detector
+from rcnn_export.detector import Detector, load_detector
 from rcnn_export.digits_dataset import DigitsDataset, write_coco
 from rcnn_export.digits_detector import digits_detector
 from rcnn_export.training import Training
@@ -25,7 +26,7 @@ SMALL_RUN += ["--device", "cpu", "--workers", "0"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Several threads gain little on small steps and lose much on a machine that is busy otherwise."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -34,14 +35,14 @@ def one_thread():
 
 
 def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path, monkeypatch, capsys
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert train.main([*SMALL_RUN, "--out", str(whole)]) == 0
 
     take_step = Training.train_step
 
-    def step_and_interrupt(training, batch):
+    def step_and_interrupt(training: Training, batch: list[Sample]) -> float:
         loss = take_step(training, batch)
         os.kill(os.getpid(), signal.SIGINT)
         return loss
@@ -79,7 +80,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one
 
 
 @pytest.fixture(scope="module")
-def coco_folder(tmp_path_factory):
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures whose digits are odd or even: two classes."""
     folder = tmp_path_factory.mktemp("coco")
     path = write_coco(folder, "train", range(2))
@@ -91,7 +92,7 @@ def coco_folder(tmp_path_factory):
     return folder
 
 
-def _on(folder):
+def _on(folder: Path) -> list[str]:
     return [
         option
         for name in ("--train", "--val")
@@ -99,7 +100,7 @@ def _on(folder):
     ]
 
 
-def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(coco_folder, tmp_path):
+def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(coco_folder: Path, tmp_path: Path) -> None:
     options = ["--model", LIGHT, "--weights", str(SAMPLES / "digits.safetensors"), "--epochs", "1"]
     options += ["--batch-size", "2", "--horizontal-flip", "--device", "cpu", "--workers", "1"]
     assert train.main([*_on(coco_folder), *options, "--out", str(tmp_path)]) == 0
@@ -111,7 +112,7 @@ def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(coco_folder, tmp_
     assert not [name for name in changed if "running_" in name]
 
 
-def test_several_processes_train_one_detector(tmp_path):
+def test_several_processes_train_one_detector(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -152,14 +153,18 @@ def test_several_processes_train_one_detector(tmp_path):
         (["--device", "abacus"], "unknown device 'abacus'"),
     ],
 )
-def test_errors_are_one_line(options, message, tmp_path, capsys):
+def test_errors_are_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.main([*SMALL_RUN, *options, "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("rcnn-train: ") and message in error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_picture_met_by_a_worker_is_named(coco_folder, tmp_path, capsys):
+def test_a_broken_picture_met_by_a_worker_is_named(
+    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = next(coco_folder.glob("*.jpg"))
     whole = path.read_bytes()
     Image.new("RGB", (8, 8)).save(path)
@@ -172,24 +177,24 @@ def test_a_broken_picture_met_by_a_worker_is_named(coco_folder, tmp_path, capsys
     assert error.startswith(f"rcnn-train: {path} is (8, 8) px") and len(error.splitlines()) == 1
 
 
-def test_data_must_come_with_its_evaluation(capsys):
+def test_data_must_come_with_its_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         train.main(["--train", "a.json", "a", "--out", "out"])
     assert "--train and --val go together" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def sample():
+def sample() -> Detector:
     return load_detector(LIGHT, str(SAMPLES / "digits.safetensors"), labels=SAMPLES / "labels.txt")
 
 
-def test_the_sample_weights_detect_held_out_digits(sample):
+def test_the_sample_weights_detect_held_out_digits(sample: Detector) -> None:
     data = DigitsDataset("held-out", 60)
     metrics = score([detect(sample.model, ([data[index]] for index in range(60)))], data.class_names)
     assert metrics["ap"] >= 0.75
 
 
-def test_the_sample_is_light_and_described(sample):
+def test_the_sample_is_light_and_described(sample: Detector) -> None:
     assert (SAMPLES / "digits.safetensors").stat().st_size < 10e6
     described = json.loads((SAMPLES / "digits.json").read_text())
     assert described["class_names"] == sample.class_names[1:]
@@ -197,7 +202,7 @@ def test_the_sample_is_light_and_described(sample):
     assert described["ap"] >= 0.75 and described["num_pictures"] >= 500
 
 
-def test_the_demo_pictures_are_detected(sample):
+def test_the_demo_pictures_are_detected(sample: Detector) -> None:
     content = json.loads((SAMPLES / "pictures" / "annotations.json").read_text())
     assert len(content["images"]) == len(list((SAMPLES / "pictures").glob("*.jpg")))
     pictures = CocoDataset(SAMPLES / "pictures" / "annotations.json", SAMPLES / "pictures")
