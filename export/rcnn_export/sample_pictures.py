@@ -10,7 +10,7 @@ from rcnn_export.digits_backgrounds import load_photo
 PHOTOS = ("china.jpg", "flower.jpg", "astronaut", "chelsea", "coffee", "rocket")
 # Width and height in pixels: a thumbnail, the largest that is not scaled down, and sizes between.
 # Dealt into batches of 1, 3 and 8, the three are upright and lying, the eight lie: an upright
-# one among them would pad all to a square, which takes 13 GB of memory in place of 8.
+# one among them would pad all to a square, which takes R50 13 GB of memory in place of 10.
 SIZES = (
     (640, 480),
     (48, 64),
