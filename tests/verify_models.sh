@@ -2,8 +2,8 @@
 # rcnn-verify on the sample and on every torchvision model with seeded random weights, in process and served.
 set -euo pipefail
 bin=${VENV:-.venv}/bin
-repository=$(mktemp -d)
-trap 'kill "$server" 2>/dev/null || true; wait; rm -rf "$repository"' EXIT
+repository=$(mktemp -d) server=
+trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; wait; rm -rf "$repository"' EXIT
 cp -r model_repository/digits* "$repository"
 models=(fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_mobilenet_v3_large_fpn fasterrcnn_resnet50_fpn fasterrcnn_resnet50_fpn_v2)
 for model in "${models[@]}"; do
