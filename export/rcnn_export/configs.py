@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from rcnn_backend.lost_tensors import SAMPLES
 from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
 from torchvision.models.detection import FasterRCNN
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -18,6 +19,7 @@ TEMPLATE = "faster_rcnn"
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 # On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
+CHOSEN_BY_HAND = ("max_image_pixels", "padded_sizes_hw")  # the torch model knows nothing of them
 POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
 
 
@@ -43,6 +45,7 @@ def derive_configs(detector: Detector, name: str) -> dict[str, str]:
     num_classes = len(detector.class_names) - 1
     detections = model.roi_heads.detections_per_img
     pooled = list(roi_pooler(model).output_size)
+    pooled_samples = min(SAMPLES, pooled[-1])
     dims = {
         "roialigned_feature": [-1, channels, *pooled],
         "class_scores": [-1, num_classes],
@@ -50,10 +53,13 @@ def derive_configs(detector: Detector, name: str) -> dict[str, str]:
         "boxes": [detections, 4],
         "scores": [detections],
         "labels": [detections],
+        "rpn_samples": [SAMPLES * (2 + len(levels))],
+        "proposals_samples": [pooled_samples + SAMPLES + 1],
+        "header_samples": [pooled_samples + SAMPLES + min(SAMPLES, num_classes) + SAMPLES],
     }
     parameters: dict[str, dict[str, Any]] = {
         "": {"class_names": detector.class_names},
-        "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), "max_image_pixels"),
+        "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), CHOSEN_BY_HAND),
         "proposals": dataclasses.asdict(proposal_parameters(model)),
         "detections": dataclasses.asdict(detection_parameters(model)),
     }
@@ -80,7 +86,7 @@ def derive_configs(detector: Detector, name: str) -> dict[str, str]:
 
 
 def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
-    """GeneralizedRCNNTransform's settings in eval mode; the pixel limit is the config's own."""
+    """GeneralizedRCNNTransform's settings in eval mode; what is CHOSEN_BY_HAND is the config's own."""
     transform = model.transform
     return PreprocessParameters(
         min_size=transform.min_size[-1],
@@ -121,8 +127,8 @@ def detection_parameters(model: FasterRCNN) -> DetectionParameters:
     )
 
 
-def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != key}
+def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in keys}
 
 
 def _feature_names(levels: int) -> Sequence[str]:

@@ -17,7 +17,6 @@ from rcnn_export.split import (
     HeaderModule,
     RpnModule,
     backbone_features,
-    output_names,
     pooled_levels,
     roi_pooler,
 )
@@ -48,21 +47,22 @@ def rpn_stage(model: FasterRCNN) -> Stage:
     divisor = model.transform.size_divisible
     batch = Dim("batch", min=1, max=MAX_BATCH)
     rows, columns = (Dim(name, min=1, max=MAX_SIDE_PX // divisor) for name in ("rows", "columns"))
-    outputs = output_names(model)
     features = backbone_features(model)
     axes: dict[str, list[str | int]] = {
         "input": ["batch", 3, "height", "width"],
         "rpn_boxes": ["batch", "anchors", 6],
     }
-    for output, level in zip(outputs[1:], pooled_levels(model), strict=True):
-        axes[output] = ["batch", features[level].shape[1], f"{output}_height", f"{output}_width"]
+    for index, level in enumerate(pooled_levels(model)):
+        name = f"feature_{index}"
+        axes[name] = ["batch", features[level].shape[1], f"{name}_height", f"{name}_width"]
+    axes["rpn_samples"] = ["batch", "samples"]
     return Stage(
         "rpn",
         RpnModule(model).eval(),
         (torch.rand(2, 3, 8 * divisor, 10 * divisor),),
         ({0: batch, 2: divisor * rows, 3: divisor * columns},),
         ["input"],
-        outputs,
+        list(axes)[1:],
         axes,
     )
 
@@ -79,12 +79,13 @@ def header_stage(model: FasterRCNN) -> Stage:
         (torch.rand(2, 6, channels, *output_size), torch.rand(2, 6, 4)),
         ({0: batch, 1: rois}, {0: batch, 1: rois}),
         ["roialigned_feature", "proposals"],
-        ["class_scores", "class_boxes"],
+        ["class_scores", "class_boxes", "header_samples"],
         {
             "roialigned_feature": ["batch", "rois", channels, *output_size],
             "proposals": ["batch", "rois", 4],
             "class_scores": ["batch", "rois", "classes"],
             "class_boxes": ["batch", "rois", "classes", 4],
+            "header_samples": ["batch", "samples"],
         },
     )
 

@@ -1,16 +1,16 @@
 """Cuts a torchvision Faster R-CNN in two at module boundaries, where the data decides the shapes.
 
-    RpnModule     input -> rpn_boxes, feature_0, feature_1, ...
-    HeaderModule  roialigned_feature, proposals -> class_scores, class_boxes
+    RpnModule     input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
+    HeaderModule  roialigned_feature, proposals -> class_scores, class_boxes, header_samples
 
 Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
 classes, L pyramid levels that RoIs are pooled from. Boxes are (x1, y1, x2, y2) in pixels
-of the resized image. What lies between the two (NMS, RoIAlign) runs in rcnn_backend.
+of the resized image. What lies between the two (NMS, RoIAlign) runs in rcnn_backend, which
+checks by the ``*_samples`` that no tensor got lost on the way to an engine or from it.
 """
 
-from collections.abc import Sequence
-
 import torch
+from rcnn_backend.lost_tensors import SAMPLES
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
@@ -33,11 +33,12 @@ class RpnModule(nn.Module):
         )
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """``input`` [B, 3, H, W], normalised and padded -> rpn_boxes, feature_0, ...
+        """``input`` [B, 3, H, W], normalised and padded -> rpn_boxes, feature_0, ..., rpn_samples
 
         ``rpn_boxes`` FP32 [B, N, 6]: objectness (probability), x1, y1, x2, y2 before
         clipping, level. N = sum over levels of min(pre_nms_top_n, anchors of the level);
         each level's rows are sorted by objectness, highest first.
+        ``rpn_samples`` FP32 [B, S]: the first elements of input, rpn_boxes and each feature.
         Follows torchvision's RegionProposalNetwork up to filter_proposals' top-k.
         """
         features = self.backbone(input)
@@ -49,7 +50,8 @@ class RpnModule(nn.Module):
             for level in range(len(objectness))
         ]
         pooled = [features[name] for name in self.pooled_levels]
-        return torch.cat(levels, dim=1), *pooled
+        rpn_boxes = torch.cat(levels, dim=1)
+        return rpn_boxes, *pooled, take_samples(input, rpn_boxes, *pooled)
 
     def _decode_level(self, level: int, objectness: Tensor, deltas: Tensor, input: Tensor) -> Tensor:
         batch = objectness.shape[0]
@@ -89,11 +91,12 @@ class HeaderModule(nn.Module):
         self.box_predictor = model.roi_heads.box_predictor
         self.box_coder = model.roi_heads.box_coder
 
-    def forward(self, roialigned_feature: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        """``roialigned_feature`` [B, R, C, 7, 7], ``proposals`` FP32 [B, R, 4] -> class_scores, class_boxes
+    def forward(self, roialigned_feature: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``roialigned_feature`` [B, R, C, 7, 7], ``proposals`` FP32 [B, R, 4] -> class_scores, ...
 
         ``class_scores`` FP32 [B, R, K]: softmax over all classes, without the background column.
         ``class_boxes`` FP32 [B, R, K, 4]: decoded for each class, not clipped.
+        ``header_samples`` FP32 [B, S]: the first elements of both inputs and both outputs.
         Follows torchvision's RoIHeads up to postprocess_detections' clipping.
         """
         batch, rois = proposals.shape[:2]
@@ -101,7 +104,14 @@ class HeaderModule(nn.Module):
         scores = torch.softmax(logits.float(), dim=-1)
         boxes = self.box_coder.decode_single(regression.float(), proposals.reshape(-1, 4))
         boxes = boxes.reshape(batch, rois, -1, 4)  # [B, R, K + 1, 4]
-        return scores.reshape(batch, rois, -1)[:, :, 1:], boxes[:, :, 1:]
+        scores, boxes = scores.reshape(batch, rois, -1)[:, :, 1:], boxes[:, :, 1:]
+        return scores, boxes, take_samples(roialigned_feature, proposals, scores, boxes)
+
+
+def take_samples(*tensors: Tensor) -> Tensor:
+    """``rcnn_backend.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
+    corners = [tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :SAMPLES] for tensor in tensors]
+    return torch.cat([corner.float() for corner in corners], dim=1)
 
 
 def pooled_levels(model: FasterRCNN) -> list[str]:
@@ -137,8 +147,3 @@ def backbone_features(model: FasterRCNN, size: int = 64) -> dict[str, Tensor]:
     """Every feature map of a blank square picture: the names, channels and strides of the pyramid."""
     features = model.backbone(torch.zeros(1, 3, size, size))
     return {"0": features} if isinstance(features, Tensor) else dict(features)
-
-
-def output_names(model: FasterRCNN) -> Sequence[str]:
-    """The RPN engine's outputs, in order."""
-    return ["rpn_boxes", *(f"feature_{index}" for index in range(len(pooled_levels(model))))]

@@ -1,12 +1,21 @@
 """Encoded picture -> RGB pixels, with every refusal in plain words."""
 
 import io
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.parameters import PreprocessParameters
+from rcnn_backend.preprocess import resized_size_hw
+
+if TYPE_CHECKING:
+    from rcnn_backend.gpu.decode import JpegDecoder
 
 # This package checks the size itself, before decoding, against the model's own limit.
 Image.MAX_IMAGE_PIXELS = None
@@ -51,3 +60,49 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
         ) from None
     except Exception as error:  # decoders raise many kinds on damaged files
         raise InvalidInputError(f"the image is damaged or cut short: {error}") from error
+
+
+class ImageDecoder:
+    """Decodes the pictures of several requests to pixels on a step's device.
+
+    On a GPU, JPEGs are decoded there if nvImageCodec is installed; Pillow decodes everything else.
+    """
+
+    def __init__(self, parameters: PreprocessParameters, device: Device) -> None:
+        self._parameters = parameters
+        self._device = device
+        self._jpeg_decoder = _open_jpeg_decoder(device)
+
+    def decode_requests(self, requests: Sequence[Sequence[bytes]]) -> list[list[Array] | InvalidInputError]:
+        """For each request its pictures, uint8 RGB [h, w, 3], or the first fault among them."""
+        everything = [data for request in requests for data in request]
+        if self._jpeg_decoder:
+            decoded = iter(self._jpeg_decoder.decode(everything, self._parameters.max_image_pixels))
+        else:
+            decoded = itertools.repeat(None)
+        return [self._finish(request, list(itertools.islice(decoded, len(request)))) for request in requests]
+
+    def _finish(
+        self, request: Sequence[bytes], decoded: list[Array | None]
+    ) -> list[Array] | InvalidInputError:
+        images = []
+        for index, (data, image) in enumerate(zip(request, decoded, strict=True)):
+            try:
+                if image is None:
+                    image = self._device.upload(decode_image(data, self._parameters.max_image_pixels))
+                resized_size_hw(image.shape[:2], self._parameters)  # refuses what cannot be resized
+                images.append(image)
+            except InvalidInputError as error:
+                which = f"image {index} of the {len(request)} in this request: " if len(request) > 1 else ""
+                return InvalidInputError(f"{which}{error}")
+        return images
+
+
+def _open_jpeg_decoder(device: Device) -> "JpegDecoder | None":
+    if not isinstance(device, Gpu):
+        return None
+    try:
+        from rcnn_backend.gpu.decode import JpegDecoder
+    except ImportError:
+        return None
+    return JpegDecoder(device)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.boxes import clip_boxes_to_image, is_large_enough
+from rcnn_backend.devices import Device
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.nms import batched_nms
 from rcnn_backend.parameters import DetectionParameters
@@ -45,7 +46,15 @@ def detect(
         image_sizes: float32 [B, 4]: resized height and width, original height and width.
         parameters: the thresholds of each image, which a request may have overridden.
         detections_per_img: D, the model's own, which no override exceeds.
+
+    CuPy arrays are computed on their GPU.
     """
+    if not isinstance(class_scores, np.ndarray):
+        from rcnn_backend.gpu import detections as gpu  # needs CuPy
+
+        return Detections(
+            *gpu.detect(class_scores, class_boxes, num_proposals, image_sizes, parameters, detections_per_img)
+        )
     batch, most = len(class_scores), detections_per_img
     found = Detections(
         np.zeros((batch, most, 4), np.float32),
@@ -84,6 +93,14 @@ def resize_boxes(boxes: Float, image_size: Float) -> Float:
     resized_hw, original_hw = image_size[:2], image_size[2:]
     ratio_h, ratio_w = original_hw / resized_hw
     return boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32)
+
+
+def warm_up(parameters: DetectionParameters, device: Device) -> None:
+    """Compiles what ``detect`` runs on a GPU."""
+    if device.is_gpu:
+        from rcnn_backend.gpu import detections as gpu  # needs CuPy
+
+        gpu.warm_up(parameters)
 
 
 def override(parameters: DetectionParameters, request: Mapping[str, Any]) -> DetectionParameters:

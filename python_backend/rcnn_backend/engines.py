@@ -2,25 +2,25 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy.typing as npt
 import onnxruntime
 
+from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.errors import RepositoryError
 
-Tensors = Mapping[str, npt.NDArray[Any]]
+Tensors = Mapping[str, Array]
 
 
 class Engine(Protocol):
     """A network that runs: RPN or header, whatever the runtime."""
 
-    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
-        """Runs one batch; every input and output by its tensor name."""
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Runs one batch; every input and output by its tensor name, on the engine's device."""
 
 
 class OnnxEngine:
-    """``model.onnx`` in ONNX Runtime on the CPU.
+    """``model.onnx`` in ONNX Runtime on the CPU, NumPy arrays in and out.
 
     Args:
         path: the ONNX file.
@@ -39,22 +39,38 @@ class OnnxEngine:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
         # A worker that spins between runs takes its core from the pipeline's next step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
-            raise RepositoryError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}. "
-                "Export the detector again with rcnn-export"
-            ) from error
+        self._session = open_session(path, options, ["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Tensors) -> dict[str, Array]:
         return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
 
 
-def load_engine(version_dir: Path, intra_op_threads: int = 0, inter_op_threads: int = 0) -> Engine:
+def open_session(
+    path: Path, options: onnxruntime.SessionOptions, providers: list[str | tuple[str, dict[str, str]]]
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session that tells its faults in one sentence and its warnings not at all.
+
+    Raises:
+        RepositoryError: the file cannot be loaded.
+    """
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no public base
+        raise RepositoryError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}. "
+            "Export the detector again with rcnn-export"
+        ) from error
+
+
+def load_engine(
+    version_dir: Path, device: Device | None = None, intra_op_threads: int = 0, inter_op_threads: int = 0
+) -> Engine:
     """Loads the engine of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
+
+    Args:
+        device: where it runs; the CPU by default. The numbers of threads matter there only.
 
     Raises:
         RepositoryError: there is none, or it cannot be loaded.
@@ -62,4 +78,8 @@ def load_engine(version_dir: Path, intra_op_threads: int = 0, inter_op_threads: 
     path = version_dir / "model.onnx"
     if not path.is_file():
         raise RepositoryError(f"there is no engine {path}: write it with rcnn-export")
+    if isinstance(device, Gpu):
+        from rcnn_backend.gpu.engines import OnnxGpuEngine  # needs CuPy
+
+        return OnnxGpuEngine(path, device)
     return OnnxEngine(path, intra_op_threads, inter_op_threads)

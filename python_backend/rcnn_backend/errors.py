@@ -10,3 +10,7 @@ class InvalidInputError(ValueError):
 
 class RepositoryError(RuntimeError):
     """The model repository is incomplete or inconsistent; the message says where and what to run."""
+
+
+class LostTensorError(RuntimeError):
+    """A tensor that the step before sent did not arrive; the message says which setting to change."""

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcnn_backend.memory_pool import size_pool
 from rcnn_backend.model_selection import ModelSelection, select_models
 from rcnn_backend.server_log import last_words, load_failures, still_loading
 from rcnn_backend.triton_install import ServerError, find_triton, prepare_backends, server_environment
@@ -42,12 +43,14 @@ class RunningServer:
 
     ``urls``: ``host:port``, as tritonclient takes it, by ``http``, ``grpc`` and ``metrics``, less
     those that the flags switch off. ``models``: None where the flags choose them by a
-    ``--model-control-mode`` of their own. ``log``: None where it goes to stderr.
+    ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
+    empty where none was sized. ``log``: None where it goes to stderr.
     """
 
     process: subprocess.Popen[bytes]
     urls: dict[str, str]
     models: ModelSelection | None
+    memory_pool: str
     log: Path | None
     log_is_temporary: bool
     exit_timeout_s: float
@@ -98,6 +101,7 @@ def running_server(
     host: str = "127.0.0.1",
     ports: Mapping[str, int] | None = None,
     flags: Sequence[str] = (),
+    images_in_flight: int = 32,
     ready_timeout_s: float = 300.0,
     log: str | Path | None = None,
     log_to_stderr: bool = False,
@@ -111,6 +115,8 @@ def running_server(
         ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
         flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
             among them leaves it to them which models are loaded.
+        images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
+            memory pool holds on a GPU, unless the flags size it. More than that are slower.
         log: file for the server's log; by default a temporary one, kept only when the start fails.
         log_to_stderr: the server's log goes to stderr and to no file.
 
@@ -122,6 +128,7 @@ def running_server(
     install = find_triton()
     repository = Path(repository)
     selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
+    pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
     urls = _choose_urls(host, ports or {}, flags)
 
     folder = Path(tempfile.mkdtemp(prefix="rcnn-serve-")).resolve()
@@ -148,7 +155,7 @@ def running_server(
             log_path.write_bytes(b"")
         with log_path.open("ab") if log_path else contextlib.nullcontext(2) as output:
             process = subprocess.Popen(
-                [*command, *flags],
+                [*command, *pool.flags, *flags],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -157,7 +164,7 @@ def running_server(
             )
         cleaner.stdin.write(f"{process.pid}\n")
         exit_timeout_s = float(get_flag(flags, "exit-timeout-secs") or 30)
-        server = RunningServer(process, urls, selection, log_path, log is None, exit_timeout_s)
+        server = RunningServer(process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s)
         try:
             _wait_until_ready(server, ready_timeout_s)
             yield server

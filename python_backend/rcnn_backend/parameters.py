@@ -17,7 +17,14 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class PreprocessParameters:
-    """torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1."""
+    """torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1.
+
+    ``padded_sizes_hw``: the heights and widths that a batch is padded to, each a multiple of
+    ``size_divisible``; see ``preprocess.padded_size_hw``.
+
+    Raises:
+        ValueError: ``padded_sizes_hw`` is anything else.
+    """
 
     min_size: int
     max_size: int
@@ -26,6 +33,23 @@ class PreprocessParameters:
     image_std: list[float]
     size_divisible: int
     max_image_pixels: int
+    padded_sizes_hw: list[list[int]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.padded_sizes_hw, list) or not all(map(self._can_pad_to, self.padded_sizes_hw)):
+            raise ValueError(
+                f"padded_sizes_hw is {self.padded_sizes_hw}, expected a list of [height, width], each a "
+                f"positive multiple of size_divisible, {self.size_divisible}, or [] for torchvision's padding"
+            )
+
+    def _can_pad_to(self, size_hw: Any) -> bool:
+        return (
+            isinstance(size_hw, list)
+            and len(size_hw) == 2
+            and all(
+                isinstance(side, int) and side > 0 and side % self.size_divisible == 0 for side in size_hw
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +85,7 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
     """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
 
     Raises:
-        RepositoryError: a parameter is missing or no JSON.
+        RepositoryError: a parameter is missing, no JSON, or a value that ``cls`` refuses.
     """
     model, given = model_config.get("name", "?"), model_config.get("parameters", {})
     values = {}
@@ -77,4 +101,7 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
                 f"{model}/config.pbtxt: parameter {field.name!r} is {given[field.name]['string_value']!r}, "
                 f"expected a JSON value ({error})"
             ) from None
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise RepositoryError(f"{model}/config.pbtxt: {error}") from None

@@ -9,31 +9,32 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from rcnn_backend.devices import Array, Device
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.parameters import PreprocessParameters
 
 Float = npt.NDArray[np.float32]
 
 
-def preprocess(
-    images: Sequence[npt.NDArray[np.uint8]], parameters: PreprocessParameters
-) -> tuple[Float, Float]:
-    """Resizes, normalises and pads images to one batch.
+def preprocess(images: Sequence[Array], parameters: PreprocessParameters) -> tuple[Array, Array]:
+    """Resizes, normalises and pads images to one batch, on a GPU if they are CuPy arrays.
 
     Args:
         images: B uint8 RGB arrays [h, w, 3] of any sizes.
 
     Returns:
-        ``input`` float32 [B, 3, H, W], zero outside each image, H and W the largest
-        resized sides rounded up to ``size_divisible``; ``image_sizes`` float32 [B, 4]:
-        resized height and width, original height and width.
+        ``input`` float32 [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw``
+        says; ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
 
     Raises:
         InvalidInputError: an image too elongated to be resized.
     """
+    if not isinstance(images[0], np.ndarray):
+        from rcnn_backend.gpu.preprocess import preprocess as preprocess_on_gpu  # needs CuPy
+
+        return preprocess_on_gpu(images, parameters)
     sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
-    divisor = parameters.size_divisible
-    height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*sizes_hw, strict=True))
+    height, width = padded_size_hw(sizes_hw, parameters)
     batch = np.zeros((len(images), 3, height, width), np.float32)
     std = np.float32(255) * np.array(parameters.image_std, np.float32)
     mean = np.float32(255) * np.array(parameters.image_mean, np.float32)
@@ -43,6 +44,38 @@ def preprocess(
         np.divide(resized, std[:, None, None], out=padded[:, : size_hw[0], : size_hw[1]])
     image_sizes = [(*size_hw, *image.shape[:2]) for size_hw, image in zip(sizes_hw, images, strict=True)]
     return batch, np.array(image_sizes, np.float32)
+
+
+def preprocess_requests(
+    requests: Sequence[Sequence[Array]], parameters: PreprocessParameters
+) -> list[tuple[Array, Array]]:
+    """What ``preprocess`` makes of each request's images, with one call for all that get the same H and W.
+
+    Taken together, the images of such requests get that H and W too: they fit into it, and
+    a smaller size that held them all would have been each request's own.
+
+    Raises:
+        InvalidInputError: an image too elongated to be resized.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, images in enumerate(requests):
+        sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
+        groups.setdefault(padded_size_hw(sizes_hw, parameters), []).append(index)
+    results = {}
+    for indices in groups.values():
+        together = [image for index in indices for image in requests[index]]
+        batch, image_sizes = preprocess(together, parameters)
+        first = 0
+        for index in indices:
+            last = first + len(requests[index])
+            results[index] = batch[first:last], image_sizes[first:last]
+            first = last
+    return [results[index] for index in range(len(requests))]
+
+
+def warm_up(parameters: PreprocessParameters, device: Device) -> None:
+    """Compiles and loads what ``preprocess`` runs on ``device``, which must be active."""
+    preprocess([device.upload(np.zeros((8, 8, 3), np.uint8))], parameters)
 
 
 def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) -> tuple[int, int]:
@@ -58,6 +91,18 @@ def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) ->
             f"{parameters.max_size} pixels, its short side vanishes. Crop it"
         )
     return height, width
+
+
+def padded_size_hw(sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessParameters) -> tuple[int, int]:
+    """H and W of a batch of images of the resized ``sizes_hw``.
+
+    The smallest area of ``padded_sizes_hw`` that holds them all, the first of equal ones;
+    where none does, the largest sides rounded up to ``size_divisible``, as torchvision pads.
+    """
+    divisor = parameters.size_divisible
+    height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*sizes_hw, strict=True))
+    fitting = [(h, w) for h, w in parameters.padded_sizes_hw if h >= height and w >= width]
+    return min(fitting, key=math.prod, default=(height, width))
 
 
 def resize(image: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> Float:

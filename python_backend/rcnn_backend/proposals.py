@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.boxes import clip_boxes_to_image, is_large_enough
+from rcnn_backend.devices import Device
 from rcnn_backend.nms import batched_nms
 from rcnn_backend.parameters import ProposalParameters
 from rcnn_backend.roi_align import multi_scale_roi_align
@@ -35,7 +36,13 @@ def propose(
         rpn_boxes: float32 [B, N, 6]: objectness, x1, y1, x2, y2, level.
         features: pyramid levels, float32 [B, C, h, w], finest first.
         image_sizes: float32 [B, 4], of which the first two are the resized height and width.
+
+    CuPy arrays are computed on their GPU, where R is always the last of ``padded_counts``.
     """
+    if not isinstance(rpn_boxes, np.ndarray):
+        from rcnn_backend.gpu import proposals as gpu  # needs CuPy
+
+        return Proposals(*gpu.propose(rpn_boxes, features, image_sizes, parameters))
     kept = [
         filter_proposals(rows, size[:2], parameters)
         for rows, size in zip(rpn_boxes, image_sizes, strict=True)
@@ -60,3 +67,11 @@ def filter_proposals(rpn_boxes: Float, size_hw: Float, parameters: ProposalParam
     ]
     proposals: Float = boxes[kept]
     return proposals
+
+
+def warm_up(parameters: ProposalParameters, device: Device) -> None:
+    """Compiles what ``propose`` runs on a GPU."""
+    if device.is_gpu:
+        from rcnn_backend.gpu import proposals as gpu  # needs CuPy
+
+        gpu.warm_up(parameters)

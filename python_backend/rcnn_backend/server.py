@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             host="0.0.0.0",
             ports={protocol: getattr(options, f"{protocol}_port") for protocol in PROTOCOLS},
             flags=flags,
+            images_in_flight=options.images_in_flight,
             ready_timeout_s=options.ready_timeout_s,
             log=options.log_file,
             log_to_stderr=not options.log_file and any(flag.startswith("--log-") for flag in flags),
@@ -83,6 +84,14 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
             help="0: a free one (default: %(default)s)",
         )
     parser.add_argument(
+        "--images-in-flight",
+        metavar="N",
+        type=int,
+        default=32,
+        help="on a GPU, size Triton's CUDA memory pool for so many images of the largest size at once, "
+        "over all requests; more still work, slower (default: %(default)s)",
+    )
+    parser.add_argument(
         "--ready-timeout-s",
         metavar="S",
         type=float,
@@ -96,6 +105,8 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
         parser.error(f"unexpected {' '.join(stray)}")
     if options.models and get_flag(flags, "model-control-mode"):
         parser.error("--models and --model-control-mode exclude each other: give --load-model=NAME instead")
+    if options.images_in_flight < 1:
+        parser.error(f"--images-in-flight is {options.images_in_flight}, expected at least 1")
     return options, flags
 
 
@@ -114,10 +125,13 @@ def _join_values(argv: Iterable[str], known: set[str]) -> list[str]:
 
 def _ready_message(server: RunningServer, repository: Path) -> str:
     addresses = ", ".join(f"{protocol} {url}" for protocol, url in server.urls.items())
+    lines = [server.memory_pool] if server.memory_pool else []
     if server.models is None:
-        return f"Serving {repository}, the models that --model-control-mode chooses, at {addresses}"
-    lines = [f"Skipped {name}: {why}" for name, why in server.models.skipped.items()]
-    return "\n".join([*lines, f"Serving {', '.join(server.models.served)} at {addresses}"])
+        served = f"{repository}, the models that --model-control-mode chooses,"
+    else:
+        lines += [f"Skipped {name}: {why}" for name, why in server.models.skipped.items()]
+        served = ", ".join(server.models.served)
+    return "\n".join([*lines, f"Serving {served} at {addresses}"])
 
 
 def _relay_log(server: RunningServer, offset: int) -> None:

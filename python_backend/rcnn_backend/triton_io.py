@@ -3,93 +3,178 @@
 Imported inside Triton's Python stub only, where ``triton_python_backend_utils`` exists.
 """
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.devices import Array, Cpu, Device, Gpu
+from rcnn_backend.errors import InvalidInputError, LostTensorError
+from rcnn_backend.lost_tensors import Comparison, Sent, raise_if_lost, warm_up
 
-Tensors = dict[str, npt.NDArray[Any]]
-
-
-def answer_each(requests: Sequence[Any], compute: Callable[[Tensors], Tensors]) -> list[Any]:
-    """Computes request by request; an exception is the answer of its request alone."""
-    responses = []
-    for request in requests:
-        try:
-            responses.append(_response(compute(_inputs(request))))
-        except Exception as error:
-            responses.append(_error_response(error))
-    return responses
+Tensors = dict[str, Array]
 
 
-def answer_together(
-    requests: Sequence[Any],
-    compute: Callable[[Tensors, list[Any]], Tensors],
-    read_options: Callable[[Mapping[str, Any]], Any] = dict,
-) -> list[Any]:
-    """Computes one batch joined from all requests, then splits it again.
+class Step:
+    """One instance of a model: the device it computes on, and how it answers requests.
 
-    ``read_options`` turns a request's parameters into what ``compute`` gets for each of
-    its images; a request whose parameters it refuses is answered with that error and
-    leaves the batch.
+    Tensors are CuPy arrays on a GPU instance, wherever they come from, and NumPy arrays on the CPU.
     """
-    responses: list[Any] = [None] * len(requests)
-    accepted: list[int] = []
-    options: list[Any] = []
-    for index, request in enumerate(requests):
-        try:
-            option = read_options(json.loads(request.parameters() or "{}"))
-        except Exception as error:
-            responses[index] = _error_response(error)
-            continue
-        accepted.append(index)
-        options += [option] * _batch_size(request)
-    if not accepted:
+
+    def __init__(self, args: Mapping[str, str]) -> None:
+        self.config: dict[str, Any] = json.loads(args["model_config"])
+        self.device = _open_device(args)
+        self._cpu_bytes = _CpuBytes(args["model_name"]) if self.device.is_gpu else None
+        self.run(warm_up, self.device)
+
+    def run(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Runs something on the step's device, to its end: a warm-up."""
+        with self.device.active():
+            function(*arguments)
+            self.device.synchronize()
+
+    def answer_each(
+        self, requests: Sequence[Any], compute: Callable[[list[Tensors]], list[Tensors | Exception]]
+    ) -> list[Any]:
+        """Computes all requests in one call, which gives each its own outputs or its own error."""
+        with self.device.active():
+            try:
+                results = compute([self._inputs(request) for request in requests])
+                self.device.synchronize()
+            except Exception as error:
+                results = [error] * len(requests)
+            return [
+                _error_response(result) if isinstance(result, Exception) else _response(result)
+                for result in results
+            ]
+
+    def answer_together(
+        self,
+        requests: Sequence[Any],
+        compute: Callable[[Tensors, list[Any]], Tensors],
+        *,
+        read_options: Callable[[Mapping[str, Any]], Any] = dict,
+        sent: Callable[[Tensors], list[Sent]] | None = None,
+    ) -> list[Any]:
+        """Computes one batch joined from all requests, then splits it again.
+
+        ``read_options`` turns a request's parameters into what ``compute`` gets for each of
+        its images; a request whose parameters it refuses is answered with that error and
+        leaves the batch. ``sent`` lists what the steps before sent: a request of which a
+        tensor did not arrive is answered with that error.
+        """
+        responses: list[Any] = [None] * len(requests)
+        accepted: list[int] = []
+        options: list[Any] = []
+        for index, request in enumerate(requests):
+            try:
+                option = read_options(json.loads(request.parameters() or "{}"))
+            except Exception as error:
+                responses[index] = _error_response(error)
+                continue
+            accepted.append(index)
+            options += [option] * _batch_size(request)
+        if not accepted:
+            return responses
+        with self.device.active():
+            try:
+                tensors = self._join([self._inputs(requests[index]) for index in accepted])
+                comparison = Comparison(sent(tensors)) if sent else None
+                outputs = compute(tensors, options)
+                self.device.synchronize()
+            except Exception as error:
+                for index in accepted:
+                    responses[index] = _error_response(error)
+                return responses
+            lost = comparison.lost() if comparison else [[]] * len(options)
+            first = 0
+            for index in accepted:
+                last = first + _batch_size(requests[index])
+                own = {name: array[first:last] for name, array in outputs.items()}
+                responses[index] = _checked_response(own, list(itertools.chain(*lost[first:last])))
+                first = last
         return responses
+
+    def _inputs(self, request: Any) -> Tensors:
+        return {tensor.name(): self._to_device(tensor) for tensor in request.inputs()}
+
+    def _to_device(self, tensor: Any) -> Array:
+        if not tensor.is_cpu():
+            return self.device.import_array(tensor)
+        array = tensor.as_numpy()
+        if array.dtype == np.object_ or self._cpu_bytes is None:
+            return array
+        self._cpu_bytes.count(array.nbytes)
+        return self.device.upload(array)
+
+    def _join(self, batches: list[Tensors]) -> Tensors:
+        if len(batches) == 1:
+            return batches[0]
+        return {name: self.device.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _open_device(args: Mapping[str, str]) -> Device:
+    """The GPU that Triton gave the instance, if it gave one and CuPy is there to use it."""
+    if args["model_instance_kind"] != "GPU":
+        return Cpu()
     try:
-        outputs = compute(_join([_inputs(requests[index]) for index in accepted]), options)
-    except Exception as error:
-        for index in accepted:
-            responses[index] = _error_response(error)
-        return responses
-    first = 0
-    for index in accepted:
-        last = first + _batch_size(requests[index])
-        responses[index] = _response({name: array[first:last] for name, array in outputs.items()})
-        first = last
-    return responses
+        return Gpu(int(args["model_instance_device_id"]))
+    except ImportError as error:
+        pb_utils.Logger.log_warn(
+            f"{args['model_name']} computes on the CPU, though there is a GPU: {error}. "
+            "Run `pip install 'rcnn-backend[gpu]'` to use it"
+        )
+        return Cpu()
 
 
-def _inputs(request: Any) -> Tensors:
-    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+class _CpuBytes:
+    """A counter at Triton's metrics endpoint."""
+
+    def __init__(self, model: str) -> None:
+        self._family = pb_utils.MetricFamily(  # without it the counter goes, too
+            name="rcnn_cpu_tensor_bytes_total",
+            description="Bytes of tensors that reached a step on a GPU by way of the CPU",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        self._counter = self._family.Metric(labels={"model": model})
+
+    def count(self, num_bytes: int) -> None:
+        self._counter.increment(num_bytes)
 
 
 def _batch_size(request: Any) -> int:
     return int(request.inputs()[0].shape()[0])
 
 
-def _join(batches: list[Tensors]) -> Tensors:
-    if len(batches) == 1:
-        return batches[0]
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+def _checked_response(outputs: Tensors, lost: Sequence[str]) -> Any:
+    try:
+        raise_if_lost(lost)
+        return _response(outputs)
+    except Exception as error:
+        return _error_response(error)
 
 
 def _response(outputs: Tensors) -> Any:
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()]
-    )
+    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
+
+
+def _tensor(name: str, array: Array) -> Any:
+    if isinstance(array, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(array))
+    return pb_utils.Tensor.from_dlpack(name, array)  # of the array itself: of a capsule it would not wait
 
 
 def _error_response(error: Exception) -> Any:
+    code = pb_utils.TritonError.INTERNAL
+    message = f"{type(error).__name__}: {error}"
     if isinstance(error, InvalidInputError):
-        failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        code, message = pb_utils.TritonError.INVALID_ARG, str(error)
+    elif isinstance(error, LostTensorError):
+        code, message = pb_utils.TritonError.UNAVAILABLE, str(error)
     else:
         logging.getLogger(__name__).exception("request failed", exc_info=error)
-        failure = pb_utils.TritonError(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
-    return pb_utils.InferenceResponse(error=failure)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

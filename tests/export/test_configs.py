@@ -106,7 +106,7 @@ def test_the_server_reads_the_parameters_that_export_wrote(tmp_path: Path) -> No
         (tmp_path / name / "config.pbtxt").write_text(text)
     preprocess = read_parameters(PreprocessParameters, read_config(tmp_path / "two_preprocess"))
     assert (preprocess.min_size, preprocess.max_size, preprocess.image_mean) == (200, 300, [0.0, 0.5, 1.0])
-    assert preprocess.max_image_pixels == 50_000_000
+    assert (preprocess.max_image_pixels, preprocess.padded_sizes_hw) == (50_000_000, [])
     proposals = read_parameters(ProposalParameters, read_config(tmp_path / "two_proposals"))
     assert proposals.padded_counts == [5, 15, 30, 50]
     assert (proposals.feature_strides, proposals.output_size_hw, proposals.sampling_ratio) == (

@@ -12,6 +12,7 @@ from rcnn_backend.gpu.detections import detect
 from rcnn_backend.gpu.preprocess import preprocess
 from rcnn_backend.gpu.proposals import filter_proposals
 from rcnn_backend.gpu.roi_align import multi_scale_roi_align
+from rcnn_backend.gpu.samples import take_samples
 from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
 
 RANDOM = np.random.default_rng(0)
@@ -26,6 +27,7 @@ def main() -> None:
         run_roi_align(dtype)
     run_proposals()
     run_detections()
+    run_samples()
     cupy.cuda.Device().synchronize()
     print("done")
 
@@ -81,6 +83,15 @@ def run_detections() -> None:
     apart = np.concatenate([corner, corner + 9], axis=1).astype(np.float32)[None, :, None].repeat(30, axis=2)
     scores = RANDOM.uniform(0.06, 1, (1, 100, 30)).astype(np.float32)
     detect(cupy.asarray(scores), cupy.asarray(apart), counts[:1], sizes[:1], [limits], 100)
+
+
+def run_samples() -> None:
+    """As many tensors as a launch takes, of every type, some with fewer elements than are taken."""
+    tensors = [
+        cupy.asarray(RANDOM.uniform(0, 9, (3, 2, 1 + number % 6)).astype(dtype))
+        for number, dtype in zip(range(32), [np.float32, np.float16, np.int32] * 11, strict=False)
+    ]
+    take_samples(tensors)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rcnn_backend.errors import InvalidInputError  # noqa: E402
 from rcnn_backend.gpu.preprocess import preprocess  # noqa: E402
 from rcnn_backend.parameters import PreprocessParameters  # noqa: E402
 from rcnn_backend.preprocess import preprocess as preprocess_on_cpu  # noqa: E402
+from rcnn_backend.preprocess import preprocess_requests  # noqa: E402
 from torchvision.models.detection.transform import GeneralizedRCNNTransform  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -87,6 +88,22 @@ def test_a_batch_of_more_than_one_launch_holds() -> None:
     expected, expected_sizes = preprocess_on_cpu(images, parameters(32, 64))
     np.testing.assert_allclose(batch.get(), expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(image_sizes.get(), expected_sizes)
+
+
+@pytest.mark.parametrize("padded", [[], [[64, 96], [96, 96]]])
+def test_requests_together_are_the_cpu_s(padded: list[list[int]]) -> None:
+    """CuPy pictures take the GPU's road, whatever size they are padded to."""
+    lying, upright = picture(40, 60), picture(60, 40)
+    requests = [[lying], [upright], [lying, upright], [lying], [picture(20, 80)]]
+    limits = PreprocessParameters(64, 96, None, MEAN, STD, 32, 10**8, padded)
+    results = preprocess_requests([[cupy.asarray(image) for image in images] for images in requests], limits)
+    assert len(results) == len(requests)
+    for (batch, image_sizes), images in zip(results, requests, strict=True):
+        expected, expected_sizes = preprocess_on_cpu(images, limits)
+        assert isinstance(batch, cupy.ndarray)
+        assert batch.flags.c_contiguous
+        np.testing.assert_allclose(batch.get(), expected, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(image_sizes.get(), expected_sizes)
 
 
 def test_bad_pictures_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_warm_up_leaves_nothing_to_compile() -> None:
     preprocess.warm_up(PREPROCESS)
     preprocess.warm_up(PREPROCESS, np.float16)
     proposals.warm_up(PROPOSALS)
-    detections.warm_up(DETECTIONS, 50)
+    detections.warm_up(DETECTIONS)
     compiled = kernels._compile.cache_info().misses
     run_steps(*make_inputs())
     assert kernels._compile.cache_info().misses == compiled

@@ -1,6 +1,7 @@
 """``rcnn-serve`` and ``running_server`` with the real tritonserver on a repository of two small steps."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from rcnn_backend import local_server, triton_install
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.local_server import running_server
 from rcnn_backend.model_selection import select_models
+from rcnn_backend.parameters import PreprocessParameters, ProposalParameters
 from rcnn_backend.server import main, parse_arguments
 from rcnn_backend.server_log import load_failures, still_loading
 from rcnn_backend.triton_install import ServerError
@@ -118,6 +121,11 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+def tritonservers(folder: Path) -> list[int]:
+    """Those of ``processes_of`` that are a tritonserver."""
+    return [pid for pid in processes_of(folder) if Path(f"/proc/{pid}/exe").resolve().name == "tritonserver"]
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
@@ -192,6 +200,40 @@ def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) ->
     assert nothing_left(temporary, folder.name)
 
 
+def test_on_a_gpu_the_memory_pool_is_sized(
+    repository: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = dict.fromkeys(
+        field.name for field in (*fields(PreprocessParameters), *fields(ProposalParameters))
+    )
+    values |= {"fixed_size_hw": [1, 1], "size_divisible": 1, "padded_sizes_hw": [], "feature_strides": []}
+    values |= {"padded_counts": [10_000_000]}  # so many FP32 values between the two steps
+    config = 'backend: "python"\n' + "".join(
+        f'parameters {{ key: "{name}" value {{ string_value: "{json.dumps(value)}" }} }}\n'
+        for name, value in values.items()
+    )
+    for step in ("tiny_preprocess", "tiny_proposals"):
+        write_model(repository, step, config, {"model.py": MODEL})
+    steps = ENSEMBLE.replace("plus_one", "tiny_preprocess").replace("LAST", "tiny_proposals")
+    write_model(repository, "tiny", steps, {})
+    nvidia_smi = tmp_path / "bin" / "nvidia-smi"
+    nvidia_smi.parent.mkdir()
+    nvidia_smi.write_text("#!/bin/sh\necho '0, 81559'\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    command = Command(repository, "--models", "tiny", "--images-in-flight", "4")
+    (server,) = tritonservers(temporary)
+    flags = Path(f"/proc/{server}/cmdline").read_text().split("\0")
+    assert infer(command.grpc_url, "tiny", [1]) == [3]
+    command.signal(signal.SIGTERM)
+    assert command.finish()[0] == 0
+    summary = "CUDA memory pool: 320 MB on GPU 0, for 4 images in flight (40 MB each, twice)\n"
+    assert summary in command.lines
+    assert {"--cuda-memory-pool-byte-size=0:320000000", "--pinned-memory-pool-byte-size=0"} < set(flags)
+
+
 def test_a_second_signal_kills(repository: Path, temporary: Path) -> None:
     command = Command(repository)
     (folder,) = temporary.iterdir()
@@ -215,9 +257,7 @@ def test_nothing_is_left_when_the_command_is_killed(repository: Path, temporary:
 
 def test_a_server_that_dies_is_told(repository: Path, temporary: Path) -> None:
     command = Command(repository)
-    (server,) = (
-        pid for pid in processes_of(temporary) if Path(f"/proc/{pid}/exe").resolve().name == "tritonserver"
-    )
+    (server,) = tritonservers(temporary)
     os.kill(server, signal.SIGKILL)
     code, _, stderr = command.finish()
     assert code == 128 + signal.SIGKILL
@@ -327,6 +367,8 @@ def test_flags_and_their_values_pass_through() -> None:
     assert local_server.get_flag(flags, "log-verbose") == "1"
     with pytest.raises(SystemExit):
         parse_arguments(["repository", "another"])
+    with pytest.raises(SystemExit):
+        parse_arguments(["--images-in-flight", "0"])
 
 
 def test_the_log_of_a_failed_start_is_read() -> None:

@@ -1,11 +1,11 @@
 """Step 5: the header's scores and boxes -> detections."""
 
 import functools
-import json
 from typing import Any
 
 from rcnn_backend import triton_io
-from rcnn_backend.detections import detect, override
+from rcnn_backend.detections import detect, override, warm_up
+from rcnn_backend.lost_tensors import sent_to_detections
 from rcnn_backend.parameters import DetectionParameters, read_parameters
 
 
@@ -13,10 +13,15 @@ class TritonPythonModel:
     """Answers all requests of an execution as one batch, each with its own thresholds."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.parameters = read_parameters(DetectionParameters, json.loads(args["model_config"]))
+        self.step = triton_io.Step(args)
+        self.parameters = read_parameters(DetectionParameters, self.step.config)
+        self.step.run(warm_up, self.parameters, self.step.device)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton_io.answer_together(requests, self._detect, functools.partial(override, self.parameters))
+        read_options = functools.partial(override, self.parameters)
+        return self.step.answer_together(
+            requests, self._detect, read_options=read_options, sent=sent_to_detections
+        )
 
     def _detect(self, tensors: triton_io.Tensors, parameters: list[DetectionParameters]) -> triton_io.Tensors:
         return detect(

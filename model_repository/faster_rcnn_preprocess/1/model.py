@@ -1,34 +1,35 @@
 """Step 1: encoded pictures -> the RPN's input."""
 
-import json
 from typing import Any
 
 from rcnn_backend import triton_io
-from rcnn_backend.decode import decode_image
-from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.decode import ImageDecoder
+from rcnn_backend.devices import Array
+from rcnn_backend.lost_tensors import take_samples
 from rcnn_backend.parameters import PreprocessParameters, read_parameters
-from rcnn_backend.preprocess import preprocess, resized_size_hw
+from rcnn_backend.preprocess import preprocess_requests, warm_up
 
 
 class TritonPythonModel:
-    """Answers each request by itself: its pictures make one batch, padded to their own size."""
+    """Decodes all pictures of an execution; those of a request make one batch, padded to its own size."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.parameters = read_parameters(PreprocessParameters, json.loads(args["model_config"]))
+        self.step = triton_io.Step(args)
+        self.parameters = read_parameters(PreprocessParameters, self.step.config)
+        self.decoder = ImageDecoder(self.parameters, self.step.device)
+        self.step.run(warm_up, self.parameters, self.step.device)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return triton_io.answer_each(requests, self._preprocess)
+        return self.step.answer_each(requests, self._preprocess)
 
-    def _preprocess(self, tensors: triton_io.Tensors) -> triton_io.Tensors:
-        encoded = tensors["image"].reshape(-1)  # [B]
-        images = []
-        for index, data in enumerate(encoded):
-            try:
-                image = decode_image(data, self.parameters.max_image_pixels)
-                resized_size_hw(image.shape[:2], self.parameters)  # refuses what cannot be resized
-                images.append(image)
-            except InvalidInputError as error:
-                which = f"image {index} of the {len(encoded)} in this request: " if len(encoded) > 1 else ""
-                raise InvalidInputError(f"{which}{error}") from None
-        network_input, image_sizes = preprocess(images, self.parameters)
-        return {"input": network_input, "image_sizes": image_sizes}
+    def _preprocess(self, requests: list[triton_io.Tensors]) -> list[triton_io.Tensors | Exception]:
+        encoded = [tensors["image"].reshape(-1).tolist() for tensors in requests]
+        decoded = self.decoder.decode_requests(encoded)
+        good = [images for images in decoded if not isinstance(images, Exception)]
+        made = iter(preprocess_requests(good, self.parameters))
+        return [images if isinstance(images, Exception) else self._outputs(*next(made)) for images in decoded]
+
+    @staticmethod
+    def _outputs(network_input: Array, image_sizes: Array) -> triton_io.Tensors:
+        samples = take_samples((network_input, image_sizes))
+        return {"input": network_input, "image_sizes": image_sizes, "preprocess_samples": samples}

@@ -100,8 +100,8 @@ def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def warm_up(parameters: DetectionParameters, rois: int) -> None:
-    """Compiles and loads what ``detect`` runs for ``rois`` proposals an image."""
-    boxes = cupy.zeros((1, rois, 1, 4), np.float32)
+def warm_up(parameters: DetectionParameters) -> None:
+    """Compiles and loads what ``detect`` runs."""
+    boxes = cupy.zeros((1, 1, 1, 4), np.float32)
     counts, sizes = cupy.zeros((1, 1), np.int32), cupy.ones((1, 4), np.float32)
     detect(boxes[..., 0], boxes, counts, sizes, [parameters], parameters.detections_per_img)

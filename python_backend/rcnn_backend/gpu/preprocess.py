@@ -12,7 +12,7 @@ import numpy as np
 
 from rcnn_backend import kernels
 from rcnn_backend.parameters import PreprocessParameters
-from rcnn_backend.preprocess import resized_size_hw
+from rcnn_backend.preprocess import padded_size_hw, resized_size_hw
 
 MAX_PICTURES = 48  # a launch
 PICTURE = np.dtype(
@@ -45,9 +45,8 @@ def preprocess(
         dtype: of ``input``, float32 or float16.
 
     Returns:
-        ``input`` [B, 3, H, W], zero outside each image, H and W the largest resized sides
-        rounded up to ``size_divisible``; ``image_sizes`` float32 [B, 4]: resized height and
-        width, original height and width.
+        ``input`` [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw`` says;
+        ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
 
     Raises:
         InvalidInputError: an image too elongated to be resized.
@@ -57,8 +56,7 @@ def preprocess(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image is {image.dtype} {image.shape}: expected uint8 [height, width, 3]")
     sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
-    divisor = parameters.size_divisible
-    height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*sizes_hw, strict=True))
+    height, width = padded_size_hw(sizes_hw, parameters)
     batch = cupy.empty((len(images), 3, height, width), dtype)
     image_sizes = cupy.empty((len(images), 4), np.float32)
     kernel = kernels.load("preprocess", f"resize_normalize_pad<{kernels.cpp_type(batch.dtype)}>")

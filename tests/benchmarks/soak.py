@@ -1,0 +1,204 @@
+"""Clients that never stop asking: every answer is right or an error, and memory stays flat.
+
+    python tests/benchmarks/soak.py --seconds 60 --clients 16 [tritonserver's flags]
+
+Each answer is compared with the one to the same picture asked alone, of a server without those
+flags. Memory: the resident memory of the server's processes, and the memory in use on the GPUs.
+"""
+
+import argparse
+import io
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_client import Detections, Detector, RcnnError
+from rcnn_export.detector import load_detector
+from rcnn_export.repository import export_repository
+from rich.console import Console
+from rich.table import Table
+
+SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
+SIZES = [(416, 320), (320, 416), (400, 300)]
+BOX_TOLERANCE_PX, SCORE_TOLERANCE = 0.1, 1e-3
+SCORE_THRESH = 0.1
+WARM_UP_S = 10
+GROWTH = 0.02  # of a process or GPU, after the warm-up
+
+
+def main() -> int:
+    """Prints what came back and the memory over time; 0 if all is as it must be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--repository", type=Path, help="default: the sample detector, exported anew")
+    parser.add_argument("--name", default="digits")
+    parser.add_argument("--errors-allowed", action="store_true", help="only a wrong answer is a failure")
+    options, flags = parser.parse_known_args()
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as folder:
+        repository = options.repository or export_sample(Path(folder))
+        pictures = encode_pictures()
+        with running_server(repository, [options.name]) as server:
+            expected = ask_alone(server, options.name, pictures)
+            if not flags:
+                load = run_load(server, options, pictures, expected)
+        if flags:
+            with running_server(repository, [options.name], flags=flags) as server:
+                load = run_load(server, options, pictures, expected)
+    console.print(_memory_table(load))
+    console.print(
+        f"{load.right} right answers ({load.right / options.seconds:.0f} a second), {load.wrong} wrong, "
+        f"{load.errors.total()} errors"
+    )
+    for message, count in load.errors.most_common(5):
+        console.print(f"  {count} x {message}", markup=False)
+    grown = load.grown()
+    for line in grown:
+        console.print(line)
+    console.print(f"Python {platform.python_version()}; command: python {shlex.join(sys.argv)}", markup=False)
+    failed = load.wrong or not load.right + load.errors.total() or grown
+    return 1 if failed or (load.errors and not options.errors_allowed) else 0
+
+
+@dataclass
+class Load:
+    """What the clients got, and memory in MiB by second and by process or GPU."""
+
+    right: int = 0
+    wrong: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    memory_mib: dict[float, dict[str, float]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def grown(self) -> list[str]:
+        """A line for each process or GPU whose memory grew after the warm-up."""
+        settled = [memory for second, memory in self.memory_mib.items() if second >= WARM_UP_S]
+        if len(settled) < 2:
+            return []
+        first, last = settled[0], settled[-1]
+        return [
+            f"{name} grew from {first[name]:.0f} to {last[name]:.0f} MiB"
+            for name in first
+            if last.get(name, 0) > first[name] * (1 + GROWTH) + 1
+        ]
+
+
+def export_sample(folder: Path) -> Path:
+    """The sample detector in a repository of its own."""
+    detector = load_detector(
+        "rcnn_export.digits_detector:digits_detector",
+        str(SAMPLES / "digits.safetensors"),
+        labels=SAMPLES / "labels.txt",
+    )
+    export_repository(detector, folder, "digits")
+    return folder
+
+
+def encode_pictures() -> list[bytes]:
+    """The sample pictures in several sizes, as JPEG and as PNG."""
+    encoded = []
+    for path in sorted((SAMPLES / "pictures").glob("*.jpg")):
+        for size in SIZES:
+            for kind in ("JPEG", "PNG"):
+                buffer = io.BytesIO()
+                Image.open(path).convert("RGB").resize(size).save(buffer, kind)
+                encoded.append(buffer.getvalue())
+    return encoded
+
+
+def ask_alone(server: RunningServer, name: str, pictures: list[bytes]) -> list[Detections]:
+    """Each picture's answer, one after the other."""
+    with Detector(server.grpc_url, name) as detector:
+        return [detector.detect(picture, score_thresh=SCORE_THRESH) for picture in pictures]
+
+
+def run_load(
+    server: RunningServer, options: argparse.Namespace, pictures: list[bytes], expected: list[Detections]
+) -> Load:
+    """All clients ask at once, each its own sequence of pictures, until the time is over."""
+    load, started = Load(), time.monotonic()
+
+    def ask(client: int) -> None:
+        with Detector(server.grpc_url, options.name) as detector:
+            turn = client
+            while time.monotonic() < started + options.seconds:
+                index, turn = turn % len(pictures), turn + 5
+                try:
+                    answer = detector.detect(pictures[index], score_thresh=SCORE_THRESH)
+                except RcnnError as error:
+                    with load.lock:
+                        load.errors[str(error)] += 1
+                else:
+                    with load.lock:
+                        if is_same(answer, expected[index]):
+                            load.right += 1
+                        else:
+                            load.wrong += 1
+
+    clients = [threading.Thread(target=ask, args=(client,)) for client in range(options.clients)]
+    for client in clients:
+        client.start()
+    while any(client.is_alive() for client in clients):
+        load.memory_mib[time.monotonic() - started] = memory_mib(server.process.pid)
+        time.sleep(min(5.0, options.seconds / 10))
+    for client in clients:
+        client.join()
+    return load
+
+
+def is_same(answer: Detections, expected: Detections) -> bool:
+    """The same objects, but for rounding, which depends on what shares a batch."""
+    return (
+        np.array_equal(answer.labels, expected.labels)
+        and np.allclose(answer.boxes, expected.boxes, rtol=0, atol=BOX_TOLERANCE_PX)
+        and np.allclose(answer.scores, expected.scores, rtol=0, atol=SCORE_TOLERANCE)
+    )
+
+
+def memory_mib(group: int) -> dict[str, float]:
+    """Resident memory of the server and of its models' processes together, and of each GPU."""
+    memory = {"tritonserver": 0.0, "Python steps": 0.0}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(process.name)) == group:
+                pages = int((process / "statm").read_text().split()[1])
+                kind = "tritonserver" if int(process.name) == group else "Python steps"
+                memory[kind] += pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        except (ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+            continue
+    try:
+        query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return memory
+    return memory | {f"GPU {index}": float(used) for index, used in (line.split(",") for line in lines)}
+
+
+def _memory_table(load: Load) -> Table:
+    table = Table(title="Memory in MiB")
+    names = list(next(iter(load.memory_mib.values())))
+    table.add_column("second", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    shown = list(load.memory_mib.items())
+    for second, memory in shown[:: max(1, len(shown) // 12)]:
+        table.add_row(f"{second:.0f}", *(f"{memory[name]:.0f}" for name in names))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The samples that a GPU takes are those that the CPU takes."""
+
+import numpy as np
+import pytest
+
+cupy = pytest.importorskip("cupy")
+from rcnn_backend.gpu import samples  # noqa: E402
+from rcnn_backend.lost_tensors import Comparison, Sent, take_samples  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+RANDOM = np.random.default_rng(5)
+
+
+def make_tensors() -> list[np.ndarray]:
+    """Every type, last axes of one to nine elements, and one that is not contiguous."""
+    shapes = [(3, 6), (3, 1), (3, 5, 2), (3, 4, 8, 9), (3, 7, 4, 3, 5)]
+    plain = [RANDOM.uniform(-9, 9, shape).astype(np.float32) for shape in shapes]
+    halves = [array.astype(np.float16) for array in plain]
+    channels_last = RANDOM.uniform(0, 1, (3, 5, 6, 8)).astype(np.float32).transpose(0, 3, 1, 2)
+    return [*plain, *halves, np.array([[3], [0], [1000]], np.int32), channels_last, plain[0][:, 1:3]]
+
+
+def test_the_gpu_takes_the_same() -> None:
+    tensors = make_tensors()
+    expected = take_samples(tensors)
+    found = take_samples([cupy.asarray(tensor) for tensor in tensors])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.get(), expected)
+
+
+def test_strides_are_followed() -> None:
+    whole = cupy.asarray(RANDOM.uniform(0, 1, (4, 6, 8)).astype(np.float32))
+    views = [whole.transpose(0, 2, 1), whole[::2].repeat(2, axis=0)[:, 1:, ::3], whole[:, :, 5:]]
+    expected = take_samples([view.get() for view in views])
+    np.testing.assert_array_equal(take_samples(views).get(), expected)
+
+
+def test_a_lost_tensor_is_named() -> None:
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        sent = [cupy.asarray(RANDOM.uniform(0, 1, (2, 9, 6)).astype(np.float32)) for _ in range(2)]
+        given = [take_samples([tensor]) for tensor in sent]
+        sent[1][1] = 0
+        pairs = [Sent(f"tensor_{index}", *pair) for index, pair in enumerate(zip(sent, given, strict=True))]
+        comparison = Comparison(pairs)
+        stream.synchronize()
+    assert comparison.lost() == [[], ["tensor_1"]]
+
+
+def test_what_it_cannot_take_is_refused() -> None:
+    with pytest.raises(ValueError, match="float64: expected one of"):
+        samples.take_samples([cupy.zeros((1, 2), np.float64)])
+    with pytest.raises(ValueError, match="33 tensors: expected at most 32"):
+        samples.take_samples([cupy.zeros((1, 2), np.float32)] * 33)

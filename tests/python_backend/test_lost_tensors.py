@@ -1,0 +1,109 @@
+"""A tensor that is not the one that was sent is named, and only for the images that it belongs to."""
+
+import numpy as np
+import pytest
+from rcnn_backend.errors import LostTensorError
+from rcnn_backend.lost_tensors import (
+    Comparison,
+    Sent,
+    raise_if_lost,
+    sent_to_detections,
+    sent_to_proposals,
+    take_samples,
+)
+
+BATCH = 2
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).random(shape, np.float32)
+
+
+def proposals_tensors() -> dict[str, np.ndarray]:
+    """What the proposals step gets when nothing is lost."""
+    network_input, image_sizes = random(BATCH, 3, 64, 96), random(BATCH, 4)
+    features = {f"feature_{level}": random(BATCH, 8, 16 >> level, 24 >> level) for level in range(3)}
+    rpn_boxes = random(BATCH, 50, 6)
+    return {
+        "rpn_boxes": rpn_boxes,
+        **features,
+        "image_sizes": image_sizes,
+        "preprocess_samples": take_samples([network_input, image_sizes]),
+        "rpn_samples": take_samples([network_input, rpn_boxes, *features.values()]),
+    }
+
+
+def detections_tensors(classes: int, pooled_size: int) -> dict[str, np.ndarray]:
+    """What the detections step gets when nothing is lost."""
+    roialigned_feature, proposals = random(BATCH, 9, 8, pooled_size, pooled_size), random(BATCH, 9, 4)
+    num_proposals = np.array([[9], [0]], np.int32)
+    class_scores, class_boxes = random(BATCH, 9, classes), random(BATCH, 9, classes, 4)
+    image_sizes = random(BATCH, 4)
+    return {
+        "class_scores": class_scores,
+        "class_boxes": class_boxes,
+        "num_proposals": num_proposals,
+        "image_sizes": image_sizes,
+        "preprocess_samples": take_samples([random(BATCH, 3, 32, 32), image_sizes]),
+        "proposals_samples": take_samples([roialigned_feature, proposals, num_proposals]),
+        "header_samples": take_samples([roialigned_feature, proposals, class_scores, class_boxes]),
+    }
+
+
+def test_samples_are_the_first_elements_of_each_image() -> None:
+    feature = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    counts = np.array([[7], [8]], np.int32)
+    half = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.float16)
+    expected = [[0, 1, 2, 3, 7, 1, 2, 3, 4], [60, 61, 62, 63, 8, 6, 7, 8, 9]]
+    samples = take_samples([feature, counts, half])
+    assert samples.dtype == np.float32
+    np.testing.assert_array_equal(samples, expected)
+
+
+def test_nothing_is_lost() -> None:
+    assert Comparison(sent_to_proposals(proposals_tensors())).lost() == [[], []]
+    for classes, pooled_size in [(90, 7), (1, 7), (3, 2)]:
+        assert Comparison(sent_to_detections(detections_tensors(classes, pooled_size))).lost() == [[], []]
+
+
+@pytest.mark.parametrize("name", ["rpn_boxes", "feature_0", "feature_2", "image_sizes"])
+def test_a_tensor_lost_before_the_proposals(name: str) -> None:
+    tensors = proposals_tensors()
+    tensors[name][1] = 0
+    assert Comparison(sent_to_proposals(tensors)).lost() == [[], [name]]
+
+
+def test_an_input_lost_before_an_engine_shows_in_what_the_engine_echoes() -> None:
+    tensors = proposals_tensors()
+    tensors["rpn_samples"][0, :4] = 0
+    assert Comparison(sent_to_proposals(tensors)).lost() == [["input"], []]
+
+
+@pytest.mark.parametrize("name", ["class_scores", "class_boxes", "num_proposals", "image_sizes"])
+def test_a_tensor_lost_before_the_detections(name: str) -> None:
+    tensors = detections_tensors(90, 7)
+    tensors[name][0] = 3
+    assert Comparison(sent_to_detections(tensors)).lost() == [[name], []]
+
+
+def test_lost_samples_are_as_bad_as_lost_tensors() -> None:
+    tensors = proposals_tensors()
+    tensors["rpn_samples"][:] = 0
+    lost = ["input", "rpn_boxes", "feature_0", "feature_1", "feature_2"]
+    assert Comparison(sent_to_proposals(tensors)).lost() == [lost, lost]
+
+
+def test_nan_equals_nan() -> None:
+    boxes = np.array([[np.nan, 1], [2, np.nan]], np.float32)
+    assert Comparison([Sent("boxes", boxes, boxes.copy())]).lost() == [[], []]
+
+
+def test_another_number_of_samples_means_another_export() -> None:
+    with pytest.raises(ValueError, match="export the detector again"):
+        Comparison([Sent("boxes", np.zeros((1, 6), np.float32), np.zeros((1, 3), np.float32))])
+
+
+def test_the_error_names_the_tensors_and_the_flags() -> None:
+    raise_if_lost([])
+    with pytest.raises(LostTensorError, match=r"input, feature_0 got lost .*--cuda-memory-pool-byte-size"):
+        raise_if_lost(["input", "feature_0", "input"])
