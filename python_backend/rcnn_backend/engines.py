@@ -1,8 +1,8 @@
 """One interface to the engine files of a model: named arrays in, named arrays out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import onnxruntime
 
@@ -47,7 +47,7 @@ class OnnxEngine:
 
 
 def open_session(
-    path: Path, options: onnxruntime.SessionOptions, providers: list[str | tuple[str, dict[str, str]]]
+    path: Path, options: onnxruntime.SessionOptions, providers: Sequence[Any]
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that tells its faults in one sentence and its warnings not at all.
 

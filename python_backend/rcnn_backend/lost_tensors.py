@@ -109,7 +109,10 @@ class Comparison:
 
     def lost(self) -> list[list[str]]:
         """For each image the tensors that are not those that were sent; on a GPU the stream is done by then."""
-        arrived, expected = np.split(self._samples, 2, axis=1)  # [B, total]
+        total = sum(self._widths)
+        arrived, expected = self._samples[:, :total], self._samples[:, total:]  # [B, total]
+        if np.array_equal(arrived, expected):
+            return [[] for _ in arrived]
         differs = ~((arrived == expected) | (np.isnan(arrived) & np.isnan(expected)))
         first = np.cumsum([0, *self._widths[:-1]])
         by_tensor = np.logical_or.reduceat(differs, first, axis=1)  # [B, tensors]

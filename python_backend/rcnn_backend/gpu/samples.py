@@ -1,5 +1,6 @@
 """The first elements of several tensors on a GPU, gathered by one kernel. See ``rcnn_backend.lost_tensors``."""
 
+import struct
 from collections.abc import Sequence
 
 import cupy
@@ -9,18 +10,9 @@ from rcnn_backend import kernels
 from rcnn_backend.lost_tensors import SAMPLES
 
 MAX_TENSORS = 32  # a launch
-TYPES = {"float32": 0, "float16": 1, "int32": 2}
-TENSOR = np.dtype(
-    [
-        ("data", np.uint64),
-        ("image_stride", np.int64),
-        ("stride", np.int32),
-        ("count", np.int32),
-        ("first", np.int32),
-        ("type", np.int32),
-    ]
-)
-TENSORS = np.dtype([("tensors", TENSOR, MAX_TENSORS)])
+TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 2}
+TENSOR = struct.Struct("Qqiiii")  # data, image_stride, stride, count, first, type
+TABLE = np.dtype((np.void, TENSOR.size * MAX_TENSORS))
 
 
 def take_samples(tensors: Sequence[cupy.ndarray]) -> cupy.ndarray:
@@ -31,18 +23,19 @@ def take_samples(tensors: Sequence[cupy.ndarray]) -> cupy.ndarray:
     """
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"{len(tensors)} tensors: expected at most {MAX_TENSORS}")
-    batch, columns = len(tensors[0]), 0
-    table = np.zeros(1, TENSORS)
+    columns = 0
+    table = np.zeros(1, TABLE)
     for index, tensor in enumerate(tensors):
-        if tensor.dtype.name not in TYPES:
-            raise ValueError(f"a tensor is {tensor.dtype}: expected one of {', '.join(TYPES)}")
+        if tensor.dtype not in TYPES:
+            raise ValueError(f"a tensor is {tensor.dtype}: expected float32, float16 or int32")
         count = min(SAMPLES, tensor.shape[-1])
-        strides = tensor.strides[0], tensor.strides[-1]
-        table["tensors"][0, index] = (tensor.data.ptr, *strides, count, columns, TYPES[tensor.dtype.name])
+        strides, type_ = tensor.strides, TYPES[tensor.dtype]
+        fields = tensor.data.ptr, strides[0], strides[-1], count, columns, type_
+        TENSOR.pack_into(table, index * TENSOR.size, *fields)
         columns += count
-    samples = cupy.empty((batch, columns), np.float32)
+    samples = cupy.empty((len(tensors[0]), columns), np.float32)
     arguments = table, np.int32(len(tensors)), np.int32(columns), samples
-    kernels.load("samples", "take_samples")((batch,), (SAMPLES * MAX_TENSORS,), arguments)
+    kernels.load("samples", "take_samples")((len(tensors[0]),), (SAMPLES * MAX_TENSORS,), arguments)
     return samples
 
 
