@@ -8,7 +8,7 @@ engine sends samples of what it got and of what it made, and the next Python ste
 Shapes: B images, S samples of one tensor: SAMPLES, or its last axis where that is shorter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,123 +17,132 @@ import numpy.typing as npt
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.errors import LostTensorError
 
+Float = npt.NDArray[np.float32]
+
 SAMPLES = 4
+SUFFIX = "_samples"  # of the tensors that hold samples of others
 
 
 class Sent(NamedTuple):
-    """A tensor as it arrived, and the samples that its sender took of it."""
+    """Samples of one tensor: of what arrived, and those that were sent with it."""
 
     name: str
-    arrived: Array  # [B, ...]
-    samples: Array  # [B, S]
+    arrived: Float  # [B, S]
+    sent: Float  # [B, S]
 
 
 def take_samples(tensors: Sequence[Array]) -> Array:
     """The samples of several tensors [B, ...] side by side: float32 [B, sum of S]."""
-    if not isinstance(tensors[0], np.ndarray):
-        from rcnn_backend.gpu import samples  # needs CuPy
+    return _first_elements(tensors, [_num_samples(tensor) for tensor in tensors])
 
-        return samples.take_samples(tensors)
-    corners = [tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :SAMPLES] for tensor in tensors]
+
+def _num_samples(tensor: Array) -> int:
+    return min(SAMPLES, int(tensor.shape[-1]))
+
+
+def _first_elements(tensors: Sequence[Array], counts: Sequence[int]) -> Array:
+    """The first ``counts`` elements along the last axis, at 0 of all others but the first, side by side."""
+    if not isinstance(tensors[0], np.ndarray):
+        from rcnn_backend.gpu.samples import first_elements  # needs CuPy
+
+        return first_elements(tensors, counts)
+    corners = [
+        tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :count]
+        for tensor, count in zip(tensors, counts, strict=True)
+    ]
     return np.concatenate(corners, axis=1, dtype=np.float32)
 
 
 def warm_up(device: Device) -> None:
     """Compiles what ``take_samples`` runs on a GPU."""
-    if device.is_gpu:
-        from rcnn_backend.gpu import samples  # needs CuPy
-
-        samples.warm_up()
+    take_samples([device.upload(np.zeros((1, 1), np.float32))])
 
 
-def sent_to_proposals(tensors: Mapping[str, Array]) -> list[Sent]:
-    """What reached the proposals step: by way of the RPN engine, and past it."""
-    preprocess, rpn = tensors["preprocess_samples"], _Reader(tensors["rpn_samples"])
-    features = sorted(name for name in tensors if name.startswith("feature_"))
-    return [
-        Sent("input", rpn.read(SAMPLES), preprocess[:, :SAMPLES]),
-        Sent("image_sizes", tensors["image_sizes"], preprocess[:, SAMPLES:]),
-        *(Sent(name, tensors[name], rpn.read_for(tensors[name])) for name in ("rpn_boxes", *features)),
-    ]
+class Arrived:
+    """Samples of all tensors of a batch as they arrived, on their way to the host."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self._widths = {
+            name: int(tensor.shape[-1]) if name.endswith(SUFFIX) else _num_samples(tensor)
+            for name, tensor in tensors.items()
+        }
+        samples = _first_elements(list(tensors.values()), list(self._widths.values()))
+        self._samples: Float = samples if isinstance(samples, np.ndarray) else _start_download(samples)
+
+    def by_name(self) -> dict[str, Float]:
+        """[B, S] of each tensor, all of one that holds samples; on a GPU the stream is done by then."""
+        ends = np.cumsum(list(self._widths.values()))
+        parts = np.split(self._samples, ends[:-1], axis=1)
+        return dict(zip(self._widths, parts, strict=True))
 
 
-def sent_to_detections(tensors: Mapping[str, Array]) -> list[Sent]:
-    """What reached the detections step: by way of the header engine, and past it."""
-    preprocess = tensors["preprocess_samples"]
-    proposals, header = _Reader(tensors["proposals_samples"]), _Reader(tensors["header_samples"])
-    pooled = tensors["proposals_samples"].shape[1] - SAMPLES - 1
-    return [
-        Sent("roialigned_feature", header.read(pooled), proposals.read(pooled)),
-        Sent("proposals", header.read(SAMPLES), proposals.read(SAMPLES)),
-        Sent("num_proposals", tensors["num_proposals"], proposals.read(1)),
-        Sent("image_sizes", tensors["image_sizes"], preprocess[:, SAMPLES:]),
-        *(
-            Sent(name, tensors[name], header.read_for(tensors[name]))
-            for name in ("class_scores", "class_boxes")
-        ),
-    ]
+def _start_download(samples: Array) -> Float:
+    """Starts the copy to the host on the current stream."""
+    import cupyx  # optional
+
+    host: Float = cupyx.empty_pinned(samples.shape, samples.dtype)
+    samples.get(out=host, blocking=False)
+    return host
+
+
+def sent_to_proposals(arrived: Mapping[str, Float]) -> Iterator[Sent]:
+    """What the proposals step gets, by way of the RPN engine and past it, from ``Arrived.by_name``."""
+    preprocess, rpn = arrived["preprocess_samples"], _Reader(arrived["rpn_samples"])
+    yield Sent("input", rpn.read(SAMPLES), preprocess[:, :SAMPLES])
+    yield Sent("image_sizes", arrived["image_sizes"], preprocess[:, SAMPLES:])
+    features = sorted(name for name in arrived if name.startswith("feature_"))
+    for name in ("rpn_boxes", *features):
+        yield Sent(name, arrived[name], rpn.read(arrived[name].shape[1]))
+
+
+def sent_to_detections(arrived: Mapping[str, Float]) -> Iterator[Sent]:
+    """What the detections step gets, by way of the header engine and past it, from ``Arrived.by_name``."""
+    proposals, header = _Reader(arrived["proposals_samples"]), _Reader(arrived["header_samples"])
+    pooled = arrived["proposals_samples"].shape[1] - SAMPLES - 1
+    yield Sent("roialigned_feature", header.read(pooled), proposals.read(pooled))
+    yield Sent("proposals", header.read(SAMPLES), proposals.read(SAMPLES))
+    yield Sent("num_proposals", arrived["num_proposals"], proposals.read(1))
+    yield Sent("image_sizes", arrived["image_sizes"], arrived["preprocess_samples"][:, SAMPLES:])
+    for name in ("class_scores", "class_boxes"):
+        yield Sent(name, arrived[name], header.read(arrived[name].shape[1]))
 
 
 class _Reader:
     """Hands out the columns of samples [B, ...] from left to right."""
 
-    def __init__(self, samples: Array) -> None:
+    def __init__(self, samples: Float) -> None:
         self._samples = samples
         self._next = 0
 
-    def read(self, count: int) -> Array:
+    def read(self, count: int) -> Float:
         self._next += count
         return self._samples[:, self._next - count : self._next]
 
-    def read_for(self, tensor: Array) -> Array:
-        return self.read(min(SAMPLES, tensor.shape[-1]))
 
-
-class Comparison:
-    """Samples of what arrived beside those that were sent, on their way to the host.
+def find_lost(sent: Iterator[Sent], batch: int) -> list[list[str]]:
+    """For each of the ``batch`` images the tensors that are not what was sent.
 
     Raises:
         ValueError: a sender took another number of samples.
     """
-
-    def __init__(self, sent: Sequence[Sent]) -> None:
-        self._names = [tensor.name for tensor in sent]
-        self._widths = [tensor.samples.shape[1] for tensor in sent]
-        for tensor, width in zip(sent, self._widths, strict=True):
-            if width != min(SAMPLES, tensor.arrived.shape[-1]):
-                raise ValueError(
-                    f"{width} samples came with {tensor.name} {tensor.arrived.shape}: export the detector again"
-                )
-        samples = take_samples([tensor.arrived for tensor in sent] + [tensor.samples for tensor in sent])
-        self._samples = samples if isinstance(samples, np.ndarray) else _start_download(samples)
-
-    def lost(self) -> list[list[str]]:
-        """For each image the tensors that are not those that were sent; on a GPU the stream is done by then."""
-        total = sum(self._widths)
-        arrived, expected = self._samples[:, :total], self._samples[:, total:]  # [B, total]
-        if np.array_equal(arrived, expected):
-            return [[] for _ in arrived]
-        differs = ~((arrived == expected) | (np.isnan(arrived) & np.isnan(expected)))
-        first = np.cumsum([0, *self._widths[:-1]])
-        by_tensor = np.logical_or.reduceat(differs, first, axis=1)  # [B, tensors]
-        return [[name for name, lost in zip(self._names, row, strict=True) if lost] for row in by_tensor]
+    lost: list[list[str]] = [[] for _ in range(batch)]
+    for name, arrived, expected in sent:
+        if arrived.shape != expected.shape:
+            raise ValueError(
+                f"{expected.shape[1]} samples came with {name}, expected {arrived.shape[1]}: export the detector again"
+            )
+        same = (arrived == expected) | (np.isnan(arrived) & np.isnan(expected))
+        for image in np.flatnonzero(~same.all(axis=1)):
+            lost[image].append(name)
+    return lost
 
 
 def raise_if_lost(names: Sequence[str]) -> None:
     """Raises LostTensorError if there is a name, saying which setting of the server to change."""
     if names:
         raise LostTensorError(
-            f"{', '.join(dict.fromkeys(names))} got lost between two steps: Triton's CUDA memory pool is full. Start the "
-            "server with a larger --cuda-memory-pool-byte-size=<gpu>:<bytes>, or with "
+            f"{', '.join(dict.fromkeys(names))} got lost between two steps: Triton's CUDA memory pool is full. "
+            "Start the server with a larger --cuda-memory-pool-byte-size=<gpu>:<bytes>, or with "
             "--pinned-memory-pool-byte-size=0 (then nothing is lost, it is only slower), or send fewer "
             "requests at a time"
         )
-
-
-def _start_download(samples: Array) -> npt.NDArray[np.float32]:
-    """Starts the copy to the host on the current stream."""
-    import cupyx  # optional
-
-    host: npt.NDArray[np.float32] = cupyx.empty_pinned(samples.shape, samples.dtype)
-    samples.get(out=host, blocking=False)
-    return host

@@ -6,7 +6,7 @@ Imported inside Triton's Python stub only, where ``triton_python_backend_utils``
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError
-from rcnn_backend.lost_tensors import Comparison, Sent, raise_if_lost, warm_up
+from rcnn_backend.lost_tensors import Arrived, Float, Sent, find_lost, raise_if_lost, warm_up
 
 Tensors = dict[str, Array]
 
@@ -58,13 +58,13 @@ class Step:
         compute: Callable[[Tensors, list[Any]], Tensors],
         *,
         read_options: Callable[[Mapping[str, Any]], Any] = dict,
-        sent: Callable[[Tensors], list[Sent]] | None = None,
+        sent: Callable[[Mapping[str, Float]], Iterator[Sent]] | None = None,
     ) -> list[Any]:
         """Computes one batch joined from all requests, then splits it again.
 
         ``read_options`` turns a request's parameters into what ``compute`` gets for each of
         its images; a request whose parameters it refuses is answered with that error and
-        leaves the batch. ``sent`` lists what the steps before sent: a request of which a
+        leaves the batch. ``sent`` pairs what arrived with what the steps before sent: a request of which a
         tensor did not arrive is answered with that error.
         """
         responses: list[Any] = [None] * len(requests)
@@ -83,14 +83,14 @@ class Step:
         with self.device.active():
             try:
                 tensors = self._join([self._inputs(requests[index]) for index in accepted])
-                comparison = Comparison(sent(tensors)) if sent else None
+                arrived = Arrived(tensors) if sent else None
                 outputs = compute(tensors, options)
                 self.device.synchronize()
+                lost = find_lost(sent(arrived.by_name()), len(options)) if sent and arrived else []
             except Exception as error:
                 for index in accepted:
                     responses[index] = _error_response(error)
                 return responses
-            lost = comparison.lost() if comparison else [[]] * len(options)
             first = 0
             for index in accepted:
                 last = first + _batch_size(requests[index])

@@ -12,7 +12,7 @@ from rcnn_backend.gpu.detections import detect
 from rcnn_backend.gpu.preprocess import preprocess
 from rcnn_backend.gpu.proposals import filter_proposals
 from rcnn_backend.gpu.roi_align import multi_scale_roi_align
-from rcnn_backend.gpu.samples import take_samples
+from rcnn_backend.lost_tensors import take_samples
 from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
 
 RANDOM = np.random.default_rng(0)

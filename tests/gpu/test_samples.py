@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 cupy = pytest.importorskip("cupy")
-from rcnn_backend.gpu import samples  # noqa: E402
-from rcnn_backend.lost_tensors import Comparison, Sent, take_samples  # noqa: E402
+from rcnn_backend.lost_tensors import Arrived, Sent, find_lost, take_samples  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 RANDOM = np.random.default_rng(5)
@@ -38,17 +37,18 @@ def test_strides_are_followed() -> None:
 def test_a_lost_tensor_is_named() -> None:
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        sent = [cupy.asarray(RANDOM.uniform(0, 1, (2, 9, 6)).astype(np.float32)) for _ in range(2)]
-        given = [take_samples([tensor]) for tensor in sent]
-        sent[1][1] = 0
-        pairs = [Sent(f"tensor_{index}", *pair) for index, pair in enumerate(zip(sent, given, strict=True))]
-        comparison = Comparison(pairs)
+        boxes = cupy.asarray(RANDOM.uniform(0, 1, (2, 9, 6)).astype(np.float32))
+        tensors = {"boxes": boxes, "all_samples": take_samples([boxes, boxes.astype(np.float16), boxes])}
+        boxes[1] = 0
+        arrived = Arrived(tensors)
         stream.synchronize()
-    assert comparison.lost() == [[], ["tensor_1"]]
+    found = arrived.by_name()
+    assert found["all_samples"].shape == (2, 12)
+    assert find_lost(iter([Sent("boxes", found["boxes"], found["all_samples"][:, :4])]), 2) == [[], ["boxes"]]
 
 
 def test_what_it_cannot_take_is_refused() -> None:
     with pytest.raises(ValueError, match="float64: expected float32"):
-        samples.take_samples([cupy.zeros((1, 2), np.float64)])
+        take_samples([cupy.zeros((1, 2), np.float64)])
     with pytest.raises(ValueError, match="33 tensors: expected at most 32"):
-        samples.take_samples([cupy.zeros((1, 2), np.float32)] * 33)
+        take_samples([cupy.zeros((1, 2), np.float32)] * 33)

@@ -1,7 +1,6 @@
-// The first elements of each image's part of several tensors. Shapes: B images. A block is an image.
+// The first elements of each image's part of several tensors. Shapes: B images. A block is a tensor of an image.
 
 constexpr int MAX_TENSORS = 32;
-constexpr int SAMPLES = 4;  // of a tensor, or fewer
 enum Type { FLOAT32, FLOAT16, INT32 };
 
 struct Tensor {  // gpu/samples.py fills these
@@ -12,7 +11,7 @@ struct Tensor {  // gpu/samples.py fills these
     int type;
 };
 
-struct Tensors {
+struct Table {
     Tensor tensors[MAX_TENSORS];
 };
 
@@ -24,11 +23,11 @@ __device__ float read(const char* at, int type) {
     return single;
 }
 
-// samples [B, columns]
-__global__ void take_samples(const Tensors tensors, int num_tensors, int columns, float* samples) {
-    const int index = threadIdx.x / SAMPLES, element = threadIdx.x % SAMPLES;
-    if (index >= num_tensors || element >= tensors.tensors[index].count) return;
-    const Tensor tensor = tensors.tensors[index];
-    const char* at = tensor.data + blockIdx.x * tensor.image_stride + static_cast<long long>(element) * tensor.stride;
-    samples[static_cast<long long>(blockIdx.x) * columns + tensor.first + element] = read(at, tensor.type);
+// elements [B, columns]
+__global__ void first_elements(const Table table, int columns, float* elements) {
+    const Tensor tensor = table.tensors[blockIdx.x];
+    const long long image = blockIdx.y;
+    float* out = elements + image * columns + tensor.first;
+    for (int index = threadIdx.x; index < tensor.count; index += blockDim.x)
+        out[index] = read(tensor.data + image * tensor.image_stride + index * static_cast<long long>(tensor.stride), tensor.type);
 }
