@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench-padding soak lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,6 +23,7 @@ $(INSTALLED): constraints.txt requirements-dev.txt client/pyproject.toml python_
 	@touch $@
 
 $(VENV)/.gpu: $(INSTALLED)
+	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e 'python_backend[server,gpu]'
 	@touch $@
 
@@ -43,7 +44,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 
 check: lint test  ## what CI runs
 
-gpu-test: $(VENV)/.gpu  ## the CUDA kernels against torchvision, on this machine's GPU
+gpu-test: $(VENV)/.gpu  ## the CUDA kernels and the served ensemble against torchvision, on this machine's GPU
 	$(BIN)/pytest tests/gpu -m gpu
 
 gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
@@ -52,6 +53,12 @@ gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
 
 bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 	$(BIN)/python tests/benchmarks/kernels.py
+
+bench-padding: $(DIGITS)  ## what padding to a few sizes changes in the answers
+	$(BIN)/python tests/benchmarks/padding.py
+
+soak: $(INSTALLED)  ## 16 clients for a minute: every answer right, memory flat
+	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16
 
 verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh

@@ -59,12 +59,14 @@ class Gpu:
 
     Raises:
         ImportError: CuPy is not installed.
+        RuntimeError: CUDA's runtime compiler is neither installed by pip nor on the system.
     """
 
     is_gpu = True
 
     def __init__(self, device_id: int) -> None:
         os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")  # a server writes no compiled kernels to disk
+        importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("nvrtc")  # CuPy knows no wheel of it
         self._cupy = importlib.import_module("cupy")
         self.device_id = device_id
         self._device = self._cupy.cuda.Device(device_id)

@@ -127,6 +127,8 @@ def find_lost(sent: Iterator[Sent], batch: int) -> list[list[str]]:
     """
     lost: list[list[str]] = [[] for _ in range(batch)]
     for name, arrived, expected in sent:
+        if np.array_equal(arrived, expected):
+            continue
         if arrived.shape != expected.shape:
             raise ValueError(
                 f"{expected.shape[1]} samples came with {name}, expected {arrived.shape[1]}: export the detector again"
