@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rcnn_export.detector import TORCHVISION_MODELS, Detector, load_detector
+from rcnn_export.engine_options import ENGINE_FILES, FP16, FP32, ONNX, EngineOptions
 from rcnn_export.errors import ExportError
 from rcnn_export.repository import export_repository
 
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
         detector = load_detector(arguments.model, arguments.weights, arguments.num_classes, arguments.labels)
         name = arguments.name or arguments.detector
-        written = export_repository(detector, arguments.repository, name, report)
+        options = EngineOptions(arguments.engine, arguments.precision)
+        written = export_repository(detector, arguments.repository, name, report, options)
     except ExportError as error:
         print(f"rcnn-export: {error}", file=sys.stderr)
         return 1
@@ -67,6 +69,19 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("model_repository"),
         help="the model repository to write into (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINE_FILES),
+        default=ONNX,
+        help="onnx: runs anywhere, in ONNX Runtime; aoti: compiled by PyTorch for this machine's GPU, or CPU if "
+        "it has none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=(FP32, FP16),
+        default=FP32,
+        help="of the networks; boxes and scores are computed in fp32 either way (default: %(default)s)",
     )
     parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
     return parser

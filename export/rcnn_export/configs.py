@@ -10,12 +10,16 @@ from google.protobuf import text_format
 from rcnn_backend.lost_tensors import SAMPLES
 from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
 from torchvision.models.detection import FasterRCNN
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from rcnn_export.detector import Detector
+from rcnn_export.engine_options import DEFAULT_ENGINE, FP16, TRITON_BACKENDS, EngineOptions
 from rcnn_export.split import backbone_features, pooled_levels, pooled_strides, roi_pooler
 
 TEMPLATE = "faster_rcnn"
+PIXELS = "pixels"  # the ensemble <name>_pixels takes pixels, the ensemble <name> encoded pictures
+HALF_TENSORS = ("input", "feature_", "roialigned_feature")
+FUSED = "fused"  # the model <name>_fused runs all steps in one process
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 # On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
@@ -29,13 +33,13 @@ def template_dir() -> Path:
     return in_clone if in_clone.is_dir() else Path(__file__).resolve().parent / "model_repository"
 
 
-def step_names(name: str) -> list[str]:
-    """The models of the detector ``name``, the ensemble first."""
-    return [name, *(f"{name}_{step}" for step in STEPS)]
+def model_names(name: str) -> list[str]:
+    """The models of the detector ``name``, whole ones first."""
+    return [name, *(f"{name}_{part}" for part in (PIXELS, FUSED, *STEPS))]
 
 
-def derive_configs(detector: Detector, name: str) -> dict[str, str]:
-    """The text of each model's config.pbtxt, by model name.
+def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
+    """The text of each model's config.pbtxt, by model name; in FP16 what goes to and from a network is FP16.
 
     A file that needs no change is passed on as it is, comments and all.
     """
@@ -59,17 +63,21 @@ def derive_configs(detector: Detector, name: str) -> dict[str, str]:
     }
     parameters: dict[str, dict[str, Any]] = {
         "": {"class_names": detector.class_names},
+        PIXELS: {"class_names": detector.class_names},
+        FUSED: {"class_names": detector.class_names},
         "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), CHOSEN_BY_HAND),
         "proposals": dataclasses.asdict(proposal_parameters(model)),
         "detections": dataclasses.asdict(detection_parameters(model)),
     }
     texts = {}
-    for template, model_name in zip(step_names(TEMPLATE), step_names(name), strict=True):
+    for template, model_name in zip(model_names(TEMPLATE), model_names(name), strict=True):
         text = (template_dir() / template / "config.pbtxt").read_text()
         config = text_format.Parse(text, ModelConfig())
         original = ModelConfig()
         original.CopyFrom(config)
         config.name = model_name
+        if config.backend in TRITON_BACKENDS.values():
+            config.backend = TRITON_BACKENDS[options.engine]
         for step in config.ensemble_scheduling.step:
             step.model_name = name + step.model_name.removeprefix(TEMPLATE)
             _replace_feature_map(step.input_map, len(levels))
@@ -79,6 +87,8 @@ def derive_configs(detector: Detector, name: str) -> dict[str, str]:
             for tensor in tensors:
                 if tensor.name in dims:
                     tensor.dims[:] = dims[tensor.name]
+                if options.precision == FP16 and tensor.name.startswith(HALF_TENSORS):
+                    tensor.data_type = DataType.TYPE_FP16
         for key, value in parameters.get(template.removeprefix(TEMPLATE).lstrip("_"), {}).items():
             config.parameters[key].string_value = json.dumps(value)
         texts[model_name] = text if config == original else _to_text(config, template)

@@ -13,6 +13,8 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torchvision.models.detection import FasterRCNN
 
+from rcnn_export.engine_options import FP16, FP32
+from rcnn_export.half_precision import to_half
 from rcnn_export.split import (
     HeaderModule,
     RpnModule,
@@ -22,6 +24,7 @@ from rcnn_export.split import (
 )
 
 OPSET = 20
+DTYPES = {FP32: torch.float32, FP16: torch.float16}
 MAX_BATCH = 128
 MAX_SIDE_PX = 8192
 
@@ -42,7 +45,7 @@ class Stage:
     axes: dict[str, list[str | int]]
 
 
-def rpn_stage(model: FasterRCNN) -> Stage:
+def rpn_stage(model: FasterRCNN, precision: str = FP32) -> Stage:
     """``input`` [B, 3, H, W] with H and W multiples of the detector's ``size_divisible``."""
     divisor = model.transform.size_divisible
     batch = Dim("batch", min=1, max=MAX_BATCH)
@@ -58,8 +61,8 @@ def rpn_stage(model: FasterRCNN) -> Stage:
     axes["rpn_samples"] = ["batch", "samples"]
     return Stage(
         "rpn",
-        RpnModule(model).eval(),
-        (torch.rand(2, 3, 8 * divisor, 10 * divisor),),
+        _in_precision(RpnModule(model), precision),
+        (torch.rand(2, 3, 8 * divisor, 10 * divisor, dtype=DTYPES[precision]),),
         ({0: batch, 2: divisor * rows, 3: divisor * columns},),
         ["input"],
         list(axes)[1:],
@@ -67,7 +70,7 @@ def rpn_stage(model: FasterRCNN) -> Stage:
     )
 
 
-def header_stage(model: FasterRCNN) -> Stage:
+def header_stage(model: FasterRCNN, precision: str = FP32) -> Stage:
     """``roialigned_feature`` [B, R, C, h, w] and ``proposals`` [B, R, 4]."""
     channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
     output_size = roi_pooler(model).output_size
@@ -75,8 +78,8 @@ def header_stage(model: FasterRCNN) -> Stage:
     rois = Dim("rois", min=1, max=1 << 14)
     return Stage(
         "header",
-        HeaderModule(model).eval(),
-        (torch.rand(2, 6, channels, *output_size), torch.rand(2, 6, 4)),
+        _in_precision(HeaderModule(model), precision),
+        (torch.rand(2, 6, channels, *output_size, dtype=DTYPES[precision]), torch.rand(2, 6, 4)),
         ({0: batch, 1: rois}, {0: batch, 1: rois}),
         ["roialigned_feature", "proposals"],
         ["class_scores", "class_boxes", "header_samples"],
@@ -88,6 +91,13 @@ def header_stage(model: FasterRCNN) -> Stage:
             "header_samples": ["batch", "samples"],
         },
     )
+
+
+def _in_precision(module: RpnModule | HeaderModule, precision: str) -> nn.Module:
+    if precision == FP16:
+        for name in module.NETWORKS:
+            setattr(module, name, to_half(getattr(module, name)))
+    return module.eval()
 
 
 @torch.no_grad()

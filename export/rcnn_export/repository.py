@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rcnn_export.configs import STEPS, TEMPLATE, derive_configs, step_names, template_dir
+from rcnn_export.aoti_export import compile_package
+from rcnn_export.configs import FUSED, PIXELS, STEPS, TEMPLATE, derive_configs, model_names, template_dir
 from rcnn_export.detector import Detector
+from rcnn_export.engine_options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, EngineOptions
 from rcnn_export.errors import ExportError
 from rcnn_export.graph_checks import clean_graph
 from rcnn_export.onnx_export import Stage, export_onnx, header_stage, rpn_stage
@@ -20,7 +22,11 @@ VERSION = "1"
 
 
 def export_repository(
-    detector: Detector, repository: Path, name: str, report: Callable[[str], None] = lambda _: None
+    detector: Detector,
+    repository: Path,
+    name: str,
+    report: Callable[[str], None] = lambda _: None,
+    options: EngineOptions = DEFAULT_ENGINE,
 ) -> list[Path]:
     """Exports both engines and writes every model of the detector ``name`` into ``repository``.
 
@@ -29,6 +35,7 @@ def export_repository(
 
     Args:
         report: called with a line of text as each part begins.
+        options: what the networks are compiled to.
 
     Returns:
         The files written, engines and configs, in the order the data flows.
@@ -39,7 +46,7 @@ def export_repository(
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
-    models = step_names(name)
+    models = model_names(name)
     try:
         repository.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
@@ -47,18 +54,20 @@ def export_repository(
         raise ExportError(f"cannot write to the repository {repository}: {error.strerror}") from error
     try:
         report("Deriving the configs")
-        for model_name, text in derive_configs(detector, name).items():
+        for model_name, text in derive_configs(detector, name, options).items():
             (staging / model_name / VERSION).mkdir(parents=True)
             (staging / model_name / "config.pbtxt").write_text(text)
-        for step in STEPS:
+        for step in (FUSED, *STEPS):
             adapter = template_dir() / f"{TEMPLATE}_{step}" / VERSION / "model.py"
             if adapter.is_file():
                 shutil.copyfile(adapter, staging / f"{name}_{step}" / VERSION / "model.py")
         labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
-        (staging / name / "labels.txt").write_text(labels)
-        for stage in (rpn_stage(detector.model), header_stage(detector.model)):
-            report(f"Exporting the {stage.name} to ONNX")
-            _write_engine(stage, detector, staging / f"{name}_{stage.name}" / VERSION)
+        for whole in (name, f"{name}_{PIXELS}", f"{name}_{FUSED}"):
+            (staging / whole / "labels.txt").write_text(labels)
+        precision = options.precision
+        for stage in (rpn_stage(detector.model, precision), header_stage(detector.model, precision)):
+            report(f"Exporting the {stage.name}, {precision}, for {options.engine}")
+            _write_engine(stage, detector, options, staging / f"{name}_{stage.name}" / VERSION)
         _swap(staging, repository, models)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error
@@ -67,18 +76,25 @@ def export_repository(
     return [path for model in models for path in sorted((repository / model).rglob("*")) if path.is_file()]
 
 
-def _write_engine(stage: Stage, detector: Detector, version_dir: Path) -> None:
-    serialized = clean_graph(export_onnx(stage)).SerializeToString()
-    (version_dir / "model.onnx").write_bytes(serialized)
+def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, version_dir: Path) -> None:
+    path = version_dir / ENGINE_FILES[options.engine]
+    about: dict[str, Any] = {}
+    if options.engine == AOTI:
+        about["target"] = compile_package(stage, path)
+    else:
+        path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
+    about["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest: dict[str, Any] = {
         "stage": stage.name,
         "model": detector.model_name,
         "weights": detector.weights,
         "weights_sha256": detector.weights_hash,
         "class_names": detector.class_names,
-        "precision": "fp32",
+        "precision": options.precision,
+        "inputs": stage.inputs,
+        "outputs": stage.outputs,
         "shapes": stage.axes,
-        "engines": {"model.onnx": {"sha256": hashlib.sha256(serialized).hexdigest()}},
+        "engines": {path.name: about},
         "versions": {
             package: importlib.metadata.version(package) for package in ("torch", "torchvision", "onnx")
         },

@@ -21,6 +21,8 @@ from rcnn_export.errors import ExportError
 class RpnModule(nn.Module):
     """Backbone, RPN head, the best anchors of each level and their decoded boxes."""
 
+    NETWORKS = ("backbone", "head")  # what may be FP16; the rest of forward is FP32
+
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
         self.backbone = model.backbone
@@ -84,6 +86,8 @@ class RpnModule(nn.Module):
 
 class HeaderModule(nn.Module):
     """Box head and predictor, softmax and per-class box decoding."""
+
+    NETWORKS = ("box_head", "box_predictor")  # what may be FP16; the rest of forward is FP32
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()

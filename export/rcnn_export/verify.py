@@ -52,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
         report(f"Loaded {detector.model_name} with weights {detector.weights}")
         pipeline = Pipeline.load(arguments.repository, arguments.name)
+        if pipeline.input_dtype != np.float32:
+            raise RepositoryError(
+                f"{arguments.name} is exported in {pipeline.input_dtype}, and the bounds here are float32's: verify "
+                "an export with --precision fp32, and compare the two by their AP with rcnn-eval"
+            )
         pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
         verification = Verification(detector.model, PipelineStages(pipeline), served=bool(arguments.server))
         server = triton.InferenceServerClient(arguments.server) if arguments.server else None

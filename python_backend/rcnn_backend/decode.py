@@ -1,8 +1,8 @@
-"""Encoded picture -> RGB pixels, with every refusal in plain words."""
+"""A picture as sent, encoded or not -> RGB pixels, with every refusal in plain words."""
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,11 +37,7 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if width * height > max_image_pixels:
-                raise InvalidInputError(
-                    f"the image claims {width}x{height} pixels, more than the {max_image_pixels} this model "
-                    "accepts: send a smaller one, or raise max_image_pixels in the preprocess config"
-                )
+            _check_num_pixels(width, height, max_image_pixels)
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):
                 return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
@@ -62,8 +58,16 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
         raise InvalidInputError(f"the image is damaged or cut short: {error}") from error
 
 
+def _check_num_pixels(width: int, height: int, max_image_pixels: int) -> None:
+    if width * height > max_image_pixels:
+        raise InvalidInputError(
+            f"the image claims {width}x{height} pixels, more than the {max_image_pixels} this model "
+            "accepts: send a smaller one, or raise max_image_pixels in the preprocess config"
+        )
+
+
 class ImageDecoder:
-    """Decodes the pictures of several requests to pixels on a step's device.
+    """Makes the pictures of several requests pixels on a step's device.
 
     On a GPU, JPEGs are decoded there if nvImageCodec is installed; Pillow decodes everything else.
     """
@@ -72,6 +76,41 @@ class ImageDecoder:
         self._parameters = parameters
         self._device = device
         self._jpeg_decoder = _open_jpeg_decoder(device)
+
+    def read_requests(self, requests: Sequence[Mapping[str, Array]]) -> list[list[Array] | InvalidInputError]:
+        """What ``decode_requests`` gives, of requests with one of two tensors.
+
+        Args:
+            requests: ``image`` bytes [B, 1], encoded, or ``pixels`` uint8 RGB [B, h, w, 3].
+        """
+        encoded = [
+            tensors["image"].reshape(-1).tolist() if tensors.keys() == {"image"} else []
+            for tensors in requests
+        ]
+        decoded = self.decode_requests(encoded)
+        return [
+            images if tensors.keys() == {"image"} else self._read_pixels(tensors)
+            for tensors, images in zip(requests, decoded, strict=True)
+        ]
+
+    def _read_pixels(self, tensors: Mapping[str, Array]) -> list[Array] | InvalidInputError:
+        if tensors.keys() != {"pixels"}:
+            return InvalidInputError(
+                f"the request has {' and '.join(sorted(tensors)) or 'neither input'}: send either image, "
+                "encoded, or pixels, uint8 RGB [height, width, 3]"
+            )
+        images: list[Array] = list(tensors["pixels"])
+        height, width = tensors["pixels"].shape[1:3]  # one size for all pictures of a request
+        try:
+            if not height * width:
+                raise InvalidInputError(
+                    f"the image is empty ({width}x{height} pixels): send at least one pixel"
+                )
+            _check_num_pixels(width, height, self._parameters.max_image_pixels)
+            resized_size_hw((height, width), self._parameters)  # refuses what cannot be resized
+        except InvalidInputError as error:
+            return error
+        return images
 
     def decode_requests(self, requests: Sequence[Sequence[bytes]]) -> list[list[Array] | InvalidInputError]:
         """For each request its pictures, uint8 RGB [h, w, 3], or the first fault among them."""

@@ -26,6 +26,9 @@ class Device(Protocol):
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """The array there."""
 
+    def download(self, array: Array) -> npt.NDArray[Any]:
+        """The array on the CPU, once it is computed."""
+
     def import_array(self, tensor: Any) -> Array:
         """An array that shares the memory of anything that speaks DLPack."""
 
@@ -47,6 +50,9 @@ class Cpu:
     def upload(self, array: npt.NDArray[Any]) -> Array:
         return array
 
+    def download(self, array: Array) -> npt.NDArray[Any]:
+        return np.asarray(array)
+
     def import_array(self, tensor: Any) -> Array:
         return np.from_dlpack(tensor)
 
@@ -66,7 +72,9 @@ class Gpu:
 
     def __init__(self, device_id: int) -> None:
         os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")  # a server writes no compiled kernels to disk
-        importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("nvrtc")  # CuPy knows no wheel of it
+        importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib(
+            "nvrtc"
+        )  # CuPy knows no wheel of it
         self._cupy = importlib.import_module("cupy")
         self.device_id = device_id
         self._device = self._cupy.cuda.Device(device_id)
@@ -83,6 +91,10 @@ class Gpu:
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         return self._cupy.asarray(array)
+
+    def download(self, array: Array) -> npt.NDArray[Any]:
+        host: npt.NDArray[Any] = self._cupy.asnumpy(array)
+        return host
 
     def import_array(self, tensor: Any) -> Array:
         return self._cupy.from_dlpack(tensor)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import onnxruntime
 
-from rcnn_backend.devices import Array, Device, Gpu
+from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import RepositoryError
 
 Tensors = Mapping[str, Array]
@@ -70,16 +70,20 @@ def load_engine(
     """Loads the engine of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
 
     Args:
-        device: where it runs; the CPU by default. The numbers of threads matter there only.
+        device: where it runs; the CPU by default. The numbers of threads are ONNX Runtime's there.
 
     Raises:
         RepositoryError: there is none, or it cannot be loaded.
     """
-    path = version_dir / "model.onnx"
-    if not path.is_file():
-        raise RepositoryError(f"there is no engine {path}: write it with rcnn-export")
+    onnx, package = version_dir / "model.onnx", version_dir / "model.pt2"
+    if package.is_file():
+        from rcnn_backend.torch_engine import TorchEngine  # needs PyTorch
+
+        return TorchEngine(package, device or Cpu())
+    if not onnx.is_file():
+        raise RepositoryError(f"there is no engine {onnx} or {package.name}: write it with rcnn-export")
     if isinstance(device, Gpu):
         from rcnn_backend.gpu.engines import OnnxGpuEngine  # needs CuPy
 
-        return OnnxGpuEngine(path, device)
-    return OnnxEngine(path, intra_op_threads, inter_op_threads)
+        return OnnxGpuEngine(onnx, device)
+    return OnnxEngine(onnx, intra_op_threads, inter_op_threads)

@@ -22,7 +22,8 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     """Chooses ``names``, or every complete model; Triton loads the steps of an ensemble with it.
 
     A model is complete when its newest version folder holds a model file, an ensemble when all
-    its steps are.
+    its steps are. A ``<name>_fused`` needs the steps of ``<name>``, whose engines it loads once
+    more: it is served when it is named.
 
     Raises:
         RepositoryError: no such folder, no model in it, a config that cannot be read, a name
@@ -34,6 +35,12 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     steps = {step for config in configs.values() for step in _steps(config)}
     candidates = list(dict.fromkeys(names)) or [name for name in configs if name not in steps]
     faults = {name: _fault(repository, configs, name) for name in candidates}
+    if not names:
+        faults |= {
+            name: f"it loads the engines once more; serve it with --models {name}"
+            for name, fault in faults.items()
+            if not fault and _fused_detector(configs, name)
+        }
     served = [name for name, fault in faults.items() if not fault]
     skipped = {name: fault for name, fault in faults.items() if fault}
     if skipped and (names or not served):
@@ -70,14 +77,21 @@ def _steps(config: ModelConfig) -> list[str]:
     return [step.model_name for step in config.ensemble_scheduling.step]
 
 
+def _fused_detector(configs: dict[str, ModelConfig], name: str) -> str:
+    """The ensemble whose steps the model runs in one process; empty for any other model."""
+    detector = name.removesuffix("_fused")
+    return detector if detector != name and detector in configs else ""
+
+
 def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
     """What the model lacks and the command that writes it; empty when it is complete."""
     missing = _missing_files(repository, configs, name)
     if not missing:
         return ""
     fault = f"missing {', '.join(missing)}"
-    if f"{name}_rpn" in _steps(configs[name]):  # one of rcnn-export's
-        option = "" if name == "faster_rcnn" else f" --name {name}"
+    detector = _fused_detector(configs, name) or name.removesuffix("_pixels")
+    if detector in configs and f"{detector}_rpn" in _steps(configs[detector]):  # one of rcnn-export's
+        option = "" if detector == "faster_rcnn" else f" --name {detector}"
         fault += f"; `rcnn-export faster_rcnn{option} --repository {repository}` writes it"
     return fault
 
@@ -92,4 +106,6 @@ def _missing_files(repository: Path, configs: dict[str, ModelConfig], name: str)
         own = [] if versions else [f"{name}/1/"]
         return own + [file for step in _steps(config) for file in _missing_files(repository, configs, step)]
     file_name = config.default_model_filename or "model.*"
-    return [] if any(newest.glob(file_name)) else [f"{name}/{newest.name}/{file_name}"]
+    own = [] if any(newest.glob(file_name)) else [f"{name}/{newest.name}/{file_name}"]
+    detector = _fused_detector(configs, name)
+    return own + (_missing_files(repository, configs, detector) if detector else [])

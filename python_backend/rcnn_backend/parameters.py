@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from rcnn_backend.errors import RepositoryError
 
 P = TypeVar("P")
+FLOATS: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True)
@@ -105,3 +108,19 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
         return cls(**values)
     except ValueError as error:
         raise RepositoryError(f"{model}/config.pbtxt: {error}") from None
+
+
+def read_dtype(model_config: Mapping[str, Any], tensor: str) -> np.dtype[Any]:
+    """The type of a floating-point tensor that a model declares.
+
+    Raises:
+        RepositoryError: it declares none of that name, or another type than FP32 or FP16.
+    """
+    declared = {each["name"]: each["data_type"] for each in (*model_config["input"], *model_config["output"])}
+    try:
+        return FLOATS[declared.get(tensor, "none")]
+    except KeyError:
+        raise RepositoryError(
+            f"{model_config['name']}/config.pbtxt: the type of {tensor!r} is {declared.get(tensor, 'none')}, "
+            f"expected {' or '.join(FLOATS)}. Export the detector again with rcnn-export"
+        ) from None

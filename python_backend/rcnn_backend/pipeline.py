@@ -11,17 +11,22 @@ import numpy.typing as npt
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from rcnn_backend.decode import decode_image
+from rcnn_backend import detections as detecting
+from rcnn_backend import preprocess as preprocessing
+from rcnn_backend import proposals as proposing
+from rcnn_backend.decode import ImageDecoder
 from rcnn_backend.detections import Detections, detect, override
+from rcnn_backend.devices import Array, Cpu, Device
 from rcnn_backend.engines import Engine, load_engine
-from rcnn_backend.errors import RepositoryError
+from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.parameters import (
     DetectionParameters,
     PreprocessParameters,
     ProposalParameters,
+    read_dtype,
     read_parameters,
 )
-from rcnn_backend.preprocess import preprocess
+from rcnn_backend.preprocess import group_by_size, preprocess
 from rcnn_backend.proposals import propose
 
 VERSION = "1"
@@ -29,39 +34,47 @@ VERSION = "1"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A detector loaded from a model repository.
+    """A detector loaded from a model repository, on the CPU or on a GPU.
 
     >>> pipeline = Pipeline.load(Path("model_repository"), "faster_rcnn")
     >>> detections = pipeline.detect([Path("photo.jpg").read_bytes()])
     """
 
+    device: Device
+    decoder: ImageDecoder
     rpn: Engine
     header: Engine
     preprocess_parameters: PreprocessParameters
     proposal_parameters: ProposalParameters
     detection_parameters: DetectionParameters
+    input_dtype: np.dtype[Any]
     class_names: list[str]
 
     @classmethod
-    def load(cls, repository: Path, name: str) -> "Pipeline":
+    def load(cls, repository: Path, name: str, device: Device | None = None) -> "Pipeline":
         """Reads the configs and engines that rcnn-export wrote for the detector ``name``.
+
+        Args:
+            device: ``rcnn_backend.devices.Gpu(0)``, say; the CPU by default.
 
         Raises:
             RepositoryError: one of them is missing or wrong.
         """
+        device = device or Cpu()
+        preprocess_config = read_config(repository / f"{name}_preprocess")
+        preprocess_parameters = read_parameters(PreprocessParameters, preprocess_config)
+        proposals_config = read_config(repository / f"{name}_proposals")
+        detections_config = read_config(repository / f"{name}_detections")
         class_names = read_config(repository / name).get("parameters", {}).get("class_names", {})
         return cls(
-            rpn=load_engine(repository / f"{name}_rpn" / VERSION),
-            header=load_engine(repository / f"{name}_header" / VERSION),
-            preprocess_parameters=read_parameters(
-                PreprocessParameters, read_config(repository / f"{name}_preprocess")
-            ),
-            proposal_parameters=read_parameters(
-                ProposalParameters, read_config(repository / f"{name}_proposals")
-            ),
-            detection_parameters=read_parameters(
-                DetectionParameters, read_config(repository / f"{name}_detections")
-            ),
+            device=device,
+            decoder=ImageDecoder(preprocess_parameters, device),
+            rpn=load_engine(repository / f"{name}_rpn" / VERSION, device),
+            header=load_engine(repository / f"{name}_header" / VERSION, device),
+            preprocess_parameters=preprocess_parameters,
+            proposal_parameters=read_parameters(ProposalParameters, proposals_config),
+            detection_parameters=read_parameters(DetectionParameters, detections_config),
+            input_dtype=read_dtype(preprocess_config, "input"),
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
 
@@ -70,32 +83,78 @@ class Pipeline:
     ) -> Detections:
         """Detects in one batch of images, encoded or uint8 RGB [h, w, 3].
 
-        ``overrides``: score_thresh, nms_thresh or detections_per_img for this call.
+        Args:
+            overrides: score_thresh, nms_thresh or detections_per_img for this call.
+
+        Returns:
+            NumPy arrays.
+
+        Raises:
+            InvalidInputError: an image or an override cannot be used.
         """
-        pixels = [
-            decode_image(image, self.preprocess_parameters.max_image_pixels)
-            if isinstance(image, bytes)
-            else image
-            for image in images
-        ]
-        network_input, image_sizes = preprocess(pixels, self.preprocess_parameters)
+        parameters = override(self.detection_parameters, overrides or {})
+        with self.device.active():
+            found = self.run(self._read(images), [parameters] * len(images))
+            return Detections(*(self.device.download(array) for array in found))
+
+    def detect_requests(
+        self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
+    ) -> list[Detections]:
+        """Detects in the pixels of several requests, one batch for all that are padded to the same size.
+
+        Returns:
+            What ``run`` gives each by itself, as NumPy arrays.
+        """
+        results: dict[int, Detections] = {}
+        images = [pixels for pixels, _ in requests]
+        for indices in group_by_size(images, self.preprocess_parameters):
+            pixels = [image for index in indices for image in images[index]]
+            found = self.run(pixels, [requests[index][1] for index in indices for _ in images[index]])
+            arrays = [self.device.download(array) for array in found]
+            first = 0
+            for index in indices:
+                last = first + len(images[index])
+                results[index] = Detections(*(array[first:last] for array in arrays))
+                first = last
+        return [results[index] for index in range(len(requests))]
+
+    def run(self, pixels: Sequence[Array], parameters: Sequence[DetectionParameters]) -> Detections:
+        """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
+
+        Args:
+            parameters: the thresholds of each image.
+        """
+        network_input, image_sizes = preprocess(pixels, self.preprocess_parameters, self.input_dtype)
         rpn = self.rpn.run({"input": network_input})
-        proposals = propose(rpn.pop("rpn_boxes"), pyramid(rpn), image_sizes, self.proposal_parameters)
+        proposals = propose(rpn["rpn_boxes"], pyramid(rpn), image_sizes, self.proposal_parameters)
         header = self.header.run(
             {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
         )
-        parameters = override(self.detection_parameters, overrides or {})
         return detect(
             header["class_scores"],
             header["class_boxes"],
             proposals.num_proposals,
             image_sizes,
-            [parameters] * len(images),
+            parameters,
             self.detection_parameters.detections_per_img,
         )
 
+    def warm_up(self) -> None:
+        """Compiles what ``run`` runs on a GPU."""
+        preprocessing.warm_up(self.preprocess_parameters, self.device, self.input_dtype)
+        proposing.warm_up(self.proposal_parameters, self.device)
+        detecting.warm_up(self.detection_parameters, self.device)
 
-def pyramid(tensors: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def _read(self, images: Sequence[bytes | npt.NDArray[np.uint8]]) -> list[Array]:
+        encoded = [image for image in images if isinstance(image, bytes)]
+        (decoded,) = self.decoder.decode_requests([encoded])
+        if isinstance(decoded, InvalidInputError):
+            raise decoded
+        rest = iter(decoded)
+        return [next(rest) if isinstance(image, bytes) else self.device.upload(image) for image in images]
+
+
+def pyramid(tensors: Mapping[str, Array]) -> list[Array]:
     """The tensors named feature_0, feature_1, ..., finest first."""
     count = sum(name.startswith("feature_") for name in tensors)
     return [tensors[f"feature_{level}"] for level in range(count)]

@@ -16,14 +16,17 @@ from rcnn_backend.parameters import PreprocessParameters
 Float = npt.NDArray[np.float32]
 
 
-def preprocess(images: Sequence[Array], parameters: PreprocessParameters) -> tuple[Array, Array]:
+def preprocess(
+    images: Sequence[Array], parameters: PreprocessParameters, dtype: npt.DTypeLike = np.float32
+) -> tuple[Array, Array]:
     """Resizes, normalises and pads images to one batch, on a GPU if they are CuPy arrays.
 
     Args:
         images: B uint8 RGB arrays [h, w, 3] of any sizes.
+        dtype: of ``input``, float32 or float16.
 
     Returns:
-        ``input`` float32 [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw``
+        ``input`` [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw``
         says; ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
 
     Raises:
@@ -32,22 +35,22 @@ def preprocess(images: Sequence[Array], parameters: PreprocessParameters) -> tup
     if not isinstance(images[0], np.ndarray):
         from rcnn_backend.gpu.preprocess import preprocess as preprocess_on_gpu  # needs CuPy
 
-        return preprocess_on_gpu(images, parameters)
+        return preprocess_on_gpu(images, parameters, dtype)
     sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
     height, width = padded_size_hw(sizes_hw, parameters)
-    batch = np.zeros((len(images), 3, height, width), np.float32)
+    batch = np.zeros((len(images), 3, height, width), dtype)
     std = np.float32(255) * np.array(parameters.image_std, np.float32)
     mean = np.float32(255) * np.array(parameters.image_mean, np.float32)
     for image, size_hw, padded in zip(images, sizes_hw, batch, strict=True):
         resized = resize(image, size_hw)  # [3, h', w'] in 0..255
         np.subtract(resized, mean[:, None, None], out=resized)
-        np.divide(resized, std[:, None, None], out=padded[:, : size_hw[0], : size_hw[1]])
+        np.divide(resized, std[:, None, None], out=padded[:, : size_hw[0], : size_hw[1]], casting="same_kind")
     image_sizes = [(*size_hw, *image.shape[:2]) for size_hw, image in zip(sizes_hw, images, strict=True)]
     return batch, np.array(image_sizes, np.float32)
 
 
 def preprocess_requests(
-    requests: Sequence[Sequence[Array]], parameters: PreprocessParameters
+    requests: Sequence[Sequence[Array]], parameters: PreprocessParameters, dtype: npt.DTypeLike = np.float32
 ) -> list[tuple[Array, Array]]:
     """What ``preprocess`` makes of each request's images, with one call for all that get the same H and W.
 
@@ -57,14 +60,10 @@ def preprocess_requests(
     Raises:
         InvalidInputError: an image too elongated to be resized.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, images in enumerate(requests):
-        sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
-        groups.setdefault(padded_size_hw(sizes_hw, parameters), []).append(index)
     results = {}
-    for indices in groups.values():
+    for indices in group_by_size(requests, parameters):
         together = [image for index in indices for image in requests[index]]
-        batch, image_sizes = preprocess(together, parameters)
+        batch, image_sizes = preprocess(together, parameters, dtype)
         first = 0
         for index in indices:
             last = first + len(requests[index])
@@ -73,9 +72,18 @@ def preprocess_requests(
     return [results[index] for index in range(len(requests))]
 
 
-def warm_up(parameters: PreprocessParameters, device: Device) -> None:
+def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessParameters) -> list[list[int]]:
+    """The requests, by index, whose images get the same H and W, together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, images in enumerate(requests):
+        sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
+        groups.setdefault(padded_size_hw(sizes_hw, parameters), []).append(index)
+    return list(groups.values())
+
+
+def warm_up(parameters: PreprocessParameters, device: Device, dtype: npt.DTypeLike = np.float32) -> None:
     """Compiles and loads what ``preprocess`` runs on ``device``, which must be active."""
-    preprocess([device.upload(np.zeros((8, 8, 3), np.uint8))], parameters)
+    preprocess([device.upload(np.zeros((8, 8, 3), np.uint8))], parameters, dtype)
 
 
 def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) -> tuple[int, int]:

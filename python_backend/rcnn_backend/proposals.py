@@ -34,7 +34,7 @@ def propose(
 
     Args:
         rpn_boxes: float32 [B, N, 6]: objectness, x1, y1, x2, y2, level.
-        features: pyramid levels, float32 [B, C, h, w], finest first.
+        features: pyramid levels, float32 or float16 [B, C, h, w], finest first.
         image_sizes: float32 [B, 4], of which the first two are the resized height and width.
 
     CuPy arrays are computed on their GPU, where R is always the last of ``padded_counts``.

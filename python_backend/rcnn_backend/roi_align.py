@@ -37,11 +37,11 @@ def multi_scale_roi_align(
     """Pools each real proposal from its level; ``aligned=False`` as in torchvision.
 
     Args:
-        features: L float32 arrays [B, C, h, w], finest first.
+        features: L float32 or float16 arrays [B, C, h, w], finest first.
         proposals: float32 [B, R, 4], of which image b has ``num_proposals[b]``.
 
     Returns:
-        float32 [B, R, C, *output_size_hw], zero where there is no proposal.
+        [B, R, C, *output_size_hw] of the features' type, zero where there is no proposal.
     """
     batch, rois = proposals.shape[:2]
     height, width = parameters.output_size_hw
@@ -49,11 +49,16 @@ def multi_scale_roi_align(
     images, slots = np.nonzero(real)
     boxes = proposals[images, slots]
     levels = assign_levels(boxes, parameters)
-    pooled = np.zeros((batch, rois, features[0].shape[1], height, width), np.float32)
+    pooled = np.zeros((batch, rois, features[0].shape[1], height, width), features[0].dtype)
     for level, (feature, stride) in enumerate(zip(features, parameters.feature_strides, strict=True)):
         here = np.flatnonzero(levels == level)
         if len(here):
             pooled[images[here], slots[here]] = onnx_operators.roi_align(
-                feature, boxes[here], images[here], 1 / stride, (height, width), parameters.sampling_ratio
+                feature.astype(np.float32, copy=False),
+                boxes[here],
+                images[here],
+                1 / stride,
+                (height, width),
+                parameters.sampling_ratio,
             )
     return pooled

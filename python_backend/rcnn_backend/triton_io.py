@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -17,6 +17,13 @@ from rcnn_backend.errors import InvalidInputError, LostTensorError
 from rcnn_backend.lost_tensors import Arrived, Float, Sent, find_lost, raise_if_lost, warm_up
 
 Tensors = dict[str, Array]
+
+
+class Request(NamedTuple):
+    """A request's tensors, and what ``read_options`` made of its parameters."""
+
+    tensors: Tensors
+    options: Any
 
 
 class Step:
@@ -38,15 +45,31 @@ class Step:
             self.device.synchronize()
 
     def answer_each(
-        self, requests: Sequence[Any], compute: Callable[[list[Tensors]], list[Tensors | Exception]]
+        self,
+        requests: Sequence[Any],
+        compute: Callable[[list[Request]], list[Tensors | Exception]],
+        *,
+        read_options: Callable[[Mapping[str, Any]], Any] = dict,
     ) -> list[Any]:
-        """Computes all requests in one call, which gives each its own outputs or its own error."""
+        """Computes all requests in one call, which gives each its own outputs or its own error.
+
+        A request whose parameters ``read_options`` refuses is answered with that error.
+        """
+        results: list[Tensors | Exception] = [RuntimeError("not computed")] * len(requests)
         with self.device.active():
+            accepted: dict[int, Request] = {}
+            for index, request in enumerate(requests):
+                try:
+                    accepted[index] = Request(self._inputs(request), read_options(_parameters(request)))
+                except Exception as error:
+                    results[index] = error
             try:
-                results = compute([self._inputs(request) for request in requests])
+                computed = compute(list(accepted.values())) if accepted else []
                 self.device.synchronize()
             except Exception as error:
-                results = [error] * len(requests)
+                computed = [error] * len(accepted)
+            for index, result in zip(accepted, computed, strict=True):
+                results[index] = result
             return [
                 _error_response(result) if isinstance(result, Exception) else _response(result)
                 for result in results
@@ -72,7 +95,7 @@ class Step:
         options: list[Any] = []
         for index, request in enumerate(requests):
             try:
-                option = read_options(json.loads(request.parameters() or "{}"))
+                option = read_options(_parameters(request))
             except Exception as error:
                 responses[index] = _error_response(error)
                 continue
@@ -144,6 +167,11 @@ class _CpuBytes:
 
     def count(self, num_bytes: int) -> None:
         self._counter.increment(num_bytes)
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return parameters
 
 
 def _batch_size(request: Any) -> int:

@@ -69,7 +69,11 @@ def main() -> int:
     grown = load.grown()
     for line in grown:
         console.print(line)
-    console.print(f"Python {platform.python_version()}; command: python {shlex.join(sys.argv)}", markup=False, soft_wrap=True)
+    console.print(
+        f"Python {platform.python_version()}; command: python {shlex.join(sys.argv)}",
+        markup=False,
+        soft_wrap=True,
+    )
     failed = load.wrong or not load.right + load.errors.total() or grown
     return 1 if failed or (load.errors and not options.errors_allowed) else 0
 

@@ -14,7 +14,7 @@ from rcnn_backend.parameters import (
     read_parameters,
 )
 from rcnn_backend.pipeline import read_config
-from rcnn_export.configs import STEPS, derive_configs, step_names, template_dir
+from rcnn_export.configs import STEPS, derive_configs, model_names, template_dir
 from rcnn_export.detector import BACKGROUND, Detector, load_detector
 from torchvision.models import get_model_weights
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
@@ -28,7 +28,7 @@ Tensor = tuple[int, list[int]]
 def configs_in(repository: Path, name: str) -> dict[str, ModelConfig]:
     return {
         model: text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
-        for model in step_names(name)
+        for model in model_names(name)
     }
 
 
@@ -39,9 +39,13 @@ def walk(configs: dict[str, ModelConfig], name: str) -> dict[str, Tensor]:
     for step in ensemble.ensemble_scheduling.step:
         model = configs[step.model_name]
         assert model.max_batch_size >= ensemble.max_batch_size
-        assert {t.name for t in model.input} == set(step.input_map)
+        required = {t.name for t in model.input if not t.optional}
+        assert required <= set(step.input_map) <= {t.name for t in model.input}
         for tensor in model.input:
-            assert known[step.input_map[tensor.name]] == (tensor.data_type, list(tensor.dims)), tensor.name
+            if tensor.name in step.input_map:
+                assert known[step.input_map[tensor.name]] == (tensor.data_type, list(tensor.dims)), (
+                    tensor.name
+                )
         assert {t.name for t in model.output} == set(step.output_map)
         for tensor in model.output:
             assert step.output_map[tensor.name] not in known, "two producers"
@@ -52,8 +56,21 @@ def walk(configs: dict[str, ModelConfig], name: str) -> dict[str, Tensor]:
 
 
 def test_the_repository_in_git_is_wired() -> None:
-    known = walk(configs_in(template_dir(), "faster_rcnn"), "faster_rcnn")
-    assert {"input", "rpn_boxes", "feature_3", "roialigned_feature", "class_boxes"} <= set(known)
+    configs = configs_in(template_dir(), "faster_rcnn")
+    for ensemble, tensor in (("faster_rcnn", "image"), ("faster_rcnn_pixels", "pixels")):
+        known = walk(configs, ensemble)
+        assert {tensor, "input", "rpn_boxes", "feature_3", "roialigned_feature", "class_boxes"} <= set(known)
+
+
+def test_the_two_ensembles_differ_in_their_input_only() -> None:
+    configs = configs_in(template_dir(), "faster_rcnn")
+    encoded, pixels = configs["faster_rcnn"], configs["faster_rcnn_pixels"]
+    assert pixels.ensemble_scheduling.step[0].input_map == {"pixels": "pixels"}
+    pixels.name = encoded.name
+    pixels.input[0].CopyFrom(encoded.input[0])
+    pixels.ensemble_scheduling.step[0].input_map.clear()
+    pixels.ensemble_scheduling.step[0].input_map["image"] = "image"
+    assert pixels == encoded
 
 
 def test_the_repository_in_git_is_r50_fpns() -> None:
@@ -88,8 +105,11 @@ def test_another_detectors_configs_are_derived() -> None:
     names = [BACKGROUND, "a", "b", "c"]
     texts = derive_configs(Detector(two_level_detector(), "two", "random", names), "two")
     configs = {name: text_format.Parse(text, ModelConfig()) for name, text in texts.items()}
-    assert list(configs) == ["two", *(f"two_{step}" for step in STEPS)]
+    assert list(configs) == ["two", "two_pixels", "two_fused", *(f"two_{step}" for step in STEPS)]
+    walk(configs, "two_pixels")
     known = walk(configs, "two")
+    assert list(configs["two_fused"].output) == list(configs["two"].output)
+    assert configs["two_fused"].parameters["class_names"] == configs["two"].parameters["class_names"]
     assert known["feature_1"][1] == [24, -1, -1]
     assert "feature_2" not in known
     assert known["roialigned_feature"][1] == [-1, 24, 5, 5]

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from rcnn_export import repository as repository_module
 from rcnn_export.cli import main
-from rcnn_export.configs import step_names
+from rcnn_export.configs import model_names
 from rcnn_export.detector import Detector, load_detector
 from rcnn_export.errors import ExportError
 from rcnn_export.repository import export_repository
@@ -37,11 +37,15 @@ def snapshot(repository: Path) -> dict[str, bytes]:
 @pytest.mark.xdist_group("digits")
 def test_everything_is_written(digits_repository: Path, digits: Detector) -> None:
     written = snapshot(digits_repository)
-    for model in step_names("digits"):
+    for model in model_names("digits"):
         assert f"{model}/config.pbtxt" in written
-        assert any(name.startswith(f"{model}/1/model.") for name in written) or model == "digits"
+        assert any(name.startswith(f"{model}/1/model.") for name in written) or model in (
+            "digits",
+            "digits_pixels",
+        )
         assert (digits_repository / model / "1").is_dir()
-    assert written["digits/labels.txt"].decode().splitlines() == digits.class_names
+    for ensemble in ("digits", "digits_pixels"):
+        assert written[f"{ensemble}/labels.txt"].decode().splitlines() == digits.class_names
     for stage in ("rpn", "header"):
         manifest = json.loads(written[f"digits_{stage}/1/manifest.json"])
         assert manifest["weights_sha256"] == digits.weights_hash
@@ -61,7 +65,7 @@ def test_detectors_live_side_by_side_and_replace_their_own_older_export(
     after = snapshot(tmp_path)
     assert {name: data for name, data in after.items() if name.startswith("two")} == other
     assert {str(path.relative_to(tmp_path)) for path in written} == set(after) - set(other)
-    assert {path.name for path in tmp_path.iterdir()} == {*step_names("one"), *step_names("two")}
+    assert {path.name for path in tmp_path.iterdir()} == {*model_names("one"), *model_names("two")}
 
 
 @pytest.mark.parametrize("failing", ["export_onnx", "clean_graph"])

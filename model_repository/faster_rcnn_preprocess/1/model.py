@@ -1,4 +1,4 @@
-"""Step 1: encoded pictures -> the RPN's input."""
+"""Step 1: pictures, encoded or as pixels -> the RPN's input."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rcnn_backend import triton_io
 from rcnn_backend.decode import ImageDecoder
 from rcnn_backend.devices import Array
 from rcnn_backend.lost_tensors import take_samples
-from rcnn_backend.parameters import PreprocessParameters, read_parameters
+from rcnn_backend.parameters import PreprocessParameters, read_dtype, read_parameters
 from rcnn_backend.preprocess import preprocess_requests, warm_up
 
 
@@ -16,17 +16,17 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         self.step = triton_io.Step(args)
         self.parameters = read_parameters(PreprocessParameters, self.step.config)
+        self.dtype = read_dtype(self.step.config, "input")
         self.decoder = ImageDecoder(self.parameters, self.step.device)
-        self.step.run(warm_up, self.parameters, self.step.device)
+        self.step.run(warm_up, self.parameters, self.step.device, self.dtype)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.step.answer_each(requests, self._preprocess)
 
-    def _preprocess(self, requests: list[triton_io.Tensors]) -> list[triton_io.Tensors | Exception]:
-        encoded = [tensors["image"].reshape(-1).tolist() for tensors in requests]
-        decoded = self.decoder.decode_requests(encoded)
+    def _preprocess(self, requests: list[triton_io.Request]) -> list[triton_io.Tensors | Exception]:
+        decoded = self.decoder.read_requests([request.tensors for request in requests])
         good = [images for images in decoded if not isinstance(images, Exception)]
-        made = iter(preprocess_requests(good, self.parameters))
+        made = iter(preprocess_requests(good, self.parameters, self.dtype))
         return [images if isinstance(images, Exception) else self._outputs(*next(made)) for images in decoded]
 
     @staticmethod

@@ -1,0 +1,62 @@
+"""torch -> AOTInductor package: the RPN and the header compiled for this machine's GPU, or for its CPU.
+
+A package runs where PyTorch of the same version runs, on the kind of GPU it was compiled on; the
+manifest beside it says which. No TensorRT is needed.
+"""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rcnn_backend.torch_engine import describe_target
+
+from rcnn_export.errors import ExportError
+from rcnn_export.onnx_export import Stage, export_program
+
+
+def compile_package(stage: Stage, path: Path) -> str:
+    """Writes the stage as ``path``, e.g. ``1/model.pt2``; takes a minute or two.
+
+    Returns:
+        What it was compiled for, e.g. ``cuda sm_90``.
+
+    Raises:
+        ExportError: the compiler failed.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module, example = stage.module, stage.example
+    if device.type == "cuda":
+        module = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        example = tuple(tensor.to(device) for tensor in example)
+    options = {"max_autotune": True, "freezing": True} if device.type == "cuda" else {}
+    try:
+        with _quiet(), torch.no_grad():
+            program = export_program(replace(stage, module=module, example=example))
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=options
+            )
+    except Exception as error:  # of many kinds, from the compilers too
+        raise ExportError(
+            f"AOTInductor cannot compile the {stage.name}: {type(error).__name__}: {str(error)[:2000]}. "
+            "It needs a C++ compiler (`apt install g++`; CXX chooses one)"
+        ) from error
+    return describe_target(device)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's notes on its own code help nobody here."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,36 @@
+"""The whole detector in one process: pictures, encoded or as pixels -> detections."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from rcnn_backend import triton_io
+from rcnn_backend.detections import override
+from rcnn_backend.pipeline import Pipeline
+
+
+class TritonPythonModel:
+    """Runs the steps and the engines of the detector whose folders lie beside this one's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.step = triton_io.Step(args)
+        repository, name = Path(args["model_repository"]).parent, args["model_name"].removesuffix("_fused")
+        self.pipeline = Pipeline.load(repository, name, self.step.device)
+        self.step.run(self.pipeline.warm_up)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        read_options = functools.partial(override, self.pipeline.detection_parameters)
+        return self.step.answer_each(requests, self._detect, read_options=read_options)
+
+    def finalize(self) -> None:
+        del self.pipeline  # its engines, before the CUDA context that they live in
+
+    def _detect(self, requests: list[triton_io.Request]) -> list[triton_io.Tensors | Exception]:
+        decoded = self.pipeline.decoder.read_requests([request.tensors for request in requests])
+        good = [
+            (images, request.options)
+            for images, request in zip(decoded, requests, strict=True)
+            if not isinstance(images, Exception)
+        ]
+        found = iter(self.pipeline.detect_requests(good))
+        return [images if isinstance(images, Exception) else next(found)._asdict() for images in decoded]

@@ -1,0 +1,9 @@
+"""A pytorch backend for AOTInductor packages, which Triton's C++ one of that name does not take.
+
+Put this folder in ``--backend-directory`` as ``pytorch/``; any config that says
+``backend: "pytorch"`` then runs its ``model.pt2`` here.
+"""
+
+from rcnn_backend.engine_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

@@ -1,0 +1,91 @@
+"""AOTInductor packages: NumPy arrays in and out on the CPU, CuPy arrays on a GPU. Needs PyTorch."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from rcnn_backend.devices import Array, Device, Gpu
+from rcnn_backend.errors import RepositoryError
+
+MANIFEST = "manifest.json"
+
+
+class TorchEngine:
+    """``model.pt2``, with the tensors' names from the manifest beside it.
+
+    Raises:
+        RepositoryError: the package was compiled for another device or by another PyTorch, or cannot
+            be loaded.
+    """
+
+    def __init__(self, path: Path, device: Device) -> None:
+        self._gpu = device if isinstance(device, Gpu) else None
+        self._device = device
+        manifest = _read_manifest(path)
+        _check_target(path, manifest, self._torch_device())
+        self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
+        index = self._gpu.device_id if self._gpu else -1
+        try:
+            self._package = torch._inductor.aoti_load_package(
+                str(path), run_single_threaded=True, device_index=index
+            )
+        except Exception as error:  # of many kinds
+            raise RepositoryError(
+                f"PyTorch {torch.__version__} cannot load {path}: {error}. {_rebuild_hint()}"
+            ) from error
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        with torch.inference_mode(), self._stream():
+            tensors = [from_dlpack(inputs[name]) for name in self._inputs]
+            outputs = self._package(*tensors)
+            return {
+                name: self._device.import_array(tensor)
+                for name, tensor in zip(self._outputs, outputs, strict=True)
+            }
+
+    def _torch_device(self) -> torch.device:
+        return torch.device("cuda", self._gpu.device_id) if self._gpu else torch.device("cpu")
+
+    def _stream(self) -> contextlib.AbstractContextManager[Any]:
+        """The step's own stream, for what torch launches."""
+        if self._gpu is None:
+            return contextlib.nullcontext()
+        stream = torch.cuda.ExternalStream(self._gpu.stream.ptr, self._torch_device())
+        return torch.cuda.stream(stream)
+
+
+def describe_target(device: torch.device) -> str:
+    """What a package runs on: ``cpu``, or ``cuda`` and the compute capability."""
+    if device.type == "cpu":
+        return "cpu"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"cuda sm_{major}{minor}"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path.parent / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise RepositoryError(
+            f"{path} needs the {MANIFEST} that is written with it: {error}. {_rebuild_hint()}"
+        ) from error
+    return manifest
+
+
+def _check_target(path: Path, manifest: Mapping[str, Any], device: torch.device) -> None:
+    built_for = manifest["engines"][path.name]["target"], manifest["versions"]["torch"].split("+")[0]
+    here = describe_target(device), torch.__version__.split("+")[0]
+    if built_for != here:
+        raise RepositoryError(
+            f"{path} was compiled for {built_for[0]} by PyTorch {built_for[1]}, and this is {here[0]} with "
+            f"PyTorch {here[1]}. {_rebuild_hint()}"
+        )
+
+
+def _rebuild_hint() -> str:
+    return "Export the detector here with rcnn-export --engine aoti"
