@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench-padding soak lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-padding soak lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
 
 bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 	$(BIN)/python tests/benchmarks/kernels.py
+
+bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, in process and served
+	$(BIN)/python tests/benchmarks/gpu.py
 
 bench-padding: $(DIGITS)  ## what padding to a few sizes changes in the answers
 	$(BIN)/python tests/benchmarks/padding.py
