@@ -87,8 +87,8 @@ class Step:
 
         ``read_options`` turns a request's parameters into what ``compute`` gets for each of
         its images; a request whose parameters it refuses is answered with that error and
-        leaves the batch. ``sent`` pairs what arrived with what the steps before sent: a request of which a
-        tensor did not arrive is answered with that error.
+        leaves the batch. ``sent`` pairs what arrived with what the steps before sent: a request
+        of which a tensor did not arrive is answered with that error.
         """
         responses: list[Any] = [None] * len(requests)
         accepted: list[int] = []
@@ -193,7 +193,8 @@ def _response(outputs: Tensors) -> Any:
 def _tensor(name: str, array: Array) -> Any:
     if isinstance(array, np.ndarray):
         return pb_utils.Tensor(name, np.ascontiguousarray(array))
-    return pb_utils.Tensor.from_dlpack(name, array)  # of the array itself: of a capsule it would not wait
+    contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
+    return pb_utils.Tensor.from_dlpack(name, contiguous)  # of the array itself: of a capsule it would not wait
 
 
 def _error_response(error: Exception) -> Any:
