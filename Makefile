@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-padding soak lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-stream bench-padding soak lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 
 bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, in process and served
 	$(BIN)/python tests/benchmarks/gpu.py
+
+bench-stream: $(DIGITS)  ## 1,000 pictures through the client's stream beside plain concurrent requests
+	$(BIN)/python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
 
 bench-padding: $(DIGITS)  ## what padding to a few sizes changes in the answers
 	$(BIN)/python tests/benchmarks/padding.py

@@ -6,18 +6,21 @@ Shapes: D rows per picture, fixed by the model and padded; only the first `num_d
 from __future__ import annotations
 
 import json
-import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferResult, model_config_pb2
 
 from ._detections import Detections
-from ._errors import InvalidParameterError, NotADetectorError, ServerError
+from ._errors import NotADetectorError, ServerError
 
-# Names and types of model_repository/faster_rcnn/config.pbtxt.
-INPUTS = {"image": "TYPE_STRING"}
+# Names and types of config.pbtxt in model_repository/faster_rcnn and in faster_rcnn_pixels.
+ENCODED = {"image": "TYPE_STRING"}
+PIXELS = {"pixels": "TYPE_UINT8"}
+PIXELS_SUFFIX = "_pixels"
 OUTPUTS = {
     "boxes": "TYPE_FP32",
     "scores": "TYPE_FP32",
@@ -27,20 +30,25 @@ OUTPUTS = {
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What the client must know of the served model.
+class Contract:
+    """What the client must know of the served model to ask it.
 
     Attributes:
         class_names: index is the label; index 0 is the background.
         max_detections: D, the most that one picture can get.
+        takes_pixels: whether it takes pixels, alone or instead of an encoded picture.
     """
 
     class_names: list[str]
     max_detections: int
+    takes_pixels: bool
 
 
-def read_model_config(config: Any) -> ModelInfo:
+def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED) -> Contract:
     """Check that a config (inference.ModelConfig) is a detector's, and take from it what a client needs.
+
+    Args:
+        expected_inputs: ENCODED or PIXELS.
 
     Raises:
         NotADetectorError: it is not; the message says what differs.
@@ -50,10 +58,12 @@ def read_model_config(config: Any) -> ModelInfo:
         return {tensor.name: model_config_pb2.DataType.Name(tensor.data_type) for tensor in tensors}
 
     inputs, outputs = types(config.input), types(config.output)
-    if inputs != INPUTS or not OUTPUTS.items() <= outputs.items() or config.max_batch_size < 1:
+    required = {tensor.name for tensor in config.input if not tensor.optional}
+    takes = expected_inputs.items() <= inputs.items() and required <= expected_inputs.keys()
+    if not takes or not OUTPUTS.items() <= outputs.items() or config.max_batch_size < 1:
         raise NotADetectorError(
             f"model {config.name!r} is no detector: it takes {inputs}, answers {outputs} and has "
-            f"max_batch_size {config.max_batch_size}; expected {INPUTS}, {OUTPUTS} and at least 1. "
+            f"max_batch_size {config.max_batch_size}; expected {expected_inputs}, {OUTPUTS} and at least 1. "
             "Name the whole detector, not one of its steps"
         )
     try:
@@ -66,41 +76,27 @@ def read_model_config(config: Any) -> ModelInfo:
             "a JSON list of strings; export the detector again with rcnn-export"
         )
     max_detections = next(tensor.dims[0] for tensor in config.output if tensor.name == "scores")
-    return ModelInfo(class_names, max_detections)
+    return Contract(class_names, max_detections, PIXELS.items() <= inputs.items())
 
 
-def request_parameters(
-    model: ModelInfo, score_thresh: float | None, nms_thresh: float | None, detections_per_img: int | None
-) -> dict[str, float | int]:
-    """Request parameters of the overrides that are not None.
-
-    Raises:
-        InvalidParameterError: a threshold outside 0..1, or detections_per_img outside 1..D.
-    """
-    parameters: dict[str, float | int] = {}
-    for name, thresh in (("score_thresh", score_thresh), ("nms_thresh", nms_thresh)):
-        if thresh is not None:
-            if not 0 <= thresh <= 1:
-                raise InvalidParameterError(f"{name} is {thresh}, expected 0 to 1")
-            parameters[name] = float(thresh)
-    if detections_per_img is not None:
-        if not 1 <= detections_per_img <= model.max_detections:
-            raise InvalidParameterError(
-                f"detections_per_img is {detections_per_img}, expected 1 to {model.max_detections}, "
-                "the most that the model was exported for"
-            )
-        parameters["detections_per_img"] = operator.index(detections_per_img)
-    return parameters
-
-
-def request_inputs(encoded: bytes) -> list[InferInput]:
-    """Input tensors of one picture: `image` BYTES [1, 1]."""
+def encoded_input(encoded: bytes) -> InferInput:
+    """`image` BYTES [1, 1]."""
     tensor = InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[encoded]], dtype=object))
-    return [tensor]
+    return tensor
 
 
-def read_answer(answer: InferResult, model: ModelInfo, image_name: str) -> Detections:
+def pixels_input(pixels: NDArray[np.uint8], region: str | None = None) -> InferInput:
+    """`pixels` UINT8 [1, height, width, 3]; with a `region`, of the shared memory of that name."""
+    tensor = InferInput("pixels", [1, *pixels.shape], "UINT8")
+    if region is None:
+        tensor.set_data_from_numpy(pixels[None])
+    else:
+        tensor.set_shared_memory(region, pixels.nbytes)
+    return tensor
+
+
+def read_answer(answer: InferResult, contract: Contract, image_name: str) -> Detections:
     """Output tensors of one picture -> its detections, padding cut off.
 
     Raises:
@@ -109,17 +105,17 @@ def read_answer(answer: InferResult, model: ModelInfo, image_name: str) -> Detec
     tensors = {name: answer.as_numpy(name) for name in OUTPUTS}
     boxes, scores, labels, num_detections = tensors.values()
     shapes = {name: None if tensor is None else tensor.shape for name, tensor in tensors.items()}
-    rows = model.max_detections
+    rows = contract.max_detections
     expected = {"boxes": (1, rows, 4), "scores": (1, rows), "labels": (1, rows), "num_detections": (1, 1)}
     if shapes != expected:
         raise ServerError(f"{image_name}: the server answered shapes {shapes}, expected {expected}")
     count = int(num_detections[0, 0])
     labels = labels[0, :count].copy()  # copies, as the tensors are read-only views of the whole answer
-    if not 0 <= count <= rows or not np.isin(labels, np.arange(len(model.class_names))).all():
+    if not 0 <= count <= rows or not np.isin(labels, np.arange(len(contract.class_names))).all():
         raise ServerError(
             f"{image_name}: the server answered num_detections {count} and labels {labels.tolist()}; "
-            f"expected at most {rows}, and labels below {len(model.class_names)}. "
+            f"expected at most {rows}, and labels below {len(contract.class_names)}. "
             "If the model was replaced, open a new Detector"
         )
-    names = [model.class_names[label] for label in labels]
+    names = [contract.class_names[label] for label in labels]
     return Detections(boxes[0, :count].copy(), scores[0, :count].copy(), labels, names)

@@ -23,6 +23,14 @@ class ServerUnavailableError(RcnnError, ConnectionError):
     """No Triton server answers at the address, or it takes no requests now."""
 
 
+class CertificateError(RcnnError, ConnectionError):
+    """TLS failed: the client does not trust the server's certificate, or the server not the client's."""
+
+
+class AccessDeniedError(RcnnError, PermissionError):
+    """The server wants a header that was not sent, or with another value."""
+
+
 class DeadlineExceededError(RcnnError, TimeoutError):
     """The server did not answer within `timeout_s`."""
 
@@ -44,7 +52,7 @@ class DetectorClosedError(RcnnError):
 
 
 class BatchError(RcnnError):
-    """Some pictures of a list failed; raised after every picture has its answer or its error.
+    """Some pictures of a batch failed; raised after every picture has its answer or its error.
 
     Attributes:
         results: one entry per picture, in the order given: its `Detections`, or None where it failed.
@@ -64,7 +72,13 @@ class BatchError(RcnnError):
 
 
 def from_transport(
-    error: InferenceServerException, *, url: str, model: str, timeout_s: float, image_name: str | None = None
+    error: InferenceServerException,
+    *,
+    url: str,
+    model: str,
+    timeout_s: float,
+    uses_tls: bool = False,
+    image_name: str | None = None,
 ) -> RcnnError:
     """Translate tritonclient's error by its gRPC status.
 
@@ -78,17 +92,45 @@ def from_transport(
         return InvalidImageError(f"{about}{said}")
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError(
-            f"{about}no answer from {url} within {timeout_s:g} s; the server is overloaded or unreachable, "
-            "or Detector(timeout_s=...) is too short for it"
+            f"{about}no answer from {url} within {timeout_s:.3g} s; the server is overloaded or unreachable, "
+            "or timeout_s is too short for it"
         )
-    if status == "UNAVAILABLE":
+    if status == "UNAVAILABLE" and "handshake failed" in said:
+        return CertificateError(
+            f"{about}no secure connection to {url}: {said}. Was the server's certificate signed by one of "
+            "tls.root_certificates, for this host name, and does the server use TLS?"
+        )
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in said:
+        return AccessDeniedError(f"{about}{url} refuses the call: {said}. Give it with Detector(headers=...)")
+    if status == "UNAVAILABLE" or "has no available versions" in said:  # loading, or unloading as it stops
         return ServerUnavailableError(
-            f"{about}{url} does not serve model {model!r} now: {said}. "
-            "Is the server running there, and is this its gRPC port (8001 unless changed)?"
+            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}"
         )
     if status == "NOT_FOUND":
         return ModelNotFoundError(
             f"{about}the server at {url} has no model {model!r}: {said}. "
             "Name a detector of its model repository; where it is there, the server's log says what is wrong"
         )
+    if "Unable to open shared memory region" in said:
+        said += (
+            '. transport="shm" needs a server on this host that sees the same /dev/shm (docker: --ipc=host)'
+        )
     return ServerError(f"{about}{url} failed on model {model!r}: {status}: {said}")
+
+
+def _advice(said: str, uses_tls: bool) -> str:
+    if not _hung_up(said):
+        return "Is the server running there, and is this its gRPC port (8001 unless changed)?"
+    if uses_tls:
+        return "Does it ask for a client certificate, and does it trust the one of tls.certificate?"
+    return "Does it expect TLS (Detector(tls=TLSConfig(...)))?"
+
+
+def _hung_up(said: str) -> bool:
+    """Whether a server took the connection and closed it before any call."""
+    return "last error" in said and "Socket closed" in said
+
+
+def refused_handshake(error: RcnnError, uses_tls: bool) -> bool:
+    """Whether the server hung up during TLS, as it does on a client certificate that it does not trust."""
+    return uses_tls and _hung_up(str(error))

@@ -1,11 +1,11 @@
-"""Any accepted picture -> the encoded bytes that go over the wire."""
+"""Any accepted picture -> what goes over the wire: encoded bytes, or pixels."""
 
 from __future__ import annotations
 
 import io
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[n
 MAX_ENCODED_BYTES = 2**31 - 2**20
 
 
-def image_name(image: ImageInput) -> str:
-    """What error messages call the picture: its path, where it has one."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else "image"
+def image_name(image: Any, name: str = "image") -> str:
+    """What error messages call the picture: its path, where it has one, or the `name`."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else name
 
 
 def encode_image(image: ImageInput) -> bytes:
@@ -49,7 +49,7 @@ def encode_image(image: ImageInput) -> bytes:
     else:
         raise InvalidImageError(
             f"got a {type(image).__name__}, expected a path, bytes, a PIL.Image or a uint8 array of "
-            "shape [height, width, 3]"
+            "shape [height, width, 3]; detect_batch takes a list of them"
         )
     _check_size(len(data), image_name(image))
     return data
@@ -98,6 +98,23 @@ def _encode_pil(image: Image.Image) -> bytes:
 
 
 def _encode_array(array: NDArray[np.uint8]) -> bytes:
+    return _encode_pil(Image.fromarray(_check_array(array)))
+
+
+def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The array as RGB [height, width, 3]; a view of it, which may not be contiguous.
+
+    Raises:
+        InvalidImageError: it is no uint8 array [height, width, 3] or [height, width], or too large.
+    """
+    pixels = _check_array(array)
+    if pixels.ndim == 2:
+        pixels = np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
+    _check_size(pixels.nbytes, "image")
+    return pixels
+
+
+def _check_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     if array.dtype != np.uint8 or not is_picture or not array.size:
@@ -105,4 +122,4 @@ def _encode_array(array: NDArray[np.uint8]) -> bytes:
             f"image: got an array of shape {array.shape} and dtype {array.dtype}, expected uint8 of shape "
             "[height, width, 3] in RGB order or [height, width]; an encoded picture goes in as bytes"
         )
-    return _encode_pil(Image.fromarray(pixels))
+    return pixels

@@ -4,7 +4,6 @@ Categories may have any ids: label 1 is the category of the lowest id, and so on
 background. Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from rcnn_client.tools.coco_file import read_instances
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -36,7 +36,10 @@ class CocoDataset(Dataset[Sample]):
         Raises:
             ExportError: a file is missing or an annotation cannot be used; the message names it.
         """
-        content = _read(annotations)
+        try:
+            content = read_instances(annotations)
+        except ValueError as error:
+            raise ExportError(str(error)) from error
         try:
             categories = sorted(content["categories"], key=lambda category: category["id"])
             self.class_names = [str(category["name"]) for category in categories]
@@ -97,19 +100,6 @@ def to_target(instances: list[dict[str, Any]]) -> dict[str, Tensor]:
         "area": torch.tensor([each["area"] for each in instances], dtype=torch.float32),
         "iscrowd": torch.tensor([each["iscrowd"] for each in instances], dtype=torch.bool),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise ExportError(f"cannot read the annotations {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ExportError(f"{path} is not JSON: {error}. Expected a COCO instances file") from error
-    absent = [key for key in ("images", "annotations", "categories") if key not in content]
-    if not isinstance(content, dict) or absent:
-        raise ExportError(f"{path} has no {', '.join(absent)}: expected a COCO instances file")
-    return content
 
 
 def _to_instance(

@@ -1,15 +1,11 @@
-"""COCO average precision of a detector, by pycocotools."""
+"""COCO average precision of a torch detector; the metric itself is the client's, which needs no torch."""
 
-import contextlib
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from rcnn_client.tools import coco_score
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
@@ -61,21 +57,12 @@ def score(parts: list[Detected], class_names: list[str]) -> dict[str, Any]:
         truth += [{**record, "image_id": first_id + record["image_id"]} for record in part.truth]
         found += [{**record, "image_id": first_id + record["image_id"]} for record in part.found]
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
-        evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # precision: [IoU thresholds, recalls, classes, areas, max detections], -1 where a class has no box
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    scores = coco_score.score(images, categories, truth, found)
     return {
-        "ap": float(evaluation.stats[0]),
-        "ap50": float(evaluation.stats[1]),
-        "ap75": float(evaluation.stats[2]),
-        "ap_per_class": {
-            name: _mean_where_annotated(precision[:, :, position])
-            for position, name in enumerate(class_names)
-        },
+        "ap": scores.ap,
+        "ap50": scores.ap50,
+        "ap75": scores.ap75,
+        "ap_per_class": {each.name: each.ap for each in scores.classes},
         "num_pictures": len(images),
     }
 
@@ -92,24 +79,3 @@ def _records(image_id: int, instances: dict[str, Tensor], extras: dict[str, str]
         }
         for position, (left, top, right, bottom) in enumerate(instances["boxes"].tolist())
     ]
-
-
-def _index(
-    images: list[dict[str, Any]], records: list[dict[str, Any]], categories: list[dict[str, Any]]
-) -> COCO:
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "categories": categories,
-        "annotations": [
-            {"area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0, **record, "id": number}
-            for number, record in enumerate(records, start=1)  # 0 would mean "not matched" to pycocotools
-        ],
-    }
-    coco.createIndex()
-    return coco
-
-
-def _mean_where_annotated(precision: np.ndarray) -> float:
-    annotated = precision[precision > -1]
-    return float(annotated.mean()) if annotated.size else -1.0

@@ -24,6 +24,7 @@ from rcnn_backend.parameters import PreprocessParameters, ProposalParameters, re
 TRITON_DEFAULT_BYTES = 64 << 20
 GPU_SHARE = 0.4  # the engines and the kernels need the rest
 COPIES = 2  # a tensor lies in the step that made it and, batched, in the next; and gaps lie between
+PROPOSALS = "_proposals"
 RPN_BOXES_PER_LEVEL = 1000  # torchvision's pre-NMS top n
 ELEMENT_BYTES = {
     **dict.fromkeys(("TYPE_BOOL", "TYPE_INT8", "TYPE_UINT8"), 1),
@@ -79,25 +80,26 @@ def pool_bytes(image_bytes: int, images_in_flight: int, gpu_bytes: int) -> int:
 def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
     """Bytes of all tensors between the steps of a detector, for one image of the largest size.
 
-    0 for a model that is no ensemble with a step ``<ensemble>_proposals``.
+    0 for a model that is no ensemble with a step ``<detector>_proposals``.
 
     Raises:
         RepositoryError: a step has no config, or a config lacks a parameter or a tensor.
     """
     inputs = {step.model_name: step.input_map for step in configs[ensemble].ensemble_scheduling.step}
-    if f"{ensemble}_proposals" not in inputs:
+    detector = next((name.removesuffix(PROPOSALS) for name in inputs if name.endswith(PROPOSALS)), "")
+    if not detector:
         return 0
-    preprocess = read_parameters(PreprocessParameters, _as_dict(configs, f"{ensemble}_preprocess"))
-    proposals = read_parameters(ProposalParameters, _as_dict(configs, f"{ensemble}_proposals"))
+    preprocess = read_parameters(PreprocessParameters, _as_dict(configs, f"{detector}_preprocess"))
+    proposals = read_parameters(ProposalParameters, _as_dict(configs, f"{detector}_proposals"))
     size_hw = _largest_size_hw(preprocess)
     features = {f"feature_{index}": stride for index, stride in enumerate(proposals.feature_strides)}
     strides = {
-        tensor: features[name] for name, tensor in inputs[f"{ensemble}_proposals"].items() if name in features
+        tensor: features[name] for name, tensor in inputs[f"{detector}_proposals"].items() if name in features
     }
     rpn_boxes = RPN_BOXES_PER_LEVEL * (len(features) + 1)  # the RPN has a coarser level than RoIAlign
     total = 0
     for model, tensor, output in _tensors_between(configs, ensemble):
-        num_boxes = rpn_boxes if model == f"{ensemble}_rpn" else proposals.padded_counts[-1]
+        num_boxes = rpn_boxes if model == f"{detector}_rpn" else proposals.padded_counts[-1]
         cells = math.prod(math.ceil(side / strides.get(tensor, 1)) for side in size_hw)
         unknown = list(output.dims).count(-1)  # two are a height and a width, one is a number of boxes
         known = math.prod(dim for dim in output.dims if dim != -1)

@@ -194,7 +194,9 @@ def _tensor(name: str, array: Array) -> Any:
     if isinstance(array, np.ndarray):
         return pb_utils.Tensor(name, np.ascontiguousarray(array))
     contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
-    return pb_utils.Tensor.from_dlpack(name, contiguous)  # of the array itself: of a capsule it would not wait
+    return pb_utils.Tensor.from_dlpack(
+        name, contiguous
+    )  # of the array itself: of a capsule it would not wait
 
 
 def _error_response(error: Exception) -> Any:

@@ -40,6 +40,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.configs = {"faster_rcnn": config}
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.seconds_left: list[float | None] = []  # until the deadline of each call, as the server sees it
+        self.metadata: list[dict[str, str]] = []  # the headers of each call
+        self.ready = True
+        self.url = ""
+        self._server: grpc.Server | None = None
         self.most_in_flight = 0
         self.delay_s: Callable[[int], float] = lambda label: 0.0
         self.status: tuple[grpc.StatusCode, str] | None = None  # what every picture is answered with
@@ -47,7 +51,41 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._in_flight = 0
         self._lock = threading.Lock()
 
+    def start(self) -> None:
+        """Serve, at the address it had before if there was one."""
+        options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+        self._server = grpc.server(ThreadPoolExecutor(32), options=options)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.url = f"127.0.0.1:{self._server.add_insecure_port(self.url or '127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        """End at once, requests that run included."""
+        self._server.stop(grace=None).wait()
+
+    def add_pixels_model(self) -> None:
+        """Have the model that takes pixels, too."""
+        config = model_config_pb2.ModelConfig()
+        config.CopyFrom(self.configs["faster_rcnn"])
+        config.name, config.input[0].name = "faster_rcnn_pixels", "pixels"
+        config.input[0].data_type = model_config_pb2.TYPE_UINT8
+        self.configs[config.name] = config
+
+    def sent_bytes(self) -> list[bytes]:
+        """The encoded pictures that came."""
+        return [sent_bytes(request) for request in self.requests]
+
+    def sent_pixels(self) -> list[np.ndarray]:
+        """The pixels that came."""
+        return [
+            sent_pixels(request) for request in self.requests if request.model_name == "faster_rcnn_pixels"
+        ]
+
+    def ModelReady(self, request, context):
+        return service_pb2.ModelReadyResponse(ready=self.ready and request.name in self.configs)
+
     def ModelConfig(self, request, context):
+        self.metadata.append(dict(context.invocation_metadata()))
         self.seconds_left.append(context.time_remaining())
         if request.name not in self.configs:
             context.abort(
@@ -57,6 +95,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request, context):
         with self._lock:
+            self.metadata.append(dict(context.invocation_metadata()))
             self.seconds_left.append(context.time_remaining())
             self.requests.append(request)
             self._in_flight += 1
@@ -71,7 +110,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.status:
             context.abort(*self.status)
         try:
-            picture = Image.open(io.BytesIO(sent_bytes(request))).convert("RGB")
+            if request.model_name == "faster_rcnn_pixels":
+                picture = Image.fromarray(sent_pixels(request))
+            else:
+                picture = Image.open(io.BytesIO(sent_bytes(request))).convert("RGB")
         except OSError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'faster_rcnn', not an image")
         label = picture.getpixel((0, 0))[0]
@@ -108,19 +150,29 @@ def sent_bytes(request: service_pb2.ModelInferRequest) -> bytes:
     return raw[4:]
 
 
+def sent_pixels(request: service_pb2.ModelInferRequest) -> np.ndarray:
+    """The picture in a request as uint8 [height, width, 3], from the wire form of a UINT8 tensor."""
+    (tensor,), (raw,) = request.inputs, request.raw_input_contents
+    assert (tensor.name, tensor.datatype, tensor.shape[0]) == ("pixels", "UINT8", 1)
+    return np.frombuffer(raw, np.uint8).reshape(tensor.shape[1:])
+
+
 @pytest.fixture
 def server() -> Iterator[FakeTriton]:
     """A fresh server; `server.url` is its address."""
     fake = FakeTriton()
-    grpc_server = grpc.server(
-        ThreadPoolExecutor(32), options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-    )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, grpc_server)
-    fake.url = f"127.0.0.1:{grpc_server.add_insecure_port('127.0.0.1:0')}"
-    fake.sent_bytes = lambda: [sent_bytes(request) for request in fake.requests]
-    grpc_server.start()
+    fake.start()
     yield fake
-    grpc_server.stop(grace=None).wait()
+    fake.stop()
+
+
+@pytest.fixture
+def other_server() -> Iterator[FakeTriton]:
+    """A second one."""
+    fake = FakeTriton()
+    fake.start()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture(scope="session")

@@ -26,13 +26,13 @@ def test_the_public_names_are_sorted_and_the_errors_one_tree():
     assert rcnn_client.__all__ == sorted(rcnn_client.__all__)
     public = {name: getattr(rcnn_client, name) for name in rcnn_client.__all__}
     errors = [thing for thing in public.values() if inspect.isclass(thing) and issubclass(thing, Exception)]
-    assert len(errors) == 10 and all(issubclass(error, RcnnError) for error in errors)
+    assert len(errors) == 12 and all(issubclass(error, RcnnError) for error in errors)
 
 
 def test_every_call_has_a_deadline(server, png):
     with Detector(server.url, timeout_s=9) as detector:
         detector.detect(png(1))
-        detector.detect([png(1), png(2)])
+        detector.detect_batch([png(1), png(2)])
     assert len(server.seconds_left) == 4  # the model's config once, then three pictures
     assert all(8 < seconds < 10 for seconds in server.seconds_left)
 
@@ -46,7 +46,7 @@ def test_a_late_answer(server, png):
             detector.detect(png(2))
         assert time.monotonic() - begin < 1
         with pytest.raises(BatchError) as caught:
-            detector.detect([png(2), png(3)])
+            detector.detect_batch([png(2), png(3)])
     assert isinstance(caught.value.errors[0], DeadlineExceededError)
     assert caught.value.results[1].labels[0] == 3
 
@@ -56,7 +56,7 @@ def test_nobody_listens(png):
         with pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:1 .*8001"):
             detector.detect(png(1))
         with pytest.raises(ServerUnavailableError):  # said once, not once per picture
-            detector.detect([png(1), png(2)])
+            detector.detect_batch([png(1), png(2)])
 
 
 def test_an_unknown_model(server, png):

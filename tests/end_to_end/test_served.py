@@ -185,7 +185,7 @@ def test_batch_mates_of_a_bad_picture_get_their_boxes(detector: Detector) -> Non
     good = PICTURES[0].read_bytes()
     expected = detector.detect(good)
     with pytest.raises(BatchError) as caught:
-        detector.detect([good, b"bad", good, b"", good, good, good])
+        detector.detect_batch([good, b"bad", good, b"", good, good, good])
     assert sorted(caught.value.errors) == [1, 3]
     for index in (0, 2, 4, 5, 6):
         answer = caught.value.results[index]

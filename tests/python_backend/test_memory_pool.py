@@ -72,6 +72,7 @@ def check(computed: int, by_hand: int) -> None:
 def test_bytes_of_an_image(configs: dict[str, ModelConfig]) -> None:
     assert (PIXELS, BOXES) == (104_294_400, 52_112_020)
     check(image_bytes(configs, "faster_rcnn"), 156_406_420)
+    check(image_bytes(configs, "faster_rcnn_pixels"), 156_406_420)  # the same steps
 
 
 def test_fp16_halves_what_is_fp16(configs: dict[str, ModelConfig]) -> None:

@@ -1,0 +1,224 @@
+"""Everything that the sync and the async detector have in common: all but how a step is carried out."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tritonclient.grpc import InferInput
+
+from ._connection import Connection, TLSConfig
+from ._contract import (
+    PIXELS,
+    PIXELS_SUFFIX,
+    Contract,
+    encoded_input,
+    pixels_input,
+    read_answer,
+    read_model_config,
+)
+from ._detections import Detections
+from ._errors import (
+    DeadlineExceededError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    NotADetectorError,
+    ServerUnavailableError,
+)
+from ._images import encode_image, image_name, rgb_pixels
+from ._info import DetectorInfo, read_info, step_models
+from ._options import Options, Request
+from ._servers import Deadline, Servers
+from ._shm import LOST, Region, Regions
+from ._steps import Plan, Run
+
+T = TypeVar("T")
+
+
+class BaseDetector:
+    """The settings of a detector, and the plan of each of its methods."""
+
+    _client_class: ClassVar[Any]  # tritonclient's
+
+    def __init__(
+        self,
+        url: str | Sequence[str] = "localhost:8001",
+        model: str = "faster_rcnn",
+        *,
+        timeout_s: float = 60.0,
+        retries: int = 4,
+        tls: TLSConfig | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Literal["grpc", "shm"] = "grpc",
+    ) -> None:
+        Deadline(timeout_s)
+        if not model:
+            raise InvalidParameterError("model is empty, expected the name of a model on the server")
+        if transport not in ("grpc", "shm"):
+            raise InvalidParameterError(f'transport is {transport!r}, expected "grpc" or "shm"')
+        self._connection = Connection(url, tls, headers)
+        self._servers = Servers(self._connection, model, retries)
+        self._model, self._timeout_s = model, timeout_s
+        self._uses_shm = transport == "shm"
+        self._contract: Contract | None = None
+        self._pixels_model: str | None = None  # not asked yet
+        self._pil_lock = threading.Lock()
+        self._clients: dict[int, Any] = {}
+        self._clients_lock = threading.Lock()
+        self._regions = Regions(self._connection)
+        self._release = weakref.finalize(self, self._regions.release)
+
+    def _client(self, endpoint: int) -> Any:
+        """The tritonclient of an endpoint."""
+        with self._clients_lock:
+            if self._servers.closed:
+                raise ValueError("closed before the call")
+            if endpoint not in self._clients:
+                self._clients[endpoint] = self._connection.open(self._client_class, endpoint)
+            return self._clients[endpoint]
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
+
+    def _prepare(self, options: Options, deadline: Deadline) -> Plan[Request]:
+        """The request that the options make; asks once for what the model promises."""
+        if self._contract is None:  # callers that come here together all ask; none waits for another
+            reply = yield from self._servers.call("get_model_config", self._model, deadline=deadline)
+            self._contract = read_model_config(reply.config)
+        return Request(options, self._contract)
+
+    def _detect_one(self, image: Any, options: Options) -> Plan[Detections]:
+        deadline = self._deadline(options.timeout_s)
+        request = yield from self._prepare(options, deadline)
+        return (yield from self._detect(image, image_name(image), request, deadline))
+
+    def _detect_in_stream(self, image: Any, index: int, request: Request) -> Plan[Detections]:
+        name, deadline = image_name(image, f"image {index}"), self._deadline(request.options.timeout_s)
+        return (yield from self._detect(image, name, request, deadline, f"-{index}"))
+
+    def _detect(
+        self, image: Any, name: str, request: Request, deadline: Deadline, suffix: str = ""
+    ) -> Plan[Detections]:
+        """Detect in one picture, which errors call `name`; `suffix` goes to the request's id.
+
+        Raises:
+            NotADetectorError: the server takes no pixels, and they are to go through shared memory.
+        """
+        options = request.options
+        model = self._model
+        pixels = rgb_pixels(image) if isinstance(image, np.ndarray) else None
+        if pixels is not None and (
+            pixels_model := (yield from self._ask_for_pixels(request.contract, deadline))
+        ):
+            model = pixels_model
+        elif pixels is not None and self._uses_shm:
+            raise NotADetectorError(
+                f'transport="shm" needs the model {model}{PIXELS_SUFFIX}, which the server does not have; '
+                "export the detector again with rcnn-export and serve both"
+            )
+        else:
+            pixels = None
+            is_encoded = isinstance(image, bytes)
+            encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
+            tensor = encoded_input(encoded)
+
+        def infer(endpoint: int, tensor: InferInput) -> Plan[Any]:
+            return self._servers.attempt(
+                endpoint,
+                "infer",
+                model,
+                [tensor],
+                deadline=deadline,
+                image_name=name,
+                parameters=request.parameters,
+                request_id=options.request_id and options.request_id + suffix,
+            )
+
+        def attempt(endpoint: int) -> Plan[Any]:
+            if pixels is None:
+                return infer(endpoint, tensor)
+            if not self._uses_shm:
+                return infer(endpoint, pixels_input(pixels))
+            return self._share(endpoint, pixels, deadline, infer)
+
+        answer = yield from self._servers.retry(attempt, deadline)
+        return request.keep(read_answer(answer, request.contract, name))
+
+    def _encode(self, image: Any) -> bytes:
+        if not isinstance(image, Image.Image):
+            return encode_image(image)
+        with self._pil_lock:  # a batch may hold the same lazily loaded picture twice
+            return encode_image(image)
+
+    def _ask_for_pixels(self, contract: Contract, deadline: Deadline) -> Plan[str]:
+        """The model that takes pixels, empty where there is none: the detector itself, or the one beside it."""
+        if self._pixels_model is None:
+            name = self._model if contract.takes_pixels else self._model + PIXELS_SUFFIX
+            if not contract.takes_pixels:
+                try:
+                    reply = yield from self._servers.call("get_model_config", name, deadline=deadline)
+                    read_model_config(reply.config, PIXELS)
+                except (ModelNotFoundError, NotADetectorError):
+                    name = ""
+            self._pixels_model = name
+        return self._pixels_model
+
+    def _share(
+        self,
+        endpoint: int,
+        pixels: NDArray[np.uint8],
+        deadline: Deadline,
+        infer: Callable[[int, InferInput], Plan[T]],
+    ) -> Plan[T]:
+        """Call `infer` with the pixels in shared memory that this endpoint has opened."""
+        region = self._regions.take(endpoint, pixels.nbytes)
+        if region is None:
+            region = Region(pixels.nbytes)
+            self._regions.opening(endpoint, region)
+            call = ("register_system_shared_memory", region.name, f"/{region.name}", region.byte_size)
+            try:
+                yield from self._servers.attempt(endpoint, *call, deadline=deadline)
+            finally:
+                region.unlink()
+        lost = False
+        try:
+            region.write(pixels)
+            return (yield from infer(endpoint, pixels_input(pixels, region.name)))
+        except ModelNotFoundError as error:
+            lost = LOST in str(error)
+            if not lost:
+                raise
+            raise ServerUnavailableError(f"{self._connection.urls[endpoint]} was restarted") from error
+        finally:
+            if lost:
+                self._regions.forget(endpoint)
+            else:
+                self._regions.give_back(endpoint, region)
+
+    def _is_ready(self, timeout_s: float | None) -> Plan[bool]:
+        deadline = self._deadline(timeout_s)
+        for endpoint in range(len(self._connection.urls)):
+            call = self._servers.attempt(endpoint, "is_model_ready", self._model, deadline=deadline)
+            try:
+                if (yield from call):
+                    return True
+            except (ServerUnavailableError, DeadlineExceededError):
+                continue
+        return False
+
+    def _info(self, timeout_s: float | None) -> Plan[DetectorInfo]:
+        deadline, call = self._deadline(timeout_s), self._servers.call
+        config = (yield from call("get_model_config", self._model, deadline=deadline)).config
+        contract = read_model_config(config)
+        steps = []
+        for name in step_models(config):
+            steps.append((yield from call("get_model_config", name, deadline=deadline)).config)
+        model = yield from call("get_model_metadata", self._model, deadline=deadline)
+        server = yield from call("get_server_metadata", deadline=deadline)
+        takes_pixels = yield from self._ask_for_pixels(contract, deadline)
+        return read_info(contract, config, steps, model, server, bool(takes_pixels))

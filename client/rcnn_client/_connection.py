@@ -1,0 +1,96 @@
+"""Where the servers are and what every call to them carries: addresses, certificates, headers."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from ._errors import InvalidParameterError
+
+FilePath: TypeAlias = str | os.PathLike[str]
+
+CHANNEL_ARGS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.lb_policy_name", "round_robin"),  # among the addresses that a name resolves to
+    # A server that was restarted is found again within 2 s, and one that does not answer given up after 5 s.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", 5000),
+]
+
+
+@dataclass(frozen=True)
+class TLSConfig:
+    """An encrypted connection; each file is PEM.
+
+    Attributes:
+        root_certificates: file of those that may have signed the server's certificate; None: the usual
+            public authorities.
+        certificate, private_key: files of the client's own, for a server that asks for them (mutual TLS).
+    """
+
+    root_certificates: FilePath | None = None
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """The files' contents, checked.
+
+        Raises:
+            InvalidParameterError: a file cannot be read, holds no such thing, or one of a pair is missing.
+        """
+        if (self.certificate is None) != (self.private_key is None):
+            raise InvalidParameterError("tls: certificate and private_key belong together; one was given")
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            if self.root_certificates is not None:
+                context.load_verify_locations(self.root_certificates)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.private_key, password="")
+            files = (self.root_certificates, self.private_key, self.certificate)
+            return grpc.ssl_channel_credentials(*(path and Path(path).read_bytes() for path in files))
+        except (OSError, ssl.SSLError) as error:  # an SSLError is an OSError without a file name
+            raise InvalidParameterError(
+                f"{self} cannot be used: {error}; expected PEM files, and the certificate's own private key, without a password"
+            ) from error
+
+
+class Connection:
+    """The checked settings of a connection.
+
+    Args:
+        url: host:port, or several.
+        headers: sent with every call; names in any case.
+
+    Raises:
+        InvalidParameterError: one of them is no such thing.
+    """
+
+    def __init__(
+        self, url: str | Sequence[str], tls: TLSConfig | None, headers: Mapping[str, str] | None
+    ) -> None:
+        self.urls = [url] if isinstance(url, str) else list(url)
+        for given in self.urls or [""]:
+            if "://" in given or ":" not in given:
+                raise InvalidParameterError(f"url is {url!r}, expected host:port, as localhost:8001")
+        self.headers = {name.lower(): value for name, value in (headers or {}).items()}
+        for name, value in self.headers.items():
+            if not re.fullmatch(r"[0-9a-z_.-]+", name) or not re.fullmatch(r"[ -~]*", value):
+                raise InvalidParameterError(
+                    f"headers has {name!r}: expected letters, digits, '_', '-' and '.' in its name and "
+                    "printable ASCII in its value"
+                )
+        self.uses_tls = tls is not None
+        self._credentials = tls.credentials() if tls is not None else None
+
+    def open(self, client_class: Any, endpoint: int) -> Any:
+        """A tritonclient of that class to one of the servers; it connects at its first call."""
+        return client_class(self.urls[endpoint], creds=self._credentials, channel_args=CHANNEL_ARGS)

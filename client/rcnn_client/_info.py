@@ -1,0 +1,81 @@
+"""What a server tells about a detector."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2
+
+from ._contract import Contract
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """A served detector.
+
+    Attributes:
+        model: its name; `versions`: those that are served.
+        class_names: index is the label; index 0 is the background.
+        max_batch_size: the most pictures in one request of a client that puts several into one.
+        max_detections: the most detections per picture.
+        max_image_pixels: the most pixels of a picture, width times height; None where the model does not say.
+        takes_pixels: whether arrays are sent as they are, and not encoded first.
+        engine: the backend of Triton that runs the network, as "onnxruntime" or "tensorrt".
+        precision: of the features between the two halves of the network, as "fp32"; None where the model
+            does not say.
+        server: name and version, as "triton 2.51.0".
+    """
+
+    model: str
+    versions: list[str]
+    class_names: list[str]
+    max_batch_size: int
+    max_detections: int
+    max_image_pixels: int | None
+    takes_pixels: bool
+    engine: str
+    precision: str | None
+    server: str
+
+
+def step_models(config: Any) -> list[str]:
+    """The models that an ensemble's config names."""
+    return [step.model_name for step in config.ensemble_scheduling.step]
+
+
+def read_info(
+    contract: Contract, config: Any, steps: list[Any], model: Any, server: Any, takes_pixels: bool
+) -> DetectorInfo:
+    """Put together Triton's own messages: the model's config, its steps' configs and the two metadata."""
+    limits = [_parameter(part, "max_image_pixels") for part in (config, *steps)]
+    network = next((part for part in steps if _feature_types(part)), config)
+    precision = next((_name(data_type) for data_type in _feature_types(network)), None)
+    return DetectorInfo(
+        model=config.name,
+        versions=list(model.versions),
+        class_names=contract.class_names,
+        max_batch_size=config.max_batch_size,
+        max_detections=contract.max_detections,
+        max_image_pixels=next((limit for limit in limits if limit is not None), None),
+        takes_pixels=takes_pixels,
+        engine=network.backend or network.platform,
+        precision=precision,
+        server=f"{server.name} {server.version}",
+    )
+
+
+def _parameter(config: Any, name: str) -> Any:
+    if name not in config.parameters:
+        return None
+    return json.loads(config.parameters[name].string_value)
+
+
+def _feature_types(config: Any) -> list[int]:
+    return [tensor.data_type for tensor in config.output if tensor.name.startswith("feature_")]
+
+
+def _name(data_type: int) -> str:
+    name: str = model_config_pb2.DataType.Name(data_type)
+    return name.removeprefix("TYPE_").lower()

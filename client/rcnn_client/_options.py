@@ -1,0 +1,107 @@
+"""What may differ from call to call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from ._contract import Contract
+from ._detections import Detections
+from ._errors import InvalidParameterError
+from ._servers import Deadline
+
+
+class DetectOptions(TypedDict, total=False):
+    """The keyword arguments of `detect`, `detect_batch` and `detect_stream`.
+
+    Attributes:
+        score_thresh: keep detections whose score is above this (0 to 1).
+        nms_thresh: of two boxes of a class that overlap by more than this IoU (0 to 1), keep the better.
+        detections_per_img: the most detections per picture, of all classes, up to what the model was
+            exported for. Where one of these three is None, the model's own value holds.
+        classes: names of the classes to keep; None keeps all.
+        top_k: keep the best so many of what is left.
+        timeout_s: limit of each picture, in seconds, retries included; None: the detector's own.
+        request_id: names the request in the server's log; in a list or stream, followed by -0, -1, ...
+    """
+
+    score_thresh: float | None
+    nms_thresh: float | None
+    detections_per_img: int | None
+    classes: Collection[str] | None
+    top_k: int | None
+    timeout_s: float | None
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """A call's `DetectOptions`.
+
+    Raises:
+        InvalidParameterError: one is outside its range; what the model decides is checked later.
+    """
+
+    score_thresh: float | None = None
+    nms_thresh: float | None = None
+    detections_per_img: int | None = None
+    classes: Collection[str] | None = None
+    top_k: int | None = None
+    timeout_s: float | None = None
+    request_id: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("score_thresh", "nms_thresh"):
+            thresh = getattr(self, name)
+            if thresh is not None and not 0 <= thresh <= 1:
+                raise InvalidParameterError(f"{name} is {thresh}, expected 0 to 1")
+        for name in ("detections_per_img", "top_k"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise InvalidParameterError(f"{name} is {count}, expected at least 1")
+        if isinstance(self.classes, str):
+            raise InvalidParameterError(f"classes is {self.classes!r}, expected a list of names")
+        if self.timeout_s is not None:
+            Deadline(self.timeout_s)
+
+
+class Request:
+    """What `Options` mean for a model: the parameters to send, and the detections to keep.
+
+    Raises:
+        InvalidParameterError: the model has no such class, or gives fewer detections.
+    """
+
+    def __init__(self, options: Options, contract: Contract) -> None:
+        self.options, self.contract = options, contract
+        self.parameters: dict[str, float | int] = {}
+        for name in ("score_thresh", "nms_thresh"):
+            if (thresh := getattr(options, name)) is not None:
+                self.parameters[name] = float(thresh)
+        if options.detections_per_img is not None:
+            if options.detections_per_img > contract.max_detections:
+                raise InvalidParameterError(
+                    f"detections_per_img is {options.detections_per_img}, expected 1 to "
+                    f"{contract.max_detections}, the most that the model was exported for"
+                )
+            self.parameters["detections_per_img"] = operator.index(options.detections_per_img)
+        known = contract.class_names[1:]
+        if unknown := [name for name in options.classes or () if name not in known]:
+            raise InvalidParameterError(
+                f"classes has {', '.join(map(repr, unknown))}, expected some of: {', '.join(known)}"
+            )
+
+    def keep(self, found: Detections) -> Detections:
+        """Those of the classes asked for, the best `top_k`."""
+        if self.options.classes is None and self.options.top_k is None:
+            return found
+        wanted = np.ones(len(found), bool)
+        if self.options.classes is not None:
+            wanted = np.isin(found.class_names, list(self.options.classes))
+        rows = np.flatnonzero(wanted)[: self.options.top_k]
+        names = [found.class_names[row] for row in rows]
+        return Detections(found.boxes[rows], found.scores[rows], found.labels[rows], names)

@@ -1,0 +1,69 @@
+"""The answers to several pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ._detections import Detections
+from ._errors import BatchError, InvalidParameterError, RcnnError
+
+AnyImage = TypeVar("AnyImage")
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Generic[AnyImage]):
+    """One picture of a stream, and what became of it.
+
+    Attributes:
+        image: the picture, as it was given.
+        answer: its detections, or the error that took their place.
+    """
+
+    image: AnyImage
+    answer: Detections | RcnnError
+
+    @property
+    def error(self) -> RcnnError | None:
+        """The error, if there is one."""
+        return self.answer if isinstance(self.answer, RcnnError) else None
+
+    @property
+    def detections(self) -> Detections:
+        """The detections; raises the error if there is one."""
+        if isinstance(self.answer, RcnnError):
+            raise self.answer
+        return self.answer
+
+
+def check_stream(images: Any, in_flight: int) -> None:
+    """Raises InvalidParameterError where one picture was given for several, or none may be in flight."""
+    if isinstance(images, str | bytes | np.ndarray | Image.Image):
+        raise InvalidParameterError(
+            f"images is a {type(images).__name__}, expected several pictures, as a list; detect takes one"
+        )
+    if in_flight < 1:
+        raise InvalidParameterError(f"in_flight is {in_flight}, expected at least 1")
+
+
+def window(in_flight: int) -> int:
+    """How many pictures a stream holds: so many more than in flight that one slow answer holds up none."""
+    return 2 * in_flight
+
+
+def gather(results: Iterable[Result[Any]]) -> list[Detections]:
+    """Every picture's detections.
+
+    Raises:
+        BatchError: some have an error in their place.
+    """
+    answers = [result.answer for result in results]
+    errors = {index: answer for index, answer in enumerate(answers) if isinstance(answer, RcnnError)}
+    found = [answer if isinstance(answer, Detections) else None for answer in answers]
+    if errors:
+        raise BatchError(found, errors)
+    return [detections for detections in found if detections is not None]

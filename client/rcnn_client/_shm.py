@@ -1,0 +1,125 @@
+"""Pixels for a server on this host, by way of system shared memory.
+
+A region has a name in /dev/shm only until the server has opened it: from then on it lives as long as the
+client's and the server's mappings do, so nothing is left behind however this process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import secrets
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from ._connection import Connection
+from ._errors import ServerError
+
+FOLDER = Path("/dev/shm")
+CLOSING_TIMEOUT_S = 1.0
+# Triton's words for a region that it does not know: it was restarted.
+LOST = "Unable to find shared memory region"
+
+
+class Region:
+    """`byte_size` bytes or a few more; `name` is the server's for it.
+
+    Raises:
+        ServerError: there is no such memory here, or not enough of it.
+    """
+
+    def __init__(self, byte_size: int) -> None:
+        self.name = f"rcnn_client_{os.getpid()}_{secrets.token_hex(8)}"
+        self.byte_size = 1 << (byte_size - 1).bit_length()  # few sizes, so that most fit most pictures
+        try:
+            descriptor = os.open(FOLDER / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, self.byte_size)  # later there would be a SIGBUS for it
+                self._memory = mmap.mmap(descriptor, self.byte_size)
+            except BaseException:
+                self.unlink()
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise ServerError(
+                f"no {self.byte_size} bytes of shared memory in {FOLDER}: {error.strerror}; enlarge it, have "
+                'fewer pictures in flight, or use transport="grpc"'
+            ) from error
+
+    def write(self, pixels: NDArray[np.uint8]) -> None:
+        """Puts uint8 [height, width, 3] at the region's start."""
+        np.copyto(np.frombuffer(self._memory, np.uint8, pixels.size).reshape(pixels.shape), pixels)
+
+    def unlink(self) -> None:
+        """Takes the name away; the memory stays."""
+        with contextlib.suppress(FileNotFoundError):
+            (FOLDER / self.name).unlink()
+
+
+class Regions:
+    """The regions that each server has opened, and which of them no picture is in. Safe between threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._free: dict[int, list[Region]] = defaultdict(list)
+        self._opened: dict[int, set[str]] = defaultdict(set)
+        self._lock = threading.Lock()
+
+    def take(self, endpoint: int, byte_size: int) -> Region | None:
+        """The smallest free region that holds so much, if there is one."""
+        with self._lock:
+            fitting = [region for region in self._free[endpoint] if region.byte_size >= byte_size]
+            if not fitting:
+                return None
+            region = min(fitting, key=lambda region: region.byte_size)
+            self._free[endpoint].remove(region)
+            return region
+
+    def opening(self, endpoint: int, region: Region) -> None:
+        """The server is about to open it."""
+        with self._lock:
+            self._opened[endpoint].add(region.name)
+
+    def give_back(self, endpoint: int, region: Region) -> None:
+        """No picture is in it any more, or none whose answer is waited for."""
+        with self._lock:
+            self._free[endpoint].append(region)
+
+    def forget(self, endpoint: int) -> None:
+        """The server was restarted."""
+        with self._lock:
+            self._free.pop(endpoint, None)
+
+    def release(self) -> None:
+        """Has every server close what it opened, as far as it answers within a second."""
+        with self._lock:
+            opened = {endpoint: names for endpoint, names in self._opened.items() if names}
+            self._opened.clear()
+            self._free.clear()
+        for endpoint, names in opened.items():
+            client = self._connection.open(triton.InferenceServerClient, endpoint)
+            deadline = time.monotonic() + CLOSING_TIMEOUT_S
+            for name in names:
+                self._close(client, name, deadline)
+            client.close()
+
+    def _close(self, client: triton.InferenceServerClient, name: str, deadline: float) -> None:
+        while (left_s := deadline - time.monotonic()) > 0:
+            try:
+                client.unregister_system_shared_memory(
+                    name, headers=self._connection.headers, client_timeout=left_s
+                )
+            except InferenceServerException as error:
+                if "in use" in (error.message() or ""):  # by a request that was given up
+                    time.sleep(0.02)
+                    continue
+            return

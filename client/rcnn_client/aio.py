@@ -1,0 +1,177 @@
+"""The asynchronous client.
+
+>>> async with aio.Detector("localhost:8001") as detector:
+...     async for result in detector.detect_stream(Path("photos").glob("*.jpg")):
+...         print(result.image, result.error or len(result.detections))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tritonclient.grpc.aio as triton
+
+from ._base import BaseDetector
+from ._detections import Detections
+from ._errors import RcnnError
+from ._images import ImageInput
+from ._info import DetectorInfo
+from ._options import DetectOptions, Options, Request
+from ._results import Result, check_stream, gather, window
+from ._steps import Plan, Run, Sleep, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Detector"]
+
+AnyImage = TypeVar("AnyImage", bound=ImageInput)
+T = TypeVar("T")
+
+
+class Detector(BaseDetector):
+    """As `rcnn_client.Detector`, with the same arguments, methods and errors; belongs to one event loop.
+
+    A task that is cancelled cancels its request. Files are read and pictures encoded in threads.
+    """
+
+    _client_class = triton.InferenceServerClient
+
+    async def __aenter__(self) -> Detector:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; calls still running end with `DetectorClosedError`."""
+        self._servers.closed = True
+        for client in list(self._clients.values()):
+            await client.close()
+        await asyncio.to_thread(self._release)
+
+    async def detect(self, image: ImageInput, **options: Unpack[DetectOptions]) -> Detections:
+        """As `rcnn_client.Detector.detect`."""
+        return await self._run(self._detect_one(image, Options(**options)))
+
+    async def detect_batch(
+        self,
+        images: Iterable[AnyImage] | AsyncIterable[AnyImage],
+        *,
+        in_flight: int = 16,
+        **options: Unpack[DetectOptions],
+    ) -> list[Detections]:
+        """As `rcnn_client.Detector.detect_batch`."""
+        return gather([result async for result in self.detect_stream(images, in_flight=in_flight, **options)])
+
+    def detect_stream(
+        self,
+        images: Iterable[AnyImage] | AsyncIterable[AnyImage],
+        *,
+        in_flight: int = 16,
+        **options: Unpack[DetectOptions],
+    ) -> AsyncGenerator[Result[AnyImage], None]:
+        """As `rcnn_client.Detector.detect_stream`; `images` is read in a task of its own, if plain in a thread."""
+        check_stream(images, in_flight)
+        return self._stream(images, in_flight, Options(**options))
+
+    async def is_ready(self, *, timeout_s: float | None = None) -> bool:
+        """As `rcnn_client.Detector.is_ready`."""
+        return await self._run(self._is_ready(timeout_s))
+
+    async def info(self, *, timeout_s: float | None = None) -> DetectorInfo:
+        """As `rcnn_client.Detector.info`."""
+        return await self._run(self._info(timeout_s))
+
+    async def _stream(
+        self, images: Iterable[AnyImage] | AsyncIterable[AnyImage], in_flight: int, options: Options
+    ) -> AsyncGenerator[Result[AnyImage], None]:
+        request = await self._run(self._prepare(options, self._deadline(options.timeout_s)))
+        held: asyncio.Queue[asyncio.Task[Result[AnyImage]] | None] = asyncio.Queue()
+        free_places = asyncio.Semaphore(window(in_flight))
+        at_server = asyncio.Semaphore(in_flight)
+
+        async def read() -> None:
+            try:
+                index = 0
+                async for image in _read_ahead(images, free_places):
+                    held.put_nowait(asyncio.create_task(self._answer(image, index, request, at_server)))
+                    index += 1
+            finally:
+                held.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await held.get()) is not None:
+                result = await task
+                free_places.release()
+                yield result
+            await reader
+        finally:
+            reader.cancel()
+            while not held.empty():
+                if task := held.get_nowait():
+                    task.cancel()
+
+    async def _answer(
+        self, image: AnyImage, index: int, request: Request, at_server: asyncio.Semaphore
+    ) -> Result[AnyImage]:
+        async with at_server:
+            try:
+                return Result(image, await self._run(self._detect_in_stream(image, index, request)))
+            except RcnnError as error:
+                return Result(image, error)
+
+    async def _run(self, plan: Plan[T]) -> T:
+        """Carry the plan out in this task."""
+        resume: Callable[[Any], Step] = plan.send
+        value: Any = None
+        while True:
+            try:
+                step = resume(value)
+            except StopIteration as done:
+                answer: T = done.value
+                return answer
+            finally:
+                value = None  # an error here would refer to this frame, and the frame to the error
+            try:
+                resume, value = plan.send, await self._do(step)
+            except BaseException as error:
+                resume, value = plan.throw, error
+
+    async def _do(self, step: Step) -> Any:
+        if isinstance(step, Sleep):
+            return await asyncio.sleep(step.seconds)
+        if isinstance(step, Run):
+            return await asyncio.to_thread(step.function, *step.args)
+        try:
+            return await getattr(self._client(step.endpoint), step.method)(*step.args, **step.kwargs)
+        except asyncio.CancelledError as error:
+            if self._servers.closed:  # by the channel, not by the task's owner
+                raise ConnectionError("the channel was closed") from error
+            raise
+
+
+async def _read_ahead(
+    images: Iterable[AnyImage] | AsyncIterable[AnyImage], free_places: asyncio.Semaphore
+) -> AsyncIterator[AnyImage]:
+    """The images, each once there is a place for it."""
+    if isinstance(images, AsyncIterable):
+        await free_places.acquire()
+        async for image in images:
+            yield image
+            await free_places.acquire()
+        return
+    plain = iter(images)
+    while True:
+        await free_places.acquire()
+        found = await asyncio.to_thread(lambda: list(itertools.islice(plain, 1)))
+        if not found:
+            return
+        yield found[0]

@@ -1,0 +1,34 @@
+"""The commands rcnn-eval and rcnn-perf; what they need beyond the client comes with the client's extras."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def rcnn_eval() -> int:
+    """Run rcnn-eval; returns its exit code."""
+    return _run("eval", "rcnn_client.tools.eval_cli")
+
+
+def rcnn_perf() -> int:
+    """Run rcnn-perf; returns its exit code."""
+    return _run("perf", "rcnn_client.tools.perf_cli")
+
+
+def _run(name: str, module: str) -> int:
+    """Run the `main` of a module; where a package of the extra `name` is missing, a line says so."""
+    try:
+        main = importlib.import_module(module).main
+    except ModuleNotFoundError as error:
+        package = (error.name or "rcnn_client").partition(".")[0]
+        if package == "rcnn_client":
+            raise
+        print(
+            f"rcnn-{name}: {package} is not installed; get what this command needs with "
+            f"pip install 'rcnn-client[{name}]'",
+            file=sys.stderr,
+        )
+        return 1
+    code: int = main()
+    return code

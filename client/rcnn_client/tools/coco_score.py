@@ -1,0 +1,99 @@
+"""COCO's average precision of boxes, by pycocotools.
+
+T IoU thresholds (0.50, 0.55 .. 0.95), R recalls (0, 0.01 .. 1), K classes, A areas (all, small, medium,
+large), M limits of detections per picture (1, 10, 100).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from .coco_file import Records
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class is found; average precision 0 to 1, or -1 where no box of it is annotated."""
+
+    name: str
+    num_boxes: int
+    ap: float
+    ap50: float
+    ap75: float
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """COCO's box metrics; average precision 0 to 1, or -1 where nothing is annotated.
+
+    Attributes:
+        ap, ap50, ap75: averaged over IoU 0.50 to 0.95, and at IoU 0.50 and 0.75.
+        ap_small, ap_medium, ap_large: of boxes under 32x32 px, under 96x96 px, and of the others.
+        classes: in the order of the category ids.
+        precision: [T, R, K], the highest precision at that recall or a higher one; -1 where the class has
+            no box.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    classes: list[ClassScore]
+    precision: NDArray[np.float64]
+
+
+def score(images: Records, categories: Records, truth: Records, found: Records) -> Scores:
+    """Compute COCO's box metrics.
+
+    Args:
+        images: `id`, of the pictures to score.
+        categories: `id` and `name`.
+        truth: what is annotated in these pictures: `image_id`, `category_id`, `bbox` (left, top, width,
+            height in pixels) and, where they are known, `area` and `iscrowd`.
+        found: what was detected in them: `image_id`, `category_id`, `bbox` and `score`.
+    """
+    categories = sorted(categories, key=lambda category: category["id"])
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
+        evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [T, R, K, A, M] -> [T, R, K]
+    classes = []
+    for position, category in enumerate(categories):
+        of_class = precision[:, :, position]
+        num_boxes = sum(
+            record["category_id"] == category["id"] and not record.get("iscrowd") for record in truth
+        )
+        aps = (_mean_where_annotated(part) for part in (of_class, of_class[0], of_class[5]))
+        classes.append(ClassScore(str(category["name"]), num_boxes, *aps))
+    ap, ap50, ap75, ap_small, ap_medium, ap_large = (float(value) for value in evaluation.stats[:6])
+    return Scores(ap, ap50, ap75, ap_small, ap_medium, ap_large, classes, precision)
+
+
+def _index(images: Records, records: Records, categories: Records) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": images,
+        "categories": categories,
+        "annotations": [
+            {"area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0, **record, "id": number}
+            for number, record in enumerate(records, start=1)  # 0 would mean "not matched" to pycocotools
+        ],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _mean_where_annotated(precision: NDArray[np.float64]) -> float:
+    annotated = precision[precision > -1]
+    return float(annotated.mean()) if annotated.size else -1.0

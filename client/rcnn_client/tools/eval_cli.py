@@ -1,0 +1,154 @@
+"""rcnn-eval: an annotation file and its pictures in; COCO average precision through a server out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from .. import RcnnError
+from .console import add_server_arguments, complain, positive, probability, progress_bar
+from .differences import difference, draw_side_by_side
+from .eval_report import as_json, class_table, metrics_table, plot
+from .evaluation import Answers, Dataset, Endpoint, ask, score_all
+
+PROG = "rcnn-eval"
+DRAWN_PICTURES = 10
+LEAST_DIFFERENCE = 0.01  # less is rounding
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run rcnn-eval; returns the exit code: 0, or 1 if a picture failed. Wrong usage exits with 2."""
+    args = _parser().parse_args(argv)
+    endpoints = [Endpoint(args.url, args.model)]
+    if args.against:
+        endpoints.append(parse_against(args.against, endpoints[0]))
+    try:
+        dataset = Dataset.read(args.annotations, args.images)
+        args.out.mkdir(parents=True, exist_ok=True)
+        answers = [_ask_with_progress(endpoint, dataset, args) for endpoint in endpoints]
+    except (RcnnError, ValueError, OSError) as error:
+        return complain(PROG, error)
+    failed = {path: reason for each in answers for path, reason in each.failed.items()}
+    for path, reason in failed.items():
+        complain(PROG, reason if reason.startswith(str(path)) else f"{path}: {reason}")
+
+    image_ids, scores = score_all(dataset, answers)
+    if not image_ids:
+        return complain(PROG, f"none of the {len(dataset.pictures)} pictures was answered")
+    names = [str(endpoint) for endpoint in endpoints]
+    console = Console(highlight=False)
+    for which, name in zip(("first", "second"), names, strict=False):
+        print(f"{which}: {name}" if len(names) == 2 else name)
+    console.print(metrics_table(scores))
+    console.print(class_table(scores))
+    left_out = f"; {len(failed)} failed and are left out" if failed else ""
+    print(f"over {len(image_ids)} of {len(dataset.pictures)} pictures{left_out}")
+
+    plot(names, scores, args.out / "precision_recall.png")
+    _write_json(args.out / "scores.json", [as_json(*each) for each in zip(names, scores, strict=True)])
+    for each, file_name in zip(answers, ("results.json", "results_against.json"), strict=False):
+        _write_json(args.out / file_name, each.records(set(each.detections)))
+    if len(answers) == 2:
+        _draw_differences(dataset, answers[0], answers[1], args.out / "differences")
+    print(f"plot, scores and results are in {args.out}")
+    return 1 if failed else 0
+
+
+def parse_against(text: str, endpoint: Endpoint) -> Endpoint:
+    """Parse HOST:PORT/MODEL, HOST:PORT or MODEL; the part that is missing is the first endpoint's."""
+    url, slash, model = text.rpartition("/")
+    if not slash and ":" in text:
+        return Endpoint(text, endpoint.model)
+    return Endpoint(url or endpoint.url, model)
+
+
+def _ask_with_progress(endpoint: Endpoint, dataset: Dataset, args: argparse.Namespace) -> Answers:
+    with progress_bar() as progress:
+        task = progress.add_task(str(endpoint), total=len(dataset.pictures))
+        return ask(
+            endpoint,
+            dataset,
+            score_thresh=args.score_thresh,
+            in_flight=args.concurrency,
+            advance=lambda: progress.advance(task),
+        )
+
+
+def _draw_differences(dataset: Dataset, first: Answers, second: Answers, folder: Path) -> None:
+    """Draw the pictures whose boxes differ most, the largest difference first."""
+    compared = []
+    for picture in dataset.pictures:
+        if picture.image_id in first.detections and picture.image_id in second.detections:
+            pair = first.detections[picture.image_id], second.detections[picture.image_id]
+            compared.append((difference(*pair), picture, pair))
+    differing = [entry for entry in compared if entry[0].total >= LEAST_DIFFERENCE]
+    differing.sort(key=lambda entry: -entry[0].total)
+    print(f"boxes differ in {len(differing)} of {len(compared)} pictures")
+    folder.mkdir(exist_ok=True)
+    for stale in folder.glob("[0-9][0-9]_*.png"):
+        stale.unlink()
+    for rank, (how, picture, pair) in enumerate(differing[:DRAWN_PICTURES], start=1):
+        titles = [f"{which}: {each.endpoint}" for which, each in (("first", first), ("second", second))]
+        with Image.open(picture.path) as image:
+            panels = list(zip(titles, pair, strict=True))
+            drawing = draw_side_by_side(image, panels, f"{picture.path.name}   {how}")
+        drawing.save(folder / f"{rank:02d}_{picture.path.stem}.png")
+        print(f"{rank:3}. {picture.path.name}: {how}")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Runs every picture of a COCO annotation file through a detector that a Triton server "
+        "serves, and prints COCO's average precision, over all classes and by class. Classes are matched to "
+        "categories by name.",
+        epilog="Exit code: 0 if every picture was answered, 1 if one failed (the reason is on stderr; the "
+        "scores are over the others), 2 on wrong usage.",
+    )
+    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file (JSON)")
+    parser.add_argument("images", type=Path, metavar="FOLDER", help="what its file names are relative to")
+    add_server_arguments(parser)
+    parser.add_argument(
+        "--against",
+        metavar="HOST:PORT/MODEL",
+        help="a second model to compare with: HOST:PORT/MODEL, or only HOST:PORT (the same model on another "
+        "server), or only MODEL (another model on the same server)",
+    )
+    parser.add_argument(
+        "--score-thresh",
+        type=probability,
+        default=0.001,
+        metavar="0..1",
+        help="score the detections above this (default: %(default)s; torchvision's published AP is at 0.05)",
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="pictures at the server at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("rcnn-eval"),
+        metavar="FOLDER",
+        help="gets precision_recall.png, scores.json, results.json (COCO results), and with --against "
+        "results_against.json and the most different pictures under differences/ (default: %(default)s)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

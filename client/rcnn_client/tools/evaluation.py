@@ -1,0 +1,165 @@
+"""The pictures of an annotation file through one or several models, and their COCO results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .. import Detections, Detector
+from .coco_file import Records, check_instances, match_classes, read_instances
+from .coco_score import Scores, score
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model on a server."""
+
+    url: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.url}/{self.model}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the annotation file; `size` is its annotated width and height in pixels."""
+
+    image_id: Any
+    path: Path
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An annotation file and the folder of its pictures."""
+
+    pictures: list[Picture]
+    categories: Records
+    truth: Records
+
+    @staticmethod
+    def read(annotations: Path, folder: Path) -> Dataset:
+        """Read the annotation file; the pictures are not looked at yet.
+
+        Raises:
+            ValueError: the file cannot be used; the message says where it is wrong.
+        """
+        content = read_instances(annotations)
+        check_instances(content, annotations)
+        pictures = [
+            Picture(image["id"], folder / image["file_name"], (image["width"], image["height"]))
+            for image in content["images"]
+        ]
+        return Dataset(pictures, content["categories"], content["annotations"])
+
+
+@dataclass
+class Answers:
+    """What a model answered: detections by image id, and why a picture failed, by its path."""
+
+    endpoint: Endpoint
+    category_of: dict[int, int]
+    detections: dict[Any, Detections] = field(default_factory=dict)
+    failed: dict[Path, str] = field(default_factory=dict)
+
+    def records(self, image_ids: set[Any]) -> Records:
+        """COCO results of these pictures: `image_id`, `category_id`, `bbox` and `score`."""
+        found = []
+        for image_id, detections in self.detections.items():
+            if image_id not in image_ids:
+                continue
+            for detection in detections:
+                if detection.label in self.category_of:
+                    left, top, right, bottom = detection.box
+                    found.append(
+                        {
+                            "image_id": image_id,
+                            "category_id": self.category_of[detection.label],
+                            "bbox": [left, top, right - left, bottom - top],
+                            "score": detection.score,
+                        }
+                    )
+        return found
+
+
+def ask(
+    endpoint: Endpoint,
+    dataset: Dataset,
+    *,
+    score_thresh: float,
+    in_flight: int,
+    advance: Callable[[], None],
+) -> Answers:
+    """Run every picture through a model; a picture that cannot be used is among those that failed.
+
+    Args:
+        score_thresh: keep detections whose score is above this.
+        in_flight: how many pictures may be at the server at once.
+        advance: called after each picture.
+
+    Raises:
+        RcnnError: the server or the model cannot be used at all.
+        ValueError: the model's classes are not the annotated ones.
+    """
+    with Detector(endpoint.url, endpoint.model) as detector:
+        answers = Answers(endpoint, match_classes(detector.info().class_names, dataset.categories))
+        usable: list[Picture] = []
+
+        def paths() -> Iterator[Path]:
+            for picture in dataset.pictures:
+                try:
+                    check_picture(picture)
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    answers.failed[picture.path] = getattr(error, "strerror", None) or str(error)
+                    advance()
+                else:
+                    usable.append(picture)
+                    yield picture.path
+
+        stream = detector.detect_stream(paths(), in_flight=in_flight, score_thresh=score_thresh)
+        for position, result in enumerate(stream):
+            if result.error is None:
+                answers.detections[usable[position].image_id] = result.detections
+            else:
+                answers.failed[result.image] = str(result.error)
+            advance()
+    return answers
+
+
+def check_picture(picture: Picture) -> None:
+    """Check that a file is the picture that was annotated; reads no more than its header.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no picture, or its upright size is not the annotated one.
+    """
+    try:
+        with Image.open(picture.path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except UnidentifiedImageError as error:
+        raise ValueError("is not an image of a known format") from error
+    size = (height, width) if turned else (width, height)
+    if size != picture.size:
+        raise ValueError(
+            f"is {size[0]}x{size[1]} px upright, but its annotation says {picture.size[0]}x{picture.size[1]}: "
+            "the boxes belong to another version of the picture"
+        )
+
+
+def score_all(dataset: Dataset, all_answers: Sequence[Answers]) -> tuple[set[Any], list[Scores]]:
+    """Score each model on the pictures that all of them answered, so that their scores compare.
+
+    Returns:
+        the image ids of these pictures, and the scores in the order of the answers.
+    """
+    image_ids = set.intersection(*(set(answers.detections) for answers in all_answers))
+    images = [{"id": picture.image_id} for picture in dataset.pictures if picture.image_id in image_ids]
+    truth = [record for record in dataset.truth if record["image_id"] in image_ids]
+    scores = [score(images, dataset.categories, truth, each.records(image_ids)) for each in all_answers]
+    return image_ids, scores

@@ -1,0 +1,142 @@
+"""rcnn-perf: a folder of pictures in; throughput, latency and the share of each step out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from .. import Detector, RcnnError
+from .console import add_server_arguments, complain, positive, progress_bar, stderr
+from .perf_analyzer import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer, write_input
+from .perf_report import Measurement, latency_table, plot, step_table
+from .triton_statistics import Statistics
+
+PROG = "rcnn-perf"
+MOST_PICTURES = 100  # perf_analyzer holds its whole input in memory
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run rcnn-perf; returns the exit code: 0, or 1 if something failed. Wrong usage exits with 2."""
+    args = _parser().parse_args(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="rcnn-perf-") as libraries:
+            analyzer = find_perf_analyzer(Path(libraries))
+            pictures = choose_pictures(args.images)
+            args.out.mkdir(parents=True, exist_ok=True)
+            with Statistics(args.url, args.model) as statistics:
+                usable = _warm_up(pictures, args)
+                if not usable:
+                    return complain(PROG, f"none of the {len(pictures)} pictures was answered")
+                write_input(usable, args.out / "input.json")
+                measurements, code = _measure(analyzer, statistics, args)
+    except (RcnnError, PerfAnalyzerError, OSError, ValueError) as error:
+        return complain(PROG, error)
+
+    console = Console(highlight=False)
+    print(f"{args.url}/{args.model}, {len(usable)} pictures in turn")
+    console.print(latency_table(measurements))
+    console.print(step_table(args.model, measurements))
+    plot(f"{args.url}/{args.model}", measurements, args.out / "throughput_latency.png")
+    content = [dataclasses.asdict(each) for each in measurements]
+    (args.out / "measurements.json").write_text(json.dumps(content, indent=1) + "\n")
+    print(f"plot, measurements and perf_analyzer's input are in {args.out}")
+    return code if len(usable) == len(pictures) else 1
+
+
+def choose_pictures(folder: Path) -> list[Path]:
+    """Pictures of a folder, by file extension; of more than 100 so many, evenly spread over the names.
+
+    Raises:
+        ValueError: there is none.
+        OSError: the folder cannot be read.
+    """
+    extensions = Image.registered_extensions()
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in extensions)
+    if not pictures:
+        raise ValueError(f"{folder} holds no picture: expected files as .jpg or .png")
+    count = min(len(pictures), MOST_PICTURES)
+    return [pictures[position * len(pictures) // count] for position in range(count)]
+
+
+def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
+    """Send each picture once; those that fail are named and left out, as perf_analyzer stops at the first."""
+    usable = []
+    with progress_bar() as progress, Detector(args.url, args.model) as detector:
+        task = progress.add_task("warming up", total=len(pictures))
+        for result in detector.detect_stream(pictures, in_flight=max(args.concurrency)):
+            progress.advance(task)
+            if result.error is None:
+                usable.append(result.image)
+            else:
+                complain(PROG, result.error)
+    return usable
+
+
+def _measure(
+    analyzer: PerfAnalyzer, statistics: Statistics, args: argparse.Namespace
+) -> tuple[list[Measurement], int]:
+    """Measure each concurrency; one that fails is told, and the next ones are measured. Also the exit code."""
+    measurements, code = [], 0
+    for concurrency in args.concurrency:
+        before = statistics.read()
+        latencies = None
+        with stderr.status(f"concurrency {concurrency}, {args.seconds} s"):
+            try:
+                data = args.out / "input.json"
+                latencies = analyzer.measure(args.url, args.model, data, concurrency, args.seconds)
+            except PerfAnalyzerError as error:
+                code = complain(PROG, f"concurrency {concurrency}: {error}")
+        after = statistics.read()
+        num_failed, steps = statistics.num_failed(before, after), statistics.step_times(before, after)
+        measurements.append(Measurement(concurrency, latencies, num_failed, steps))
+    return measurements, code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Measures a detector on a Triton server with perf_analyzer: throughput, latency, and where "
+        "the time goes inside the server, at one concurrency after the other.",
+        epilog="Exit code: 0 if everything was measured, 1 if something failed (the reason is on stderr), 2 on "
+        "wrong usage.",
+    )
+    parser.add_argument(
+        "images", type=Path, metavar="FOLDER", help=f"its pictures are sent in turn, {MOST_PICTURES} at most"
+    )
+    add_server_arguments(parser)
+    parser.add_argument(
+        "--concurrency",
+        type=positive,
+        nargs="+",
+        default=[1, 4, 16],
+        metavar="N",
+        help="requests in flight (default: 1 4 16)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        default=10,
+        metavar="S",
+        help="how long to measure each concurrency (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("rcnn-perf"),
+        metavar="FOLDER",
+        help="gets input.json (perf_analyzer's input), measurements.json and throughput_latency.png (default: "
+        "%(default)s)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Triton's own statistics of a model and of the steps it is composed of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from .._errors import from_transport
+from .._info import step_models
+
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What a step did between two readings.
+
+    Attributes:
+        queue_ms, compute_ms: mean per request; computing includes the copies of tensors in and out.
+        images_per_batch: how many images the step ran at once, on average.
+    """
+
+    name: str
+    queue_ms: float
+    compute_ms: float
+    images_per_batch: float
+
+
+class Statistics:
+    """Reads the statistics of a model on a server; a context manager.
+
+    Raises:
+        RcnnError: the server cannot be reached or has no such model.
+    """
+
+    def __init__(self, url: str, model: str) -> None:
+        self._url, self._model = url, model
+        self._client = triton.InferenceServerClient(url)
+        try:
+            config = self._call(self._client.get_model_config, model).config
+        except BaseException:
+            self._client.close()
+            raise
+        self._steps = step_models(config) or [model]
+
+    def __enter__(self) -> Statistics:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+    def read(self) -> dict[str, Any]:
+        """Counters since the server started, by model: the model's own and its steps'."""
+        statistics = {}
+        for name in {self._model, *self._steps}:
+            reply = self._call(self._client.get_inference_statistics, name)
+            statistics[name] = reply.model_stats[0]
+        return statistics
+
+    def num_failed(self, before: dict[str, Any], after: dict[str, Any]) -> int:
+        """How many requests failed in the model between two readings."""
+        counts = [reading[self._model].inference_stats.fail.count for reading in (before, after)]
+        return int(counts[1] - counts[0])
+
+    def step_times(self, before: dict[str, Any], after: dict[str, Any]) -> list[StepTime]:
+        """Times of each step between two readings, in the order the data flows."""
+        return [step_time(name, before[name], after[name]) for name in self._steps]
+
+    def _call(self, method: Any, name: str) -> Any:
+        try:
+            return method(name, client_timeout=TIMEOUT_S)
+        except InferenceServerException as error:
+            raise from_transport(
+                error, url=self._url, model=name, timeout_s=TIMEOUT_S, uses_tls=False
+            ) from error
+
+
+def step_time(name: str, before: Any, after: Any) -> StepTime:
+    """Time of a step between two readings of its counters (inference.ModelStatistics)."""
+
+    def grown(field: str) -> tuple[int, float]:
+        durations = [getattr(reading.inference_stats, field) for reading in (before, after)]
+        return durations[1].count - durations[0].count, (durations[1].ns - durations[0].ns) / 1e6
+
+    (queued, queue_ms), (computed, infer_ms) = grown("queue"), grown("compute_infer")
+    copies_ms = grown("compute_input")[1] + grown("compute_output")[1]
+    batches = after.execution_count - before.execution_count
+    images = after.inference_count - before.inference_count
+    compute_ms = infer_ms + copies_ms
+    return StepTime(name, queue_ms / max(queued, 1), compute_ms / max(computed, 1), images / max(batches, 1))

@@ -1,0 +1,179 @@
+"""``detect_stream`` over many files beside plain concurrent ``infer`` calls, at the same concurrency.
+
+    python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
+
+The two take turns, so that whatever else the machine does meets both. Three files are corrupt: they
+must be named, every other answer must be its own picture's, and the client's memory must not grow.
+"""
+
+import argparse
+import io
+import itertools
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from PIL import Image
+from rcnn_backend.local_server import running_server
+from rcnn_client import Detections, Detector
+from rcnn_export.detector import load_detector
+from rcnn_export.repository import export_repository
+from rich.console import Console
+from rich.table import Table
+
+SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
+OPTIONS = {"score_thresh": 0.0}  # every picture has boxes then, unlike any other's
+NUM_CORRUPT = 3
+NUM_TURNS = 5
+
+
+@dataclass
+class Measurement:
+    """Seconds that each way took, and what was wrong with the stream's answers."""
+
+    stream_s: float = 0.0
+    infer_s: float = 0.0
+    num_pictures: int = 0
+    wrong: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    memory_mib: list[float] = field(default_factory=list)  # of this process, after each turn
+
+
+def main() -> int:
+    """Prints images a second of both; 0 if every answer was right and the corrupt ones were named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--in-flight", type=int, default=16)
+    parser.add_argument("--repository", type=Path, help="default: the sample detector, exported anew")
+    parser.add_argument("--name", default="digits")
+    options = parser.parse_args()
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as folder:
+        repository = options.repository or export_sample(Path(folder) / "repository")
+        files, corrupt = write_pictures(Path(folder), options.pictures)
+        with running_server(repository, [options.name]) as server:
+            done = measure(server.grpc_url, options.name, files, corrupt, options.in_flight)
+    table = Table(title=f"{done.num_pictures} pictures, {options.in_flight} in flight")
+    for column in ("detect_stream", "plain infer", "stream / plain", "client's memory after each turn"):
+        table.add_column(column, justify="right")
+    stream, plain = (done.num_pictures / seconds for seconds in (done.stream_s, done.infer_s))
+    memory = ", ".join(f"{mib:.0f}" for mib in done.memory_mib) + " MiB"
+    table.add_row(f"{stream:.1f} /s", f"{plain:.1f} /s", f"{stream / plain:.3f}", memory)
+    console.print(table)
+    console.print(f"failed, as they should: {', '.join(sorted(done.failed))}", markup=False)
+    for line in done.wrong[:10]:
+        console.print(f"wrong: {line}", markup=False)
+    console.print(f"Python {platform.python_version()}; command: python {shlex.join(sys.argv)}", markup=False)
+    return 1 if done.wrong else 0
+
+
+def export_sample(folder: Path) -> Path:
+    """The sample detector in a repository of its own."""
+    detector = load_detector(
+        "rcnn_export.digits_detector:digits_detector",
+        str(SAMPLES / "digits.safetensors"),
+        labels=SAMPLES / "labels.txt",
+    )
+    export_repository(detector, folder, "digits")
+    return folder
+
+
+def write_pictures(folder: Path, count: int) -> tuple[list[Path], set[Path]]:
+    """``count`` JPEG files of a few contents, and which of them are corrupt."""
+    contents = []
+    for path in sorted((SAMPLES / "pictures").glob("*.jpg")):
+        for angle in (0, 90, 180):
+            buffer = io.BytesIO()
+            Image.open(path).convert("RGB").resize((160, 120)).rotate(angle, expand=True).save(buffer, "JPEG")
+            contents.append(buffer.getvalue())
+    files = [folder / f"picture_{index:04d}.jpg" for index in range(count)]
+    for path, content in zip(files, itertools.cycle(contents)):
+        path.write_bytes(content)
+    corrupt = {files[count * (turn + 1) // (NUM_CORRUPT + 1)] for turn in range(NUM_CORRUPT)}
+    for path in corrupt:
+        path.write_bytes(path.read_bytes()[:200])
+    return files, corrupt
+
+
+def measure(url: str, name: str, files: list[Path], corrupt: set[Path], in_flight: int) -> Measurement:
+    """Both ways over all files, in ``NUM_TURNS`` turns of each."""
+    done = Measurement(num_pictures=len(files))
+    good = [path for path in files if path not in corrupt]
+    with Detector(url, name) as detector, triton.InferenceServerClient(url) as client:
+        distinct = {path.read_bytes(): path for path in good}
+        expected = {data: detector.detect(path, **OPTIONS) for data, path in distinct.items()}
+        for turn in range(NUM_TURNS):
+            part = files[turn * len(files) // NUM_TURNS : (turn + 1) * len(files) // NUM_TURNS]
+            started = time.perf_counter()
+            answered = check(detector, part, corrupt, expected, in_flight, done)
+            done.stream_s += time.perf_counter() - started
+            if answered != part:
+                done.wrong.append(f"turn {turn}: the answers came in another order than the pictures")
+            started = time.perf_counter()
+            infer_each(client, name, [path for path in part if path not in corrupt], in_flight)
+            done.infer_s += time.perf_counter() - started
+            done.memory_mib.append(resident_mib())
+    if set(done.failed) != {path.name for path in corrupt}:
+        done.wrong.append(f"corrupt were {sorted(path.name for path in corrupt)}")
+    return done
+
+
+def check(
+    detector: Detector,
+    part: list[Path],
+    corrupt: set[Path],
+    expected: dict[bytes, Detections],
+    in_flight: int,
+    done: Measurement,
+) -> list[Path]:
+    """Runs a stream and compares its answers; returns the pictures in the order of the answers."""
+    answered = []
+    for result in detector.detect_stream(iter(part), in_flight=in_flight, **OPTIONS):
+        answered.append(result.image)
+        if result.error:
+            done.failed.append(Path(str(result.error).partition(":")[0]).name)
+        elif not is_same(result.detections, expected[result.image.read_bytes()]):
+            done.wrong.append(f"{result.image.name}: the boxes of another picture")
+    return answered
+
+
+def infer_each(client: triton.InferenceServerClient, name: str, files: list[Path], in_flight: int) -> None:
+    """What a program without this client does: a thread for each call in flight, and no answer looked at."""
+
+    def infer(path: Path) -> None:
+        image = triton.InferInput("image", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[path.read_bytes()]], object))
+        client.infer(name, [image], parameters=OPTIONS, client_timeout=60)
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        for _ in pool.map(infer, files):
+            pass
+
+
+def is_same(answer: Detections, expected: Detections) -> bool:
+    """The same objects, but for rounding, which depends on what shares a batch."""
+    return (
+        len(answer) == len(expected)
+        and np.allclose(answer.scores, expected.scores, rtol=0, atol=1e-3)
+        and np.allclose(answer.boxes[:3], expected.boxes[:3], rtol=0, atol=0.1)
+    )
+
+
+def resident_mib() -> float:
+    """Of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The parts of rcnn-eval and rcnn-perf that need no server, and what they may import."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rcnn_client import Detections
+from rcnn_client.tools.coco_file import match_classes
+from rcnn_client.tools.differences import difference
+from rcnn_client.tools.eval_cli import parse_against
+from rcnn_client.tools.evaluation import Endpoint
+
+
+def test_classes_are_matched_by_name():
+    categories = [{"id": 44, "name": "bottle"}, {"id": 1, "name": "person"}]
+    assert match_classes(["bottle", "person", "N/A", "bottle"], categories) == {1: 1, 3: 44}
+
+
+def test_against_names_a_server_a_model_or_both():
+    first = Endpoint("a:1", "one")
+    assert parse_against("b:2/two", first) == Endpoint("b:2", "two")
+    assert parse_against("b:2", first) == Endpoint("b:2", "one")
+    assert parse_against("two", first) == Endpoint("a:1", "two")
+
+
+def detections(*rows):
+    """Rows of box, score and class name."""
+    boxes, scores, names = zip(*rows, strict=True) if rows else ((), (), ())
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.ones(len(rows), np.int64),
+        list(names),
+    )
+
+
+def test_difference_by_hand():
+    cat = ((0, 0, 10, 10), 0.9, "cat")
+    same = difference(detections(cat), detections(cat))
+    assert (same.total, same.only_first, same.only_second, same.largest_shift_px) == (0, 0, 0, 0)
+    # A dog on the cat's place is no counterpart; neither is a cat with IoU 1/3.
+    for other in (((0, 0, 10, 10), 0.9, "dog"), ((5, 0, 15, 10), 0.9, "cat")):
+        apart = difference(detections(cat), detections(other))
+        assert (apart.total, apart.only_first, apart.only_second) == (2, 1, 1)
+    # The nearer of two is the counterpart, the other has none; IoU 80/100.
+    two = detections(((0, 0, 6, 10), 0.95, "cat"), ((0, 0, 10, 8), 0.6, "cat"))
+    near = difference(detections(cat), two)
+    assert (near.total, near.only_second) == (pytest.approx(1.2), 1)
+    assert near.largest_shift_px == pytest.approx(2)
+    # A counterpart with a low score is one; without a counterpart low scores do not count.
+    low = detections(((0, 0, 10, 10), 0.4, "cat"), ((50, 50, 60, 60), 0.4, "cat"))
+    assert difference(detections(cat), low).total == 0
+    assert difference(detections(), detections(cat)).total == 1
+    assert difference(detections(), detections()).total == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "package"), [("eval", "pycocotools"), ("eval", "matplotlib"), ("perf", "rich")]
+)
+def test_a_missing_extra_is_one_line(command, package):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; "
+        f"from rcnn_client.tools import rcnn_{command}; sys.exit(rcnn_{command}())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"rcnn-{command}: {package} is not installed; get what this command needs with "
+        f"pip install 'rcnn-client[{command}]'\n"
+    )
+
+
+def test_the_tools_import_nothing_heavy():
+    code = "import sys, rcnn_client.tools.eval_cli, rcnn_client.tools.perf_cli; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "onnx", "onnxruntime", "rcnn_backend", "rcnn_export"} & set(modules.split())
+    light = "import sys, rcnn_client, rcnn_client.cli, rcnn_client.tools; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", light], capture_output=True, text=True, check=True).stdout
+    assert not {"pycocotools", "matplotlib"} & set(modules.split())

@@ -1,0 +1,160 @@
+"""rcnn-eval and rcnn-perf on the sample detector in the real tritonserver."""
+
+import base64
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_client.tools import eval_cli, perf_cli
+from rcnn_client.tools.perf_analyzer import PerfAnalyzerError, find_perf_analyzer
+from rcnn_export import detector as torch_detector
+from rcnn_export.coco_dataset import CocoDataset
+from rcnn_export.digits_dataset import write_coco
+
+pytestmark = pytest.mark.xdist_group("digits")
+
+NUM_PICTURES = 20
+METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium")  # no held-out digit is large
+
+
+@pytest.fixture(scope="module")
+def server(digits_repository: Path) -> Iterator[RunningServer]:
+    with running_server(digits_repository, models=["digits"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The annotation file of held-out pictures, which lie beside it."""
+    return write_coco(tmp_path_factory.mktemp("held-out"), "held-out", range(NUM_PICTURES))
+
+
+@pytest.fixture
+def perf_analyzer_runs(tmp_path: Path) -> None:
+    try:
+        find_perf_analyzer(tmp_path)
+    except PerfAnalyzerError as error:
+        pytest.skip(str(error))
+
+
+def torchvisions_results(
+    digits: torch_detector.Detector, annotations: Path, score_thresh: float, monkeypatch: pytest.MonkeyPatch
+) -> list[dict]:
+    """What torchvision finds in the pictures, as COCO results."""
+    monkeypatch.setattr(digits.model.roi_heads, "score_thresh", score_thresh)
+    dataset = CocoDataset(annotations, annotations.parent)
+    image_ids = sorted(image["id"] for image in json.loads(annotations.read_text())["images"])
+    results = []
+    for position, image_id in enumerate(image_ids):
+        with torch.inference_mode():
+            (found,) = digits.model([dataset[position][0] / 255])
+        for box, score, label in zip(
+            *(found[key].tolist() for key in ("boxes", "scores", "labels")), strict=True
+        ):
+            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            results.append({"image_id": image_id, "category_id": label, "bbox": bbox, "score": score})
+    return results
+
+
+def test_scores_equal_pycocotools_on_torchvisions_own_results(
+    server: RunningServer,
+    digits: torch_detector.Detector,
+    annotations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = [str(annotations), str(annotations.parent), "--url", server.grpc_url, "--model", "digits"]
+    assert eval_cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    (ours,) = json.loads((tmp_path / "scores.json").read_text())
+
+    truth = COCO(str(annotations))
+    truth.dataset["info"] = {}  # loadRes wants one
+    found = truth.loadRes(torchvisions_results(digits, annotations, 0.001, monkeypatch))
+    expected = COCOeval(truth, found, "bbox")
+    expected.evaluate()
+    expected.accumulate()
+    expected.summarize()
+    assert expected.stats[0] > 0.7
+    for metric, value in zip(METRICS, expected.stats, strict=False):
+        assert ours[metric] == pytest.approx(value, abs=0.001), metric
+    assert len(json.loads((tmp_path / "results.json").read_text())) == pytest.approx(
+        len(found.dataset["annotations"]), rel=0.01
+    )
+
+
+def test_a_server_against_itself_differs_in_nothing(
+    server: RunningServer, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(annotations), str(annotations.parent), "--url", server.grpc_url, "--model", "digits"]
+    assert eval_cli.main([*arguments, "--against", "digits", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"boxes differ in 0 of {NUM_PICTURES} pictures" in out
+    first, second = json.loads((tmp_path / "scores.json").read_text())
+    assert first["ap"] == pytest.approx(second["ap"], abs=0.001)
+    assert not list((tmp_path / "differences").iterdir())
+
+
+@pytest.mark.usefixtures("perf_analyzer_runs")
+def test_perf(
+    server: RunningServer, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = annotations.parent
+    arguments = ["--url", server.grpc_url, "--model", "digits", "--seconds", "3", "--out", str(tmp_path)]
+    assert perf_cli.main([str(pictures), *arguments, "--concurrency", "1", "3"]) == 0
+
+    data = json.loads((tmp_path / "input.json").read_text())["data"]
+    sent = [base64.b64decode(entry["image"]["b64"]) for entry in data]
+    assert [element[4:] for element in sent] == [path.read_bytes() for path in sorted(pictures.glob("*.jpg"))]
+    assert all(int.from_bytes(element[:4], "little") == len(element) - 4 for element in sent)
+
+    measured = json.loads((tmp_path / "measurements.json").read_text())
+    assert [each["concurrency"] for each in measured] == [1, 3]
+    for each in measured:
+        latencies = each["latencies"]
+        assert 0 < latencies["p50_ms"] <= latencies["p90_ms"] <= latencies["p99_ms"]
+        # Little's law: in flight = throughput x latency.
+        in_flight = latencies["images_per_s"] * latencies["p50_ms"] / 1000
+        assert in_flight == pytest.approx(each["concurrency"], rel=0.5)
+        assert each["num_failed"] == 0
+        assert [step["name"] for step in each["steps"]] == [
+            f"digits_{step}" for step in ("preprocess", "rpn", "proposals", "header", "detections")
+        ]
+        inside_ms = sum(step["queue_ms"] + step["compute_ms"] for step in each["steps"])
+        assert inside_ms == pytest.approx(latencies["p50_ms"], rel=0.5)
+    with Image.open(tmp_path / "throughput_latency.png") as plot:
+        assert plot.size == (900, 600)
+    out = capsys.readouterr().out
+    assert "images/s" in out and "│ rpn" in out
+
+
+@pytest.mark.usefixtures("perf_analyzer_runs")
+def test_perf_names_a_bad_picture_and_measures_the_others(
+    server: RunningServer, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in sorted(annotations.parent.glob("*.jpg"))[:2]:
+        shutil.copy(path, pictures)
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    arguments = ["--url", server.grpc_url, "--model", "digits", "--seconds", "2", "--concurrency", "1"]
+    assert perf_cli.main([str(pictures), *arguments, "--out", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert f"rcnn-perf: {pictures / 'broken.jpg'}: " in err and "not an image of a known format" in err
+    assert f"{server.grpc_url}/digits, 2 pictures in turn" in out
+    assert json.loads((tmp_path / "measurements.json").read_text())[0]["latencies"]
+
+
+@pytest.mark.usefixtures("perf_analyzer_runs")
+def test_perf_of_no_model(
+    server: RunningServer, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--url", server.grpc_url, "--model", "none", "--out", str(tmp_path / "out")]
+    assert perf_cli.main([str(annotations.parent), *arguments]) == 1
+    assert "has no model 'none'" in capsys.readouterr().err
