@@ -108,7 +108,9 @@ def test_the_padded_count_counts(configs: dict[str, ModelConfig]) -> None:
 def test_only_detectors_count(configs: dict[str, ModelConfig]) -> None:
     assert image_bytes(configs, "faster_rcnn_rpn") == 0
     configs["other"] = ModelConfig()
-    configs["other"].CopyFrom(configs["faster_rcnn"])  # no step is called other_proposals
+    configs["other"].CopyFrom(configs["faster_rcnn"])
+    assert image_bytes(configs, "other") == image_bytes(configs, "faster_rcnn")  # by its steps, not its name
+    del configs["other"].ensemble_scheduling.step[2]  # the proposals
     assert image_bytes(configs, "other") == 0
 
 
