@@ -1,144 +1,190 @@
-"""rcnn-detect: pictures in; a table of detections, and pictures with boxes drawn, out."""
+"""rcnn-detect: pictures in; a table of detections, drawings, JSON or COCO results out."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
 
 from ._client import Detector
 from ._detections import Detections
-from ._draw import draw_detections
-from ._errors import BatchError, RcnnError
+from ._errors import InvalidImageError, InvalidParameterError, RcnnError
+from .tools.console import complain, progress_bar, stderr
+from .tools.detect_arguments import PROG, parse, tls_config
+from .tools.detect_coco import CocoResults, ImageIds
+from .tools.detect_inputs import (
+    STDIO,
+    Picture,
+    Source,
+    Unreadable,
+    UsageError,
+    count_pictures,
+    find_sources,
+    read_pictures,
+)
+from .tools.detect_outputs import Found, JsonLines, as_json, draw, table
+
+GIVE_UP_AFTER = 10  # pictures in a row that the server failed on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run rcnn-detect; returns the exit code: 0, or 1 if a picture failed. Wrong usage exits with 2."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    """Run rcnn-detect; returns the exit code, see its help. Wrong usage exits with 2."""
+    parser, args = parse(argv)
     try:
-        drawing_paths = _drawing_paths(args.images, args.out)
-    except ValueError as error:
+        sources = find_sources(args.inputs, args.out)
+        with _Run(args, sources) as run:
+            return run.detect()
+    except UsageError as error:
         parser.error(str(error))
+    except InvalidParameterError as error:
+        complain(PROG, error)
+        return 2
+    except BrokenPipeError:  # whoever read stdout has enough; Python must not flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (RcnnError, OSError, ValueError, RuntimeError) as error:
+        return complain(PROG, error)
+    except KeyboardInterrupt:
+        again = "; the same command with --resume goes on" if args.json not in (None, STDIO) else ""
+        complain(PROG, f"interrupted{again}")
+        return 130
 
-    errors: dict[int, Exception] = {}
-    answers: list[Detections | None] = []
-    try:
-        with Detector(args.url, args.model) as detector:
-            answers.extend(detector.detect(args.images, score_thresh=args.score_thresh))
-    except BatchError as error:
-        answers = error.results
-        errors.update(error.errors)
-    except RcnnError as error:
-        return _complain(error)
 
-    for index, (image_path, detections) in enumerate(zip(args.images, answers, strict=True)):
-        if detections is None:
-            _complain(errors[index])
-            continue
-        print(_table(image_path, detections))
-        if index < len(drawing_paths):
+class _Run:
+    """One run: the connection, the files that are written, and what failed."""
+
+    def __init__(self, args: argparse.Namespace, sources: list[Source]) -> None:
+        self._args, self._sources = args, sources
+        self._pending: deque[Picture] = deque()  # those at the server, in their order
+        self._num_answered = self._num_earlier = self._num_failed = 0
+        with ExitStack() as stack:
+            self._ids = ImageIds(args.annotations)
+            self._detector = stack.enter_context(
+                Detector(
+                    args.url,
+                    args.model,
+                    timeout_s=args.timeout_s,
+                    tls=tls_config(args),
+                    headers=dict(args.header),
+                )
+            )
+            self._progress = self._start_progress(stack)
+            settings = {"model": args.model, "threshold": args.threshold, "classes": args.classes}
+            self._lines = self._coco = None
+            if args.json:
+                self._lines = stack.enter_context(JsonLines(args.json, settings, args.resume))
+            if args.coco:
+                if args.annotations:
+                    self._ids.match(self._detector.info().class_names)
+                self._coco = stack.enter_context(CocoResults(args.coco, self._ids))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def detect(self) -> int:
+        """Carry the run out; returns the exit code, 0 or 1.
+
+        Raises:
+            RcnnError: the server, or the model, cannot be used at all.
+        """
+        args, in_a_row = self._args, 0
+        stream = self._detector.detect_stream(
+            self._images(), in_flight=args.in_flight, score_thresh=args.threshold, classes=args.classes
+        )
+        for position, result in enumerate(stream):
+            picture = self._pending.popleft()
+            if result.error is None:
+                self._answer(picture, result.detections)
+            else:
+                sent_as = picture.image if isinstance(picture.image, Path) else f"image {position}"
+                self._fail(picture.file, picture.frame, str(result.error).removeprefix(f"{sent_as}: "))
+            self._progress.advance(self._task)
+            server_failed = result.error is not None and not isinstance(result.error, InvalidImageError)
+            in_a_row = in_a_row + 1 if server_failed else 0
+            if in_a_row == GIVE_UP_AFTER:
+                stream.close()
+                complain(PROG, f"the server failed on {in_a_row} pictures in a row; the rest is not sent")
+                break
+        self._sum_up()
+        return 1 if self._num_failed else 0
+
+    def _start_progress(self, stack: ExitStack) -> Progress:
+        """A progress bar where somebody sees it and it disturbs nothing."""
+        args, total = self._args, count_pictures(self._sources)
+        # rich leads stdout through the bar's console, which is stderr: not where stdout goes elsewhere
+        self._table_to = None if sys.stdout.isatty() else sys.stdout
+        progress = progress_bar()
+        progress.disable = not stderr.is_terminal or total == 1 or STDIO in (args.out, args.json, args.coco)
+        self._task = progress.add_task(args.model, total=total)
+        return progress if progress.disable else stack.enter_context(progress)
+
+    def _images(self) -> Iterator[Path | bytes | NDArray[np.uint8]]:
+        """What is to be sent; what is not, is dealt with on the way."""
+        for picture in read_pictures(self._sources):
+            if isinstance(picture, Unreadable):
+                self._fail(picture.file, None, picture.reason)
+                continue
             try:
-                _write_drawing(image_path, detections, drawing_paths[index])
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                errors[index] = error
-                _complain(f"{image_path}: not drawn to {drawing_paths[index]}: {error}")
-    return 1 if errors else 0
+                if self._coco:
+                    self._ids.image_id(picture)
+            except ValueError as error:
+                self._fail(picture.file, picture.frame, str(error))
+                self._progress.advance(self._task)
+                continue
+            if self._lines and picture.name in self._lines:
+                if self._coco:
+                    self._coco.write(picture, self._lines.earlier(picture.name))
+                self._skip()
+                continue
+            self._pending.append(picture)
+            yield picture.image
 
+    def _skip(self) -> None:
+        """Count a picture that an earlier run answered, and leave it out of the speed."""
+        self._num_earlier += 1
+        if (total := self._progress.tasks[0].total) is not None:
+            self._progress.update(self._task, total=total - 1)
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rcnn-detect",
-        description="Detects objects in pictures with a detector that a Triton server serves: prints the "
-        "label, score and box (x1, y1, x2, y2 in pixels) of each, and draws them if asked.",
-        epilog="Exit code: 0 if every picture was answered, 1 if one failed (the reason is on stderr), "
-        "2 on wrong usage.",
-    )
-    parser.add_argument("images", nargs="+", type=Path, metavar="PICTURE", help="JPEG, PNG, ... file")
-    parser.add_argument(
-        "--url",
-        default="localhost:8001",
-        metavar="HOST:PORT",
-        help="gRPC address of the server (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--score-thresh",
-        type=probability,
-        default=0.5,
-        metavar="0..1",
-        help="show detections whose score is above this (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help="write the picture with its detections drawn; several pictures, or one if PATH is a folder, "
-        "are written into that folder as PNG",
-    )
-    return parser
+    def _answer(self, picture: Picture, detections: Detections) -> None:
+        args, found = self._args, as_json(detections)
+        if not self._lines and not self._coco and args.out != STDIO:
+            print(table(picture.name, detections), file=self._table_to)
+        if self._coco:
+            self._coco.write(picture, found)
+        if reason := draw(picture, detections):
+            self._fail(picture.file, picture.frame, reason, found)
+            return
+        self._num_answered += 1
+        if self._lines:
+            self._lines.write(picture.file, picture.frame, found, None)
 
+    def _fail(self, file: str, frame: int | None, reason: str, found: Found | None = None) -> None:
+        self._num_failed += 1
+        name = file if frame is None else f"{file}#{frame}"
+        complain(PROG, f"{name}: {reason}")
+        if self._lines:
+            self._lines.write(file, frame, found, reason)
 
-def probability(text: str) -> float:
-    """Parse a number from 0 to 1; argparse shows this function's name where the text is no number."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _drawing_paths(image_paths: list[Path], out: Path | None) -> list[Path]:
-    """Where each picture's drawing goes; empty where none is asked for.
-
-    Raises:
-        ValueError: no such drawing can be written, or it would overwrite a picture or another drawing.
-    """
-    if out is None:
-        return []
-    is_picture = Image.registered_extensions().get(out.suffix.lower()) in Image.SAVE
-    if out.is_dir() or len(image_paths) > 1:
-        if is_picture and not out.is_dir():
-            raise ValueError(f"--out {out}: {len(image_paths)} pictures need a folder, not a file")
-        drawing_paths = [out / f"{path.stem}.png" for path in image_paths]
-    elif is_picture:
-        drawing_paths = [out]
-    else:
-        raise ValueError(f"--out {out}: expected a folder that exists, or a file as .png or .jpg")
-    taken = {path.resolve() for path in image_paths}
-    for path in drawing_paths:
-        if path.resolve() in taken:
-            raise ValueError(f"--out {out}: {path} would overwrite a picture or the drawing of another one")
-        taken.add(path.resolve())
-    return drawing_paths
-
-
-def _table(image_path: Path, detections: Detections) -> str:
-    count = len(detections)
-    lines = [f"{image_path}: {count or 'no'} detection{'' if count == 1 else 's'}"]
-    if count:
-        width = max(5, *map(len, detections.class_names))
-        lines.append(f"  {'label':{width}}  score {'x1':>8} {'y1':>8} {'x2':>8} {'y2':>8}")
-    for detection in detections:
-        box = " ".join(f"{edge:8.1f}" for edge in detection.box)
-        lines.append(f"  {detection.class_name:{width}}  {detection.score:5.3f} {box}")
-    return "\n".join(lines)
-
-
-def _write_drawing(image_path: Path, detections: Detections, drawing_path: Path) -> None:
-    with Image.open(image_path) as image:
-        drawing = draw_detections(image, detections)
-    drawing_path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save(drawing_path)
-
-
-def _complain(error: object) -> int:
-    print(f"rcnn-detect: {error}", file=sys.stderr)
-    return 1
+    def _sum_up(self) -> None:
+        total = self._num_answered + self._num_earlier + self._num_failed
+        if total > 1 and (self._num_earlier or self._num_failed):
+            earlier = f", {self._num_earlier} answered by an earlier run" if self._num_earlier else ""
+            complain(PROG, f"{self._num_answered} answered{earlier}, {self._num_failed} failed")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_table(server, photo, capsys):
 
 
 def test_threshold_and_no_detections(server, photo, capsys):
-    assert main([str(photo), "--url", server.url, "--score-thresh", "0.95"]) == 0
+    assert main([str(photo), "--url", server.url, "--threshold", "0.95"]) == 0
     assert capsys.readouterr().out == f"{photo}: no detections\n"
     assert server.requests[0].parameters["score_thresh"].double_param == 0.95
 
@@ -73,9 +73,10 @@ def test_a_bad_picture_fails_alone(server, photo, tmp_path, capsys):
     assert main([*images, "--url", server.url, "--out", str(tmp_path / "drawn")]) == 1
     out, err = capsys.readouterr()
     assert out.startswith(f"{photo}: 2 detections")
-    bad, missing = err.splitlines()
+    bad, missing, sum_up = err.splitlines()
     assert bad == f"rcnn-detect: {tmp_path}/bad.jpg: in ensemble 'faster_rcnn', not an image"
     assert missing == f"rcnn-detect: {tmp_path}/missing.jpg: cannot be read: No such file or directory"
+    assert sum_up == "rcnn-detect: 1 answered, 2 failed"
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["photo.png"]
 
 
@@ -102,13 +103,20 @@ def test_a_server_that_fails(server, photo, capsys):
     ("arguments", "reason"),
     [
         ([], "PICTURE"),
-        (["{photo}", "--score-thresh", "1.5"], "1.5 is not between 0 and 1"),
-        (["{photo}", "--score-thresh", "high"], "invalid probability"),
-        (["{photo}", "--out", "boxed.xyz"], "expected a folder that exists, or a file as .png"),
+        (["{photo}", "--threshold", "1.5"], "1.5 is not between 0 and 1"),
+        (["{photo}", "--threshold", "high"], "invalid probability"),
+        (["{photo}", "--out", "boxed.xyz"], "expected a folder, or a file as .png"),
         (["{photo}", "--out", "{photo}"], "would overwrite a picture"),
-        (["{photo}", "other.jpg", "--out", "boxed.png"], "2 pictures need a folder"),
-        (["{photo}", "elsewhere/photo.jpg", "--out", "drawn"], "would overwrite"),
+        (["{photo}", "other.jpg", "--out", "boxed.png"], "several pictures need a folder"),
+        (["{photo}", "elsewhere/photo.bmp", "--out", "drawn"], "would overwrite"),
         (["{photo}", "--unknown"], "--unknown"),
+        (["{photo}", "--out", "-", "--json", "-"], "only one of"),
+        (["{photo}", "--resume"], "--resume needs --json FILE"),
+        (["{photo}", "--annotations", "a.json"], "--coco, which is missing"),
+        (["{photo}", "--header", "token"], "'token' is not 'NAME: VALUE'"),
+        (["nowhere/*.jpg"], "nowhere/*.jpg: no file has such a name"),
+        (["-", "-"], "stdin holds one picture"),
+        (["{photo}", "other.jpg", "--out", "-"], "need a folder, not stdout"),
     ],
 )
 def test_wrong_usage(server, photo, capsys, arguments, reason):
@@ -125,5 +133,5 @@ def test_help(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for option in ("--url", "--model", "--score-thresh", "--out", "Exit code"):
+    for option in ("--url", "--model", "--threshold", "--out", "exit codes"):
         assert option in out

@@ -1,0 +1,103 @@
+"""rcnn-detect's COCO results, and the ids in them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from .coco_file import check_instances, match_classes, read_instances
+from .detect_inputs import STDIO, Picture
+from .detect_outputs import Found
+
+
+class ImageIds:
+    """The ids of COCO results: those of an annotation file, or the pictures' numbers and the model's labels.
+
+    Raises:
+        ValueError: the annotation file cannot be used.
+    """
+
+    def __init__(self, annotations: Path | None) -> None:
+        self._annotations = annotations
+        self._categories: list[dict[str, Any]] = []
+        self._image_ids: dict[str, Any] = {}
+        self._category_ids: dict[int, int] = {}
+        if annotations is not None:
+            content = read_instances(annotations)
+            check_instances(content, annotations)
+            self._categories = content["categories"]
+            self._image_ids = {image["file_name"]: image["id"] for image in content["images"]}
+
+    def match(self, class_names: list[str]) -> None:
+        """Match the model's classes, of which index 0 is the background, to the annotated categories; once.
+
+        Raises:
+            ValueError: a category is no class of the model.
+        """
+        self._category_ids = match_classes(class_names, self._categories)
+
+    def image_id(self, picture: Picture) -> Any:
+        """The id of a picture: of the annotated file name that its path ends with, the longest first.
+
+        Raises:
+            ValueError: it is not annotated.
+        """
+        if self._annotations is None:
+            return picture.number
+        parts = Path(picture.file).parts
+        for start in range(len(parts)):
+            if (name := "/".join(parts[start:])) in self._image_ids:
+                return self._image_ids[name]
+        raise ValueError(f"is not in {self._annotations}, so it has no image id")
+
+    def category_id(self, label: int) -> int | None:
+        """The id of a class; None where it is no annotated category."""
+        return label if self._annotations is None else self._category_ids.get(label)
+
+
+class CocoResults:
+    """COCO's results format, a list of records, written as they come.
+
+    Args:
+        target: a file, which is overwritten, or "-" for stdout.
+        ids: the ids of pictures and classes.
+    """
+
+    def __init__(self, target: str, ids: ImageIds) -> None:
+        self._ids = ids
+        self._separator = "[\n"
+        self._stream: TextIO = sys.stdout
+        if target != STDIO:
+            path = Path(target)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> CocoResults:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.write("\n]\n" if self._separator != "[\n" else "[]\n")
+        if self._stream is not sys.stdout:
+            self._stream.close()
+
+    def write(self, picture: Picture, found: Found) -> None:
+        """Add the records of a picture; `file_name` is there for people, COCO's tools pass over it."""
+        for each in found:
+            category_id = self._ids.category_id(each["label"])
+            if category_id is None:
+                continue
+            x1, y1, x2, y2 = each["box"]
+            record = {
+                "image_id": self._ids.image_id(picture),
+                "category_id": category_id,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": each["score"],
+                "file_name": picture.name,
+            }
+            self._stream.write(self._separator + json.dumps(record))
+            self._separator = ",\n"

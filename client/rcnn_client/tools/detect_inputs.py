@@ -1,0 +1,229 @@
+"""What rcnn-detect looks at: files, folders, patterns, videos, cameras and stdin, as one row of pictures."""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+STDIO = "-"
+PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+
+
+class UsageError(ValueError):
+    """The arguments cannot be used together, or not here; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input that holds one picture, or a video that holds many.
+
+    Attributes:
+        given: path, URL, "camera:N" or "-" for stdin.
+        is_video: whether it is read frame by frame.
+        drawing: where its drawing goes, "-" for stdout; a frame's number is put before the suffix. None:
+            nowhere.
+    """
+
+    given: str
+    is_video: bool
+    drawing: Path | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to detect in.
+
+    Attributes:
+        number: its place among all pictures of the run, from 1 on.
+        file: its source, as it was given.
+        frame: its place in a video, from 0 on; None where the source is no video.
+        image: what is sent: a path, encoded bytes, or a frame as uint8 [height, width, 3] in RGB order.
+        drawing: where its drawing goes, if anywhere.
+    """
+
+    number: int
+    file: str
+    frame: int | None
+    image: Path | bytes | NDArray[np.uint8]
+    drawing: Path | None
+
+    @property
+    def name(self) -> str:
+        """What the user knows it by: its file, followed by # and the frame."""
+        return self.file if self.frame is None else f"{self.file}#{self.frame}"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A source that gave no pictures, or no more of them, and why."""
+
+    file: str
+    reason: str
+
+
+def find_sources(inputs: Sequence[str], out: str | None) -> list[Source]:
+    """The sources that the arguments name, each with the place of its drawing.
+
+    Raises:
+        UsageError: a folder or pattern holds no picture, or a drawing cannot be where `out` says.
+        RuntimeError: there is a video, and OpenCV is not installed.
+    """
+    found: list[tuple[str, str]] = []  # as given, and its name below the folder of drawings
+    for given in inputs:
+        found += _expand(given, out)
+    if inputs.count(STDIO) > 1:
+        raise UsageError("- is given twice: stdin holds one picture")
+    are_videos = [_is_video(given) for given, _ in found]
+    if any(are_videos):
+        _opencv()
+    is_single = len(found) == 1 and not are_videos[0] and not Path(inputs[0]).is_dir()
+    drawings = _drawings([name for _, name in found], out, is_single)
+    _check_drawings([given for given, _ in found], drawings, out)
+    columns = zip(found, are_videos, drawings, strict=True)
+    return [Source(given, is_video, drawing) for (given, _), is_video, drawing in columns]
+
+
+def read_pictures(sources: Sequence[Source]) -> Iterator[Picture | Unreadable]:
+    """Every picture of the sources, in their order; files are left to be read by who takes them."""
+    numbers = count(1)
+    for source in sources:
+        if not source.is_video:
+            image = sys.stdin.buffer.read() if source.given == STDIO else Path(source.given)
+            yield Picture(next(numbers), source.given, None, image, source.drawing)
+            continue
+        try:
+            for frame, pixels in enumerate(_frames(source.given)):
+                drawing = source.drawing
+                if drawing is not None:
+                    drawing = drawing.with_name(f"{drawing.stem}_{frame:06d}{drawing.suffix}")
+                yield Picture(next(numbers), source.given, frame, pixels, drawing)
+        except OSError as error:
+            yield Unreadable(source.given, str(error))
+
+
+def count_pictures(sources: Sequence[Source]) -> int | None:
+    """How many pictures the sources hold; None where only reading them tells."""
+    return None if any(source.is_video for source in sources) else len(sources)
+
+
+def _expand(given: str, out: str | None) -> list[tuple[str, str]]:
+    path = Path(given)
+    if path.is_dir():
+        return _pictures_below(path, out)
+    if given == STDIO:
+        return [(given, "stdin.png")]
+    if _is_live(given):
+        return [(given, "camera" + given.partition(":")[2] if "://" not in given else "stream")]
+    if not path.exists() and glob.has_magic(given):
+        matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 -- Path's takes no absolute pattern
+        if not matches:
+            raise UsageError(f"{given}: no file has such a name")
+        return [each for match in matches for each in _expand(match, out)]
+    return [(given, path.name)]
+
+
+def _pictures_below(folder: Path, out: str | None) -> list[tuple[str, str]]:
+    """A folder's pictures and those of its subfolders, by name; drawings of an earlier run are none of them."""
+    drawn = Path(out).resolve() if out else None
+    if drawn and (drawn == folder.resolve() or not drawn.is_relative_to(folder.resolve())):
+        drawn = None
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PICTURES
+        and not path.name.startswith(".")
+        and path.is_file()
+        and not (drawn and path.resolve().is_relative_to(drawn))
+    ]
+    if not paths:
+        raise UsageError(f"{folder} holds no picture: expected files as .jpg or .png")
+    return [(str(path), str(path.relative_to(folder))) for path in paths]
+
+
+def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path | None]:
+    """Where the drawings go: all into a folder under their own names, or the only one into a file."""
+    if out is None:
+        return [None] * len(names)
+    path = Path(out)
+    is_picture = Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE
+    if out == STDIO or (is_picture and not path.is_dir()):
+        if not is_single:
+            raise UsageError(
+                f"--out {out}: several pictures need a folder, not {'stdout' * (out == '-') or 'a file'}"
+            )
+        return [path]
+    if path.suffix and not path.is_dir() and is_single:
+        raise UsageError(f"--out {out}: expected a folder, or a file as .png or .jpg")
+    return [path / _drawing_name(name) for name in names]
+
+
+def _drawing_name(name: str) -> Path:
+    """JPEGs and frames stay JPEGs, which are quick to write; all else becomes PNG."""
+    path = Path(name)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        return path
+    return path.with_suffix(".jpg" if _is_video(name) or not path.suffix else ".png")
+
+
+def _check_drawings(given: list[str], drawings: list[Path | None], out: str | None) -> None:
+    """Raises UsageError where a drawing would overwrite an input, or the drawing of another one."""
+    taken = {Path(name).resolve() for name in given if name != STDIO} if out else set()
+    for path in drawings:
+        if path is None or str(path) == STDIO:
+            continue
+        if path.resolve() in taken:
+            raise UsageError(f"--out {out}: {path} would overwrite a picture or the drawing of another one")
+        taken.add(path.resolve())
+
+
+def _is_live(given: str) -> bool:
+    return "://" in given or (given.startswith("camera:") and given[len("camera:") :].isdecimal())
+
+
+def _is_video(given: str) -> bool:
+    return _is_live(given) or Path(given).suffix.lower() in VIDEOS
+
+
+def _opencv() -> Any:
+    try:
+        return importlib.import_module("cv2")
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            "videos and cameras are read by OpenCV, which is not installed: pip install 'rcnn-client[video]'"
+        ) from error
+
+
+def _frames(given: str) -> Iterator[NDArray[np.uint8]]:
+    """Frames of a video, uint8 [height, width, 3] in RGB order.
+
+    Raises:
+        OSError: it cannot be opened, or holds no frame.
+    """
+    cv2 = _opencv()
+    video = cv2.VideoCapture(int(given.partition(":")[2]) if given.startswith("camera:") else given)
+    try:
+        if not video.isOpened():
+            missing = not _is_live(given) and not Path(given).exists()
+            raise OSError("No such file" if missing else "OpenCV cannot open it: is it a video, or a camera?")
+        is_empty = True
+        while True:
+            there_is_one, frame = video.read()
+            if not there_is_one:
+                break
+            is_empty = False
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        if is_empty:
+            raise OSError("OpenCV finds no frame in it")
+    finally:
+        video.release()

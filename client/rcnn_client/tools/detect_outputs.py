@@ -1,0 +1,155 @@
+"""What rcnn-detect writes: a table, drawings, lines of JSON that a run can be resumed from."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from PIL import Image
+
+from .. import Detections, draw_detections
+from .detect_inputs import STDIO, Picture, UsageError
+
+Found = list[dict[str, Any]]  # one picture's detections: class, label, score, box (x1, y1, x2, y2)
+
+
+def as_json(detections: Detections) -> Found:
+    """The detections for JSON, every float32 written so that it reads back the same."""
+    columns = detections.class_names, detections.labels.tolist(), detections.scores, detections.boxes
+    return [
+        {"class": name, "label": label, "score": float(str(score)), "box": [float(str(edge)) for edge in box]}
+        for name, label, score, box in zip(*columns, strict=True)
+    ]
+
+
+def table(name: str, detections: Detections) -> str:
+    """Lines for people: the picture's name, then a row for each detection."""
+    count = len(detections)
+    lines = [f"{name}: {count or 'no'} detection{'' if count == 1 else 's'}"]
+    if count:
+        width = max(5, *map(len, detections.class_names))
+        lines.append(f"  {'label':{width}}  score {'x1':>8} {'y1':>8} {'x2':>8} {'y2':>8}")
+    for detection in detections:
+        box = " ".join(f"{edge:8.1f}" for edge in detection.box)
+        lines.append(f"  {detection.class_name:{width}}  {detection.score:5.3f} {box}")
+    return "\n".join(lines)
+
+
+def draw(picture: Picture, detections: Detections) -> str | None:
+    """Write the picture's drawing, if it has one; returns why it could not be written, or None."""
+    if picture.drawing is None:
+        return None
+    try:
+        if isinstance(picture.image, np.ndarray):
+            drawing = draw_detections(Image.fromarray(picture.image), detections)
+        else:
+            file = io.BytesIO(picture.image) if isinstance(picture.image, bytes) else picture.image
+            with Image.open(file) as image:
+                drawing = draw_detections(image, detections)
+        if str(picture.drawing) == STDIO:
+            drawing.save(sys.stdout.buffer, "PNG")
+        else:
+            picture.drawing.parent.mkdir(parents=True, exist_ok=True)
+            drawing.save(picture.drawing, quality=92)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"not drawn to {picture.drawing}: {error}"
+    return None
+
+
+class JsonLines:
+    """One line of JSON for each picture, written when everything else about the picture is.
+
+    The file is the journal of the run: each line holds the settings, so that a run that was interrupted is
+    resumed only with the same ones. Lines of pictures that failed, and a last line that was cut short, are
+    taken out when it is.
+
+    Args:
+        target: a file, or "-" for stdout.
+        settings: what decides the answers; goes into every line.
+        resume: whether to go on with a file that exists.
+
+    Raises:
+        UsageError: the file exists and is not to be resumed, or is no such file, or of other settings.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, target: str, settings: Mapping[str, Any], resume: bool) -> None:
+        self._settings = dict(settings)
+        self._offsets: dict[str, int] = {}  # where the line of each picture is that was answered before
+        self._stream: TextIO = sys.stdout
+        if target != STDIO:
+            path = Path(target)
+            if path.is_file() and path.stat().st_size:
+                if not resume:
+                    raise UsageError(f"--json {path} exists: add --resume to go on with it, or delete it")
+                self._take_up(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("a", encoding="utf-8")
+        self._path = Path(target)
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not sys.stdout:
+            self._stream.close()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the picture was answered before."""
+        return name in self._offsets
+
+    def earlier(self, name: str) -> Found:
+        """What was found in a picture that was answered before."""
+        with self._path.open("rb") as file:
+            file.seek(self._offsets[name])
+            found: Found = json.loads(file.readline())["detections"]
+            return found
+
+    def write(self, file: str, frame: int | None, found: Found | None, error: str | None) -> None:
+        """Add a picture's line."""
+        line: dict[str, Any] = {"file": file}
+        for key, value in (("frame", frame), ("error", error), ("detections", found)):
+            if value is not None:
+                line[key] = value
+        print(json.dumps(line | self._settings, ensure_ascii=False), file=self._stream, flush=True)
+
+    def _take_up(self, path: Path) -> None:
+        """Keep the lines of pictures that were answered, and note where each is."""
+        kept = path.with_name(f"{path.name}.resumed")
+        with path.open("rb") as before, kept.open("wb") as after:
+            for number, raw in enumerate(before, start=1):
+                if not raw.endswith(b"\n"):
+                    break
+                try:
+                    line = json.loads(raw)
+                    name = line["file"] if "frame" not in line else f"{line['file']}#{line['frame']}"
+                    settings = {key: line[key] for key in self._settings}
+                except (ValueError, KeyError, TypeError) as error:
+                    kept.unlink()
+                    raise UsageError(
+                        f"--json {path}: line {number} was not written by rcnn-detect"
+                    ) from error
+                if settings != self._settings:
+                    kept.unlink()
+                    raise UsageError(
+                        f"--json {path}: line {number} was written with {_listed(settings)}, this run has "
+                        f"{_listed(self._settings)}: give the same, or another file"
+                    )
+                if "error" not in line:
+                    self._offsets[name] = after.tell()
+                    after.write(raw)
+        kept.replace(path)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {json.dumps(value)}" for key, value in settings.items())
