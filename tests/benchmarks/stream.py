@@ -1,8 +1,8 @@
-"""``detect_stream`` over many files beside plain concurrent ``infer`` calls, at the same concurrency.
+"""``detect_stream`` over many files beside perf_analyzer and plain ``infer`` calls, at the same concurrency.
 
     python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
 
-The two take turns, so that whatever else the machine does meets both. Three files are corrupt: they
+They take turns, so that whatever else the machine does meets all. Three files are corrupt: they
 must be named, every other answer must be its own picture's, and the client's memory must not grow.
 """
 
@@ -12,6 +12,7 @@ import itertools
 import os
 import platform
 import shlex
+import statistics
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ import tritonclient.grpc as triton
 from PIL import Image
 from rcnn_backend.local_server import running_server
 from rcnn_client import Detections, Detector
+from rcnn_client.tools.perf_analyzer import PerfAnalyzer, find_perf_analyzer, write_input
 from rcnn_export.detector import load_detector
 from rcnn_export.repository import export_repository
 from rich.console import Console
@@ -37,10 +39,11 @@ NUM_TURNS = 5
 
 @dataclass
 class Measurement:
-    """Seconds that each way took, and what was wrong with the stream's answers."""
+    """How fast each way was, and what was wrong with the stream's answers."""
 
     stream_s: float = 0.0
     infer_s: float = 0.0
+    perf_analyzer_per_s: list[float] = field(default_factory=list)  # images a second, each turn
     num_pictures: int = 0
     wrong: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -48,7 +51,7 @@ class Measurement:
 
 
 def main() -> int:
-    """Prints images a second of both; 0 if every answer was right and the corrupt ones were named."""
+    """Prints images a second of each; 0 if every answer was right and the corrupt ones were named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,19 +64,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         repository = options.repository or export_sample(Path(folder) / "repository")
         files, corrupt = write_pictures(Path(folder), options.pictures)
+        links = Path(folder) / "links"
+        links.mkdir()
+        analyzer = find_perf_analyzer(links)
         with running_server(repository, [options.name]) as server:
-            done = measure(server.grpc_url, options.name, files, corrupt, options.in_flight)
+            done = measure(server.grpc_url, options.name, files, corrupt, options.in_flight, analyzer)
     table = Table(title=f"{done.num_pictures} pictures, {options.in_flight} in flight")
-    for column in ("detect_stream", "plain infer", "stream / plain", "client's memory after each turn"):
-        table.add_column(column, justify="right")
     stream, plain = (done.num_pictures / seconds for seconds in (done.stream_s, done.infer_s))
+    analyzed = statistics.mean(done.perf_analyzer_per_s)
     memory = ", ".join(f"{mib:.0f}" for mib in done.memory_mib) + " MiB"
-    table.add_row(f"{stream:.1f} /s", f"{plain:.1f} /s", f"{stream / plain:.3f}", memory)
+    for column in ("", "images a second", "detect_stream beside it"):
+        table.add_column(column, justify="right" if column else "left")
+    for way, per_s in (("detect_stream", stream), ("plain infer", plain), ("perf_analyzer", analyzed)):
+        table.add_row(way, f"{per_s:.1f}", f"{stream / per_s:.3f}")
     console.print(table)
+    console.print(f"the client's memory after each turn: {memory}")
     console.print(f"failed, as they should: {', '.join(sorted(done.failed))}", markup=False)
     for line in done.wrong[:10]:
         console.print(f"wrong: {line}", markup=False)
-    console.print(f"Python {platform.python_version()}; command: python {shlex.join(sys.argv)}", markup=False)
+    console.print(
+        f"Python {platform.python_version()}; command: python {shlex.join(sys.argv)}",
+        markup=False,
+        soft_wrap=True,
+    )
     return 1 if done.wrong else 0
 
 
@@ -105,23 +118,30 @@ def write_pictures(folder: Path, count: int) -> tuple[list[Path], set[Path]]:
     return files, corrupt
 
 
-def measure(url: str, name: str, files: list[Path], corrupt: set[Path], in_flight: int) -> Measurement:
-    """Both ways over all files, in ``NUM_TURNS`` turns of each."""
+def measure(
+    url: str, name: str, files: list[Path], corrupt: set[Path], in_flight: int, analyzer: PerfAnalyzer
+) -> Measurement:
+    """Each way over all files, or perf_analyzer for as long as the stream took, in ``NUM_TURNS`` turns."""
     done = Measurement(num_pictures=len(files))
     good = [path for path in files if path not in corrupt]
     with Detector(url, name) as detector, triton.InferenceServerClient(url) as client:
         distinct = {path.read_bytes(): path for path in good}
         expected = {data: detector.detect(path, **OPTIONS) for data, path in distinct.items()}
+        data = files[0].with_name("perf_analyzer.json")
+        write_input(distinct.values(), data)
         for turn in range(NUM_TURNS):
             part = files[turn * len(files) // NUM_TURNS : (turn + 1) * len(files) // NUM_TURNS]
             started = time.perf_counter()
             answered = check(detector, part, corrupt, expected, in_flight, done)
-            done.stream_s += time.perf_counter() - started
+            took_s = time.perf_counter() - started
+            done.stream_s += took_s
             if answered != part:
                 done.wrong.append(f"turn {turn}: the answers came in another order than the pictures")
             started = time.perf_counter()
             infer_each(client, name, [path for path in part if path not in corrupt], in_flight)
             done.infer_s += time.perf_counter() - started
+            found = analyzer.measure(url, name, data, in_flight, took_s)
+            done.perf_analyzer_per_s.append(found.images_per_s)
             done.memory_mib.append(resident_mib())
     if set(done.failed) != {path.name for path in corrupt}:
         done.wrong.append(f"corrupt were {sorted(path.name for path in corrupt)}")
