@@ -23,7 +23,8 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
 
     A model is complete when its newest version folder holds a model file, an ensemble when all
     its steps are. A ``<name>_fused`` needs the steps of ``<name>``, whose engines it loads once
-    more: it is served when it is named.
+    more: it is served when it is named. With an ensemble goes its ``<name>_pixels``, which has
+    the same steps.
 
     Raises:
         RepositoryError: no such folder, no model in it, a config that cannot be read, a name
@@ -33,7 +34,8 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     if unknown := [name for name in names if name not in configs]:
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
     steps = {step for config in configs.values() for step in _steps(config)}
-    candidates = list(dict.fromkeys(names)) or [name for name in configs if name not in steps]
+    chosen = [model for name in names for model in (name, f"{name}_pixels") if model in configs]
+    candidates = list(dict.fromkeys(chosen)) or [name for name in configs if name not in steps]
     faults = {name: _fault(repository, configs, name) for name in candidates}
     if not names:
         faults |= {

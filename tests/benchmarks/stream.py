@@ -25,7 +25,7 @@ import tritonclient.grpc as triton
 from PIL import Image
 from rcnn_backend.local_server import running_server
 from rcnn_client import Detections, Detector
-from rcnn_client.tools.perf_analyzer import PerfAnalyzer, find_perf_analyzer, write_input
+from rcnn_client.tools.perf_analyzer import find_perf_analyzer, write_input
 from rcnn_export.detector import load_detector
 from rcnn_export.repository import export_repository
 from rich.console import Console
@@ -35,6 +35,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
 OPTIONS = {"score_thresh": 0.0}  # every picture has boxes then, unlike any other's
 NUM_CORRUPT = 3
 NUM_TURNS = 5
+LEAST_S = 3.0  # for perf_analyzer
 
 
 @dataclass
@@ -64,11 +65,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         repository = options.repository or export_sample(Path(folder) / "repository")
         files, corrupt = write_pictures(Path(folder), options.pictures)
-        links = Path(folder) / "links"
-        links.mkdir()
-        analyzer = find_perf_analyzer(links)
         with running_server(repository, [options.name]) as server:
-            done = measure(server.grpc_url, options.name, files, corrupt, options.in_flight, analyzer)
+            done = measure(server.grpc_url, options.name, files, corrupt, options.in_flight)
     table = Table(title=f"{done.num_pictures} pictures, {options.in_flight} in flight")
     stream, plain = (done.num_pictures / seconds for seconds in (done.stream_s, done.infer_s))
     analyzed = statistics.mean(done.perf_analyzer_per_s)
@@ -118,13 +116,16 @@ def write_pictures(folder: Path, count: int) -> tuple[list[Path], set[Path]]:
     return files, corrupt
 
 
-def measure(
-    url: str, name: str, files: list[Path], corrupt: set[Path], in_flight: int, analyzer: PerfAnalyzer
-) -> Measurement:
+def measure(url: str, name: str, files: list[Path], corrupt: set[Path], in_flight: int) -> Measurement:
     """Each way over all files, or perf_analyzer for as long as the stream took, in ``NUM_TURNS`` turns."""
     done = Measurement(num_pictures=len(files))
     good = [path for path in files if path not in corrupt]
-    with Detector(url, name) as detector, triton.InferenceServerClient(url) as client:
+    with (
+        Detector(url, name) as detector,
+        triton.InferenceServerClient(url) as client,
+        tempfile.TemporaryDirectory() as links,
+    ):
+        analyzer = find_perf_analyzer(Path(links))
         distinct = {path.read_bytes(): path for path in good}
         expected = {data: detector.detect(path, **OPTIONS) for data, path in distinct.items()}
         data = files[0].with_name("perf_analyzer.json")
@@ -140,7 +141,7 @@ def measure(
             started = time.perf_counter()
             infer_each(client, name, [path for path in part if path not in corrupt], in_flight)
             done.infer_s += time.perf_counter() - started
-            found = analyzer.measure(url, name, data, in_flight, took_s)
+            found = analyzer.measure(url, name, data, in_flight, max(took_s, LEAST_S))
             done.perf_analyzer_per_s.append(found.images_per_s)
             done.memory_mib.append(resident_mib())
     if set(done.failed) != {path.name for path in corrupt}:

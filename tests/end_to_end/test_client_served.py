@@ -163,6 +163,7 @@ def test_the_streaming_benchmark(both_ensembles: RunningServer, tmp_path: Path) 
     done = benchmark.measure(both_ensembles.grpc_url, "digits", files, corrupt, in_flight=4)
     assert done.wrong == [] and sorted(done.failed) == sorted(path.name for path in corrupt)
     assert len(corrupt) == 3 and done.stream_s > 0 and done.infer_s > 0
+    assert min(done.perf_analyzer_per_s) > 0
 
 
 def run_example(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from rcnn_export.digits_dataset import write_coco
 
 pytestmark = pytest.mark.xdist_group("digits")
 
-NUM_PICTURES = 20
+NUM_PICTURES = 60
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium")  # no held-out digit is large
 
 
