@@ -63,7 +63,7 @@ bench-stream: $(DIGITS)  ## 1,000 pictures through the client's stream beside pl
 bench-padding: $(DIGITS)  ## what padding to a few sizes changes in the answers
 	$(BIN)/python tests/benchmarks/padding.py
 
-soak: $(INSTALLED)  ## 16 clients for a minute: every answer right, memory flat
+soak: $(DIGITS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16
 
 verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rcnn_client.tools import coco_score
+from rcnn_client.tools.coco_file import box_record
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
@@ -71,11 +72,8 @@ def _records(image_id: int, instances: dict[str, Tensor], extras: dict[str, str]
     columns = {key: instances[name].tolist() for name, key in extras.items()}
     labels = instances["labels"].tolist()
     return [
-        {
-            "image_id": image_id,
-            "category_id": labels[position],
-            "bbox": [left, top, right - left, bottom - top],
-            **{key: column[position] for key, column in columns.items()},
-        }
-        for position, (left, top, right, bottom) in enumerate(instances["boxes"].tolist())
+        box_record(
+            image_id, labels[position], box, **{key: column[position] for key, column in columns.items()}
+        )
+        for position, box in enumerate(instances["boxes"].tolist())
     ]

@@ -82,8 +82,11 @@ def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessPar
 
 
 def warm_up(parameters: PreprocessParameters, device: Device, dtype: npt.DTypeLike = np.float32) -> None:
-    """Compiles and loads what ``preprocess`` runs on ``device``, which must be active."""
-    preprocess([device.upload(np.zeros((8, 8, 3), np.uint8))], parameters, dtype)
+    """Compiles what ``preprocess`` runs on a GPU."""
+    if device.is_gpu:
+        from rcnn_backend.gpu import preprocess as gpu  # needs CuPy
+
+        gpu.warm_up(parameters, dtype)
 
 
 def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) -> tuple[int, int]:

@@ -24,12 +24,15 @@ class TorchEngine:
     """
 
     def __init__(self, path: Path, device: Device) -> None:
-        self._gpu = device if isinstance(device, Gpu) else None
         self._device = device
+        self._stream: torch.cuda.ExternalStream | None = None  # the step's own, for what torch launches
+        torch_device, index = torch.device("cpu"), -1
+        if isinstance(device, Gpu):
+            torch_device, index = torch.device("cuda", device.device_id), device.device_id
+            self._stream = torch.cuda.ExternalStream(device.stream.ptr, torch_device)
         manifest = _read_manifest(path)
-        _check_target(path, manifest, self._torch_device())
+        _check_target(path, manifest, torch_device)
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
-        index = self._gpu.device_id if self._gpu else -1
         try:
             self._package = torch._inductor.aoti_load_package(
                 str(path), run_single_threaded=True, device_index=index
@@ -40,23 +43,14 @@ class TorchEngine:
             ) from error
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with torch.inference_mode(), self._stream():
+        stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+        with torch.inference_mode(), stream:
             tensors = [from_dlpack(inputs[name]) for name in self._inputs]
             outputs = self._package(*tensors)
             return {
                 name: self._device.import_array(tensor)
                 for name, tensor in zip(self._outputs, outputs, strict=True)
             }
-
-    def _torch_device(self) -> torch.device:
-        return torch.device("cuda", self._gpu.device_id) if self._gpu else torch.device("cpu")
-
-    def _stream(self) -> contextlib.AbstractContextManager[Any]:
-        """The step's own stream, for what torch launches."""
-        if self._gpu is None:
-            return contextlib.nullcontext()
-        stream = torch.cuda.ExternalStream(self._gpu.stream.ptr, self._torch_device())
-        return torch.cuda.stream(stream)
 
 
 def describe_target(device: torch.device) -> str:

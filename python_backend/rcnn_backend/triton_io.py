@@ -25,6 +25,11 @@ class Request(NamedTuple):
     tensors: Tensors
     options: Any
 
+    @property
+    def batch_size(self) -> int:
+        """How many images it holds."""
+        return len(next(iter(self.tensors.values())))
+
 
 class Step:
     """One instance of a model: the device it computes on, and how it answers requests.
@@ -55,25 +60,18 @@ class Step:
 
         A request whose parameters ``read_options`` refuses is answered with that error.
         """
-        results: list[Tensors | Exception] = [RuntimeError("not computed")] * len(requests)
         with self.device.active():
-            accepted: dict[int, Request] = {}
-            for index, request in enumerate(requests):
-                try:
-                    accepted[index] = Request(self._inputs(request), read_options(_parameters(request)))
-                except Exception as error:
-                    results[index] = error
+            responses, accepted = self._read(requests, read_options)
             try:
-                computed = compute(list(accepted.values())) if accepted else []
+                results = compute(list(accepted.values())) if accepted else []
                 self.device.synchronize()
             except Exception as error:
-                computed = [error] * len(accepted)
-            for index, result in zip(accepted, computed, strict=True):
-                results[index] = result
-            return [
-                _error_response(result) if isinstance(result, Exception) else _response(result)
-                for result in results
-            ]
+                results = [error] * len(accepted)
+            for index, result in zip(accepted, results, strict=True):
+                responses[index] = (
+                    _error_response(result) if isinstance(result, Exception) else _response(result)
+                )
+        return responses
 
     def answer_together(
         self,
@@ -90,22 +88,13 @@ class Step:
         leaves the batch. ``sent`` pairs what arrived with what the steps before sent: a request
         of which a tensor did not arrive is answered with that error.
         """
-        responses: list[Any] = [None] * len(requests)
-        accepted: list[int] = []
-        options: list[Any] = []
-        for index, request in enumerate(requests):
-            try:
-                option = read_options(_parameters(request))
-            except Exception as error:
-                responses[index] = _error_response(error)
-                continue
-            accepted.append(index)
-            options += [option] * _batch_size(request)
-        if not accepted:
-            return responses
         with self.device.active():
+            responses, accepted = self._read(requests, read_options)
+            if not accepted:
+                return responses
+            options = [request.options for request in accepted.values() for _ in range(request.batch_size)]
             try:
-                tensors = self._join([self._inputs(requests[index]) for index in accepted])
+                tensors = self._join([request.tensors for request in accepted.values()])
                 arrived = Arrived(tensors) if sent else None
                 outputs = compute(tensors, options)
                 self.device.synchronize()
@@ -115,12 +104,26 @@ class Step:
                     responses[index] = _error_response(error)
                 return responses
             first = 0
-            for index in accepted:
-                last = first + _batch_size(requests[index])
+            for index, request in accepted.items():
+                last = first + request.batch_size
                 own = {name: array[first:last] for name, array in outputs.items()}
                 responses[index] = _checked_response(own, list(itertools.chain(*lost[first:last])))
                 first = last
         return responses
+
+    def _read(
+        self, requests: Sequence[Any], read_options: Callable[[Mapping[str, Any]], Any]
+    ) -> tuple[list[Any], dict[int, Request]]:
+        """The responses, so far to requests that cannot be read, and the other requests by their place."""
+        responses: list[Any] = [None] * len(requests)
+        accepted: dict[int, Request] = {}
+        for index, request in enumerate(requests):
+            try:
+                options = read_options(json.loads(request.parameters() or "{}"))
+                accepted[index] = Request(self._inputs(request), options)
+            except Exception as error:
+                responses[index] = _error_response(error)
+        return responses, accepted
 
     def _inputs(self, request: Any) -> Tensors:
         return {tensor.name(): self._to_device(tensor) for tensor in request.inputs()}
@@ -169,15 +172,6 @@ class _CpuBytes:
         self._counter.increment(num_bytes)
 
 
-def _parameters(request: Any) -> dict[str, Any]:
-    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
-    return parameters
-
-
-def _batch_size(request: Any) -> int:
-    return int(request.inputs()[0].shape()[0])
-
-
 def _checked_response(outputs: Tensors, lost: Sequence[str]) -> Any:
     try:
         raise_if_lost(lost)
@@ -194,9 +188,8 @@ def _tensor(name: str, array: Array) -> Any:
     if isinstance(array, np.ndarray):
         return pb_utils.Tensor(name, np.ascontiguousarray(array))
     contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
-    return pb_utils.Tensor.from_dlpack(
-        name, contiguous
-    )  # of the array itself: of a capsule it would not wait
+    # The array itself: for a capsule Triton would not wait.
+    return pb_utils.Tensor.from_dlpack(name, contiguous)
 
 
 def _error_response(error: Exception) -> Any:

@@ -13,7 +13,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -24,11 +23,10 @@ import numpy as np
 from PIL import Image
 from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector, RcnnError
-from rcnn_export.detector import load_detector
-from rcnn_export.repository import export_repository
 from rich.console import Console
 from rich.table import Table
 
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
 SIZES = [(416, 320), (320, 416), (400, 300)]
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 0.1, 1e-3
@@ -44,21 +42,19 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--repository", type=Path, help="default: the sample detector, exported anew")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits")
     parser.add_argument("--errors-allowed", action="store_true", help="only a wrong answer is a failure")
     options, flags = parser.parse_known_args()
     console = Console(width=110)
-    with tempfile.TemporaryDirectory() as folder:
-        repository = options.repository or export_sample(Path(folder))
-        pictures = encode_pictures()
-        with running_server(repository, [options.name]) as server:
-            expected = ask_alone(server, options.name, pictures)
-            if not flags:
-                load = run_load(server, options, pictures, expected)
-        if flags:
-            with running_server(repository, [options.name], flags=flags) as server:
-                load = run_load(server, options, pictures, expected)
+    pictures = encode_pictures()
+    with running_server(options.repository, [options.name]) as server:
+        expected = ask_alone(server, options.name, pictures)
+        if not flags:
+            load = run_load(server, options, pictures, expected)
+    if flags:
+        with running_server(options.repository, [options.name], flags=flags) as server:
+            load = run_load(server, options, pictures, expected)
     console.print(_memory_table(load))
     console.print(
         f"{load.right} right answers ({load.right / options.seconds:.0f} a second), {load.wrong} wrong, "
@@ -99,17 +95,6 @@ class Load:
             for name in first
             if last.get(name, 0) > first[name] * (1 + GROWTH) + 1
         ]
-
-
-def export_sample(folder: Path) -> Path:
-    """The sample detector in a repository of its own."""
-    detector = load_detector(
-        "rcnn_export.digits_detector:digits_detector",
-        str(SAMPLES / "digits.safetensors"),
-        labels=SAMPLES / "labels.txt",
-    )
-    export_repository(detector, folder, "digits")
-    return folder
 
 
 def encode_pictures() -> list[bytes]:

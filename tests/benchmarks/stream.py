@@ -26,11 +26,10 @@ from PIL import Image
 from rcnn_backend.local_server import running_server
 from rcnn_client import Detections, Detector
 from rcnn_client.tools.perf_analyzer import find_perf_analyzer, write_input
-from rcnn_export.detector import load_detector
-from rcnn_export.repository import export_repository
 from rich.console import Console
 from rich.table import Table
 
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
 OPTIONS = {"score_thresh": 0.0}  # every picture has boxes then, unlike any other's
 NUM_CORRUPT = 3
@@ -58,14 +57,13 @@ def main() -> int:
     )
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--in-flight", type=int, default=16)
-    parser.add_argument("--repository", type=Path, help="default: the sample detector, exported anew")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits")
     options = parser.parse_args()
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
-        repository = options.repository or export_sample(Path(folder) / "repository")
         files, corrupt = write_pictures(Path(folder), options.pictures)
-        with running_server(repository, [options.name]) as server:
+        with running_server(options.repository, [options.name]) as server:
             done = measure(server.grpc_url, options.name, files, corrupt, options.in_flight)
     table = Table(title=f"{done.num_pictures} pictures, {options.in_flight} in flight")
     stream, plain = (done.num_pictures / seconds for seconds in (done.stream_s, done.infer_s))
@@ -86,17 +84,6 @@ def main() -> int:
         soft_wrap=True,
     )
     return 1 if done.wrong else 0
-
-
-def export_sample(folder: Path) -> Path:
-    """The sample detector in a repository of its own."""
-    detector = load_detector(
-        "rcnn_export.digits_detector:digits_detector",
-        str(SAMPLES / "digits.safetensors"),
-        labels=SAMPLES / "labels.txt",
-    )
-    export_repository(detector, folder, "digits")
-    return folder
 
 
 def write_pictures(folder: Path, count: int) -> tuple[list[Path], set[Path]]:

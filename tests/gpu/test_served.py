@@ -22,10 +22,8 @@ from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_backend.pipeline import Pipeline, pyramid
 from rcnn_backend.proposals import propose
 from rcnn_client import Detections, Detector, InvalidImageError
-from rcnn_export.detector import load_detector
-from rcnn_export.repository import export_repository
 
-pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("served")]
+pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("digits")]
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "export" / "samples"
@@ -34,17 +32,8 @@ STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("repository")
-    weights, labels = SAMPLES / "digits.safetensors", SAMPLES / "labels.txt"
-    detector = load_detector("rcnn_export.digits_detector:digits_detector", str(weights), labels=labels)
-    export_repository(detector, folder, "digits")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(repository: Path) -> Iterator[RunningServer]:
-    with running_server(repository, models=["digits"]) as running:
+def server(digits_repository: Path) -> Iterator[RunningServer]:
+    with running_server(digits_repository, models=["digits"]) as running:
         yield running
 
 
@@ -55,9 +44,9 @@ def detector(server: RunningServer) -> Iterator[Detector]:
 
 
 @pytest.fixture(scope="module")
-def pipeline(repository: Path) -> Pipeline:
+def pipeline(digits_repository: Path) -> Pipeline:
     """The same detector on the CPU, in this process."""
-    return Pipeline.load(repository, "digits")
+    return Pipeline.load(digits_repository, "digits")
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -218,14 +207,14 @@ def test_bad_pictures_and_their_batch_mates(detector: Detector, data: bytes, mes
 
 
 @pytest.mark.parametrize("pinned_bytes", [256 << 20, 0])
-def test_a_full_memory_pool_never_gives_a_wrong_box(repository: Path, pinned_bytes: int) -> None:
+def test_a_full_memory_pool_never_gives_a_wrong_box(digits_repository: Path, pinned_bytes: int) -> None:
     """Without pinned memory nothing is lost; with it, what is lost is an error that says what to do."""
     soak = ROOT / "tests" / "benchmarks" / "soak.py"
     command = [
         sys.executable,
         str(soak),
         "--repository",
-        str(repository),
+        str(digits_repository),
         "--seconds",
         "8",
         "--errors-allowed",

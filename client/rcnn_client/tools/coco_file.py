@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def read_instances(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or absent:
         raise ValueError(f"{path} has no {', '.join(absent)}: expected a COCO instances file")
     return content
+
+
+def box_record(image_id: Any, category_id: int, box: Sequence[float], **extras: Any) -> dict[str, Any]:
+    """A COCO record of a box x1, y1, x2, y2 (COCO has x1, y1, width, height), and what else it holds."""
+    x1, y1, x2, y2 = box
+    bbox = [x1, y1, x2 - x1, y2 - y1]
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **extras}
 
 
 def check_instances(content: dict[str, Any], path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from .coco_file import check_instances, match_classes, read_instances
+from .coco_file import box_record, check_instances, match_classes, read_instances
 from .detect_inputs import STDIO, Picture
 from .detect_outputs import Found
 
@@ -91,13 +91,8 @@ class CocoResults:
             category_id = self._ids.category_id(each["label"])
             if category_id is None:
                 continue
-            x1, y1, x2, y2 = each["box"]
-            record = {
-                "image_id": self._ids.image_id(picture),
-                "category_id": category_id,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": each["score"],
-                "file_name": picture.name,
-            }
+            image_id = self._ids.image_id(picture)
+            extras = {"score": each["score"], "file_name": picture.name}
+            record = box_record(image_id, category_id, each["box"], **extras)
             self._stream.write(self._separator + json.dumps(record))
             self._separator = ",\n"

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .. import Detections, Detector
-from .coco_file import Records, check_instances, match_classes, read_instances
+from .coco_file import Records, box_record, check_instances, match_classes, read_instances
 from .coco_score import Scores, score
 
 
@@ -75,15 +75,8 @@ class Answers:
                 continue
             for detection in detections:
                 if detection.label in self.category_of:
-                    left, top, right, bottom = detection.box
-                    found.append(
-                        {
-                            "image_id": image_id,
-                            "category_id": self.category_of[detection.label],
-                            "bbox": [left, top, right - left, bottom - top],
-                            "score": detection.score,
-                        }
-                    )
+                    category_id = self.category_of[detection.label]
+                    found.append(box_record(image_id, category_id, detection.box, score=detection.score))
         return found
 
 
