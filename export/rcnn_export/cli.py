@@ -5,12 +5,16 @@ import sys
 import time
 from pathlib import Path
 
+from rcnn_backend.errors import RepositoryError
+from rcnn_backend.manifest import PlanOptions
+from rcnn_backend.profiles import ShapeRange
 from rich.console import Console
 from rich.table import Table
 
 from rcnn_export.detector import TORCHVISION_MODELS, Detector, load_detector
-from rcnn_export.engine_options import ENGINE_FILES, FP16, FP32, ONNX, EngineOptions
+from rcnn_export.engine_options import ENGINE_FILES, FP16, FP32, ONNX, TENSORRT, EngineOptions
 from rcnn_export.errors import ExportError
+from rcnn_export.plan_shapes import EXAMPLE, parse_shapes, plan_profiles
 from rcnn_export.repository import export_repository
 
 
@@ -27,15 +31,34 @@ def main(argv: list[str] | None = None) -> int:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
         detector = load_detector(arguments.model, arguments.weights, arguments.num_classes, arguments.labels)
         name = arguments.name or arguments.detector
-        options = EngineOptions(arguments.engine, arguments.precision)
+        options = _engine_options(arguments, detector)
         written = export_repository(detector, arguments.repository, name, report, options)
-    except ExportError as error:
+    except (ExportError, RepositoryError) as error:
         print(f"rcnn-export: {error}", file=sys.stderr)
         return 1
     report("Done")
     console.print(_summary(detector, arguments.repository, written))
     console.print(f"Serve it:  rcnn-serve {arguments.repository} --models {name}", soft_wrap=True)
     return 0
+
+
+def _engine_options(arguments: argparse.Namespace, detector: Detector) -> EngineOptions:
+    """What the arguments ask for.
+
+    Raises:
+        ExportError: an option of plans without ``--engine tensorrt``, or shapes that are no profiles.
+    """
+    plan = PlanOptions(
+        arguments.version_compatible, arguments.hardware_compatible, tuple(arguments.compute_capability)
+    )
+    if arguments.engine != TENSORRT:
+        if arguments.shapes or plan != PlanOptions():
+            raise ExportError(
+                "--shapes, --version-compatible, --hardware-compatible and --compute-capability are TensorRT's: "
+                f"they need --engine {TENSORRT}"
+            )
+        return EngineOptions(arguments.engine, arguments.precision)
+    return EngineOptions(TENSORRT, arguments.precision, plan_profiles(detector.model, arguments.shapes), plan)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(ENGINE_FILES),
         default=ONNX,
         help="onnx: runs anywhere, in ONNX Runtime; aoti: compiled by PyTorch for this machine's GPU, or CPU if "
-        "it has none (default: %(default)s)",
+        "it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -83,8 +106,38 @@ def _parser() -> argparse.ArgumentParser:
         default=FP32,
         help="of the networks; boxes and scores are computed in fp32 either way (default: %(default)s)",
     )
+    plans = parser.add_argument_group("TensorRT plans")
+    plans.add_argument(
+        "--shapes",
+        type=_shapes,
+        action="append",
+        default=[],
+        metavar="BxHxW,BxHxW,BxHxW",
+        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE}; once for "
+        "each profile (default: one profile for what the detector's transform makes, up to 8 pictures)",
+    )
+    plans.add_argument(
+        "--version-compatible", action="store_true", help="the plans run on later TensorRTs, too"
+    )
+    plans.add_argument(
+        "--hardware-compatible", action="store_true", help="they run on every GPU from Ampere on, slower"
+    )
+    plans.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="MAJOR.MINOR",
+        help="build for GPUs of this kind, without one; only TensorRT-RTX can (default: the GPU here)",
+    )
     parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
     return parser
+
+
+def _shapes(text: str) -> ShapeRange:
+    try:
+        return parse_shapes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _summary(detector: Detector, repository: Path, written: list[Path]) -> Table:

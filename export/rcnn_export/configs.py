@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from rcnn_backend.lost_tensors import SAMPLES
 from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
 from torchvision.models.detection import FasterRCNN
-from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from rcnn_export.detector import Detector
 from rcnn_export.engine_options import DEFAULT_ENGINE, FP16, TRITON_BACKENDS, EngineOptions
@@ -78,6 +78,9 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
         config.name = model_name
         if config.backend in TRITON_BACKENDS.values():
             config.backend = TRITON_BACKENDS[options.engine]
+            _list_profiles(config, len(options.profiles.get(template.rpartition("_")[2], ())))
+        if options.profiles:
+            config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
         for step in config.ensemble_scheduling.step:
             step.model_name = name + step.model_name.removeprefix(TEMPLATE)
             _replace_feature_map(step.input_map, len(levels))
@@ -139,6 +142,12 @@ def detection_parameters(model: FasterRCNN) -> DetectionParameters:
 
 def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in keys}
+
+
+def _list_profiles(config: ModelConfig, count: int) -> None:
+    """Triton uses a plan's first profile alone unless it is told of the others."""
+    if count > 1:
+        config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, profile=map(str, range(count)))
 
 
 def _feature_names(levels: int) -> Sequence[str]:

@@ -1,20 +1,30 @@
 """What the networks are exported to: the engine that runs them, and the precision they compute in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-ONNX, AOTI = "onnx", "aoti"
-ENGINE_FILES = {ONNX: "model.onnx", AOTI: "model.pt2"}
-TRITON_BACKENDS = {ONNX: "onnxruntime", AOTI: "pytorch"}
+from rcnn_backend.manifest import PlanOptions
+from rcnn_backend.profiles import Profile
+
+ONNX, AOTI, TENSORRT = "onnx", "aoti", "tensorrt"
+ENGINE_FILES = {ONNX: "model.onnx", AOTI: "model.pt2", TENSORRT: "model.plan"}
+TRITON_BACKENDS = {ONNX: "onnxruntime", AOTI: "pytorch", TENSORRT: "tensorrt"}
 
 FP32, FP16 = "fp32", "fp16"
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Boxes and scores are computed in FP32 in either precision."""
+    """Boxes and scores are computed in FP32 in either precision.
+
+    ``profiles``: of the TensorRT plans of ``rpn`` and ``header``; by default ``plan_shapes.plan_profiles``.
+    ``plan``: how they are built.
+    """
 
     engine: str = ONNX
     precision: str = FP32
+    profiles: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
+    plan: PlanOptions = PlanOptions()
 
 
 DEFAULT_ENGINE = EngineOptions()

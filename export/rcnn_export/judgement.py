@@ -11,16 +11,39 @@ import numpy.typing as npt
 from rcnn_export.explaining import Mismatch
 from rcnn_export.matching import Float
 
-# Of an array's largest magnitude in the image: what FP32 sums of thousands of terms, added in
-# another order, may differ by.
-ARRAY_BOUND = 1e-5
-# Boxes and scores: far below what an eye or a mAP sees.
-BOX_BOUND_PX = 0.05
-SCORE_BOUND = 1e-4
-# Of a box's longer side before clipping: a box's side is exp(delta) times its anchor's, so a
-# delta within ARRAY_BOUND moves the edges of a box of tens of thousands of pixels by more
-# than BOX_BOUND_PX. Below 5000 pixels BOX_BOUND_PX holds.
-BOX_BOUND_OF_SIDE = 1e-5
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far an export may be from torchvision's FP32.
+
+    ``array``: of an array's largest magnitude in the image. ``box_of_side``: of a box's longer side
+    before clipping, where that is more than ``box_px``: a box's side is exp(delta) times its anchor's,
+    so a delta within ``array`` moves the edges of a very large box by more than ``box_px``.
+    ``matched_share``: of the detections end to end; what is explained may not become the rule.
+    ``explains``: each row that finds no partner needs an explanation; else ``matched_share`` of the rows
+    of each stage must find one.
+    """
+
+    array: float
+    box_px: float
+    box_of_side: float
+    score: float
+    matched_share: float
+    explains: bool = True
+
+    def boxes_px(self, boxes: Float) -> npt.NDArray[np.floating]:
+        """How far the edges of unclipped boxes [..., 4] may be off: [...]."""
+        longer_side = (boxes[..., 2:] - boxes[..., :2]).max(axis=-1)
+        bounds: npt.NDArray[np.floating] = np.maximum(self.box_px, self.box_of_side * longer_side)
+        return bounds
+
+
+# FP32: sums of thousands of terms, added in another order; boxes and scores far below what an eye or
+# a mAP sees.
+FP32_BOUNDS = Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, matched_share=0.99)
+# FP16, with 11 bits of each number: about four times what the sample and three torchvision models differ
+# by in ONNX Runtime. So many scores are near a cut or a threshold that rows are counted and not explained.
+FP16_BOUNDS = Bounds(array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, matched_share=0.9, explains=False)
 
 
 @dataclass
@@ -51,6 +74,7 @@ class Difference:
 class Judgement:
     """One stage over any number of batches."""
 
+    bounds: Bounds = FP32_BOUNDS
     differences: dict[str, Difference] = field(default_factory=dict)
     matched: int = 0
     rows: int = 0  # of the side that has more
@@ -60,7 +84,11 @@ class Judgement:
     @property
     def holds(self) -> bool:
         """Whether all is within its bounds or explained."""
-        return not self.unexplained and all(difference.worst <= 1 for difference in self.differences.values())
+        if any(difference.worst > 1 for difference in self.differences.values()):
+            return False
+        if self.bounds.explains:
+            return not self.unexplained
+        return self.matched >= self.bounds.matched_share * self.rows
 
     def difference(self, quantity: str) -> Difference:
         """The difference of a quantity, e.g. ``px``."""
@@ -73,10 +101,3 @@ class Judgement:
                 self.explained[mismatch.reason] += 1
             else:
                 self.unexplained.append(f"{where}: row {mismatch.row} only in {side}: {mismatch.reason}")
-
-
-def box_bounds_px(boxes: Float) -> npt.NDArray[np.floating]:
-    """How far the edges of unclipped boxes [..., 4] may be off: [...]."""
-    longer_side = (boxes[..., 2:] - boxes[..., :2]).max(axis=-1)
-    bounds: npt.NDArray[np.floating] = np.maximum(BOX_BOUND_PX, BOX_BOUND_OF_SIDE * longer_side)
-    return bounds

@@ -20,7 +20,7 @@ from rcnn_export.explaining import (
     explain_top_k,
     link_rows,
 )
-from rcnn_export.judgement import ARRAY_BOUND, BOX_BOUND_PX, SCORE_BOUND, Judgement, box_bounds_px
+from rcnn_export.judgement import Bounds, Judgement
 from rcnn_export.matching import (
     UNMATCHED,
     Float,
@@ -50,19 +50,20 @@ class PyramidScale:
 def judge_array(judgement: Judgement, where: str, reference: Float, judged: Float) -> None:
     """One dense array of an image, relative to the reference's largest magnitude in it."""
     if reference.shape != judged.shape:
+        judgement.difference("relative").add(np.array([np.nan]), judgement.bounds.array)
         judgement.unexplained.append(
             f"{where}: shape {list(judged.shape)}, torchvision's is {list(reference.shape)}"
         )
         return
     scale = float(np.abs(reference).max()) or 1.0
-    judgement.difference("relative").add(np.abs(reference - judged) / scale, ARRAY_BOUND)
+    judgement.difference("relative").add(np.abs(reference - judged) / scale, judgement.bounds.array)
 
 
 def judge_rpn_boxes(judgement: Judgement, where: str, reference: Float, judged: Float, top_n: int) -> Link:
     """The best anchors of each level, [N, 6] on each side."""
     a, b = _rpn_rows(reference), _rpn_rows(judged)
-    bounds = box_bounds_px(a.boxes)
-    matching = match_rows(a, b, bounds, SCORE_BOUND)
+    bounds = judgement.bounds.boxes_px(a.boxes)
+    matching = match_rows(a, b, bounds, judgement.bounds.score)
     only_a, only_b = explain_top_k(a, b, matching, top_n)
     _judge_rows(judgement, where, a, b, bounds, matching, only_a, only_b)
     return link_rows(matching, only_a, only_b)
@@ -82,8 +83,8 @@ def judge_proposals(
         _proposal_selection(rows, boxes, size_hw) for rows, boxes in zip(rpn_boxes, proposals, strict=True)
     )
     rows_a, rows_b = _kept_rows(a, proposals[0]), _kept_rows(b, proposals[1])
-    bounds = box_bounds_px(rpn_boxes[0][a.kept, 1:5])
-    matching = match_rows(rows_a, rows_b, bounds, SCORE_BOUND)
+    bounds = judgement.bounds.boxes_px(rpn_boxes[0][a.kept, 1:5])
+    matching = match_rows(rows_a, rows_b, bounds, judgement.bounds.score)
     only_a, only_b = explain_selection(a, b, matching, link, rules)
     _judge_rows(judgement, where, rows_a, rows_b, bounds, matching, only_a, only_b)
     return link_rows(matching, only_a, only_b)
@@ -100,7 +101,7 @@ def judge_pooled(
 
     Relative to the reference's largest magnitude in the image. A RoI that differs by d pixels
     has its samples d / stride cells off at most, on each axis, and a bilinear sample changes
-    by at most two largest features a cell: that much is allowed beside ARRAY_BOUND.
+    by at most two largest features a cell: that much is allowed beside the bound of arrays.
 
     Returns:
         ``link`` without the RoIs that were pooled from different levels.
@@ -109,7 +110,9 @@ def judge_pooled(
     scale = float(np.abs(pooled[0]).max(initial=0)) or 1.0
     differences = np.abs(pooled[0][in_a] - pooled[1][in_b]) / scale  # [pairs, C, h, w]
     shift_px = np.abs(proposals[0][in_a] - proposals[1][in_b]).max(axis=1, initial=0)  # [pairs]
-    bounds = ARRAY_BOUND + 4 * shift_px / pyramid.finest_stride_px * pyramid.largest_feature / scale
+    bounds = (
+        judgement.bounds.array + 4 * shift_px / pyramid.finest_stride_px * pyramid.largest_feature / scale
+    )
     flipped = (differences.max(axis=(1, 2, 3), initial=0) > bounds) & (
         _is_at_boundary(proposals[0][in_a], pyramid.boundaries_px)
         | _is_at_boundary(proposals[1][in_b], pyramid.boundaries_px)
@@ -134,10 +137,12 @@ def judge_header(
 ) -> None:
     """Scores [R, K] and boxes [R, K, 4] of each side, RoI by RoI."""
     in_a, in_b = link.matching.pairs()
-    judgement.difference("score").add(np.abs(class_scores[0][in_a] - class_scores[1][in_b]), SCORE_BOUND)
+    judgement.difference("score").add(
+        np.abs(class_scores[0][in_a] - class_scores[1][in_b]), judgement.bounds.score
+    )
     boxes = class_boxes[0][in_a]
     differences = np.abs(boxes - class_boxes[1][in_b]).max(axis=2)  # [pairs, K]
-    judgement.difference("px").add(differences, box_bounds_px(boxes))
+    judgement.difference("px").add(differences, judgement.bounds.boxes_px(boxes))
     judgement.matched += len(in_a)
     judgement.rows += len(in_a)
 
@@ -158,12 +163,12 @@ def judge_detections(
         image_size: resized height and width, original height and width.
     """
     a, b = (
-        _detection_selection(scores, boxes, found, image_size)
+        _detection_selection(scores, boxes, found, image_size, judgement.bounds)
         for scores, boxes, found in zip(class_scores, class_boxes, detections, strict=True)
     )
     rows_a, rows_b = (Rows(found.boxes, found.scores, found.labels) for found in detections)
-    bounds = np.full(len(rows_a), BOX_BOUND_PX, np.float32)
-    matching = match_rows(rows_a, rows_b, bounds, SCORE_BOUND)
+    bounds = np.full(len(rows_a), judgement.bounds.box_px, np.float32)
+    matching = match_rows(rows_a, rows_b, bounds, judgement.bounds.score)
     candidates = _link_classes(link, class_scores[0].shape[1])
     only_a, only_b = explain_selection(a, b, matching, candidates, rules)
     _judge_rows(judgement, where, rows_a, rows_b, bounds, matching, only_a, only_b)
@@ -196,7 +201,7 @@ def _kept_rows(selection: Selection, boxes: Float) -> Rows:
 
 
 def _detection_selection(
-    class_scores: Float, class_boxes: Float, detections: ImageDetections, image_size: Float
+    class_scores: Float, class_boxes: Float, detections: ImageDetections, image_size: Float, bounds: Bounds
 ) -> Selection:
     num_rois, num_classes = class_scores.shape
     boxes = clip(class_boxes.reshape(-1, 4), image_size[:2])  # [R * K, 4]
@@ -205,7 +210,7 @@ def _detection_selection(
     ratio_h, ratio_w = image_size[2:] / image_size[:2]
     scaled = boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32)
     found = Rows(detections.boxes, detections.scores, detections.labels)
-    kept = find_rows(found, Rows(scaled, candidates.scores, labels), BOX_BOUND_PX, SCORE_BOUND)
+    kept = find_rows(found, Rows(scaled, candidates.scores, labels), bounds.box_px, bounds.score)
     return Selection(candidates, kept)
 
 
@@ -247,13 +252,15 @@ def _judge_rows(
     """Counts in the pairs; of a row that nothing explains, how far the nearest row is."""
     in_a, in_b = matching.pairs()
     for mismatch in only_a:
-        nearest = nearest_row(a.take(np.array([mismatch.row])), b, bounds_px[mismatch.row], SCORE_BOUND)
-        if nearest is not None and not mismatch.explained:
+        nearest = nearest_row(
+            a.take(np.array([mismatch.row])), b, bounds_px[mismatch.row], judgement.bounds.score
+        )
+        if nearest is not None and not mismatch.explained and judgement.bounds.explains:
             in_a, in_b = np.append(in_a, mismatch.row), np.append(in_b, nearest)
     judgement.difference("px").add(
         np.abs(a.boxes[in_a] - b.boxes[in_b]).max(axis=1, initial=0), bounds_px[in_a]
     )
-    judgement.difference("score").add(np.abs(a.scores[in_a] - b.scores[in_b]), SCORE_BOUND)
+    judgement.difference("score").add(np.abs(a.scores[in_a] - b.scores[in_b]), judgement.bounds.score)
     judgement.matched += len(matching.pairs()[0])
     judgement.rows += max(len(a), len(b))
     judgement.count(where, only_a, "torchvision")

@@ -18,7 +18,7 @@ Counts = npt.NDArray[np.int32]
 class PipelineStages:
     """The stages of a ``Pipeline``, with the padding between them put on and taken off.
 
-    Arguments and results are the fields of a ``Trace``.
+    Arguments and results are the fields of a ``Trace``, FP32; a network of an FP16 export is given FP16.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -26,8 +26,11 @@ class PipelineStages:
 
     def run(self, images: Sequence[npt.NDArray[np.uint8]]) -> Trace:
         """All stages in the order of ``Pipeline.detect``: one batch of uint8 RGB images [h, w, 3]."""
-        network_input, image_sizes = self.preprocess(images)
-        rpn_boxes, features = self.rpn(network_input)
+        network_input, image_sizes = preprocess(
+            images, self._pipeline.preprocess_parameters, self._pipeline.input_dtype
+        )
+        rpn = self._pipeline.rpn.run({"input": network_input})
+        rpn_boxes, features = rpn["rpn_boxes"], pyramid(rpn)
         proposals = propose(rpn_boxes, features, image_sizes, self._pipeline.proposal_parameters)
         header = self._pipeline.header.run(
             {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
@@ -35,12 +38,12 @@ class PipelineStages:
         counts = proposals.num_proposals
         detections = self._detect(header["class_scores"], header["class_boxes"], counts, image_sizes)
         return Trace(
-            network_input,
+            network_input.astype(np.float32),
             image_sizes,
             rpn_boxes,
-            features,
+            [feature.astype(np.float32) for feature in features],
             _unpad(proposals.boxes, counts),
-            _unpad(proposals.roialigned_feature, counts),
+            _unpad(proposals.roialigned_feature.astype(np.float32), counts),
             _unpad(header["class_scores"], counts),
             _unpad(header["class_boxes"], counts),
             detections,
@@ -59,12 +62,15 @@ class PipelineStages:
 
     def preprocess(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Float, Float]:
         """-> input, image_sizes."""
-        return preprocess(images, self._pipeline.preprocess_parameters)
+        network_input, image_sizes = preprocess(
+            images, self._pipeline.preprocess_parameters, self._pipeline.input_dtype
+        )
+        return network_input.astype(np.float32), image_sizes
 
     def rpn(self, network_input: Float) -> tuple[Float, list[Float]]:
         """-> rpn_boxes, features."""
-        outputs = self._pipeline.rpn.run({"input": network_input})
-        return outputs.pop("rpn_boxes"), pyramid(outputs)
+        outputs = self._pipeline.rpn.run({"input": network_input.astype(self._pipeline.input_dtype)})
+        return outputs["rpn_boxes"], [feature.astype(np.float32) for feature in pyramid(outputs)]
 
     def proposals(self, rpn_boxes: Float, features: list[Float], image_sizes: Float) -> list[Float]:
         """-> proposals."""
@@ -83,6 +89,7 @@ class PipelineStages:
         """-> class_scores, class_boxes."""
         pooled, _ = self._pad(roialigned_feature)
         boxes, counts = self._pad(proposals)
+        pooled = pooled.astype(self._pipeline.input_dtype)
         outputs = self._pipeline.header.run({"roialigned_feature": pooled, "proposals": boxes})
         return _unpad(outputs["class_scores"], counts), _unpad(outputs["class_boxes"], counts)
 

@@ -1,22 +1,25 @@
 """Writes a detector into a Triton model repository: all of it, or nothing."""
 
-import hashlib
+import dataclasses
 import importlib.metadata
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from rcnn_backend.manifest import PlanOptions, sha256_of, write_manifest
+from rcnn_backend.profiles import Profile
 
 from rcnn_export.aoti_export import compile_package
 from rcnn_export.configs import FUSED, PIXELS, STEPS, TEMPLATE, derive_configs, model_names, template_dir
 from rcnn_export.detector import Detector
-from rcnn_export.engine_options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, EngineOptions
+from rcnn_export.engine_options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, ONNX, TENSORRT, EngineOptions
 from rcnn_export.errors import ExportError
 from rcnn_export.graph_checks import clean_graph
 from rcnn_export.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+from rcnn_export.plan_shapes import plan_profiles
 
 VERSION = "1"
 
@@ -41,12 +44,15 @@ def export_repository(
         The files written, engines and configs, in the order the data flows.
 
     Raises:
-        ExportError: the name is no Triton model name, a graph cannot be an engine, or
-            the repository cannot be written.
+        ExportError: the name is no Triton model name, a graph cannot be an engine, the
+            shapes are no profiles, or the repository cannot be written.
+        RepositoryError: a TensorRT plan cannot be built.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
     models = model_names(name)
+    if options.engine == TENSORRT and not options.profiles:
+        options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
     try:
         repository.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
@@ -67,7 +73,11 @@ def export_repository(
         precision = options.precision
         for stage in (rpn_stage(detector.model, precision), header_stage(detector.model, precision)):
             report(f"Exporting the {stage.name}, {precision}, for {options.engine}")
-            _write_engine(stage, detector, options, staging / f"{name}_{stage.name}" / VERSION)
+            version_dir = staging / f"{name}_{stage.name}" / VERSION
+            _write_engine(stage, detector, options, version_dir)
+            if options.engine == TENSORRT:
+                report(f"Building the {stage.name}'s TensorRT plan")
+                _build_plan(version_dir, options.profiles[stage.name], options.plan, repository)
         _swap(staging, repository, models)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error
@@ -77,13 +87,13 @@ def export_repository(
 
 
 def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, version_dir: Path) -> None:
-    path = version_dir / ENGINE_FILES[options.engine]
+    path = version_dir / ENGINE_FILES[ONNX if options.engine == TENSORRT else options.engine]
     about: dict[str, Any] = {}
     if options.engine == AOTI:
         about["target"] = compile_package(stage, path)
     else:
         path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
-    about["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    about["sha256"] = sha256_of(path)
     manifest: dict[str, Any] = {
         "stage": stage.name,
         "model": detector.model_name,
@@ -99,7 +109,15 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
             package: importlib.metadata.version(package) for package in ("torch", "torchvision", "onnx")
         },
     }
-    (version_dir / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_manifest(version_dir, manifest)
+
+
+def _build_plan(
+    version_dir: Path, profiles: Sequence[Profile], options: PlanOptions, repository: Path
+) -> None:
+    from rcnn_backend.plan_build import build_plan, timing_cache  # needs TensorRT
+
+    build_plan(version_dir, profiles, options, timing_cache(repository, options))
 
 
 def _swap(staging: Path, repository: Path, models: list[str]) -> None:

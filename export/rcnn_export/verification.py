@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.configs import detection_parameters, proposal_parameters
 from rcnn_export.explaining import Link, SelectionRules
-from rcnn_export.judgement import Judgement
+from rcnn_export.judgement import FP32_BOUNDS, Bounds, Judgement
 from rcnn_export.judging import (
     PyramidScale,
     judge_array,
@@ -29,8 +29,6 @@ STAGES = ("input", "features", "rpn_boxes", "proposals", "roialigned_feature", "
 ALONE = "alone"
 END_TO_END = "end to end"
 SERVED = "served"
-# Of the detections end to end; what is explained may not become the rule.
-MATCHED_SHARE = 0.99
 
 Images = Sequence[npt.NDArray[np.uint8]]
 
@@ -43,10 +41,19 @@ class Verification:
     ``judgements["detections", SERVED]``: what a server answered.
     """
 
-    def __init__(self, model: FasterRCNN, stages: PipelineStages, served: bool = False) -> None:
-        self.judgements = {(stage, mode): Judgement() for stage in STAGES for mode in (ALONE, END_TO_END)}
+    def __init__(
+        self,
+        model: FasterRCNN,
+        stages: PipelineStages,
+        served: bool = False,
+        bounds: Bounds = FP32_BOUNDS,
+    ) -> None:
+        self.bounds = bounds
+        self.judgements = {
+            (stage, mode): Judgement(bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
+        }
         if served:
-            self.judgements[STAGES[-1], SERVED] = Judgement()
+            self.judgements[STAGES[-1], SERVED] = Judgement(bounds)
         self._model = model
         _fix_strides(model)
         self._stages = stages
@@ -109,7 +116,7 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Every stage holds, and enough detections match."""
-        return self.first_divergence is None and self.matched_share >= MATCHED_SHARE
+        return self.first_divergence is None and self.matched_share >= self.bounds.matched_share
 
     def _judge(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
         """Judges what the stages ``made`` of what they were ``given``; returns the links between proposals."""

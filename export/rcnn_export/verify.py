@@ -23,12 +23,12 @@ from tritonclient.utils import InferenceServerException
 
 from rcnn_export.detector import Detector, load_detector
 from rcnn_export.errors import ExportError
-from rcnn_export.judgement import Judgement
+from rcnn_export.judgement import FP16_BOUNDS, FP32_BOUNDS, Judgement
 from rcnn_export.onnx_export import MAX_BATCH
 from rcnn_export.pipeline_stages import PipelineStages, unpad_detections
 from rcnn_export.reference import ImageDetections
 from rcnn_export.sample_pictures import sample_pictures
-from rcnn_export.verification import MATCHED_SHARE, Verification
+from rcnn_export.verification import Verification
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
@@ -52,13 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
         report(f"Loaded {detector.model_name} with weights {detector.weights}")
         pipeline = Pipeline.load(arguments.repository, arguments.name)
-        if pipeline.input_dtype != np.float32:
-            raise RepositoryError(
-                f"{arguments.name} is exported in {pipeline.input_dtype}, and the bounds here are float32's: verify "
-                "an export with --precision fp32, and compare the two by their AP with rcnn-eval"
-            )
+        bounds = FP32_BOUNDS if pipeline.input_dtype == np.float32 else FP16_BOUNDS
         pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
-        verification = Verification(detector.model, PipelineStages(pipeline), served=bool(arguments.server))
+        verification = Verification(
+            detector.model, PipelineStages(pipeline), served=bool(arguments.server), bounds=bounds
+        )
         server = triton.InferenceServerClient(arguments.server) if arguments.server else None
         for number, batch in enumerate(deal(pictures, arguments.batch)):
             images = [
@@ -235,7 +233,9 @@ def _print_verdict(console: Console, verification: Verification) -> None:
         console.print(f"[red]Does not hold. The first stage that diverges: {stage} ({mode})[/red]")
     elif not verification.holds:
         share = f"{verification.matched_share:.2%}"
-        console.print(f"[red]Does not hold: {share} of the detections match, {MATCHED_SHARE:.0%} must[/red]")
+        console.print(
+            f"[red]Does not hold: {share} of the detections match, {verification.bounds.matched_share:.0%} must[/red]"
+        )
     else:
         console.print(
             f"Holds: {verification.matched_share:.2%} of the detections match, the rest is explained"

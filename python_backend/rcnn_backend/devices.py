@@ -81,6 +81,12 @@ class Gpu:
         with self._device:
             self.stream = self._cupy.cuda.Stream(non_blocking=True)
 
+    @property
+    def compute_capability(self) -> str:
+        """Of this GPU, such as ``8.9``."""
+        digits: str = self._device.compute_capability
+        return f"{digits[:-1]}.{digits[-1]}"
+
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         with self._device, self.stream:

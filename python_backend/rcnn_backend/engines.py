@@ -10,6 +10,7 @@ from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import RepositoryError
 
 Tensors = Mapping[str, Array]
+ENGINE_FILES = ("model.plan", "model.pt2", "model.onnx")  # a plan's graph lies beside it
 
 
 class Engine(Protocol):
@@ -65,25 +66,43 @@ def open_session(
 
 
 def load_engine(
-    version_dir: Path, device: Device | None = None, intra_op_threads: int = 0, inter_op_threads: int = 0
+    version_dir: Path,
+    device: Device | None = None,
+    intra_op_threads: int = 0,
+    inter_op_threads: int = 0,
+    file_name: str = "",
 ) -> Engine:
     """Loads the engine of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
 
     Args:
         device: where it runs; the CPU by default. The numbers of threads are ONNX Runtime's there.
+        file_name: of the engine; by default the first of ENGINE_FILES that is there.
 
     Raises:
         RepositoryError: there is none, or it cannot be loaded.
     """
-    onnx, package = version_dir / "model.onnx", version_dir / "model.pt2"
-    if package.is_file():
+    path = version_dir / file_name if file_name else _find_engine(version_dir)
+    if not path.is_file():
+        raise RepositoryError(f"there is no engine {path}: write it with rcnn-export")
+    if path.name == "model.plan":
+        from rcnn_backend.tensorrt_engine import TensorRTEngine  # needs TensorRT
+
+        return TensorRTEngine(path, device or Cpu())
+    if path.name == "model.pt2":
         from rcnn_backend.torch_engine import TorchEngine  # needs PyTorch
 
-        return TorchEngine(package, device or Cpu())
-    if not onnx.is_file():
-        raise RepositoryError(f"there is no engine {onnx} or {package.name}: write it with rcnn-export")
+        return TorchEngine(path, device or Cpu())
     if isinstance(device, Gpu):
         from rcnn_backend.gpu.engines import OnnxGpuEngine  # needs CuPy
 
-        return OnnxGpuEngine(onnx, device)
-    return OnnxEngine(onnx, intra_op_threads, inter_op_threads)
+        return OnnxGpuEngine(path, device)
+    return OnnxEngine(path, intra_op_threads, inter_op_threads)
+
+
+def _find_engine(version_dir: Path) -> Path:
+    for name in ENGINE_FILES:
+        if (version_dir / name).is_file():
+            return version_dir / name
+    raise RepositoryError(
+        f"there is no {' or '.join(ENGINE_FILES)} in {version_dir}: write it with rcnn-export"
+    )

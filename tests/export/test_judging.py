@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from rcnn_export.explaining import Link, SelectionRules
-from rcnn_export.judgement import BOX_BOUND_PX, Judgement, box_bounds_px
+from rcnn_export.judgement import FP32_BOUNDS, Judgement
 from rcnn_export.judging import (
     PyramidScale,
     judge_array,
@@ -45,7 +45,7 @@ def test_array_of_another_shape() -> None:
 
 def test_bound_of_a_box_grows_with_its_size() -> None:
     boxes = array([[0, 0, 100, 50], [-20000, 0, 5000, 50]])
-    np.testing.assert_allclose(box_bounds_px(boxes), [BOX_BOUND_PX, 0.25])
+    np.testing.assert_allclose(FP32_BOUNDS.boxes_px(boxes), [FP32_BOUNDS.box_px, 0.25])
 
 
 def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:

@@ -1,0 +1,9 @@
+"""Triton's tensorrt backend for servers that lack the C++ one, such as the pip-installed.
+
+Put this folder in ``--backend-directory`` as ``tensorrt/``; any config that says
+``backend: "tensorrt"`` then runs its ``model.plan`` here.
+"""
+
+from rcnn_backend.engine_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
