@@ -24,7 +24,7 @@ class EngineOptions:
     engine: str = ONNX
     precision: str = FP32
     profiles: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
-    plan: PlanOptions = PlanOptions()
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
 
 DEFAULT_ENGINE = EngineOptions()

@@ -117,7 +117,7 @@ def _build_plan(
 ) -> None:
     from rcnn_backend.plan_build import build_plan, timing_cache  # needs TensorRT
 
-    build_plan(version_dir, profiles, options, timing_cache(repository, options))
+    build_plan(version_dir, profiles, options, timing_cache(repository))
 
 
 def _swap(staging: Path, repository: Path, models: list[str]) -> None:

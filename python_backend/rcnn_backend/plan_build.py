@@ -51,8 +51,9 @@ def build_plan(
     if options.compute_capabilities:
         set_target(config, capabilities)
     _add_profiles(builder, network, config, profiles)
-    cache = config.create_timing_cache(timing_cache.read_bytes() if _is_file(timing_cache) else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if timing_cache:
+        known = timing_cache.read_bytes() if timing_cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         config.progress_monitor = _Monitor(progress)
         plan = builder.build_serialized_network(network, config)
@@ -76,11 +77,10 @@ def build_plan(
     write_plan_record(version_dir, record)
 
 
-def timing_cache(repository: Path, options: PlanOptions) -> Path:
-    """Where the builds for one kind of GPU by one TensorRT remember how fast each kernel is."""
-    capabilities = "-".join(options.compute_capabilities) or find_compute_capability()
+def timing_cache(repository: Path) -> Path | None:
+    """Where builds by this TensorRT remember how fast each kernel is; TensorRT-RTX times none."""
     installed = find_installed()
-    return repository / f".timing-cache-{installed.package}-{installed.version}-sm{capabilities}"
+    return None if installed.package == "tensorrt_rtx" else repository / f".timing-cache-{installed.version}"
 
 
 def find_compute_capability(device_id: int = 0) -> str:
@@ -135,10 +135,6 @@ class _Monitor(trt.IProgressMonitor):
 
     def phase_finish(self, phase_name: str) -> None:
         self._progress.remove_task(self._tasks.pop(phase_name))
-
-
-def _is_file(path: Path | None) -> bool:
-    return path is not None and path.is_file()
 
 
 def _write(path: Path, data: bytes) -> None:
