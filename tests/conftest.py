@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from rcnn_backend.manifest import PlanOptions
 from rcnn_export.detector import Detector, load_detector
+from rcnn_export.engine_options import FP16, TENSORRT, EngineOptions
+from rcnn_export.plan_shapes import parse_shapes, plan_profiles
 from rcnn_export.repository import export_repository
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,4 +28,18 @@ def digits_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory
     """The sample detector exported under the name ``digits``; mark its users xdist_group("digits")."""
     repository = tmp_path_factory.mktemp("repository")
     export_repository(digits, repository, "digits")
+    return repository
+
+
+@pytest.fixture(scope="session")
+def plan_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample detector in FP16 as TensorRT-RTX plans, and as ONNX beside them, under the name ``digits``.
+
+    The RPN has a profile for small and one for large pictures. Mark its users xdist_group("digits").
+    """
+    repository = tmp_path_factory.mktemp("plans")
+    shapes = [parse_shapes("1x32x32,4x320x320,8x384x384"), parse_shapes("1x416x32,4x416x768,8x768x768")]
+    plan = PlanOptions(compute_capabilities=("8.0", "8.6", "8.9", "12.0"))
+    options = EngineOptions(TENSORRT, FP16, plan_profiles(digits.model, shapes), plan)
+    export_repository(digits, repository, "digits", options=options)
     return repository

@@ -5,12 +5,12 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from rcnn_backend.manifest import PlanOptions, sha256_of, write_manifest
-from rcnn_backend.profiles import Profile
+from rcnn_backend.manifest import sha256_of, write_manifest
 
 from rcnn_export.aoti_export import compile_package
 from rcnn_export.configs import FUSED, PIXELS, STEPS, TEMPLATE, derive_configs, model_names, template_dir
@@ -53,6 +53,8 @@ def export_repository(
     models = model_names(name)
     if options.engine == TENSORRT and not options.profiles:
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
+    if options.engine == TENSORRT:
+        _plan_build().check_target(options.plan)  # before minutes of export
     try:
         repository.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
@@ -77,7 +79,9 @@ def export_repository(
             _write_engine(stage, detector, options, version_dir)
             if options.engine == TENSORRT:
                 report(f"Building the {stage.name}'s TensorRT plan")
-                _build_plan(version_dir, options.profiles[stage.name], options.plan, repository)
+                builder = _plan_build()
+                profiles, timings = options.profiles[stage.name], builder.timing_cache(repository)
+                builder.build_plan(version_dir, profiles, options.plan, timings)
         _swap(staging, repository, models)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error
@@ -88,7 +92,7 @@ def export_repository(
 
 def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, version_dir: Path) -> None:
     path = version_dir / ENGINE_FILES[ONNX if options.engine == TENSORRT else options.engine]
-    about: dict[str, Any] = {}
+    about: dict[str, str] = {}
     if options.engine == AOTI:
         about["target"] = compile_package(stage, path)
     else:
@@ -104,7 +108,7 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         "inputs": stage.inputs,
         "outputs": stage.outputs,
         "shapes": stage.axes,
-        "engines": {path.name: about},
+        "engines": {} if options.engine == TENSORRT else {path.name: about},  # a plan records its graph
         "versions": {
             package: importlib.metadata.version(package) for package in ("torch", "torchvision", "onnx")
         },
@@ -112,12 +116,11 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
     write_manifest(version_dir, manifest)
 
 
-def _build_plan(
-    version_dir: Path, profiles: Sequence[Profile], options: PlanOptions, repository: Path
-) -> None:
-    from rcnn_backend.plan_build import build_plan, timing_cache  # needs TensorRT
+def _plan_build() -> ModuleType:
+    """The builder, which needs TensorRT."""
+    from rcnn_backend import plan_build
 
-    build_plan(version_dir, profiles, options, timing_cache(repository))
+    return plan_build
 
 
 def _swap(staging: Path, repository: Path, models: list[str]) -> None:

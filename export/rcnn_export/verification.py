@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,7 @@ class Verification:
         }
         if served:
             self.judgements[STAGES[-1], SERVED] = Judgement(bounds)
+        self._first: Trace | None = None
         self._model = model
         _fix_strides(model)
         self._stages = stages
@@ -87,12 +89,21 @@ class Verification:
             served: a server's detections of the same batch.
         """
         reference = run_reference(self._model, images)
+        self._first = self._first or reference
         self._judge(name, ALONE, reference, given=reference, made=self._stages.run_each(images, reference))
         ours = self._stages.run(images)
         links = self._judge(name, END_TO_END, reference, given=ours, made=ours)
         for image, found in enumerate(served or ()):
             # What the server chose from is not known; the same code in process chose from this.
             self._judge_detections(name, SERVED, image, reference, ours, found, links[image])
+
+    def first_inputs(self, step: str, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
+        """What torchvision gives the engine ``step``, rpn or header, for the first picture; features in ``dtype``."""
+        assert self._first is not None, "no batch was added"
+        if step == "rpn":
+            return {"input": self._first.input[:1].astype(dtype)}
+        pooled = self._first.roialigned_feature[0].astype(dtype)
+        return {"roialigned_feature": pooled[None], "proposals": self._first.proposals[0][None]}
 
     @property
     def matched_share(self) -> float:

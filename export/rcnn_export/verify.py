@@ -15,13 +15,15 @@ from PIL import Image
 from rcnn_backend.decode import decode_image
 from rcnn_backend.detections import Detections
 from rcnn_backend.errors import InvalidInputError, RepositoryError
-from rcnn_backend.pipeline import VERSION, Pipeline
+from rcnn_backend.pipeline import VERSION
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from tritonclient.utils import InferenceServerException
 
+from rcnn_export.bisecting import bisect
 from rcnn_export.detector import Detector, load_detector
+from rcnn_export.engine_options import ENGINE_FILES
 from rcnn_export.errors import ExportError
 from rcnn_export.judgement import FP16_BOUNDS, FP32_BOUNDS, Judgement
 from rcnn_export.onnx_export import MAX_BATCH
@@ -29,10 +31,12 @@ from rcnn_export.pipeline_stages import PipelineStages, unpad_detections
 from rcnn_export.reference import ImageDetections
 from rcnn_export.sample_pictures import sample_pictures
 from rcnn_export.verification import Verification
+from rcnn_export.verify_engines import load_pipeline
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
 FINDINGS_SHOWN = 10
+ENGINE_STAGES = {"features": "rpn", "rpn_boxes": "rpn", "header": "header"}  # what an engine makes
 TABLE_WIDTH = 120  # columns; narrower, it would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
@@ -51,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
         report(f"Loaded {detector.model_name} with weights {detector.weights}")
-        pipeline = Pipeline.load(arguments.repository, arguments.name)
+        pipeline = load_pipeline(arguments.repository, arguments.name, arguments.engine)
         bounds = FP32_BOUNDS if pipeline.input_dtype == np.float32 else FP16_BOUNDS
         pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
         verification = Verification(
@@ -74,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     sizes = ", ".join(str(size) for size in arguments.batch)
     console.print(_table(verification, f"{arguments.name}: {len(pictures)} pictures in batches of {sizes}"))
     _print_verdict(console, verification)
+    if arguments.bisect and verification.first_divergence:
+        _print_layer(console, arguments, verification, pipeline.input_dtype)
     return HOLDS if verification.holds else DIVERGES
 
 
@@ -173,9 +179,36 @@ def _parser() -> argparse.ArgumentParser:
         help="how many pictures go together, in turn (default: 1 3 8)",
     )
     parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINE_FILES),
+        default="",
+        help="which of the engine files, where there are several: a plan has its ONNX beside it (default: the one "
+        "that is served)",
+    )
+    parser.add_argument(
+        "--bisect",
+        action="store_true",
+        help="when a TensorRT plan diverges, name the first layer that TensorRT computes otherwise than ONNX "
+        "Runtime; builds the plan anew with every layer's output",
+    )
+    parser.add_argument(
         "--server", metavar="HOST:PORT", help="judge also what the server there answers (gRPC)"
     )
     return parser
+
+
+def _print_layer(
+    console: Console, arguments: argparse.Namespace, verification: Verification, dtype: np.dtype[Any]
+) -> None:
+    """The first layer of the first diverging engine that TensorRT computes otherwise than ONNX Runtime."""
+    stage, _ = verification.first_divergence or ("", "")
+    step = ENGINE_STAGES.get(stage)
+    if step is None:
+        console.print(f"{stage} is computed between the engines: there is no layer to name")
+        return
+    version_dir = arguments.repository / f"{arguments.name}_{step}" / VERSION
+    found = bisect(version_dir, verification.first_inputs(step, dtype), verification.bounds.array)
+    console.print(f"{step}: {found}" if found else f"{step}: every layer agrees with ONNX Runtime's")
 
 
 def _batch_size(text: str) -> int:
@@ -224,6 +257,8 @@ def _print_verdict(console: Console, verification: Verification) -> None:
     for (stage, mode), judgement in verification.judgements.items():
         for reason, count in judgement.explained.items():
             console.print(f"{stage}, {mode}: {count} explained: {reason}")
+        if judgement.holds:
+            continue
         for finding in judgement.unexplained[:FINDINGS_SHOWN]:
             console.print(f"[red]{stage}, {mode}: {finding}[/red]")
         if len(judgement.unexplained) > FINDINGS_SHOWN:
@@ -237,9 +272,8 @@ def _print_verdict(console: Console, verification: Verification) -> None:
             f"[red]Does not hold: {share} of the detections match, {verification.bounds.matched_share:.0%} must[/red]"
         )
     else:
-        console.print(
-            f"Holds: {verification.matched_share:.2%} of the detections match, the rest is explained"
-        )
+        rest = "explained" if verification.bounds.explains else "within what FP16 may do"
+        console.print(f"Holds: {verification.matched_share:.2%} of the detections match, the rest is {rest}")
 
 
 if __name__ == "__main__":

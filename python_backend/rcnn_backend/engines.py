@@ -65,6 +65,20 @@ def open_session(
         ) from error
 
 
+def find_engine(version_dir: Path) -> Path:
+    """The engine of a model's version folder that is used when none is named.
+
+    Raises:
+        RepositoryError: there is none.
+    """
+    for name in ENGINE_FILES:
+        if (version_dir / name).is_file():
+            return version_dir / name
+    raise RepositoryError(
+        f"there is no {' or '.join(ENGINE_FILES)} in {version_dir}: write it with rcnn-export"
+    )
+
+
 def load_engine(
     version_dir: Path,
     device: Device | None = None,
@@ -81,7 +95,7 @@ def load_engine(
     Raises:
         RepositoryError: there is none, or it cannot be loaded.
     """
-    path = version_dir / file_name if file_name else _find_engine(version_dir)
+    path = version_dir / file_name if file_name else find_engine(version_dir)
     if not path.is_file():
         raise RepositoryError(f"there is no engine {path}: write it with rcnn-export")
     if path.name == "model.plan":
@@ -97,12 +111,3 @@ def load_engine(
 
         return OnnxGpuEngine(path, device)
     return OnnxEngine(path, intra_op_threads, inter_op_threads)
-
-
-def _find_engine(version_dir: Path) -> Path:
-    for name in ENGINE_FILES:
-        if (version_dir / name).is_file():
-            return version_dir / name
-    raise RepositoryError(
-        f"there is no {' or '.join(ENGINE_FILES)} in {version_dir}: write it with rcnn-export"
-    )

@@ -1,7 +1,7 @@
 """The whole detector in one process: the order of calls that the ensemble spreads over its steps."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,18 @@ class Pipeline:
     class_names: list[str]
 
     @classmethod
-    def load(cls, repository: Path, name: str, device: Device | None = None) -> "Pipeline":
+    def load(
+        cls,
+        repository: Path,
+        name: str,
+        device: Device | None = None,
+        load_engine: Callable[[Path, Device], Engine] = load_engine,
+    ) -> "Pipeline":
         """Reads the configs and engines that rcnn-export wrote for the detector ``name``.
 
         Args:
             device: ``rcnn_backend.devices.Gpu(0)``, say; the CPU by default.
+            load_engine: what loads the engine of a version folder for that device.
 
         Raises:
             RepositoryError: one of them is missing or wrong.

@@ -54,7 +54,8 @@ def build_plan(
     if timing_cache:
         known = timing_cache.read_bytes() if timing_cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         config.progress_monitor = _Monitor(progress)
         plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -75,6 +76,18 @@ def build_plan(
         profiles=to_json(profiles),
     )
     write_plan_record(version_dir, record)
+
+
+def check_target(options: PlanOptions) -> None:
+    """Refuses what nothing here can build for.
+
+    Raises:
+        RepositoryError: no GPU, or one was named that this TensorRT does not know.
+    """
+    if options.compute_capabilities:
+        set_target(trt.Builder(ErrorLog()).create_builder_config(), options.compute_capabilities)
+    else:
+        find_compute_capability()
 
 
 def timing_cache(repository: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     options, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops it as Ctrl-C does
     try:
+        if options.rebuild and (code := _rebuild(options.repository, options.models)):
+            return code
         print(f"Starting tritonserver on {options.repository} ...", flush=True)
         with running_server(
             options.repository,
@@ -98,6 +101,11 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
         default=300.0,
         help="give up when the models have not loaded by then (default: %(default)s)",
     )
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="first build the TensorRT plans that cannot run here again, from the graphs beside them, and verify them",
+    )
     parser.add_argument("--log-file", metavar="FILE", type=Path, help="keep the server's whole log there")
     known = {option for action in parser._actions for option in action.option_strings}
     options, flags = parser.parse_known_args(_join_values(argv, known))
@@ -121,6 +129,11 @@ def _join_values(argv: Iterable[str], known: set[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _rebuild(repository: Path, models: list[str]) -> int:
+    """Returns 0 when the plans of these models can run here."""
+    return subprocess.run([sys.executable, "-m", "rcnn_backend.rebuild", str(repository), *models]).returncode
 
 
 def _ready_message(server: RunningServer, repository: Path) -> str:

@@ -1,35 +1,45 @@
 """Both halves of every torchvision Faster R-CNN export, equal torch, and build as TensorRT engines.
 
-TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU.
+TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU,
+at once for the kinds of GPU that it is told.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-import tensorrt_rtx as trt
 import torch
 from rcnn_backend.engines import OnnxEngine
+from rcnn_backend.manifest import PlanOptions, check_files, read_plan_record, write_manifest
+from rcnn_backend.plan_build import build_plan
 from rcnn_export.detector import TORCHVISION_MODELS, load_detector
+from rcnn_export.engine_options import FP16, FP32
 from rcnn_export.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
 from rcnn_export.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+from rcnn_export.plan_shapes import plan_profiles
+from torchvision.models.detection import FasterRCNN
 
 FEATURE_TOLERANCE = 1e-5  # of the largest magnitude
 SCORE_TOLERANCE = 1e-4
+CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 
 
 @pytest.fixture(
     scope="module",
     params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TORCHVISION_MODELS],
 )
-def stages(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[tuple[Stage, Path]]:
-    """The RPN and the header of a model with random weights, and their ONNX files."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = load_detector(request.param).model
+def model(request: pytest.FixtureRequest) -> FasterRCNN:
+    """A model with random weights."""
+    return load_detector(request.param).model
+
+
+@pytest.fixture(scope="module")
+def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage, Path]]:
+    """The RPN and the header of the model, and their ONNX files."""
+    folder = tmp_path_factory.mktemp("stages")
     exported = []
     for stage in (rpn_stage(model), header_stage(model)):
         path = folder / f"{stage.name}.onnx"
@@ -87,23 +97,19 @@ def test_graphs_hold_nothing_that_depends_on_data(stages: list[tuple[Stage, Path
 
 
 @pytest.mark.timeout(600)
-def test_tensorrt_parses_and_builds(stages: list[tuple[Stage, Path]]) -> None:
-    logger = trt.Logger(trt.Logger.ERROR)
+@pytest.mark.parametrize("precision", [FP32, FP16])
+def test_tensorrt_parses_and_builds(
+    stages: list[tuple[Stage, Path]], model: FasterRCNN, precision: str, tmp_path: Path
+) -> None:
+    profiles = plan_profiles(model)
     for stage, path in stages:
-        builder = trt.Builder(logger)
-        network = builder.create_network(0)
-        parser = trt.OnnxParser(network, logger)
-        assert parser.parse(path.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        profile = builder.create_optimization_profile()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            rest = tuple(tensor.shape)[2:]
-            if stage.name == "rpn":
-                profile.set_shape(tensor.name, (1, 3, 64, 64), (4, 3, 800, 1344), (8, 3, 1344, 1344))
-            else:
-                profile.set_shape(tensor.name, (1, 100, *rest), (4, 1000, *rest), (8, 1000, *rest))
-        config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-        config.add_optimization_profile(profile)
-        assert builder.build_serialized_network(network, config) is not None, stage.name
+        if precision == FP16:
+            half = {"rpn": rpn_stage, "header": header_stage}[stage.name](model, FP16)
+            onnx.save(clean_graph(export_onnx(half)), tmp_path / "model.onnx")
+        else:
+            shutil.copyfile(path, tmp_path / "model.onnx")
+        write_manifest(tmp_path, {"engines": {}})
+        build_plan(tmp_path, profiles[stage.name], PlanOptions(compute_capabilities=CAPABILITIES))
+        record = read_plan_record(tmp_path)
+        assert record and record.compute_capabilities == list(CAPABILITIES)
+        check_files(tmp_path, record)

@@ -66,7 +66,9 @@ __version__: str
 
 def main() -> None:
     """Records each requirement given; ``tensorrt-rtx-cu13-bindings`` has libraries that load as they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("requirements", nargs="+", metavar="NAME==VERSION")
     for requirement in parser.parse_args().requirements:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +93,13 @@ def record(requirement: str, folder: Path) -> str:
     if package != "tensorrt_rtx_bindings":
         environment["LD_LIBRARY_PATH"] = str(_make_libraries(bindings, folder / "libraries"))
     out = folder / "stubs"
-    stubgen = [str(Path(sys.executable).with_name("stubgen")), "--quiet", "--inspect-mode", "--output", str(out)]
+    stubgen = [
+        str(Path(sys.executable).with_name("stubgen")),
+        "--quiet",
+        "--inspect-mode",
+        "--output",
+        str(out),
+    ]
     module = f"{package}.{bindings.stem}"
     subprocess.run([*stubgen, "--module", module, "--module", package], check=True, env=environment)
     text = (out / package / f"{bindings.stem}.pyi").read_text()
