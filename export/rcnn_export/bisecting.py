@@ -5,6 +5,7 @@ compared in the graph's order. With that many outputs TensorRT fuses less than i
 served: a layer that differs only when it is fused is not found.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from polygraphy.backend.onnx import BytesFromOnnx, ModifyOutputs
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 from polygraphy.logger import G_LOGGER
 from rcnn_backend.manifest import ONNX
+
+from rcnn_export.errors import ExportError
 
 G_LOGGER.module_severity = G_LOGGER.ERROR
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -40,10 +43,23 @@ class LayerDifference:
         )
 
 
+def check_builder() -> None:
+    """Refuses to begin where ``bisect`` cannot work.
+
+    Raises:
+        ExportError: TensorRT's builder is not installed.
+    """
+    if importlib.util.find_spec("tensorrt") is None:
+        raise ExportError(
+            "--bisect builds with the tensorrt package, which is not installed here: run `pip install tensorrt-cu13` "
+            "in the version that built the plans"
+        )
+
+
 def bisect(version_dir: Path, inputs: Tensors, bound: float) -> LayerDifference | None:
     """The first layer of ``model.onnx`` whose output TensorRT has otherwise by more than ``bound``.
 
-    Needs ``tensorrt`` and a GPU.
+    Needs a GPU, and what ``check_builder`` looks for.
     """
     from polygraphy.backend import trt
 

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -15,13 +14,14 @@ from PIL import Image
 from rcnn_backend.decode import decode_image
 from rcnn_backend.detections import Detections
 from rcnn_backend.errors import InvalidInputError, RepositoryError
+from rcnn_backend.manifest import read_manifest
 from rcnn_backend.pipeline import VERSION
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from tritonclient.utils import InferenceServerException
 
-from rcnn_export.bisecting import bisect
+from rcnn_export.bisecting import bisect, check_builder
 from rcnn_export.detector import Detector, load_detector
 from rcnn_export.engine_options import ENGINE_FILES
 from rcnn_export.errors import ExportError
@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
 
     try:
+        if arguments.bisect:
+            check_builder()
         detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
         report(f"Loaded {detector.model_name} with weights {detector.weights}")
         pipeline = load_pipeline(arguments.repository, arguments.name, arguments.engine)
@@ -91,21 +93,17 @@ def load_reference(repository: Path, name: str, model: str | None, weights: str 
         weights: as for rcnn-export, by default the manifest's.
 
     Raises:
-        ExportError: no manifest, or the weights are not those of the engines.
+        RepositoryError: no manifest.
+        ExportError: the weights are not those of the engines.
     """
-    path = repository / f"{name}_rpn" / VERSION / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ExportError(
-            f"cannot read {path}: {error}. Export the detector with rcnn-export, or check --repository and --name"
-        ) from error
+    version_dir = repository / f"{name}_rpn" / VERSION
+    manifest = read_manifest(version_dir)
     detector = load_detector(
         model or manifest["model"], weights or manifest["weights"], len(manifest["class_names"])
     )
     if detector.weights_hash != manifest["weights_sha256"]:
         raise ExportError(
-            f"{detector.model_name} with weights {detector.weights} is not what {path.parent} was exported from: "
+            f"{detector.model_name} with weights {detector.weights} is not what {version_dir} was exported from: "
             f"sha256 {detector.weights_hash[:12]}, the manifest has {manifest['weights_sha256'][:12]}. Give the "
             "--model and --weights of the export, or export again (random weights may differ between CPUs)"
         )

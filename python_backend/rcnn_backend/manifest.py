@@ -84,7 +84,7 @@ def read_manifest(version_dir: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise RepositoryError(
-            f"cannot read {path}: {error}. Export the detector again with rcnn-export"
+            f"cannot read {path}: {error}. Export the detector with rcnn-export, or check the repository and the name"
         ) from error
     return manifest
 

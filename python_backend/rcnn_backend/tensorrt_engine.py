@@ -127,7 +127,9 @@ class TensorRTEngine:
         }
 
     def _open_context(self, profile: int) -> trt.IExecutionContext:
-        context = self._engine.create_execution_context()
+        # memory for this profile and not for the largest
+        strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        context = self._engine.create_execution_context(strategy)
         if context is None or not context.set_optimization_profile_async(profile, self._device.stream.ptr):
             raise RepositoryError(
                 f"{find_installed()} cannot make an execution context for profile {profile} of {self._path}: "

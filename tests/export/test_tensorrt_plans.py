@@ -4,6 +4,7 @@ TensorRT-RTX stands in for TensorRT: it builds without a GPU. No plan runs here.
 """
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from rcnn_backend.server import main as serve
 from rcnn_backend.tensorrt_engine import PlanTensor
 from rcnn_backend.tensorrt_package import ErrorLog, find_installed, trt
 from rcnn_backend.triton_install import ServerError
+from rcnn_export import verify
 from rcnn_export.detector import Detector
 from rcnn_export.engine_options import TENSORRT, EngineOptions
 from rcnn_export.repository import export_repository
@@ -236,6 +238,26 @@ def test_the_server_tells_why_it_does_not_load_a_plan(editable: Path, size: int 
         running_server(editable, ["digits_header"]),
     ):
         pass
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU to verify on")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--engine", "tensorrt"],
+            "these engines run on an NVIDIA GPU, and none can be used here .*--engine onnx",
+        ),
+        (["--bisect"], "--bisect builds with the tensorrt package, which is not installed here"),
+    ],
+)
+def test_verify_needs_a_gpu_for_plans(
+    plan_repository: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert (
+        verify.main(["--repository", str(plan_repository), "--name", "digits", *arguments]) == verify.UNUSABLE
+    )
+    assert re.match(f"rcnn-verify: {message}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,20 @@ def test_holds_on_generated_pictures(digits: Detector, digits_repository: Path) 
     assert verification.holds, verification.first_divergence
 
 
+def test_what_an_engine_is_given_for_the_first_picture(
+    digits: Detector, digits_repository: Path, images: list[np.ndarray]
+) -> None:
+    verification = Verification(digits.model, PipelineStages(Pipeline.load(digits_repository, "digits")))
+    verification.add("batch 0", images)
+    verification.add("batch 1", images[1:])
+    reference = run_reference(digits.model, images)
+    (given,) = verification.first_inputs("rpn", np.dtype(np.float16)).values()
+    np.testing.assert_array_equal(given, reference.input[:1].astype(np.float16))
+    header = verification.first_inputs("header", np.dtype(np.float32))
+    np.testing.assert_array_equal(header["proposals"][0], reference.proposals[0])
+    np.testing.assert_array_equal(header["roialigned_feature"][0], reference.roialigned_feature[0])
+
+
 @pytest.mark.parametrize(
     ("step", "name", "value", "stage"),
     [

@@ -32,6 +32,11 @@ def test_every_call_is_in_every_version(version: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
+def test_what_the_runner_calls_is_in_the_runtime_alone() -> None:
+    result = check("lean-11.4", "python_backend/rcnn_backend/tensorrt_engine.py")
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -74,7 +74,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             text = record(requirement, Path(folder))
         name, _, version = requirement.partition("==")
-        kind = "rtx-" if "rtx" in name else ""
+        kind = next((f"{kind}-" for kind in ("rtx", "lean") if kind in name), "")
         path = Path(__file__).parent / (kind + ".".join(version.split(".")[:2])) / "tensorrt.pyi"
         path.parent.mkdir(exist_ok=True)
         path.write_text(HEADER.format(name=requirement) + text)
