@@ -26,22 +26,24 @@ class PipelineStages:
 
     def run(self, images: Sequence[npt.NDArray[np.uint8]]) -> Trace:
         """All stages in the order of ``Pipeline.detect``: one batch of uint8 RGB images [h, w, 3]."""
-        network_input, image_sizes = preprocess(
-            images, self._pipeline.preprocess_parameters, self._pipeline.input_dtype
+        network_input, image_sizes = self.preprocess(images)
+        rpn_boxes, features = self.rpn(network_input)
+        proposals = propose(
+            rpn_boxes,
+            [feature.astype(self._pipeline.input_dtype) for feature in features],
+            image_sizes,
+            self._pipeline.proposal_parameters,
         )
-        rpn = self._pipeline.rpn.run({"input": network_input})
-        rpn_boxes, features = rpn["rpn_boxes"], pyramid(rpn)
-        proposals = propose(rpn_boxes, features, image_sizes, self._pipeline.proposal_parameters)
         header = self._pipeline.header.run(
             {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
         )
         counts = proposals.num_proposals
         detections = self._detect(header["class_scores"], header["class_boxes"], counts, image_sizes)
         return Trace(
-            network_input.astype(np.float32),
+            network_input,
             image_sizes,
             rpn_boxes,
-            [feature.astype(np.float32) for feature in features],
+            features,
             _unpad(proposals.boxes, counts),
             _unpad(proposals.roialigned_feature.astype(np.float32), counts),
             _unpad(header["class_scores"], counts),
