@@ -30,7 +30,7 @@ class PipelineStages:
         rpn_boxes, features = self.rpn(network_input)
         proposals = propose(
             rpn_boxes,
-            [feature.astype(self._pipeline.input_dtype) for feature in features],
+            [feature.astype(self._pipeline.input_dtype, copy=False) for feature in features],
             image_sizes,
             self._pipeline.proposal_parameters,
         )
@@ -71,7 +71,9 @@ class PipelineStages:
 
     def rpn(self, network_input: Float) -> tuple[Float, list[Float]]:
         """-> rpn_boxes, features."""
-        outputs = self._pipeline.rpn.run({"input": network_input.astype(self._pipeline.input_dtype)})
+        outputs = self._pipeline.rpn.run(
+            {"input": network_input.astype(self._pipeline.input_dtype, copy=False)}
+        )
         return outputs["rpn_boxes"], [feature.astype(np.float32) for feature in pyramid(outputs)]
 
     def proposals(self, rpn_boxes: Float, features: list[Float], image_sizes: Float) -> list[Float]:
@@ -91,7 +93,7 @@ class PipelineStages:
         """-> class_scores, class_boxes."""
         pooled, _ = self._pad(roialigned_feature)
         boxes, counts = self._pad(proposals)
-        pooled = pooled.astype(self._pipeline.input_dtype)
+        pooled = pooled.astype(self._pipeline.input_dtype, copy=False)
         outputs = self._pipeline.header.run({"roialigned_feature": pooled, "proposals": boxes})
         return _unpad(outputs["class_scores"], counts), _unpad(outputs["class_boxes"], counts)
 

@@ -16,26 +16,24 @@ from rcnn_backend.detections import Detections
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.manifest import read_manifest
 from rcnn_backend.pipeline import VERSION
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from tritonclient.utils import InferenceServerException
 
 from rcnn_export.bisecting import bisect, check_builder
 from rcnn_export.detector import Detector, load_detector
 from rcnn_export.engine_options import ENGINE_FILES
 from rcnn_export.errors import ExportError
-from rcnn_export.judgement import FP16_BOUNDS, FP32_BOUNDS, Judgement
+from rcnn_export.judgement import FP16_BOUNDS, FP32_BOUNDS
 from rcnn_export.onnx_export import MAX_BATCH
 from rcnn_export.pipeline_stages import PipelineStages, unpad_detections
 from rcnn_export.reference import ImageDetections
 from rcnn_export.sample_pictures import sample_pictures
 from rcnn_export.verification import Verification
 from rcnn_export.verify_engines import load_pipeline
+from rcnn_export.verify_report import make_table, print_verdict
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
-FINDINGS_SHOWN = 10
 ENGINE_STAGES = {"features": "rpn", "rpn_boxes": "rpn", "header": "header"}  # what an engine makes
 TABLE_WIDTH = 120  # columns; narrower, it would leave out numbers
 
@@ -78,8 +76,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"rcnn-verify: {error}", file=sys.stderr)
         return UNUSABLE
     sizes = ", ".join(str(size) for size in arguments.batch)
-    console.print(_table(verification, f"{arguments.name}: {len(pictures)} pictures in batches of {sizes}"))
-    _print_verdict(console, verification)
+    console.print(
+        make_table(verification, f"{arguments.name}: {len(pictures)} pictures in batches of {sizes}")
+    )
+    print_verdict(console, verification)
     if arguments.bisect and verification.first_divergence:
         _print_layer(console, arguments, verification, pipeline.input_dtype)
     return HOLDS if verification.holds else DIVERGES
@@ -213,65 +213,6 @@ def _batch_size(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH):
         raise argparse.ArgumentTypeError(f"{text!r} is no batch size, expected 1 to {MAX_BATCH}")
     return int(text)
-
-
-def _table(verification: Verification, title: str) -> Table:
-    caption = (
-        "alone: fed torchvision's own input of the stage; end to end: fed what the stages before it made; "
-        "px: boxes; relative: to the largest magnitude in the picture"
-    )
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)
-    for column in ("stage", "judged", "unit"):
-        table.add_column(column, no_wrap=True)
-    for column in ("largest", "mean", "of bound", "matched", "explained", "unexplained"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("holds")
-    shown = ""
-    for (stage, mode), judgement in verification.judgements.items():
-        counts = _counts(judgement)
-        for index, (quantity, difference) in enumerate(judgement.differences.items()):
-            table.add_row(
-                "" if shown == stage else stage,
-                "" if index else mode,
-                quantity,
-                f"{difference.largest:.1e}",
-                f"{difference.mean:.1e}",
-                f"{difference.worst:.0%}",
-                *(("", "", "", "") if index else counts),
-            )
-            shown = stage
-    return table
-
-
-def _counts(judgement: Judgement) -> tuple[str, str, str, str]:
-    holds = "[green]yes[/green]" if judgement.holds else "[red]no[/red]"
-    if not (judgement.rows or judgement.unexplained):  # a dense array has no rows to pair
-        return "", "", "", holds
-    matched = f"{judgement.matched}/{judgement.rows}"
-    return matched, str(judgement.explained.total()), str(len(judgement.unexplained)), holds
-
-
-def _print_verdict(console: Console, verification: Verification) -> None:
-    for (stage, mode), judgement in verification.judgements.items():
-        for reason, count in judgement.explained.items():
-            console.print(f"{stage}, {mode}: {count} explained: {reason}")
-        if judgement.holds:
-            continue
-        for finding in judgement.unexplained[:FINDINGS_SHOWN]:
-            console.print(f"[red]{stage}, {mode}: {finding}[/red]")
-        if len(judgement.unexplained) > FINDINGS_SHOWN:
-            console.print(f"{stage}, {mode}: {len(judgement.unexplained) - FINDINGS_SHOWN} more")
-    if verification.first_divergence:
-        stage, mode = verification.first_divergence
-        console.print(f"[red]Does not hold. The first stage that diverges: {stage} ({mode})[/red]")
-    elif not verification.holds:
-        share = f"{verification.matched_share:.2%}"
-        console.print(
-            f"[red]Does not hold: {share} of the detections match, {verification.bounds.matched_share:.0%} must[/red]"
-        )
-    else:
-        rest = "explained" if verification.bounds.explains else "within what FP16 may do"
-        console.print(f"Holds: {verification.matched_share:.2%} of the detections match, the rest is {rest}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import RepositoryError
 
 Tensors = Mapping[str, Array]
-ENGINE_FILES = ("model.plan", "model.pt2", "model.onnx")  # a plan's graph lies beside it
+ENGINE_ORDER = ("model.plan", "model.pt2", "model.onnx")  # a plan's graph lies beside it
 
 
 class Engine(Protocol):
@@ -71,11 +71,11 @@ def find_engine(version_dir: Path) -> Path:
     Raises:
         RepositoryError: there is none.
     """
-    for name in ENGINE_FILES:
+    for name in ENGINE_ORDER:
         if (version_dir / name).is_file():
             return version_dir / name
     raise RepositoryError(
-        f"there is no {' or '.join(ENGINE_FILES)} in {version_dir}: write it with rcnn-export"
+        f"there is no {' or '.join(ENGINE_ORDER)} in {version_dir}: write it with rcnn-export"
     )
 
 
@@ -90,7 +90,7 @@ def load_engine(
 
     Args:
         device: where it runs; the CPU by default. The numbers of threads are ONNX Runtime's there.
-        file_name: of the engine; by default the first of ENGINE_FILES that is there.
+        file_name: of the engine; by default the first of ENGINE_ORDER that is there.
 
     Raises:
         RepositoryError: there is none, or it cannot be loaded.

@@ -132,7 +132,7 @@ def _add_profiles(
 
 
 class _Monitor(trt.IProgressMonitor):
-    """TensorRT's phases as bars, each under the one it is part of."""
+    """TensorRT's phases as bars, for as long as each takes."""
 
     def __init__(self, progress: Progress) -> None:
         trt.IProgressMonitor.__init__(self)
