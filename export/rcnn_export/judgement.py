@@ -42,9 +42,9 @@ class Bounds:
 # a mAP sees.
 FP32_BOUNDS = Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, matched_share=0.99)
 # FP16, with 11 bits of each number. In ONNX Runtime the sample with its trained weights stays within a fifth
-# of these, torchvision's models with random ones, whose scores nearly tie, within three quarters. So many
-# scores are near a cut or a threshold that rows are counted and not explained.
-FP16_BOUNDS = Bounds(array=2e-2, box_px=3.0, box_of_side=2e-2, score=0.05, matched_share=0.9, explains=False)
+# of these, and each network of torchvision's models with random weights, by itself, within half. End to end their
+# nearly tied scores fall on either side of cuts and thresholds, so rows are counted and not explained.
+FP16_BOUNDS = Bounds(array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, matched_share=0.9, explains=False)
 
 
 @dataclass

@@ -134,16 +134,26 @@ def judge_header(
     class_scores: tuple[Float, Float],
     class_boxes: tuple[Float, Float],
     link: Link,
+    same_input: bool = True,
 ) -> None:
-    """Scores [R, K] and boxes [R, K, 4] of each side, RoI by RoI."""
+    """Scores [R, K] and boxes [R, K, 4] of each side, RoI by RoI.
+
+    Args:
+        same_input: both sides were given the same RoIs. Else, where mismatches need no explanation, a
+            pair out of bounds is one: its RoIs differed.
+    """
     in_a, in_b = link.matching.pairs()
-    judgement.difference("score").add(
-        np.abs(class_scores[0][in_a] - class_scores[1][in_b]), judgement.bounds.score
-    )
+    bounds = judgement.bounds
+    scores = np.abs(class_scores[0][in_a] - class_scores[1][in_b])  # [pairs, K]
     boxes = class_boxes[0][in_a]
-    differences = np.abs(boxes - class_boxes[1][in_b]).max(axis=2)  # [pairs, K]
-    judgement.difference("px").add(differences, judgement.bounds.boxes_px(boxes))
-    judgement.matched += len(in_a)
+    shifts = np.abs(boxes - class_boxes[1][in_b]).max(axis=2)  # [pairs, K]
+    bounds_px = bounds.boxes_px(boxes)
+    judged = np.ones(len(in_a), bool)
+    if not (same_input or bounds.explains):
+        judged = (scores <= bounds.score).all(axis=1) & (shifts <= bounds_px).all(axis=1)
+    judgement.difference("score").add(scores[judged], bounds.score)
+    judgement.difference("px").add(shifts[judged], bounds_px[judged])
+    judgement.matched += int(judged.sum())
     judgement.rows += len(in_a)
 
 

@@ -175,6 +175,7 @@ class Verification:
                 (reference.class_scores[image], made.class_scores[image]),
                 (reference.class_boxes[image], made.class_boxes[image]),
                 link,
+                same_input=mode == ALONE,
             )
             self._judge_detections(name, mode, image, reference, given, made.detections[image], link)
             links.append(link)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from rcnn_export.explaining import Link, SelectionRules
-from rcnn_export.judgement import FP32_BOUNDS, Judgement
+from rcnn_export.judgement import FP16_BOUNDS, FP32_BOUNDS, Bounds, Judgement
 from rcnn_export.judging import (
     PyramidScale,
     judge_array,
@@ -167,3 +167,31 @@ def test_no_proposals_and_no_detections() -> None:
         RULES,
     )
     assert judgement.holds and judgement.rows == 0
+
+
+def test_fp16_counts_rows_and_explains_none() -> None:
+    """Nine of ten rows must match: of 20, 18 do and 17 do not suffice. A shape must."""
+    judgement = Judgement(FP16_BOUNDS, matched=18, rows=20, unexplained=["two rows"])
+    assert judgement.holds
+    judgement.matched = 17
+    assert not judgement.holds
+    wrong = Judgement(FP16_BOUNDS)
+    judge_array(wrong, "picture 0", array([[1.0, 2]]), array([[1.0]]))
+    assert not wrong.holds
+
+
+@pytest.mark.parametrize(
+    ("same_input", "bounds", "holds"),
+    [(True, FP16_BOUNDS, False), (False, FP16_BOUNDS, True), (False, FP32_BOUNDS, False)],
+)
+def test_a_header_row_out_of_bounds_is_a_mismatch_only_if_its_roi_differed(
+    same_input: bool, bounds: Bounds, holds: bool
+) -> None:
+    """One of ten RoIs has a box that is 4 px off."""
+    judgement = Judgement(bounds)
+    scores, boxes = np.zeros((10, 1), np.float32), np.tile(array([0, 0, 9, 9]), (10, 1, 1))
+    moved = boxes.copy()
+    moved[3, 0, 2] += 4
+    judge_header(judgement, (scores, scores), (boxes, moved), Link.identity(10), same_input)
+    assert judgement.holds == holds
+    assert judgement.matched == (9 if holds else 10)
