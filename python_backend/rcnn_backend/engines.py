@@ -13,7 +13,12 @@ Tensors = Mapping[str, Array]
 
 
 class Engine(Protocol):
-    """A network that runs: RPN or header, whatever the runtime."""
+    """A network that runs: RPN or header, whatever the runtime.
+
+    ``is_capturable``: a run of a shape that ran before can become part of a CUDA graph.
+    """
+
+    is_capturable: bool
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Runs one batch; every input and output by its tensor name, on the engine's device."""
@@ -30,6 +35,8 @@ class OnnxEngine:
     Raises:
         RepositoryError: the file cannot be loaded.
     """
+
+    is_capturable = False
 
     def __init__(self, path: Path, intra_op_threads: int = 0, inter_op_threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()

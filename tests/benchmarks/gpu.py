@@ -154,7 +154,7 @@ def run_pipeline(pipeline: Pipeline, batch: Sequence[torch.Tensor]) -> object:
     with pipeline.device.active():
         pixels = [pipeline.device.import_array(picture) for picture in batch]
         parameters = [pipeline.detection_parameters] * len(batch)
-        return [pipeline.device.download(array) for array in pipeline.run(pixels, parameters)]
+        return pipeline.device.download(pipeline.run(pixels, parameters))
 
 
 def make_pictures(size: str) -> list[np.ndarray]:
