@@ -18,6 +18,8 @@ from rcnn_backend.torch_engine import describe_target
 from rcnn_export.errors import ExportError
 from rcnn_export.onnx_export import Stage, export_program
 
+INDUCTOR_OPTIONS = {"freezing": True}  # folds what is constant: batch normalisation into the convolutions
+
 
 def compile_package(stage: Stage, path: Path) -> str:
     """Writes the stage as ``path``, e.g. ``1/model.pt2``; takes a minute or two.
@@ -32,13 +34,15 @@ def compile_package(stage: Stage, path: Path) -> str:
     module, example = stage.module, stage.example
     if device.type == "cuda":
         module = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        example = tuple(tensor.to(device) for tensor in example)
-    options = {"max_autotune": True, "freezing": True} if device.type == "cuda" else {}
+        example = tuple(
+            torch.zeros(shape, dtype=tensor.dtype, device=device)
+            for shape, tensor in zip(stage.typical, example, strict=True)
+        )
     try:
         with _quiet(), torch.no_grad():
             program = export_program(replace(stage, module=module, example=example))
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=options
+                program, package_path=str(path), inductor_configs=INDUCTOR_OPTIONS
             )
     except Exception as error:  # of many kinds, from the compilers too
         raise ExportError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from rcnn_backend.lost_tensors import SAMPLES
+from rcnn_backend.lost_tensors import WIDE, num_samples
 from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
 from torchvision.models.detection import FasterRCNN
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
@@ -49,7 +49,7 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
     num_classes = len(detector.class_names) - 1
     detections = model.roi_heads.detections_per_img
     pooled = list(roi_pooler(model).output_size)
-    pooled_samples = min(SAMPLES, pooled[-1])
+    pooled_samples = num_samples(pooled[-1])
     dims = {
         "roialigned_feature": [-1, channels, *pooled],
         "class_scores": [-1, num_classes],
@@ -57,9 +57,9 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
         "boxes": [detections, 4],
         "scores": [detections],
         "labels": [detections],
-        "rpn_samples": [SAMPLES * (2 + len(levels))],
-        "proposals_samples": [pooled_samples + SAMPLES + 1],
-        "header_samples": [pooled_samples + SAMPLES + min(SAMPLES, num_classes) + SAMPLES],
+        "rpn_samples": [WIDE * (2 + len(levels))],
+        "proposals_samples": [pooled_samples + WIDE + num_samples(1)],
+        "header_samples": [pooled_samples + WIDE + num_samples(num_classes) + WIDE],
     }
     parameters: dict[str, dict[str, Any]] = {
         "": {"class_names": detector.class_names},

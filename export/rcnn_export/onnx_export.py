@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,18 +28,21 @@ OPSET = 20
 DTYPES = {FP32: torch.float32, FP16: torch.float16}
 MAX_BATCH = 128
 MAX_SIDE_PX = 8192
+TYPICAL_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Stage:
     """A module on its way to an engine: example inputs, which axes vary, and the tensors' names.
 
-    ``axes`` names each axis of each tensor; a name that is no number is dynamic.
+    ``typical``: the shape of each input that a compiler should choose its kernels for. ``axes`` names
+    each axis of each tensor; a name that is no number is dynamic.
     """
 
     name: str
     module: nn.Module
     example: tuple[torch.Tensor, ...]
+    typical: tuple[tuple[int, ...], ...]
     dynamic_shapes: tuple[dict[int, Any], ...]
     inputs: Sequence[str]
     outputs: Sequence[str]
@@ -63,6 +67,7 @@ def rpn_stage(model: FasterRCNN, precision: str = FP32) -> Stage:
         "rpn",
         _in_precision(RpnModule(model), precision),
         (torch.rand(2, 3, 8 * divisor, 10 * divisor, dtype=DTYPES[precision]),),
+        ((TYPICAL_BATCH, 3, *_typical_size_hw(model)),),
         ({0: batch, 2: divisor * rows, 3: divisor * columns},),
         ["input"],
         list(axes)[1:],
@@ -74,12 +79,14 @@ def header_stage(model: FasterRCNN, precision: str = FP32) -> Stage:
     """``roialigned_feature`` [B, R, C, h, w] and ``proposals`` [B, R, 4]."""
     channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
     output_size = roi_pooler(model).output_size
+    typical_pooled = TYPICAL_BATCH, model.rpn.post_nms_top_n(), channels, *output_size
     batch = Dim("batch", min=1, max=MAX_BATCH)
     rois = Dim("rois", min=1, max=1 << 14)
     return Stage(
         "header",
         _in_precision(HeaderModule(model), precision),
         (torch.rand(2, 6, channels, *output_size, dtype=DTYPES[precision]), torch.rand(2, 6, 4)),
+        (typical_pooled, (*typical_pooled[:2], 4)),
         ({0: batch, 1: rois}, {0: batch, 1: rois}),
         ["roialigned_feature", "proposals"],
         ["class_scores", "class_boxes", "header_samples"],
@@ -91,6 +98,14 @@ def header_stage(model: FasterRCNN, precision: str = FP32) -> Stage:
             "header_samples": ["batch", "samples"],
         },
     )
+
+
+def _typical_size_hw(model: FasterRCNN) -> tuple[int, int]:
+    """Of a picture as wide as ``max_size`` allows, padded."""
+    transform = model.transform
+    width, height = transform.fixed_size or (transform.max_size, transform.min_size[-1])
+    divisor = transform.size_divisible
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
 
 
 def _in_precision(module: RpnModule | HeaderModule, precision: str) -> nn.Module:

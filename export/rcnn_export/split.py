@@ -10,7 +10,7 @@ checks by the ``*_samples`` that no tensor got lost on the way to an engine or f
 """
 
 import torch
-from rcnn_backend.lost_tensors import SAMPLES
+from rcnn_backend.lost_tensors import FIRST
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
@@ -40,7 +40,7 @@ class RpnModule(nn.Module):
         ``rpn_boxes`` FP32 [B, N, 6]: objectness (probability), x1, y1, x2, y2 before
         clipping, level. N = sum over levels of min(pre_nms_top_n, anchors of the level);
         each level's rows are sorted by objectness, highest first.
-        ``rpn_samples`` FP32 [B, S]: the first elements of input, rpn_boxes and each feature.
+        ``rpn_samples`` FP32 [B, S]: samples of input, rpn_boxes and each feature.
         Follows torchvision's RegionProposalNetwork up to filter_proposals' top-k.
         """
         features = self.backbone(input)
@@ -100,7 +100,7 @@ class HeaderModule(nn.Module):
 
         ``class_scores`` FP32 [B, R, K]: softmax over all classes, without the background column.
         ``class_boxes`` FP32 [B, R, K, 4]: decoded for each class, not clipped.
-        ``header_samples`` FP32 [B, S]: the first elements of both inputs and both outputs.
+        ``header_samples`` FP32 [B, S]: samples of both inputs and both outputs.
         Follows torchvision's RoIHeads up to postprocess_detections' clipping.
         """
         batch, rois = proposals.shape[:2]
@@ -114,8 +114,11 @@ class HeaderModule(nn.Module):
 
 def take_samples(*tensors: Tensor) -> Tensor:
     """``rcnn_backend.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
-    corners = [tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :SAMPLES] for tensor in tensors]
-    return torch.cat([corner.float() for corner in corners], dim=1)
+    parts = []
+    for tensor in tensors:
+        parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
+        parts.append(tensor.abs().amax(dim=tuple(range(1, tensor.ndim)))[:, None])
+    return torch.cat([part.float() for part in parts], dim=1)
 
 
 def pooled_levels(model: FasterRCNN) -> list[str]:

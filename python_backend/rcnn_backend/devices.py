@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +26,8 @@ class Device(Protocol):
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """The array there."""
 
-    def download(self, array: Array) -> npt.NDArray[Any]:
-        """The array on the CPU, once it is computed."""
+    def download(self, arrays: Sequence[Array]) -> list[npt.NDArray[Any]]:
+        """The arrays on the CPU, once they are computed."""
 
     def import_array(self, tensor: Any) -> Array:
         """An array that shares the memory of anything that speaks DLPack."""
@@ -50,8 +50,8 @@ class Cpu:
     def upload(self, array: npt.NDArray[Any]) -> Array:
         return array
 
-    def download(self, array: Array) -> npt.NDArray[Any]:
-        return np.asarray(array)
+    def download(self, arrays: Sequence[Array]) -> list[npt.NDArray[Any]]:
+        return [np.asarray(array) for array in arrays]
 
     def import_array(self, tensor: Any) -> Array:
         return np.from_dlpack(tensor)
@@ -76,6 +76,7 @@ class Gpu:
             "nvrtc"
         )  # CuPy knows no wheel of it
         self._cupy = importlib.import_module("cupy")
+        self._empty_pinned = importlib.import_module("cupyx").empty_pinned
         self.device_id = device_id
         self._device = self._cupy.cuda.Device(device_id)
         with self._device:
@@ -98,9 +99,12 @@ class Gpu:
     def upload(self, array: npt.NDArray[Any]) -> Array:
         return self._cupy.asarray(array)
 
-    def download(self, array: Array) -> npt.NDArray[Any]:
-        host: npt.NDArray[Any] = self._cupy.asnumpy(array)
-        return host
+    def download(self, arrays: Sequence[Array]) -> list[npt.NDArray[Any]]:
+        hosts = [self._empty_pinned(array.shape, array.dtype) for array in arrays]
+        for array, host in zip(arrays, hosts, strict=True):
+            array.get(out=host, blocking=False)
+        self.stream.synchronize()
+        return hosts
 
     def import_array(self, tensor: Any) -> Array:
         return self._cupy.from_dlpack(tensor)

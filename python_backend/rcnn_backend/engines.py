@@ -14,7 +14,12 @@ ENGINE_ORDER = ("model.plan", "model.pt2", "model.onnx")  # a plan's graph lies 
 
 
 class Engine(Protocol):
-    """A network that runs: RPN or header, whatever the runtime."""
+    """A network that runs: RPN or header, whatever the runtime.
+
+    ``is_capturable``: a run of a shape that ran before can become part of a CUDA graph.
+    """
+
+    is_capturable: bool
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Runs one batch; every input and output by its tensor name, on the engine's device."""
@@ -31,6 +36,8 @@ class OnnxEngine:
     Raises:
         RepositoryError: the file cannot be loaded.
     """
+
+    is_capturable = False
 
     def __init__(self, path: Path, intra_op_threads: int = 0, inter_op_threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()

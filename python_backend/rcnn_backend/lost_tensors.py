@@ -2,10 +2,11 @@
 
 On a GPU, Triton keeps what goes between the steps of an ensemble in a pool of fixed size. Once
 that is full, a tensor can arrive as memory that nobody wrote, without any error. So whoever
-makes tensors sends samples of them along: the first few elements of each image's part. An
-engine sends samples of what it got and of what it made, and the next Python step compares.
+makes tensors sends samples of them along: of each image's part the first few elements and the
+largest magnitude. An engine sends samples of what it got and of what it made, and the next
+Python step compares.
 
-Shapes: B images, S samples of one tensor: SAMPLES, or its last axis where that is shorter.
+Shapes: B images, S samples of one tensor, see ``num_samples``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from rcnn_backend.errors import LostTensorError
 
 Float = npt.NDArray[np.float32]
 
-SAMPLES = 4
+FIRST = 4  # elements
+WIDE = FIRST + 1  # samples of a tensor whose last axis has FIRST elements or more
 SUFFIX = "_samples"  # of the tensors that hold samples of others
 
 
@@ -33,24 +35,31 @@ class Sent(NamedTuple):
 
 def take_samples(tensors: Sequence[Array]) -> Array:
     """The samples of several tensors [B, ...] side by side: float32 [B, sum of S]."""
-    return _first_elements(tensors, [_num_samples(tensor) for tensor in tensors])
+    return _gather(tensors, [True] * len(tensors))
 
 
-def _num_samples(tensor: Array) -> int:
-    return min(SAMPLES, int(tensor.shape[-1]))
+def num_samples(columns: int) -> int:
+    """S of a tensor whose last axis has so many elements."""
+    return min(FIRST, columns) + 1
 
 
-def _first_elements(tensors: Sequence[Array], counts: Sequence[int]) -> Array:
-    """The first ``counts`` elements along the last axis, at 0 of all others but the first, side by side."""
+def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
+    """Side by side, float32 [B, ...]: the samples of each tensor [B, ...], or, not ``sampled``, all of it [B, n].
+
+    The first elements are those along the last axis, at 0 of all others but the first.
+    """
     if not isinstance(tensors[0], np.ndarray):
-        from rcnn_backend.gpu.samples import first_elements  # needs CuPy
+        from rcnn_backend.gpu.samples import gather  # needs CuPy
 
-        return first_elements(tensors, counts)
-    corners = [
-        tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :count]
-        for tensor, count in zip(tensors, counts, strict=True)
-    ]
-    return np.concatenate(corners, axis=1, dtype=np.float32)
+        return gather(tensors, sampled)
+    parts = []
+    for tensor, is_sampled in zip(tensors, sampled, strict=True):
+        if not is_sampled:
+            parts.append(tensor)
+            continue
+        parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
+        parts.append(np.abs(tensor).max(axis=tuple(range(1, tensor.ndim)))[:, None])
+    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def warm_up(device: Device) -> None:
@@ -62,11 +71,12 @@ class Arrived:
     """Samples of all tensors of a batch as they arrived, on their way to the host."""
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
+        sampled = [not name.endswith(SUFFIX) for name in tensors]
         self._widths = {
-            name: int(tensor.shape[-1]) if name.endswith(SUFFIX) else _num_samples(tensor)
-            for name, tensor in tensors.items()
+            name: num_samples(tensor.shape[-1]) if is_sampled else int(tensor.shape[-1])
+            for (name, tensor), is_sampled in zip(tensors.items(), sampled, strict=True)
         }
-        samples = _first_elements(list(tensors.values()), list(self._widths.values()))
+        samples = _gather(list(tensors.values()), sampled)
         self._samples: Float = samples if isinstance(samples, np.ndarray) else _start_download(samples)
 
     def by_name(self) -> dict[str, Float]:
@@ -87,9 +97,9 @@ def _start_download(samples: Array) -> Float:
 
 def sent_to_proposals(arrived: Mapping[str, Float]) -> Iterator[Sent]:
     """What the proposals step gets, by way of the RPN engine and past it, from ``Arrived.by_name``."""
-    preprocess, rpn = arrived["preprocess_samples"], _Reader(arrived["rpn_samples"])
-    yield Sent("input", rpn.read(SAMPLES), preprocess[:, :SAMPLES])
-    yield Sent("image_sizes", arrived["image_sizes"], preprocess[:, SAMPLES:])
+    preprocess, rpn = _Reader(arrived["preprocess_samples"]), _Reader(arrived["rpn_samples"])
+    yield Sent("input", rpn.read(WIDE), preprocess.read(WIDE))
+    yield Sent("image_sizes", arrived["image_sizes"], preprocess.read(WIDE))
     features = sorted(name for name in arrived if name.startswith("feature_"))
     for name in ("rpn_boxes", *features):
         yield Sent(name, arrived[name], rpn.read(arrived[name].shape[1]))
@@ -98,11 +108,11 @@ def sent_to_proposals(arrived: Mapping[str, Float]) -> Iterator[Sent]:
 def sent_to_detections(arrived: Mapping[str, Float]) -> Iterator[Sent]:
     """What the detections step gets, by way of the header engine and past it, from ``Arrived.by_name``."""
     proposals, header = _Reader(arrived["proposals_samples"]), _Reader(arrived["header_samples"])
-    pooled = arrived["proposals_samples"].shape[1] - SAMPLES - 1
+    pooled = arrived["proposals_samples"].shape[1] - WIDE - num_samples(1)
     yield Sent("roialigned_feature", header.read(pooled), proposals.read(pooled))
-    yield Sent("proposals", header.read(SAMPLES), proposals.read(SAMPLES))
-    yield Sent("num_proposals", arrived["num_proposals"], proposals.read(1))
-    yield Sent("image_sizes", arrived["image_sizes"], arrived["preprocess_samples"][:, SAMPLES:])
+    yield Sent("proposals", header.read(WIDE), proposals.read(WIDE))
+    yield Sent("num_proposals", arrived["num_proposals"], proposals.read(num_samples(1)))
+    yield Sent("image_sizes", arrived["image_sizes"], arrived["preprocess_samples"][:, WIDE:])
     for name in ("class_scores", "class_boxes"):
         yield Sent(name, arrived[name], header.read(arrived[name].shape[1]))
 

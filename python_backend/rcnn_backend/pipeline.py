@@ -1,5 +1,6 @@
 """The whole detector in one process: the order of calls that the ensemble spreads over its steps."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rcnn_backend import preprocess as preprocessing
 from rcnn_backend import proposals as proposing
 from rcnn_backend.decode import ImageDecoder
 from rcnn_backend.detections import Detections, detect, override
-from rcnn_backend.devices import Array, Cpu, Device
+from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.engines import Engine, load_engine
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.parameters import (
@@ -102,7 +103,7 @@ class Pipeline:
         parameters = override(self.detection_parameters, overrides or {})
         with self.device.active():
             found = self.run(self._read(images), [parameters] * len(images))
-            return Detections(*(self.device.download(array) for array in found))
+            return Detections(*self.device.download(found))
 
     def detect_requests(
         self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
@@ -117,7 +118,7 @@ class Pipeline:
         for indices in group_by_size(images, self.preprocess_parameters):
             pixels = [image for index in indices for image in images[index]]
             found = self.run(pixels, [requests[index][1] for index in indices for _ in images[index]])
-            arrays = [self.device.download(array) for array in found]
+            arrays = self.device.download(found)
             first = 0
             for index in indices:
                 last = first + len(images[index])
@@ -132,25 +133,37 @@ class Pipeline:
             parameters: the thresholds of each image.
         """
         network_input, image_sizes = preprocess(pixels, self.preprocess_parameters, self.input_dtype)
-        rpn = self.rpn.run({"input": network_input})
-        proposals = propose(rpn["rpn_boxes"], pyramid(rpn), image_sizes, self.proposal_parameters)
-        header = self.header.run(
-            {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
-        )
+        class_scores, class_boxes, num_proposals = self._networks(network_input, image_sizes)
         return detect(
-            header["class_scores"],
-            header["class_boxes"],
-            proposals.num_proposals,
+            class_scores,
+            class_boxes,
+            num_proposals,
             image_sizes,
             parameters,
             self.detection_parameters.detections_per_img,
         )
 
+    @functools.cached_property
+    def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
+        """``run_networks``; where the device and both engines allow it, as CUDA graphs."""
+        run = functools.partial(run_networks, self.rpn, self.proposal_parameters, self.header)
+        if not (isinstance(self.device, Gpu) and self.rpn.is_capturable and self.header.is_capturable):
+            return run
+        from rcnn_backend.gpu.graphs import GraphCache  # needs CuPy
+
+        return GraphCache(run, self.device)
+
     def warm_up(self) -> None:
-        """Compiles what ``run`` runs on a GPU."""
+        """On a GPU, compiles what ``run`` runs and captures it for one picture of the largest size."""
+        if not self.device.is_gpu:
+            return
         preprocessing.warm_up(self.preprocess_parameters, self.device, self.input_dtype)
         proposing.warm_up(self.proposal_parameters, self.device)
         detecting.warm_up(self.detection_parameters, self.device)
+        size_hw = self.preprocess_parameters.min_size, self.preprocess_parameters.max_size
+        blank = self.device.upload(np.zeros((*size_hw, 3), np.uint8))
+        for _ in range(2):
+            self.run([blank], [self.detection_parameters])
 
     def _read(self, images: Sequence[bytes | npt.NDArray[np.uint8]]) -> list[Array]:
         encoded = [image for image in images if isinstance(image, bytes)]
@@ -159,6 +172,16 @@ class Pipeline:
             raise decoded
         rest = iter(decoded)
         return [next(rest) if isinstance(image, bytes) else self.device.upload(image) for image in images]
+
+
+def run_networks(
+    rpn: Engine, parameters: ProposalParameters, header: Engine, network_input: Array, image_sizes: Array
+) -> tuple[Array, Array, Array]:
+    """Both engines and what lies between them: -> class_scores, class_boxes, num_proposals."""
+    rpn_outputs = rpn.run({"input": network_input})
+    proposals = propose(rpn_outputs["rpn_boxes"], pyramid(rpn_outputs), image_sizes, parameters)
+    outputs = header.run({"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes})
+    return outputs["class_scores"], outputs["class_boxes"], proposals.num_proposals
 
 
 def pyramid(tensors: Mapping[str, Array]) -> list[Array]:

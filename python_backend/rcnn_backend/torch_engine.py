@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +25,41 @@ class TorchEngine:
 
     def __init__(self, path: Path, device: Device) -> None:
         self._device = device
-        self._stream: torch.cuda.ExternalStream | None = None  # the step's own, for what torch launches
+        self.is_capturable = device.is_gpu
         torch_device, index = torch.device("cpu"), -1
         if isinstance(device, Gpu):
             torch_device, index = torch.device("cuda", device.device_id), device.device_id
+            # the step's own, for what torch launches
             self._stream = torch.cuda.ExternalStream(device.stream.ptr, torch_device)
+            self._graph_memory = torch.cuda.MemPool()  # what graphs work in stays theirs
         manifest = _read_manifest(path)
         _check_target(path, manifest, torch_device)
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
         try:
-            self._package = torch._inductor.aoti_load_package(
-                str(path), run_single_threaded=True, device_index=index
-            )
+            # Not torch._inductor.aoti_load_package, which first looks for a compiler, for 15 s.
+            self._package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
         except Exception as error:  # of many kinds
             raise RepositoryError(
                 f"PyTorch {torch.__version__} cannot load {path}: {error}. {_rebuild_hint()}"
             ) from error
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
-        with torch.inference_mode(), stream:
-            tensors = [from_dlpack(inputs[name]) for name in self._inputs]
-            outputs = self._package(*tensors)
+        with torch.inference_mode(), self._on_stream():
+            outputs = self._package.boxed_run([from_dlpack(inputs[name]) for name in self._inputs])
             return {
                 name: self._device.import_array(tensor)
                 for name, tensor in zip(self._outputs, outputs, strict=True)
             }
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        if not self._device.is_gpu:
+            yield
+            return
+        with torch.cuda.stream(self._stream), contextlib.ExitStack() as memory:
+            if torch.cuda.is_current_stream_capturing():
+                memory.enter_context(torch.cuda.use_mem_pool(self._graph_memory))
+            yield
 
 
 def describe_target(device: torch.device) -> str:

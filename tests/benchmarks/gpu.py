@@ -4,25 +4,29 @@
 
 In process: from uint8 pictures on the GPU to boxes on the host, medians, the contenders taking
 turns. Served: perf_analyzer over gRPC with JPEGs; the peer is torchvision with mixed precision and
-nvJPEG in a Triton Python model with dynamic batching (tests/benchmarks/peer).
+nvJPEG in a Triton Python model with dynamic batching (tests/benchmarks/peer). Stages: each by
+itself beside its floor.
 """
 
 import argparse
+import io
 import json
 import platform
 import shlex
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
+from gpu_report import Served, in_process_table, plot, served_table, stages_table
 from PIL import Image
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.local_server import running_server
@@ -32,12 +36,13 @@ from rcnn_export.detector import Detector, load_detector
 from rcnn_export.engine_options import ENGINE_FILES, FP16, FP32, EngineOptions
 from rcnn_export.repository import export_repository
 from rich.console import Console
-from rich.table import Table
+from stages import StageTime, measure_stages
 
 PEER = Path(__file__).resolve().parent / "peer"
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 NAME = "bench"
 TURNS = 30
+STAGES_BATCH = 8
 
 
 class Contender(NamedTuple):
@@ -47,38 +52,37 @@ class Contender(NamedTuple):
     run: Callable[[Sequence[torch.Tensor]], object]
 
 
-class Served(NamedTuple):
-    """A served model at one concurrency."""
-
-    model: str
-    clients: int
-    images_per_s: float
-    p50_ms: float
-    p99_ms: float
-
-
 def main() -> int:
     """Prints both tables, writes them as JSON with a plot, and returns 0."""
     arguments = parse_arguments()
     device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
     detector = load_detector(arguments.model, arguments.weights)
     console = Console(width=110)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        repository = Path(temporary) / "repository"
-        options = EngineOptions(arguments.engine, arguments.precision)
-        export_repository(detector, repository, NAME, console.print, options)
-        measured = measure_in_process(detector, Pipeline.load(repository, NAME, device), arguments)
+        repository = arguments.repository or Path(temporary) / "repository"
+        if not arguments.repository:
+            options = EngineOptions(arguments.engine, arguments.precision)
+            export_repository(detector, repository, NAME, console.print, options)
+        pipeline = Pipeline.load(repository, NAME, device)
+        stages = measure_each_stage(detector, pipeline, arguments)
+        console.print(stages_table(stages, STAGES_BATCH))
+        measured = measure_in_process(detector, pipeline, arguments)
         console.print(in_process_table(measured))
+        del pipeline
         add_peer(repository, arguments.model, arguments.weights)
         served = measure_served(repository, Path(temporary), arguments) if arguments.clients else []
         console.print(served_table(served))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results = {"in_process_ms": measured, "served": [row._asdict() for row in served]}
+    results = {
+        "where": describe_machine(device),
+        "command": f"python {shlex.join(sys.argv)}",
+        "stages_ms": [row._asdict() for row in stages],
+        "in_process_ms": measured,
+        "served": [row._asdict() for row in served],
+    }
     (arguments.out / "gpu.json").write_text(json.dumps(results, indent=2) + "\n")
+    console.print(f"{results['where']}\ncommand: {results['command']}", markup=False, soft_wrap=True)
     plot(served, arguments.out / "gpu.png")
-    where = torch.cuda.get_device_name() if device.is_gpu else platform.processor()
-    console.print(f"{where}, torch {torch.__version__}, torchvision {torchvision.__version__}")
-    console.print(f"command: python {shlex.join(sys.argv)}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -92,12 +96,40 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--engine", choices=tuple(ENGINE_FILES), default="aoti")
     parser.add_argument("--precision", choices=(FP32, FP16), default=FP16)
     parser.add_argument("--size", default="1333x800", help="of the pictures, WxH (default: %(default)s)")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument(
+        "--repository", type=Path, help=f"with such a detector named {NAME}, in place of exporting it"
+    )
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8, 16])
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 16, 32])
     parser.add_argument("--seconds", type=float, default=9.0, help="for each served measurement")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     return parser.parse_args()
+
+
+def describe_machine(device: Device) -> str:
+    """The GPU, the versions of everything that is measured, and the commit."""
+    where = torch.cuda.get_device_name() if device.is_gpu else platform.processor()
+    names = ("torch", "torchvision", "nvidia-pytriton", "cupy-cuda12x", "cupy-cuda13x", "numpy")
+    versions = [f"{name} {metadata.version(name)}" for name in names if is_installed(name)]
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PEER)
+    return ", ".join([where, *versions, f"commit {git.stdout.strip() or 'unknown'}"])
+
+
+def is_installed(name: str) -> bool:
+    """Whether pip knows the package."""
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def measure_each_stage(
+    detector: Detector, pipeline: Pipeline, arguments: argparse.Namespace
+) -> list[StageTime]:
+    """The stages of one batch."""
+    pictures = [make_pictures(arguments.size)[index % 2] for index in range(STAGES_BATCH)]
+    return measure_stages(pipeline, detector, pictures, [encode(picture) for picture in pictures])
 
 
 def measure_in_process(
@@ -154,7 +186,7 @@ def run_pipeline(pipeline: Pipeline, batch: Sequence[torch.Tensor]) -> object:
     with pipeline.device.active():
         pixels = [pipeline.device.import_array(picture) for picture in batch]
         parameters = [pipeline.detection_parameters] * len(batch)
-        return [pipeline.device.download(array) for array in pipeline.run(pixels, parameters)]
+        return pipeline.device.download(pipeline.run(pixels, parameters))
 
 
 def make_pictures(size: str) -> list[np.ndarray]:
@@ -166,6 +198,13 @@ def make_pictures(size: str) -> list[np.ndarray]:
     ]
 
 
+def encode(picture: np.ndarray) -> bytes:
+    """As a JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 def timed(contender: Contender, batch: Sequence[torch.Tensor]) -> float:
     """Milliseconds of one run, which ends when its boxes are on the host."""
     started = time.perf_counter()
@@ -175,6 +214,7 @@ def timed(contender: Contender, batch: Sequence[torch.Tensor]) -> float:
 
 def add_peer(repository: Path, model: str, weights: str) -> None:
     """Puts the peer into the repository, for that detector."""
+    shutil.rmtree(repository / "torchvision_peer", ignore_errors=True)
     shutil.copytree(PEER, repository / "torchvision_peer")
     with (repository / "torchvision_peer" / "config.pbtxt").open("a") as config:
         for key, value in (("model", model), ("weights", weights)):
@@ -184,7 +224,7 @@ def add_peer(repository: Path, model: str, weights: str) -> None:
 def measure_served(repository: Path, temporary: Path, arguments: argparse.Namespace) -> list[Served]:
     """perf_analyzer on the peer, the ensemble and the fused model, one server each."""
     for index, pixels in enumerate(make_pictures(arguments.size)):
-        Image.fromarray(pixels).save(temporary / f"{index}.jpg", quality=90)
+        (temporary / f"{index}.jpg").write_bytes(encode(pixels))
     data, links = temporary / "input.json", temporary / "links"
     write_input(sorted(temporary.glob("*.jpg")), data)
     links.mkdir()
@@ -197,60 +237,6 @@ def measure_served(repository: Path, temporary: Path, arguments: argparse.Namesp
                 found = analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds)
                 rows.append(Served(model, clients, found.images_per_s, found.p50_ms, found.p99_ms))
     return rows
-
-
-def in_process_table(measured: dict[str, dict[int, float]]) -> Table:
-    """Images a second and milliseconds a batch."""
-    table = Table(title="In process: uint8 pictures on the device to boxes on the host")
-    table.add_column("contender")
-    batches = list(next(iter(measured.values())))
-    for size in batches:
-        table.add_column(f"batch {size}", justify="right")
-    for name, times in measured.items():
-        table.add_row(
-            name, *(f"{size / times[size] * 1e3:.0f} img/s, {times[size]:.1f} ms" for size in batches)
-        )
-    return table
-
-
-def served_table(rows: Sequence[Served]) -> Table:
-    """A line a model and concurrency."""
-    table = Table(title="Served: JPEGs over gRPC, perf_analyzer")
-    for column in ("model", "clients", "img/s", "p50 ms", "p99 ms"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for row in rows:
-        numbers = f"{row.images_per_s:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}"
-        table.add_row(row.model, str(row.clients), *numbers)
-    return table
-
-
-def plot(rows: Sequence[Served], path: Path) -> None:
-    """Throughput against latency, a line a model."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    models: dict[str, list[Any]] = {}
-    for row in rows:
-        models.setdefault(row.model, []).append(row)
-    for model, points in models.items():
-        line = axes.plot(
-            [p.p50_ms for p in points], [p.images_per_s for p in points], marker="o", label=model
-        )
-        for point in points:
-            place = (point.p50_ms, point.images_per_s)
-            axes.annotate(
-                str(point.clients),
-                place,
-                xytext=(4, 4),
-                textcoords="offset points",
-                color=line[0].get_color(),
-            )
-    axes.set(
-        xlabel="p50 latency, ms (numbers: clients)", ylabel="images a second", xscale="log", ylim=(0, None)
-    )
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

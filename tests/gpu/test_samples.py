@@ -15,8 +15,13 @@ def make_tensors() -> list[np.ndarray]:
     shapes = [(3, 6), (3, 1), (3, 5, 2), (3, 4, 8, 9), (3, 7, 4, 3, 5)]
     plain = [RANDOM.uniform(-9, 9, shape).astype(np.float32) for shape in shapes]
     halves = [array.astype(np.float16) for array in plain]
+    plain[3][1, 2, 3, 4] = -77
+    large = RANDOM.normal(0, 1, (3, 64, 50, 40)).astype(np.float32)
+    odd = RANDOM.normal(0, 1, (3, 7, 11, 13)).astype(np.float16)  # no multiple of 16 bytes
+    odd[2, 3, 3, 3] = np.nan
     channels_last = RANDOM.uniform(0, 1, (3, 5, 6, 8)).astype(np.float32).transpose(0, 3, 1, 2)
-    return [*plain, *halves, np.array([[3], [0], [1000]], np.int32), channels_last, plain[0][:, 1:3]]
+    counts = np.array([[3], [0], [1000]], np.int32)
+    return [*plain, *halves, counts, channels_last, plain[0][:, 1:3], large, large.astype(np.float16), odd]
 
 
 def test_the_gpu_takes_the_same() -> None:
@@ -43,8 +48,8 @@ def test_a_lost_tensor_is_named() -> None:
         arrived = Arrived(tensors)
         stream.synchronize()
     found = arrived.by_name()
-    assert found["all_samples"].shape == (2, 12)
-    assert find_lost(iter([Sent("boxes", found["boxes"], found["all_samples"][:, :4])]), 2) == [[], ["boxes"]]
+    assert found["all_samples"].shape == (2, 15)
+    assert find_lost(iter([Sent("boxes", found["boxes"], found["all_samples"][:, :5])]), 2) == [[], ["boxes"]]
 
 
 def test_what_it_cannot_take_is_refused() -> None:

@@ -19,6 +19,7 @@ if not importlib.util.find_spec("pytriton"):
     pytest.skip("needs the pip-installed tritonserver", allow_module_level=True)
 
 from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.lost_tensors import take_samples
 from rcnn_backend.pipeline import Pipeline, pyramid
 from rcnn_backend.proposals import propose
 from rcnn_client import Detections, Detector, InvalidImageError
@@ -126,7 +127,7 @@ def test_a_lost_tensor_is_an_error(server: RunningServer, pipeline: Pipeline) ->
     rpn = pipeline.rpn.run({"input": np.ones((1, 3, 320, 416), np.float32)})
     tensors = rpn | {
         "image_sizes": sizes,
-        "preprocess_samples": np.array([[1] * 4 + [320, 416] * 2], np.float32),
+        "preprocess_samples": take_samples([np.ones((1, 3, 320, 416), np.float32), sizes]),
     }
     tensors["feature_1"] = np.zeros_like(tensors["feature_1"])
     inputs = []

@@ -57,11 +57,12 @@ def detections_tensors(classes: int, pooled_size: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_samples_are_the_first_elements_of_each_image() -> None:
+def test_samples_are_the_first_elements_of_each_image_and_the_largest_magnitude() -> None:
     feature = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    feature[0, 2, 3, 1] = -200
     counts = np.array([[7], [8]], np.int32)
     half = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.float16)
-    expected = [[0, 1, 2, 3, 7, 1, 2, 3, 4], [60, 61, 62, 63, 8, 6, 7, 8, 9]]
+    expected = [[0, 1, 2, 3, 200, 7, 7, 1, 2, 3, 4, 5], [60, 61, 62, 63, 119, 8, 8, 6, 7, 8, 9, 10]]
     samples = take_samples([feature, counts, half])
     assert samples.dtype == np.float32
     np.testing.assert_array_equal(samples, expected)
@@ -78,6 +79,16 @@ def test_a_tensor_lost_before_the_proposals(name: str) -> None:
     tensors = proposals_tensors()
     tensors[name][1] = 0
     assert lost_before(sent_to_proposals, tensors) == [[], [name]]
+
+
+def test_a_lost_tensor_that_begins_as_the_one_that_was_sent() -> None:
+    """The corner of a feature map after a ReLU is often zero, and so is memory that nobody wrote."""
+    tensors = proposals_tensors()
+    feature = tensors["feature_0"]
+    feature[0, 0, 0] = 0
+    tensors["rpn_samples"][:, 10:15] = take_samples([feature])
+    feature[0] = 0
+    assert lost_before(sent_to_proposals, tensors) == [["feature_0"], []]
 
 
 def test_an_input_lost_before_an_engine_shows_in_what_the_engine_echoes() -> None:

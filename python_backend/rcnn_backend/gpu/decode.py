@@ -1,9 +1,11 @@
 """JPEG -> pixels on a GPU by nvImageCodec (nvJPEG); what it does not take is left to Pillow."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import cupy
+import numpy as np
 from nvidia import nvimgcodec
 from PIL import Image
 
@@ -40,8 +42,16 @@ class JpegDecoder:
             streams = [nvimgcodec.CodeStream(images[index]) for index in chosen]
             decoded = self._decoder.decode(streams, params=self._params, cuda_stream=self._stream.ptr)
             for index, image in zip(chosen, decoded, strict=True):
-                pixels[index] = None if image is None else cupy.from_dlpack(image)
+                pixels[index] = None if image is None else _share(image)
         return pixels
+
+
+def _share(image: nvimgcodec.Image) -> cupy.ndarray:
+    """The image's memory, for use on the stream that it was decoded on: DLPack would wait for it."""
+    interface = image.__cuda_array_interface__
+    shape, strides = interface["shape"], interface["strides"]
+    memory = cupy.cuda.UnownedMemory(interface["data"][0], math.prod(shape), image)
+    return cupy.ndarray(shape, np.uint8, cupy.cuda.MemoryPointer(memory, 0), strides)
 
 
 def is_for_gpu(data: bytes, max_image_pixels: int) -> bool:

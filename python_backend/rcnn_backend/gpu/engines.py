@@ -31,6 +31,8 @@ class OnnxGpuEngine:
         RepositoryError: the file cannot be loaded, or this ONNX Runtime cannot use the GPU.
     """
 
+    is_capturable = False  # its arithmetic on shapes runs on the host
+
     def __init__(self, path: Path, device: Gpu) -> None:
         self._path = path
         self._device_id = device.device_id

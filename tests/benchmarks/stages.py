@@ -1,0 +1,130 @@
+"""Each stage of the fused pipeline beside its floor: what the GPU's measured rates allow at best."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rcnn_backend.detections import detect
+from rcnn_backend.pipeline import Pipeline, pyramid
+from rcnn_backend.preprocess import preprocess
+from rcnn_backend.proposals import propose
+from rcnn_export.detector import Detector
+from rcnn_export.onnx_export import Stage, header_stage, rpn_stage
+from torch.utils.flop_counter import FlopCounterMode
+
+RUNS = 20
+MATRIX_SIDE = 8192
+COPY_BYTES = 1 << 30
+
+
+class StageTime(NamedTuple):
+    """Milliseconds a batch, and the least that the bytes or the operations of the stage can take."""
+
+    stage: str
+    time_ms: float
+    floor_ms: float
+
+
+def measure_stages(
+    pipeline: Pipeline, detector: Detector, pictures: Sequence[np.ndarray], encoded: Sequence[bytes]
+) -> list[StageTime]:
+    """The stages of one batch, each run by itself many times.
+
+    Args:
+        pictures: uint8 RGB [h, w, 3].
+        encoded: the same as JPEGs.
+    """
+    device = pipeline.device
+    target = torch.device("cuda" if device.is_gpu else "cpu")
+    dtype = torch.float16 if pipeline.input_dtype == np.float16 else torch.float32
+    bytes_per_ms, flop_per_ms = measure_bandwidth(target), measure_matrix_rate(target, dtype)
+
+    with device.active():
+        pixels = [device.upload(picture) for picture in pictures]
+        network_input, sizes = preprocess(pixels, pipeline.preprocess_parameters, pipeline.input_dtype)
+        rpn = pipeline.rpn.run({"input": network_input})
+        proposals = propose(rpn["rpn_boxes"], pyramid(rpn), sizes, pipeline.proposal_parameters)
+        pooled = {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
+        header = pipeline.header.run(pooled)
+        scores, boxes = header["class_scores"], header["class_boxes"]
+        parameters = [pipeline.detection_parameters] * len(pixels)
+        most = pipeline.detection_parameters.detections_per_img
+
+        def flop_ms(stage: Stage, *inputs: Any) -> float:
+            return count_flop(stage, [array.shape for array in inputs]) / flop_per_ms
+
+        def bytes_ms(*arrays: Any) -> float:
+            return sum(array.nbytes for array in arrays) / bytes_per_ms
+
+        stages: list[tuple[str, Callable[[], object], float]] = [
+            ("decode JPEGs", lambda: pipeline.decoder.decode_requests([encoded]), bytes_ms(*pixels)),
+            (
+                "preprocess",
+                lambda: preprocess(pixels, pipeline.preprocess_parameters, pipeline.input_dtype),
+                bytes_ms(*pixels, network_input),
+            ),
+            (
+                "RPN engine",
+                lambda: pipeline.rpn.run({"input": network_input}),
+                flop_ms(rpn_stage(detector.model), network_input),
+            ),
+            (
+                "NMS, RoIAlign",
+                lambda: propose(rpn["rpn_boxes"], pyramid(rpn), sizes, pipeline.proposal_parameters),
+                bytes_ms(rpn["rpn_boxes"], *pyramid(rpn), proposals.roialigned_feature),
+            ),
+            (
+                "header engine",
+                lambda: pipeline.header.run(pooled),
+                flop_ms(header_stage(detector.model), *pooled.values()),
+            ),
+            (
+                "detections",
+                lambda: detect(scores, boxes, proposals.num_proposals, sizes, parameters, most),
+                bytes_ms(scores, boxes),
+            ),
+        ]
+        return [StageTime(name, time_ms(run, device.synchronize), floor_ms) for name, run, floor_ms in stages]
+
+
+def measure_bandwidth(target: torch.device) -> float:
+    """Bytes read or written a millisecond, by a copy."""
+    source = torch.zeros(COPY_BYTES if target.type == "cuda" else COPY_BYTES >> 4, dtype=torch.uint8)
+    source = source.to(target)
+    copied = torch.empty_like(source)
+    return 2 * source.nbytes / time_ms(lambda: copied.copy_(source), _synchronizer(target))
+
+
+def measure_matrix_rate(target: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a millisecond, by a square matrix product; FP32 is not TF32."""
+    side = MATRIX_SIDE if target.type == "cuda" else MATRIX_SIDE >> 4
+    left, right = (torch.randn(side, side, device=target, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / time_ms(lambda: left @ right, _synchronizer(target))
+
+
+def count_flop(stage: Stage, shapes: Sequence[tuple[int, ...]]) -> float:
+    """Of the convolutions and matrix products, from the shapes alone."""
+    module = copy.deepcopy(stage.module).to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*(torch.empty(shape, device="meta") for shape in shapes))
+    return float(counter.get_total_flops())
+
+
+def time_ms(run: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """Milliseconds of one of many runs in a row."""
+    for _ in range(math.ceil(RUNS / 4)):
+        run()
+    synchronize()
+    started = time.perf_counter()
+    for _ in range(RUNS):
+        run()
+    synchronize()
+    return 1e3 * (time.perf_counter() - started) / RUNS
+
+
+def _synchronizer(target: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if target.type == "cuda" else lambda: None

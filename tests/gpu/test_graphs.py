@@ -1,0 +1,102 @@
+"""What a CUDA graph answers is what the same calls answer one by one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+cupy = pytest.importorskip("cupy")
+import torch  # noqa: E402
+from rcnn_backend.devices import Gpu  # noqa: E402
+from rcnn_backend.gpu import graphs  # noqa: E402
+from rcnn_backend.gpu.graphs import GraphCache  # noqa: E402
+from rcnn_backend.torch_engine import MANIFEST, TorchEngine, describe_target  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+RANDOM = np.random.default_rng(9)
+
+
+class CountedCalls:
+    """Two outputs of two inputs, by way of memory that is given back; counts how often Python runs it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, left: "cupy.ndarray", right: "cupy.ndarray") -> list["cupy.ndarray"]:
+        self.count += 1
+        total = cupy.add(left, right)
+        return [cupy.multiply(total, 2), cupy.sqrt(cupy.abs(total))]
+
+
+def random_pair(*shape: int) -> list["cupy.ndarray"]:
+    return [cupy.asarray(RANDOM.normal(0, 1, shape).astype(np.float32)) for _ in range(2)]
+
+
+def test_the_third_time_nothing_runs_in_python() -> None:
+    device, calls = Gpu(0), CountedCalls()
+    cache = GraphCache(calls, device)
+    with device.active():
+        for shape in ((3, 5), (1000, 7), (3, 5), (3, 5), (1000, 7), (3, 5)):
+            pair = random_pair(*shape)
+            total = pair[0].get() + pair[1].get()
+            found = [array.get() for array in cache(*pair)]
+            np.testing.assert_allclose(found[0], 2 * total, rtol=1e-6)
+            np.testing.assert_allclose(found[1], np.sqrt(np.abs(total)), rtol=1e-6)
+    assert calls.count == 4  # each shape as it is, and captured
+
+
+def test_the_shape_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MAX_SHAPES", 2)
+    device, calls = Gpu(0), CountedCalls()
+    cache = GraphCache(calls, device)
+    with device.active():
+        for size in (1, 2, 1, 3, 1):  # 2 goes when 3 comes
+            cache(*random_pair(size, 4))
+        assert calls.count == 4
+        cache(*random_pair(2, 4))
+        device.synchronize()
+    assert calls.count == 5
+
+
+def test_a_package_runs_in_a_graph(tmp_path: Path) -> None:
+    """AOTInductor's memory in a graph is not touched by what runs beside it."""
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features = torch.relu(self.convolution(input))
+            return features, features.flatten(1).topk(5).values
+
+    network = Network().cuda().eval()
+    example = (torch.rand(2, 3, 16, 16, device="cuda"),)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=16)},)
+    with torch.no_grad():
+        program = torch.export.export(network, example, dynamic_shapes=shapes)
+        path = tmp_path / "model.pt2"
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    target = describe_target(torch.device("cuda", 0))
+    manifest = {
+        "inputs": ["input"],
+        "outputs": ["features", "top"],
+        "engines": {path.name: {"target": target}},
+        "versions": {"torch": torch.__version__},
+    }
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    device = Gpu(0)
+    engine = TorchEngine(path, device)
+    assert engine.is_capturable
+    cache = GraphCache(lambda pixels: list(engine.run({"input": pixels}).values()), device)
+    with device.active(), torch.no_grad():
+        for batch in (2, 3, 2, 3, 2, 3, 2):
+            pixels = RANDOM.uniform(0, 1, (batch, 3, 16, 16)).astype(np.float32)
+            expected = network(torch.from_numpy(pixels).cuda())
+            found = cache(cupy.asarray(pixels))
+            eager = engine.run({"input": cupy.asarray(pixels[:1])})
+            for ours, theirs in zip(
+                [*found, *eager.values()], [*expected, *(e[:1] for e in expected)], strict=True
+            ):
+                np.testing.assert_allclose(ours.get(), theirs.cpu().numpy(), rtol=1e-2, atol=1e-2)
