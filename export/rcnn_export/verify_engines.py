@@ -17,13 +17,16 @@ from rcnn_export.engine_options import AOTI, ENGINE_FILES, TENSORRT
 class HostEngine:
     """An engine on a GPU, for NumPy arrays in and out."""
 
+    is_capturable = False
+
     def __init__(self, engine: Engine, device: Device) -> None:
         self._engine, self._device = engine, device
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         with self._device.active():
             outputs = self._engine.run({name: self._device.upload(array) for name, array in inputs.items()})
-            return {name: self._device.download(array) for name, array in outputs.items()}
+            hosts = self._device.download(list(outputs.values()))
+            return dict(zip(outputs, hosts, strict=True))
 
 
 def load_pipeline(repository: Path, name: str, engine: str = "") -> Pipeline:

@@ -37,6 +37,9 @@ class TensorRTEngine:
             its graph, or ``device`` is no GPU; says what was expected and what rebuilds it.
     """
 
+    # TensorRT wants a run right before a capture when the shapes of the last run were others.
+    is_capturable = False
+
     def __init__(self, path: Path, device: Device) -> None:
         record = read_plan_record(path.parent)
         if record:
