@@ -60,7 +60,7 @@ def test_every_manifest_fits_its_schema(deploy: Path, chart: helm.Chart, name: s
 def test_what_each_value_set_brings(deploy: Path, chart: helm.Chart) -> None:
     always = {"Deployment", "Service", "Headless", "NetworkPolicy", "PodDisruptionBudget"}
     extra = {"minimal": set(), "cpu": {"HorizontalPodAutoscaler"}, "gpu-production": set(CUSTOM)}
-    gpus = {"minimal": 1, "cpu": None, "gpu-production": 2}
+    gpus = {"minimal": 1, "cpu": None, "gpu-production": 1}
     for name in VALUE_SETS:
         manifests = render(chart, read_values(deploy, name))
         assert set(manifests) == always | extra[name]
@@ -121,6 +121,18 @@ def test_selectors_and_ports_meet(deploy: Path, chart: helm.Chart) -> None:
     query = scaled["triggers"][0]["metadata"]["query"]
     promql_parser.parse(query)
     assert 'namespace="vision",pod=~"detect-rcnn-triton-.+"' in query
+
+
+def test_the_adapter_makes_the_metric_that_the_autoscaler_asks_for(deploy: Path, chart: helm.Chart) -> None:
+    metric = render(chart, read_values(deploy, "cpu"))["HorizontalPodAutoscaler"]["spec"]["metrics"][0]
+    (rule,) = yaml.safe_load((deploy / "helm" / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
+    filled = {"GroupBy": "pod", "Series": "nv_inference_queue_duration_us", "LabelMatchers": 'pod="a"'}
+    query = rule["metricsQuery"]
+    for name, value in filled.items():
+        query = query.replace(f"<<.{name}>>", value)
+    promql_parser.parse(query)
+    promql_parser.parse(rule["seriesQuery"])
 
 
 def test_versions_are_those_of_the_images(deploy: Path, chart: helm.Chart, versions: dict[str, str]) -> None:
