@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-stream bench-padding soak lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-stream bench-padding bench-balancer images soak lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,12 @@ bench-stream: $(DIGITS)  ## 1,000 pictures through the client's stream beside pl
 
 bench-padding: $(DIGITS)  ## what padding to a few sizes changes in the answers
 	$(BIN)/python tests/benchmarks/padding.py
+
+bench-balancer: $(DIGITS)  ## 2,000 requests through nginx to two servers, one of which is killed: none lost
+	$(BIN)/python tests/benchmarks/balancer.py --requests 2000
+
+images:  ## the container images rcnn-triton:<version>-gpu and -cpu (needs Docker)
+	GRAFANA_PASSWORD=none docker compose --env-file deploy/docker/versions.env -f deploy/docker/compose.yaml --profile gpu --profile cpu build
 
 soak: $(DIGITS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16

@@ -1,4 +1,4 @@
-"""Runs the pip-installed tritonserver on a model repository, for as long as a ``with`` block.
+"""Runs tritonserver on a model repository, for as long as a ``with`` block.
 
 with running_server("model_repository") as server:
     detector = rcnn_client.Detector(server.grpc_url)
@@ -147,9 +147,10 @@ def running_server(
         for protocol, url in urls.items():
             command += [f"--{protocol}-address={_address(host, flags, protocol)}"]
             command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
-        command += _backend_flags(prepare_backends(install, folder), folder.name)
+        backends = prepare_backends(install, folder)
+        command += _backend_flags(backends, folder.name)
         command += _model_flags(selection, flags) if selection else []
-        environment = server_environment(install, folder)
+        environment = server_environment(install, backends, folder)
         log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
         if log_path:
             log_path.write_bytes(b"")
@@ -215,7 +216,7 @@ def _backend_flags(backends: Path, shared_memory_prefix: str) -> list[str]:
     Configs are taken as they are, because Triton completes one by starting the model's stub
     once more, and hangs for good when that one crashes.
     """
-    names = sorted(path.name for path in backends.iterdir())
+    names = ["python", *sorted(path.parent.name for path in backends.glob("*/model.py"))]
     prefixes = [f"--backend-config={name},shm-region-prefix-name={shared_memory_prefix}-" for name in names]
     return [f"--backend-directory={backends}", "--disable-auto-complete-config", *prefixes]
 

@@ -1,4 +1,4 @@
-"""The command ``rcnn-serve``: the pip-installed tritonserver on a model repository."""
+"""The command ``rcnn-serve``: tritonserver on a model repository."""
 
 import argparse
 import os
@@ -62,7 +62,7 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
     """The options of rcnn-serve, and every other flag as ``--name=value`` for tritonserver."""
     parser = argparse.ArgumentParser(
         prog="rcnn-serve",
-        description="Serves a Triton model repository with the tritonserver that pip installed.",
+        description="Serves a Triton model repository with the tritonserver that pip installed, else the one on PATH.",
         epilog="Any other flag goes to tritonserver: --log-verbose=1, --grpc-address=127.0.0.1, ... "
         "With a --model-control-mode, its meaning decides which models are loaded.",
         allow_abbrev=False,

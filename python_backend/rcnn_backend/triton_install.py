@@ -1,7 +1,8 @@
-"""The tritonserver inside the nvidia-pytriton wheel: found, checked and made ready to start.
+"""The tritonserver of the nvidia-pytriton wheel or of the system: found, checked, made ready to start.
 
 The wheel is never imported, only its files are used: the server, the libraries it needs, the
-Python backend, and one stub per Python version (the process that runs a ``model.py``).
+Python backend, and one stub per Python version (the process that runs a ``model.py``). Without
+the wheel it is the ``tritonserver`` on PATH, as in NVIDIA's images, with that server's own backends.
 """
 
 import importlib.metadata
@@ -24,26 +25,31 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """Where the parts of the pip-installed tritonserver lie."""
+    """Where the parts of a tritonserver lie.
+
+    ``stub``: in the ``python_backend`` folder of a server that has all its backends in place.
+    """
 
     server: Path
     libraries: Path
     python_backend: Path
     stub: Path
 
+    @property
+    def has_backends(self) -> bool:
+        """The folder that holds the Python backend is the server's whole ``--backend-directory``."""
+        return self.stub.parent == self.python_backend
+
 
 def find_triton() -> TritonInstall:
-    """Finds the server in the environment of the running Python.
+    """Finds the server: the wheel's in the environment of the running Python, else the one on PATH.
 
     Raises:
-        ServerError: the wheel is not installed, or its stub cannot work in this environment.
+        ServerError: there is neither, or its stub cannot work in this environment.
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
-        raise ServerError(
-            f"tritonserver is not installed for {sys.executable}: run `pip install nvidia-pytriton==0.7.0`, "
-            "the wheel that carries it"
-        )
+        return _find_on_path()
     package = Path(spec.submodule_search_locations[0])
     triton = package / "tritonserver"
     install = TritonInstall(
@@ -61,6 +67,25 @@ def find_triton() -> TritonInstall:
     _check_numpy()
     _check_python3()
     return install
+
+
+def _find_on_path() -> TritonInstall:
+    """A server with ``lib/`` and ``backends/`` beside its ``bin/``."""
+    server = shutil.which("tritonserver")
+    if server is None:
+        raise ServerError(
+            f"tritonserver is not installed for {sys.executable}, and there is none on PATH: run "
+            "`pip install nvidia-pytriton==0.7.0`, the wheel that carries it"
+        )
+    root = Path(server).resolve().parents[1]
+    python_backend = root / "backends" / "python"
+    stub = python_backend / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(
+            f"{server} has no Python backend: there is no {stub}; use an image of Triton that has"
+        )
+    _check_python3()
+    return TritonInstall(Path(server).resolve(), root / "lib", python_backend, stub)
 
 
 def _check_numpy() -> None:
@@ -87,10 +112,12 @@ def _check_python3() -> None:
 
 
 def prepare_backends(install: TritonInstall, folder: Path) -> Path:
-    """Makes ``folder/backends``, a ``--backend-directory`` of Triton's Python backend and ours.
+    """A ``--backend-directory``: the server's own, or ``folder/backends`` of Triton's Python backend and ours.
 
     Copies, because Triton refuses a backend library that is a link out of the directory.
     """
+    if install.has_backends:
+        return install.python_backend.parent
     backends = folder / "backends"
     here = Path(__file__).parent
     ours = here / "backends" if (here / "backends").is_dir() else here.parent / "backends"
@@ -102,7 +129,7 @@ def prepare_backends(install: TritonInstall, folder: Path) -> Path:
     return backends
 
 
-def server_environment(install: TritonInstall, folder: Path) -> dict[str, str]:
+def server_environment(install: TritonInstall, backends: Path, folder: Path) -> dict[str, str]:
     """The environment variables of the server, which its stubs inherit.
 
     The wheel's libraries have names of their own (a hash in each), so that they stand in for none
@@ -123,7 +150,7 @@ def server_environment(install: TritonInstall, folder: Path) -> dict[str, str]:
     search = [*map(str, libraries), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, search))
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
-    for program in (install.server, folder / "backends" / "python" / install.stub.name):
+    for program in (install.server, backends / "python" / install.stub.name):
         _check_libraries(program, environment)
     return environment
 

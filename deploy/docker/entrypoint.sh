@@ -1,0 +1,18 @@
+#!/bin/sh
+# rcnn-serve on the mounted repository; every argument is passed on to it.
+#   MODEL_REPOSITORY  folder of the models (default /models)
+#   READY_TIMEOUT_S   give up when the models have not loaded by then (default 900)
+# TensorRT plans run only on the kind of GPU and the TensorRT that built them: where the repository has
+# any, --rebuild builds them from the ONNX beside them. That needs a writable repository.
+set -eu
+
+repository=${MODEL_REPOSITORY:-/models}
+if [ -z "$(find "$repository" -mindepth 2 -maxdepth 2 -name config.pbtxt -print -quit)" ]; then
+    echo "No model in $repository: mount the folder that rcnn-export wrote there, or set MODEL_REPOSITORY" >&2
+    exit 1
+fi
+if [ -n "$(find "$repository" -mindepth 3 -maxdepth 3 -name model.plan -print -quit)" ]; then
+    set -- --rebuild "$@"
+fi
+exec rcnn-serve "$repository" --ready-timeout-s "${READY_TIMEOUT_S:-900}" \
+    --metrics-config=summary_latencies=true "$@"

