@@ -22,8 +22,8 @@ FLOATS: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP1
 class PreprocessParameters:
     """torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1.
 
-    ``padded_sizes_hw``: the heights and widths that a batch is padded to, each a multiple of
-    ``size_divisible``; see ``preprocess.padded_size_hw``.
+    ``max_image_bytes``: of an encoded picture. ``padded_sizes_hw``: the heights and widths that a
+    batch is padded to, each a multiple of ``size_divisible``; see ``preprocess.padded_size_hw``.
 
     Raises:
         ValueError: ``padded_sizes_hw`` is anything else.
@@ -37,6 +37,7 @@ class PreprocessParameters:
     size_divisible: int
     max_image_pixels: int
     padded_sizes_hw: list[list[int]] = dataclasses.field(default_factory=list)
+    max_image_bytes: int = 160_000_000  # as a BMP, a picture of 50 megapixels has 150
 
     def __post_init__(self) -> None:
         if not isinstance(self.padded_sizes_hw, list) or not all(map(self._can_pad_to, self.padded_sizes_hw)):
