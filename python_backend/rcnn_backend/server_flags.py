@@ -9,7 +9,10 @@ from pathlib import Path
 from rcnn_backend.triton_install import ServerError
 
 PROTOCOLS = ("http", "grpc", "metrics")
-TRACES_A_FILE = 100  # a request to an ensemble of five steps makes six
+# By how much a stub's shared memory grows. By Triton's 1 MiB it grew to four times what tensors of mixed
+# shapes need, for each new piece is too small for the next tensor.
+SHM_GROWTH_BYTES = 64 << 20
+TRACES_A_FILE = 60  # a request to an ensemble of five steps makes six
 
 
 def get_flag(flags: Sequence[str], name: str) -> str:
@@ -54,8 +57,10 @@ def backend_flags(backends: Path, shared_memory_prefix: str) -> list[str]:
     once more, and hangs for good when that one crashes.
     """
     names = sorted(path.name for path in backends.iterdir())
-    prefixes = [f"--backend-config={name},shm-region-prefix-name={shared_memory_prefix}-" for name in names]
-    return [f"--backend-directory={backends}", "--disable-auto-complete-config", *prefixes]
+    prefix = f"shm-region-prefix-name={shared_memory_prefix}-"
+    growth = f"shm-growth-byte-size={SHM_GROWTH_BYTES}"
+    settings = [f"--backend-config={name},{setting}" for name in names for setting in (prefix, growth)]
+    return [f"--backend-directory={backends}", "--disable-auto-complete-config", *settings]
 
 
 def model_flags(served: Sequence[str]) -> list[str]:
