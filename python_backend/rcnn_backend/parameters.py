@@ -6,15 +6,17 @@ the server and the in-process pipeline read them here. Each value is JSON.
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from rcnn_backend.errors import RepositoryError
 
 P = TypeVar("P")
+NUMBERS: dict[Any, str] = {int: "an integer", float: "a number"}
 FLOATS: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
 
 
@@ -89,7 +91,7 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
     """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
 
     Raises:
-        RepositoryError: a parameter is missing, no JSON, or a value that ``cls`` refuses.
+        RepositoryError: a parameter is missing, no JSON, of another type, or a value that ``cls`` refuses.
     """
     model, given = model_config.get("name", "?"), model_config.get("parameters", {})
     values = {}
@@ -106,9 +108,27 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
                 f"expected a JSON value ({error})"
             ) from None
     try:
-        return cls(**values)
+        parameters = cls(**values)
     except ValueError as error:
         raise RepositoryError(f"{model}/config.pbtxt: {error}") from None
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if not _is_a(values[field.name], field.type):
+            raise RepositoryError(
+                f"{model}/config.pbtxt: parameter {field.name!r} is {values[field.name]!r}, "
+                f"expected {NUMBERS.get(field.type, field.type)}"
+            )
+    return parameters
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether JSON gave what an annotation asks for: int, float, list[...], or one of several."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, each) for each in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(each, get_args(kind)[0]) for each in value)
+    if kind is float:
+        kind = (int, float)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_dtype(model_config: Mapping[str, Any], tensor: str) -> np.dtype[Any]:
