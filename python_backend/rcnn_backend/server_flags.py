@@ -12,7 +12,7 @@ PROTOCOLS = ("http", "grpc", "metrics")
 # By how much a stub's shared memory grows. By Triton's 1 MiB it grew to four times what tensors of mixed
 # shapes need, for each new piece is too small for the next tensor.
 SHM_GROWTH_BYTES = 64 << 20
-TRACES_A_FILE = 60  # a request to an ensemble of five steps makes six
+REQUESTS_A_TRACE_FILE = 10
 
 
 def get_flag(flags: Sequence[str], name: str) -> str:
@@ -71,5 +71,5 @@ def model_flags(served: Sequence[str]) -> list[str]:
 def trace_flags(folder: Path) -> list[str]:
     """Traces every request, step by step, into files ``trace.json.<n>`` of the folder."""
     settings = ("mode=triton", "level=TIMESTAMPS", "rate=1")
-    file = (f"triton,file={folder.resolve() / 'trace.json'}", f"triton,log-frequency={TRACES_A_FILE}")
+    file = (f"triton,file={folder.resolve() / 'trace.json'}", f"triton,log-frequency={REQUESTS_A_TRACE_FILE}")
     return [f"--trace-config={setting}" for setting in (*settings, *file)]
