@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-stream bench-padding bench-balancer images soak lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-stream bench-padding bench-balancer images soak soak-long fuzz lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -71,6 +71,12 @@ images:  ## the container images rcnn-triton:<version>-gpu and -cpu (needs Docke
 
 soak: $(DIGITS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16
+
+soak-long: $(DIGITS)  ## the same with 8 clients for half an hour, flat after the second minute
+	$(BIN)/python tests/benchmarks/soak.py --seconds 1800 --clients 8 --settled-s 120
+
+fuzz: $(DIGITS)  ## 20,000 hostile pictures: each gets boxes or INVALID_ARGUMENT, memory flat
+	$(BIN)/python tests/benchmarks/fuzz.py --inputs 20000 --requests 2000
 
 verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh

@@ -23,7 +23,11 @@ FUSED = "fused"  # the model <name>_fused runs all steps in one process
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 # On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
-CHOSEN_BY_HAND = ("max_image_pixels", "padded_sizes_hw")  # the torch model knows nothing of them
+CHOSEN_BY_HAND = (
+    "max_image_bytes",
+    "max_image_pixels",
+    "padded_sizes_hw",
+)  # the torch model knows nothing of them
 POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
 
 

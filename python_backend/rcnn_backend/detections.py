@@ -126,6 +126,7 @@ def _number(request: Mapping[str, Any], name: str, highest: float) -> float:
         value = float("nan")
     if not 0 <= value <= highest:
         raise InvalidInputError(
-            f"request parameter {name} is {request[name]!r}: expected a number from 0 to {highest:g}"
+            f"request parameter {name} is {request[name]!r}: expected a number from 0 to {highest:g}",
+            "parameter",
         )
     return value

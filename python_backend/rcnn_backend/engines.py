@@ -45,6 +45,8 @@ class OnnxEngine:
         options.inter_op_num_threads = inter_op_threads
         if inter_op_threads > 1:
             options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        # ONNX Runtime remembers one for each new shape of pictures: memory that grows, and no time won.
+        options.enable_mem_pattern = False
         # A worker that spins between runs takes its core from the pipeline's next step.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = open_session(path, options, ["CPUExecutionProvider"])

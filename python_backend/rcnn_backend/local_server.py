@@ -5,9 +5,7 @@ with running_server("model_repository") as server:
 """
 
 import contextlib
-import errno
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -15,15 +13,27 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rcnn_backend.access import Access, lock
+from rcnn_backend.draining import drain
 from rcnn_backend.memory_pool import size_pool
 from rcnn_backend.model_selection import ModelSelection, select_models
+from rcnn_backend.server_flags import (
+    address_of,
+    backend_flags,
+    choose_urls,
+    get_flag,
+    model_flags,
+    trace_flags,
+)
 from rcnn_backend.server_log import last_words, load_failures, still_loading
+from rcnn_backend.stub_processes import find_stubs, has_ended
 from rcnn_backend.triton_install import ServerError, find_triton, prepare_backends, server_environment
 
-PROTOCOLS = ("http", "grpc", "metrics")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
 # server's process id, then a line once the server has stopped; without that line it stops the server first.
@@ -44,7 +54,8 @@ class RunningServer:
     ``urls``: ``host:port``, as tritonclient takes it, by ``http``, ``grpc`` and ``metrics``, less
     those that the flags switch off. ``models``: None where the flags choose them by a
     ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
-    empty where none was sized. ``log``: None where it goes to stderr.
+    empty where none was sized. ``log``: None where it goes to stderr. ``admin_headers``: what opens
+    the HTTP API that unloads models. ``stubs``: the model instance by the id of its process.
     """
 
     process: subprocess.Popen[bytes]
@@ -54,6 +65,8 @@ class RunningServer:
     log: Path | None
     log_is_temporary: bool
     exit_timeout_s: float
+    admin_headers: dict[str, str]
+    stubs: dict[int, str] = field(default_factory=dict)
 
     @property
     def grpc_url(self) -> str:
@@ -61,15 +74,30 @@ class RunningServer:
         return self.urls["grpc"]
 
     def stop(self) -> int:
-        """Lets the server finish its requests and end, kills it if it does not; its exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
+        """Lets the server answer what it accepted and end, kills it if it does not; its exit code.
+
+        That is 0 once every request is answered, also where Triton then fails to end in time, as it does
+        while a client of its HTTP endpoint keeps a connection open.
+        """
+        deadline = time.monotonic() + self.exit_timeout_s
+        drained = False
         with contextlib.suppress(subprocess.TimeoutExpired):
             try:
-                self.process.wait(self.exit_timeout_s + 15)
+                if self.process.poll() is None:
+                    if self.models and "http" in self.urls:
+                        drained = drain(
+                            self.urls["http"], self.models.served, self.admin_headers, self.exit_timeout_s
+                        )
+                    self.process.terminate()
+                    left_s = max(0.0, deadline - time.monotonic())
+                    self.process.wait(min(left_s, IDLE_EXIT_S) if drained else left_s + 15)
             finally:
                 self.kill()
-        return self.process.returncode
+        return 0 if drained else self.process.returncode
+
+    def dead_steps(self) -> list[str]:
+        """The model instances whose process has ended, though the server lets none end while it serves."""
+        return [name for pid, name in self.stubs.items() if has_ended(pid)]
 
     def kill(self) -> None:
         """Ends the server and its stubs at once."""
@@ -101,6 +129,8 @@ def running_server(
     host: str = "127.0.0.1",
     ports: Mapping[str, int] | None = None,
     flags: Sequence[str] = (),
+    access: Access | None = None,
+    trace: Path | None = None,
     images_in_flight: int = 32,
     ready_timeout_s: float = 300.0,
     log: str | Path | None = None,
@@ -115,6 +145,8 @@ def running_server(
         ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
         flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
             among them leaves it to them which models are loaded.
+        access: who may call what; by default shared memory is open if gRPC listens to this host alone.
+        trace: a folder for traces of every request, which is made if it is not there.
         images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
             memory pool holds on a GPU, unless the flags size it. More than that are slower.
         log: file for the server's log; by default a temporary one, kept only when the start fails.
@@ -129,7 +161,12 @@ def running_server(
     repository = Path(repository)
     selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
     pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
-    urls = _choose_urls(host, ports or {}, flags)
+    urls = choose_urls(host, ports or {}, flags)
+    if access is None:
+        access = Access(shared_memory=address_of(host, flags, "grpc") in LOOPBACK)
+    locks = lock(access, flags, models_are_chosen=selection is not None)
+    if trace:
+        trace.mkdir(parents=True, exist_ok=True)
 
     folder = Path(tempfile.mkdtemp(prefix="rcnn-serve-")).resolve()
     cleaner = subprocess.Popen(
@@ -145,11 +182,12 @@ def running_server(
     try:
         command: list[str | Path] = [install.server, f"--model-repository={repository.resolve()}"]
         for protocol, url in urls.items():
-            command += [f"--{protocol}-address={_address(host, flags, protocol)}"]
+            command += [f"--{protocol}-address={address_of(host, flags, protocol)}"]
             command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
         backends = prepare_backends(install, folder)
-        command += _backend_flags(backends, folder.name)
-        command += _model_flags(selection, flags) if selection else []
+        command += backend_flags(backends, folder.name)
+        command += model_flags(selection.served) if selection else []
+        command += [*locks.flags, *(trace_flags(trace) if trace else [])]
         environment = server_environment(install, backends, folder)
         log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
         if log_path:
@@ -165,69 +203,18 @@ def running_server(
             )
         cleaner.stdin.write(f"{process.pid}\n")
         exit_timeout_s = float(get_flag(flags, "exit-timeout-secs") or 30)
-        server = RunningServer(process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s)
+        server = RunningServer(
+            process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s, locks.admin_headers
+        )
         try:
             _wait_until_ready(server, ready_timeout_s)
+            server.stubs = find_stubs(process.pid) if selection else {}
             yield server
         finally:
             server.stop()
             cleaner.stdin.write("stopped\n")
     finally:
         cleaner.communicate()
-
-
-def get_flag(flags: Sequence[str], name: str) -> str:
-    """The value of ``--name=value`` among the flags, the last one as in tritonserver; empty without."""
-    values = [flag.partition("=")[2] for flag in flags if flag.partition("=")[0] == f"--{name}"]
-    return values[-1] if values else ""
-
-
-def _address(host: str, flags: Sequence[str], protocol: str) -> str:
-    return get_flag(flags, f"{protocol}-address") or host
-
-
-def _choose_urls(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, str]:
-    """``host:port`` to reach each protocol at; each port is tried, so that a taken one is an error here."""
-    urls = {}
-    with contextlib.ExitStack() as listeners:
-        for protocol in PROTOCOLS:
-            if get_flag(flags, f"allow-{protocol}").lower() in ("false", "0"):
-                continue
-            address, port = _address(host, flags, protocol), ports.get(protocol, 0)
-            shared = get_flag(flags, f"reuse-{protocol}-port").lower() in ("true", "1")
-            try:
-                listener = listeners.enter_context(socket.create_server((address, port), reuse_port=shared))
-            except (OSError, OverflowError) as error:
-                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                    reason = f"port {port} is taken, choose another with --{protocol}-port (0: any free one)"
-                else:
-                    reason = (
-                        f"--{protocol}-address={address} --{protocol}-port={port} cannot be used: {error}"
-                    )
-                raise ServerError(reason) from error
-            reached_at = "127.0.0.1" if address == "0.0.0.0" else address
-            urls[protocol] = f"{reached_at}:{listener.getsockname()[1]}"
-    return urls
-
-
-def _backend_flags(backends: Path, shared_memory_prefix: str) -> list[str]:
-    """The prefix lets the cleaner find the shared memory of a stub that crashed.
-
-    Configs are taken as they are, because Triton completes one by starting the model's stub
-    once more, and hangs for good when that one crashes.
-    """
-    names = ["python", *sorted(path.parent.name for path in backends.glob("*/model.py"))]
-    prefixes = [f"--backend-config={name},shm-region-prefix-name={shared_memory_prefix}-" for name in names]
-    return [f"--backend-directory={backends}", "--disable-auto-complete-config", *prefixes]
-
-
-def _model_flags(selection: ModelSelection, flags: Sequence[str]) -> list[str]:
-    """Loads the selected models and locks the API that loads others: it can run any Python sent to it."""
-    loads = [f"--load-model={name}" for name in selection.served]
-    locks = [f"--{lock}=model-repository" for lock in ("http-restricted-api", "grpc-restricted-protocol")]
-    key = f"rcnn-serve={secrets.token_hex(16)}"
-    unlocked = [lock for lock in locks if not any(flag.startswith(lock) for flag in flags)]
-    return ["--model-control-mode=explicit", *loads, *(f"{lock}:{key}" for lock in unlocked)]
 
 
 def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:

@@ -10,7 +10,7 @@ Shapes: B images, S samples of one tensor, see ``num_samples``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ class Arrived:
             for (name, tensor), is_sampled in zip(tensors.items(), sampled, strict=True)
         }
         samples = _gather(list(tensors.values()), sampled)
-        self._samples: Float = samples if isinstance(samples, np.ndarray) else _start_download(samples)
+        self._samples: Float = samples if isinstance(samples, np.ndarray) else start_download(samples)
 
     def by_name(self) -> dict[str, Float]:
         """[B, S] of each tensor, all of one that holds samples; on a GPU the stream is done by then."""
@@ -86,11 +86,11 @@ class Arrived:
         return dict(zip(self._widths, parts, strict=True))
 
 
-def _start_download(samples: Array) -> Float:
+def start_download(samples: Array) -> Any:
     """Starts the copy to the host on the current stream."""
     import cupyx  # optional
 
-    host: Float = cupyx.empty_pinned(samples.shape, samples.dtype)
+    host = cupyx.empty_pinned(samples.shape, samples.dtype)
     samples.get(out=host, blocking=False)
     return host
 

@@ -6,15 +6,17 @@ the server and the in-process pipeline read them here. Each value is JSON.
 
 import dataclasses
 import json
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 
 from rcnn_backend.errors import RepositoryError
 
 P = TypeVar("P")
+NUMBERS: dict[Any, str] = {int: "an integer", float: "a number"}
 FLOATS: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
 
 
@@ -22,8 +24,8 @@ FLOATS: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP1
 class PreprocessParameters:
     """torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1.
 
-    ``padded_sizes_hw``: the heights and widths that a batch is padded to, each a multiple of
-    ``size_divisible``; see ``preprocess.padded_size_hw``.
+    ``max_image_bytes``: of an encoded picture. ``padded_sizes_hw``: the heights and widths that a
+    batch is padded to, each a multiple of ``size_divisible``; see ``preprocess.padded_size_hw``.
 
     Raises:
         ValueError: ``padded_sizes_hw`` is anything else.
@@ -37,6 +39,7 @@ class PreprocessParameters:
     size_divisible: int
     max_image_pixels: int
     padded_sizes_hw: list[list[int]] = dataclasses.field(default_factory=list)
+    max_image_bytes: int = 160_000_000  # as a BMP, a picture of 50 megapixels has 150
 
     def __post_init__(self) -> None:
         if not isinstance(self.padded_sizes_hw, list) or not all(map(self._can_pad_to, self.padded_sizes_hw)):
@@ -88,7 +91,7 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
     """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
 
     Raises:
-        RepositoryError: a parameter is missing, no JSON, or a value that ``cls`` refuses.
+        RepositoryError: a parameter is missing, no JSON, of another type, or a value that ``cls`` refuses.
     """
     model, given = model_config.get("name", "?"), model_config.get("parameters", {})
     values = {}
@@ -105,9 +108,27 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
                 f"expected a JSON value ({error})"
             ) from None
     try:
-        return cls(**values)
+        parameters = cls(**values)
     except ValueError as error:
         raise RepositoryError(f"{model}/config.pbtxt: {error}") from None
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if not _is_a(values[field.name], field.type):
+            raise RepositoryError(
+                f"{model}/config.pbtxt: parameter {field.name!r} is {values[field.name]!r}, "
+                f"expected {NUMBERS.get(field.type, field.type)}"
+            )
+    return parameters
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether JSON gave what an annotation asks for: int, float, list[...], or one of several."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, each) for each in get_args(kind))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(each, get_args(kind)[0]) for each in value)
+    if kind is float:
+        kind = (int, float)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_dtype(model_config: Mapping[str, Any], tensor: str) -> np.dtype[Any]:

@@ -99,7 +99,8 @@ def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) ->
     if not (height and width):
         raise InvalidInputError(
             f"the image of {size_hw[1]}x{size_hw[0]} pixels is too elongated: resized to at most "
-            f"{parameters.max_size} pixels, its short side vanishes. Crop it"
+            f"{parameters.max_size} pixels, its short side vanishes. Crop it",
+            "too_elongated",
         )
     return height, width
 

@@ -1,6 +1,7 @@
 """The command ``rcnn-serve``: tritonserver on a model repository."""
 
 import argparse
+import io
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from rcnn_backend.access import Access
 from rcnn_backend.errors import RepositoryError
-from rcnn_backend.local_server import PROTOCOLS, RunningServer, get_flag, running_server
+from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server_flags import PROTOCOLS, get_flag
 from rcnn_backend.server_log import is_routine
 from rcnn_backend.triton_install import ServerError
 
@@ -32,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
             host="0.0.0.0",
             ports={protocol: getattr(options, f"{protocol}_port") for protocol in PROTOCOLS},
             flags=flags,
+            access=_read_access(options),
+            trace=options.trace,
             images_in_flight=options.images_in_flight,
             ready_timeout_s=options.ready_timeout_s,
             log=options.log_file,
@@ -44,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
             except KeyboardInterrupt:
                 print("Stopping; a second Ctrl-C or SIGTERM kills the server", flush=True)
                 code = server.stop()
+            except _StepDiedError as died:
+                print(f"rcnn-serve: {died}", file=sys.stderr, flush=True)
+                server.stop()
+                return 1
             else:
                 code = server.process.returncode
                 if code != 0:
@@ -56,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+class _StepDiedError(RuntimeError):
+    """The process of a Python step has ended, which Triton does not mend."""
 
 
 def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -106,6 +119,34 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
         action="store_true",
         help="first build the TensorRT plans that cannot run here again, from the graphs beside them, and verify them",
     )
+    parser.add_argument(
+        "--trace",
+        metavar="FOLDER",
+        type=Path,
+        help="write when each step of each request began and ended there",
+    )
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", type=Path, help="gRPC over TLS with this certificate (PEM)"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", type=Path, help="the certificate's private key (PEM)")
+    parser.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        type=Path,
+        help="clients must show a certificate that this one signed (PEM)",
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="every call but health must bring the token in this file, over gRPC in the header "
+        "triton-grpc-protocol-token",
+    )
+    parser.add_argument(
+        "--shared-memory",
+        action="store_true",
+        help="let clients register shared memory of this host; for clients that you trust with the server",
+    )
     parser.add_argument("--log-file", metavar="FILE", type=Path, help="keep the server's whole log there")
     known = {option for action in parser._actions for option in action.option_strings}
     options, flags = parser.parse_known_args(_join_values(argv, known))
@@ -116,6 +157,15 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
     if options.images_in_flight < 1:
         parser.error(f"--images-in-flight is {options.images_in_flight}, expected at least 1")
     return options, flags
+
+
+def _read_access(options: argparse.Namespace) -> Access:
+    token = ""
+    if options.token_file:
+        token = options.token_file.read_text().strip()
+        if not token:
+            raise ServerError(f"{options.token_file} is empty, expected a token")
+    return Access(options.shared_memory, token, options.tls_cert, options.tls_key, options.tls_ca)
 
 
 def _join_values(argv: Iterable[str], known: set[str]) -> list[str]:
@@ -148,13 +198,15 @@ def _ready_message(server: RunningServer, repository: Path) -> str:
 
 
 def _relay_log(server: RunningServer, offset: int) -> None:
-    """Until the server ends, shows what its log gains: warnings, errors and what models print."""
-    if server.log is None:
-        server.process.wait()
-        return
-    with server.log.open("rb") as log:
+    """Until the server ends, shows what its log gains: warnings, errors and what models print.
+
+    Raises:
+        _StepDiedError: the process of a step ended and the server did not.
+    """
+    with server.log.open("rb") if server.log else io.BytesIO() as log:
         log.seek(offset)
         while True:
+            dead = server.dead_steps()
             ended = server.process.poll() is not None
             for line in log:
                 if not is_routine(line):
@@ -162,7 +214,12 @@ def _relay_log(server: RunningServer, offset: int) -> None:
             sys.stderr.flush()
             if ended:
                 return
-            if server.log_is_temporary and log.tell() > MAX_TEMPORARY_LOG_BYTES:
+            if dead:
+                raise _StepDiedError(
+                    f"the process of {', '.join(dead)} ended, and tritonserver starts no other: stopping, so that "
+                    "whoever started rcnn-serve (systemd, Docker, Kubernetes) starts it again"
+                )
+            if server.log and server.log_is_temporary and log.tell() > MAX_TEMPORARY_LOG_BYTES:
                 os.truncate(server.log, 0)
                 log.seek(0)
             time.sleep(0.2)

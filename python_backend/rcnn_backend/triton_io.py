@@ -6,6 +6,7 @@ Imported inside Triton's Python stub only, where ``triton_python_backend_utils``
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import triton_python_backend_utils as pb_utils
 
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError
-from rcnn_backend.lost_tensors import Arrived, Float, Sent, find_lost, raise_if_lost, warm_up
+from rcnn_backend.lost_tensors import Arrived, Float, Sent, find_lost, raise_if_lost, start_download, warm_up
+from rcnn_backend.step_metrics import StepMetrics
 
 Tensors = dict[str, Array]
 
@@ -35,12 +37,18 @@ class Step:
     """One instance of a model: the device it computes on, and how it answers requests.
 
     Tensors are CuPy arrays on a GPU instance, wherever they come from, and NumPy arrays on the CPU.
+
+    Args:
+        counted: the output whose numbers, one an image, the metrics tell.
     """
 
-    def __init__(self, args: Mapping[str, str]) -> None:
+    def __init__(self, args: Mapping[str, str], counted: str = "") -> None:
         self.config: dict[str, Any] = json.loads(args["model_config"])
         self.device = _open_device(args)
-        self._cpu_bytes = _CpuBytes(args["model_name"]) if self.device.is_gpu else None
+        self._counted = counted
+        self._metrics = StepMetrics(args["model_name"], counted)
+        if self.device.is_gpu:
+            self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -60,17 +68,21 @@ class Step:
 
         A request whose parameters ``read_options`` refuses is answered with that error.
         """
+        began = time.perf_counter()
         with self.device.active():
             responses, accepted = self._read(requests, read_options)
             try:
                 results = compute(list(accepted.values())) if accepted else []
+                counts = [self._counts(result) for result in results if not isinstance(result, Exception)]
                 self.device.synchronize()
+                self._tell(counts)
             except Exception as error:
                 results = [error] * len(accepted)
             for index, result in zip(accepted, results, strict=True):
                 responses[index] = (
-                    _error_response(result) if isinstance(result, Exception) else _response(result)
+                    self._refuse(result) if isinstance(result, Exception) else _response(result)
                 )
+        self._metrics.took(time.perf_counter() - began)
         return responses
 
     def answer_together(
@@ -88,6 +100,7 @@ class Step:
         leaves the batch. ``sent`` pairs what arrived with what the steps before sent: a request
         of which a tensor did not arrive is answered with that error.
         """
+        began = time.perf_counter()
         with self.device.active():
             responses, accepted = self._read(requests, read_options)
             if not accepted:
@@ -97,11 +110,13 @@ class Step:
                 tensors = self._join([request.tensors for request in accepted.values()])
                 arrived = Arrived(tensors) if sent else None
                 outputs = compute(tensors, options)
+                counts = self._counts(outputs)
                 self.device.synchronize()
+                self._tell([counts])
                 lost = find_lost(sent(arrived.by_name()), len(options)) if sent and arrived else []
             except Exception as error:
                 for index in accepted:
-                    responses[index] = _error_response(error)
+                    responses[index] = self._refuse(error)
                 return responses
             first = 0
             for index, request in accepted.items():
@@ -109,7 +124,25 @@ class Step:
                 own = {name: array[first:last] for name, array in outputs.items()}
                 responses[index] = _checked_response(own, list(itertools.chain(*lost[first:last])))
                 first = last
+        self._metrics.took(time.perf_counter() - began)
         return responses
+
+    def _counts(self, outputs: Tensors) -> Array | None:
+        """How many each image has, on its way to the host."""
+        if not self._counted:
+            return None
+        counts = outputs[self._counted]
+        return counts if isinstance(counts, np.ndarray) else start_download(counts)
+
+    def _tell(self, counts: Sequence[Array | None]) -> None:
+        for numbers in counts:
+            if numbers is not None:
+                self._metrics.found(numbers.ravel().tolist())
+
+    def _refuse(self, error: Exception) -> Any:
+        if isinstance(error, InvalidInputError):
+            self._metrics.rejected(error.reason)
+        return _error_response(error)
 
     def _read(
         self, requests: Sequence[Any], read_options: Callable[[Mapping[str, Any]], Any]
@@ -122,7 +155,7 @@ class Step:
                 options = read_options(json.loads(request.parameters() or "{}"))
                 accepted[index] = Request(self._inputs(request), options)
             except Exception as error:
-                responses[index] = _error_response(error)
+                responses[index] = self._refuse(error)
         return responses, accepted
 
     def _inputs(self, request: Any) -> Tensors:
@@ -132,9 +165,9 @@ class Step:
         if not tensor.is_cpu():
             return self.device.import_array(tensor)
         array = tensor.as_numpy()
-        if array.dtype == np.object_ or self._cpu_bytes is None:
+        if array.dtype == np.object_ or not self.device.is_gpu:
             return array
-        self._cpu_bytes.count(array.nbytes)
+        self._metrics.came_by_cpu(array.nbytes)
         return self.device.upload(array)
 
     def _join(self, batches: list[Tensors]) -> Tensors:
@@ -155,21 +188,6 @@ def _open_device(args: Mapping[str, str]) -> Device:
             "Run `pip install 'rcnn-backend[gpu]'` to use it"
         )
         return Cpu()
-
-
-class _CpuBytes:
-    """A counter at Triton's metrics endpoint."""
-
-    def __init__(self, model: str) -> None:
-        self._family = pb_utils.MetricFamily(  # without it the counter goes, too
-            name="rcnn_cpu_tensor_bytes_total",
-            description="Bytes of tensors that reached a step on a GPU by way of the CPU",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        self._counter = self._family.Metric(labels={"model": model})
-
-    def count(self, num_bytes: int) -> None:
-        self._counter.increment(num_bytes)
 
 
 def _checked_response(outputs: Tensors, lost: Sequence[str]) -> Any:

@@ -3,15 +3,14 @@
     python tests/benchmarks/soak.py --seconds 60 --clients 16 [tritonserver's flags]
 
 Each answer is compared with the one to the same picture asked alone, of a server without those
-flags. Memory: the resident memory of the server's processes, and the memory in use on the GPUs.
+flags. Memory: the resident memory of the server's processes, and the memory in use on the GPUs,
+which must not grow after ``--settled-s``.
 """
 
 import argparse
 import io
-import os
 import platform
 import shlex
-import subprocess
 import sys
 import threading
 import time
@@ -20,19 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from memory import Memory
 from PIL import Image
 from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector, RcnnError
 from rich.console import Console
-from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
 SIZES = [(416, 320), (320, 416), (400, 300)]
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 0.1, 1e-3
 SCORE_THRESH = 0.1
-WARM_UP_S = 10
-GROWTH = 0.02  # of a process or GPU, after the warm-up
 
 
 def main() -> int:
@@ -42,27 +39,28 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--settled-s", type=float, default=20)
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits")
     parser.add_argument("--errors-allowed", action="store_true", help="only a wrong answer is a failure")
     options, flags = parser.parse_known_args()
-    console = Console(width=110)
+    console = Console(width=160)
     pictures = encode_pictures()
     with running_server(options.repository, [options.name]) as server:
         expected = ask_alone(server, options.name, pictures)
         if not flags:
-            load = run_load(server, options, pictures, expected)
+            load, memory = run_load(server, options, pictures, expected)
     if flags:
         with running_server(options.repository, [options.name], flags=flags) as server:
-            load = run_load(server, options, pictures, expected)
-    console.print(_memory_table(load))
+            load, memory = run_load(server, options, pictures, expected)
+    console.print(memory.table())
     console.print(
         f"{load.right} right answers ({load.right / options.seconds:.0f} a second), {load.wrong} wrong, "
         f"{load.errors.total()} errors"
     )
     for message, count in load.errors.most_common(5):
         console.print(f"  {count} x {message}", markup=False, soft_wrap=True)
-    grown = load.grown()
+    grown = memory.grown(options.settled_s)
     for line in grown:
         console.print(line)
     console.print(
@@ -76,25 +74,12 @@ def main() -> int:
 
 @dataclass
 class Load:
-    """What the clients got, and memory in MiB by second and by process or GPU."""
+    """What the clients got."""
 
     right: int = 0
     wrong: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    memory_mib: dict[float, dict[str, float]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def grown(self) -> list[str]:
-        """A line for each process or GPU whose memory grew after the warm-up."""
-        settled = [memory for second, memory in self.memory_mib.items() if second >= WARM_UP_S]
-        if len(settled) < 2:
-            return []
-        first, last = settled[0], settled[-1]
-        return [
-            f"{name} grew from {first[name]:.0f} to {last[name]:.0f} MiB"
-            for name in first
-            if last.get(name, 0) > first[name] * (1 + GROWTH) + 1
-        ]
 
 
 def encode_pictures() -> list[bytes]:
@@ -117,7 +102,7 @@ def ask_alone(server: RunningServer, name: str, pictures: list[bytes]) -> list[D
 
 def run_load(
     server: RunningServer, options: argparse.Namespace, pictures: list[bytes], expected: list[Detections]
-) -> Load:
+) -> tuple[Load, Memory]:
     """All clients ask at once, each its own sequence of pictures, until the time is over."""
     load, started = Load(), time.monotonic()
 
@@ -139,14 +124,12 @@ def run_load(
                             load.wrong += 1
 
     clients = [threading.Thread(target=ask, args=(client,)) for client in range(options.clients)]
-    for client in clients:
-        client.start()
-    while any(client.is_alive() for client in clients):
-        load.memory_mib[time.monotonic() - started] = memory_mib(server.process.pid)
-        time.sleep(min(5.0, options.seconds / 10))
-    for client in clients:
-        client.join()
-    return load
+    with Memory(server, min(5.0, options.seconds / 20)) as memory:
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+    return load, memory
 
 
 def is_same(answer: Detections, expected: Detections) -> bool:
@@ -156,37 +139,6 @@ def is_same(answer: Detections, expected: Detections) -> bool:
         and np.allclose(answer.boxes, expected.boxes, rtol=0, atol=BOX_TOLERANCE_PX)
         and np.allclose(answer.scores, expected.scores, rtol=0, atol=SCORE_TOLERANCE)
     )
-
-
-def memory_mib(group: int) -> dict[str, float]:
-    """Resident memory of the server and of its models' processes together, and of each GPU."""
-    memory = {"tritonserver": 0.0, "Python steps": 0.0}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(process.name)) == group:
-                pages = int((process / "statm").read_text().split()[1])
-                kind = "tritonserver" if int(process.name) == group else "Python steps"
-                memory[kind] += pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-        except (ProcessLookupError, FileNotFoundError):  # it ended meanwhile
-            continue
-    try:
-        query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits"]
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return memory
-    return memory | {f"GPU {index}": float(used) for index, used in (line.split(",") for line in lines)}
-
-
-def _memory_table(load: Load) -> Table:
-    table = Table(title="Memory in MiB")
-    names = list(next(iter(load.memory_mib.values())))
-    table.add_column("second", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
-    shown = list(load.memory_mib.items())
-    for second, memory in shown[:: max(1, len(shown) // 12)]:
-        table.add_row(f"{second:.0f}", *(f"{memory[name]:.0f}" for name in names))
-    return table
 
 
 if __name__ == "__main__":

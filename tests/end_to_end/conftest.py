@@ -1,6 +1,7 @@
 """The sample detector on the real tritonserver, both of its ensembles, and pictures for it."""
 
 import io
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +41,24 @@ def expected(both_ensembles: RunningServer, strips: list[np.ndarray]) -> list[De
         encoded.append(buffer.getvalue())
     with Detector(both_ensembles.grpc_url, "digits") as detector:
         return [detector.detect(data, score_thresh=0.0) for data in encoded]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the authority ``ca``: server and client; of the authority ``other``: stranger; each .pem and .key."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new_key = ["-newkey", "rsa:2048", "-nodes"]
+    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    for authority, names in {"ca": ["server", "client"], "other": ["stranger"]}.items():
+        files = ["-keyout", f"{authority}.key", "-out", f"{authority}.pem"]
+        openssl("req", "-x509", *new_key, "-days", "2", "-subj", f"/CN={authority}", *files)
+        for name in names:
+            openssl("req", *new_key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+            signer = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial"]
+            files = ["-in", f"{name}.csr", "-out", f"{name}.pem", "-extfile", "names"]
+            openssl("x509", "-req", *signer, "-days", "2", *files)
+    return folder

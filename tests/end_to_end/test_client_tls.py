@@ -1,7 +1,6 @@
 """TLS, mutual TLS and header tokens with the real server."""
 
 import asyncio
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,27 +19,6 @@ from rcnn_client import (
 pytestmark = pytest.mark.xdist_group("digits")
 
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the authority ``ca``: server and client; of the authority ``other``: stranger; each .pem and .key."""
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new_key = ["-newkey", "rsa:2048", "-nodes"]
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    for authority, names in {"ca": ["server", "client"], "other": ["stranger"]}.items():
-        files = ["-keyout", f"{authority}.key", "-out", f"{authority}.pem"]
-        openssl("req", "-x509", *new_key, "-days", "2", "-subj", f"/CN={authority}", *files)
-        for name in names:
-            openssl("req", *new_key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-            signer = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial"]
-            files = ["-in", f"{name}.csr", "-out", f"{name}.pem", "-extfile", "names"]
-            openssl("x509", "-req", *signer, "-days", "2", *files)
-    return folder
 
 
 def tls(folder: Path, root: str = "ca", own: str = "") -> TLSConfig:

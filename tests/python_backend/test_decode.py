@@ -7,8 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from rcnn_backend.decode import decode_image
+from rcnn_backend.decode import ImageDecoder, decode_image
+from rcnn_backend.devices import Cpu
 from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.parameters import PreprocessParameters
 
 LIMIT = 50_000_000
 
@@ -93,3 +95,74 @@ def test_a_claimed_size_is_refused_before_decoding() -> None:
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(InvalidInputError, match="30000x30000 pixels, more than the 50000000"):
         decode_image(bomb, LIMIT)
+
+
+def progressive_jpeg(num_scans: int) -> bytes:
+    data = encode(gradient(), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    scans = data.count(b"\xff\xda")
+    return data[:-2] + last * (num_scans - scans) + data[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    assert decode_image(progressive_jpeg(100), LIMIT).shape == (24, 32, 3)
+    with pytest.raises(InvalidInputError, match="more than 100 scans") as caught:
+        decode_image(progressive_jpeg(101), LIMIT)
+    assert caught.value.reason == "too_many_scans"
+    with_a_film_behind_it = progressive_jpeg(10) + b"\xff\xda" * 1000
+    assert decode_image(with_a_film_behind_it, LIMIT).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "AVIF", "JPEG2000", "EPS"])
+def test_other_formats_are_refused(kind: str) -> None:
+    with pytest.raises(InvalidInputError, match="not an image of a known format") as caught:
+        decode_image(encode(gradient(), kind), LIMIT)
+    assert caught.value.reason == "unknown_format"
+
+
+def test_several_frames_or_pages_give_the_first() -> None:
+    frames = [gradient(), Image.new("RGB", (32, 24), "blue")]
+    for kind in ("PNG", "TIFF"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(decode_image(data, LIMIT), np.asarray(frames[0]))
+
+
+def test_16_bits_of_colour_keep_the_upper_8() -> None:
+    row = b"\0" + struct.pack(">6H", 0, 255, 256, 65535, 4096, 511)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row)),
+        (b"IEND", b""),
+    )
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    np.testing.assert_array_equal(decode_image(data, LIMIT), [[[0, 0, 1], [255, 16, 1]]])
+
+
+def test_a_metadata_bomb_is_survived() -> None:
+    body = zlib.compress(bytes(200_000_000))
+    chunk = b"name\0\0" + body
+    picture = encode(gradient(), "PNG")
+    bomb = struct.pack(">I", len(chunk)) + b"iCCP" + chunk + struct.pack(">I", zlib.crc32(b"iCCP" + chunk))
+    try:
+        assert decode_image(picture[:33] + bomb + picture[33:], LIMIT).shape == (24, 32, 3)
+    except InvalidInputError as error:
+        assert error.reason == "damaged"
+
+
+def test_too_many_bytes_are_refused() -> None:
+    values = {
+        "min_size": 8,
+        "max_size": 32,
+        "fixed_size_hw": None,
+        "image_mean": [0.5] * 3,
+        "image_std": [1.0] * 3,
+    }
+    limits = PreprocessParameters(**values, size_divisible=1, max_image_pixels=LIMIT, max_image_bytes=2000)
+    small, large = encode(gradient(), "JPEG"), encode(gradient(), "BMP")
+    assert len(small) < 2000 < len(large)
+    good, refused = ImageDecoder(limits, Cpu()).decode_requests([[small], [large]])
+    assert isinstance(good, list)
+    assert isinstance(refused, InvalidInputError) and refused.reason == "too_many_bytes"
+    assert f"the image has {len(large)} bytes, more than the 2000" in str(refused)

@@ -13,7 +13,7 @@ class TritonPythonModel:
     """Answers all requests of an execution as one batch, each with its own thresholds."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args)
+        self.step = triton_io.Step(args, counted="num_detections")
         self.parameters = read_parameters(DetectionParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 

@@ -13,7 +13,7 @@ class TritonPythonModel:
     """Runs the steps and the engines of the detector whose folders lie beside this one's."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args)
+        self.step = triton_io.Step(args, counted="num_detections")
         repository, name = Path(args["model_repository"]).parent, args["model_name"].removesuffix("_fused")
         self.pipeline = Pipeline.load(repository, name, self.step.device)
         self.step.run(self.pipeline.warm_up)

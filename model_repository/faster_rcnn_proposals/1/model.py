@@ -13,7 +13,7 @@ class TritonPythonModel:
     """Answers all requests of an execution as one batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args)
+        self.step = triton_io.Step(args, counted="num_proposals")
         self.parameters = read_parameters(ProposalParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 

@@ -1,0 +1,60 @@
+"""A detector that cannot be served as it is: each fault is one sentence at the start, and what to do."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rcnn_backend.server import main
+
+pytestmark = pytest.mark.xdist_group("digits")
+
+
+def cut_engine(repository: Path) -> None:
+    engine = repository / "digits_rpn" / "1" / "model.onnx"
+    engine.write_bytes(engine.read_bytes()[:5000])
+
+
+def remove_step(repository: Path) -> None:
+    (repository / "digits_proposals" / "1" / "model.py").unlink()
+
+
+def replace(model: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(repository: Path) -> None:
+        config = repository / model / "config.pbtxt"
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (cut_engine, r"digits_rpn failed to load: .*cannot load .*model\.onnx.*Export the detector again"),
+        (remove_step, r"missing digits_proposals/1/model\.\*; `rcnn-export faster_rcnn --name digits"),
+        (
+            replace("digits_preprocess", '"384"', '"[384]"'),
+            r"digits_preprocess failed to load: .*'min_size' is \[384\], expected an integer",
+        ),
+        (
+            replace("digits", 'key: "rpn_boxes"', 'key: "boxes_of_rpn"'),
+            r"digits failed to load: .*tensor rpn_boxes is mapped from non-existing output boxes_of_rpn",
+        ),
+    ],
+    ids=["engine cut short", "file missing", "wrong parameter", "wrong wiring"],
+)
+def test_each_fault_is_told_at_the_start(
+    digits_repository: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    break_it: Callable[[Path], None],
+    message: str,
+) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(digits_repository, repository)
+    break_it(repository)
+    ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+    assert main([str(repository), "--models", "digits", *ports]) == 1
+    assert re.search(message, capsys.readouterr().err)

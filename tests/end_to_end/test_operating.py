@@ -1,0 +1,206 @@
+"""``rcnn-serve`` with the sample detector: how it ends, what it traces, and whom it lets in."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as triton
+from rcnn_backend.access import Access, lock
+from rcnn_backend.stub_processes import find_stubs
+from rcnn_backend.triton_install import ServerError
+from rcnn_client import AccessDeniedError, CertificateError, Detector, RcnnError, TLSConfig
+
+pytestmark = pytest.mark.xdist_group("digits")
+
+PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
+STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
+TIMEOUT_S = 15.0
+
+
+class Serving:
+    """``rcnn-serve`` as a process of its own, ready, and clients that never stop asking it."""
+
+    def __init__(self, repository: Path, *options: str | Path) -> None:
+        command = [Path(sys.executable).with_name("rcnn-serve"), repository, "--models", "digits", *options]
+        ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+        self.process = subprocess.Popen(
+            [*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        serving = next(line for line in self.process.stdout if line.startswith("Serving"))
+        self.urls = dict(re.findall(r"(http|grpc|metrics) (\S+?:\d+)", serving))
+        self.answers: list[tuple[float, float, str]] = []  # when asked, when answered, and what
+
+    def stubs(self) -> dict[str, int]:
+        """The process of each model instance."""
+        server, *_ = (
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if f") S {self.process.pid} " in (folder / "stat").read_text()
+            and b"tritonserver\0" in (folder / "cmdline").read_bytes()
+        )
+        return {name: pid for pid, name in find_stubs(server).items()}
+
+    def start_clients(self, count: int) -> list[threading.Thread]:
+        """Each asks until it gets another answer than boxes."""
+
+        def ask() -> None:
+            with Detector(self.urls["grpc"], "digits", retries=0, timeout_s=TIMEOUT_S) as detector:
+                answer = "boxes"
+                while answer == "boxes":
+                    asked = time.monotonic()
+                    try:
+                        detector.detect(PICTURE)
+                    except RcnnError as error:
+                        answer = f"{type(error).__name__}: {error}"
+                    self.answers.append((asked, time.monotonic(), answer))
+
+        clients = [threading.Thread(target=ask) for _ in range(count)]
+        for client in clients:
+            client.start()
+        return clients
+
+    def finish(self) -> tuple[int, str]:
+        """Exit code and stderr."""
+        _, stderr = self.process.communicate(timeout=60)
+        return self.process.returncode, stderr
+
+
+def test_sigterm_under_load_answers_what_was_accepted(digits_repository: Path, tmp_path: Path) -> None:
+    serving = Serving(digits_repository, "--trace", tmp_path / "traces")
+    idle = http.client.HTTPConnection(serving.urls["http"])  # stays open, which Triton's own end waits for
+    idle.request("GET", "/v2/health/ready")
+    assert idle.getresponse().read() == b""
+    clients = serving.start_clients(8)
+    while len(serving.answers) < 12:
+        time.sleep(0.05)
+    told = time.monotonic()
+    serving.process.send_signal(signal.SIGTERM)
+    code, stderr = serving.finish()
+    took_s = time.monotonic() - told
+    for client in clients:
+        client.join()
+    in_flight = [
+        answer for asked, answered, answer in serving.answers if asked < told - 0.1 < told < answered
+    ]
+    assert len(in_flight) > 2 and set(in_flight) == {"boxes"}
+    later = [answer for asked, _, answer in serving.answers if asked > told and answer != "boxes"]
+    assert len(later) == 8 and all(answer.startswith("ServerUnavailableError") for answer in later)
+    assert (code, stderr) == (0, "")
+    assert took_s < 25
+
+    traces = [each for path in (tmp_path / "traces").iterdir() for each in json.loads(path.read_text())]
+    parents = {each["id"]: each["parent_id"] for each in traces if "parent_id" in each}
+    names = {each["id"]: each["model_name"] for each in traces if "model_name" in each}
+    request = next(number for number, name in names.items() if name == "digits")
+    assert sorted(names[child] for child, parent in parents.items() if parent == request) == sorted(
+        f"digits_{step}" for step in STEPS
+    )
+
+
+def test_a_step_killed_under_load_ends_the_command(digits_repository: Path) -> None:
+    serving = Serving(digits_repository)
+    stubs = serving.stubs()
+    assert {name.rpartition("_")[0] for name in stubs} == {f"digits_{step}" for step in STEPS}
+    clients = serving.start_clients(4)
+    while len(serving.answers) < 4:
+        time.sleep(0.05)
+    os.kill(stubs["digits_proposals_0"], signal.SIGKILL)
+    killed = time.monotonic()
+    code, stderr = serving.finish()
+    for client in clients:
+        client.join()
+    assert code == 1
+    assert "rcnn-serve: the process of digits_proposals_0 ended, and tritonserver starts no other" in stderr
+    assert time.monotonic() - killed < 40
+    assert all(answered - asked < TIMEOUT_S + 1 for asked, answered, _ in serving.answers)
+    errors = Counter(answer.partition(":")[0] for *_, answer in serving.answers if answer != "boxes")
+    assert errors.total() == 4 and set(errors) <= {"ServerError", "ServerUnavailableError"}
+
+
+def test_the_options_for_tls_and_a_token(digits_repository: Path, certificates: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    tls = ["--tls-cert", certificates / "server.pem", "--tls-key", certificates / "server.key"]
+    serving = Serving(digits_repository, *tls, "--tls-ca", certificates / "ca.pem", "--token-file", token)
+    own = TLSConfig(certificates / "ca.pem", certificates / "client.pem", certificates / "client.key")
+    headers = {"triton-grpc-protocol-token": "secret"}
+    with Detector(serving.urls["grpc"], "digits", tls=own, headers=headers) as detector:
+        assert len(detector.detect(PICTURE))
+    with Detector(serving.urls["grpc"], "digits", tls=own) as detector, pytest.raises(AccessDeniedError):
+        detector.detect(PICTURE)
+    without = TLSConfig(certificates / "ca.pem")
+    with (
+        Detector(serving.urls["grpc"], "digits", tls=without, headers=headers) as detector,
+        pytest.raises(CertificateError),
+    ):
+        detector.detect(PICTURE)
+    for path, status in {"health/ready": 200, "models/digits": 403, "models/digits/config": 403}.items():
+        connection = http.client.HTTPConnection(serving.urls["http"])
+        connection.request("GET", f"/v2/{path}", headers={"token": "secret", "Connection": "close"})
+        assert connection.getresponse().status == status
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.finish()[0] == 0
+
+
+def test_dangerous_apis_are_locked(digits_repository: Path) -> None:
+    serving = Serving(digits_repository)
+    with triton.InferenceServerClient(serving.urls["grpc"]) as client:
+        for call in (
+            lambda: client.unload_model("digits"),
+            lambda: client.register_system_shared_memory("own", "/any", 64),
+            lambda: client.update_trace_settings(settings={"trace_file": "/tmp/any"}),
+            lambda: client.update_log_settings({"log_file": "/tmp/any"}),
+        ):
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                call()
+        assert client.is_server_ready()
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.finish()[0] == 0
+
+
+def locked(access: Access, *flags: str, models_are_chosen: bool = True) -> dict[str, dict[str, set[str]]]:
+    """The APIs that each restriction's header names open."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for flag in lock(access, flags, models_are_chosen=models_are_chosen).flags:
+        restriction, _, value = flag.partition("=")
+        apis, _, key = value.partition(":")
+        found.setdefault(restriction, {})[key.partition("=")[0]] = set(apis.split(","))
+    return found
+
+
+def test_what_is_locked_with_which_header() -> None:
+    dangerous = {"model-repository", "shared-memory", "trace", "logging"}
+    clients = {"inference", "metadata", "model-config", "statistics"}
+    grpc, http_api = "--grpc-restricted-protocol", "--http-restricted-api"
+    assert locked(Access()) == {grpc: {"rcnn-serve": dangerous}, http_api: {"rcnn-serve": dangerous}}
+    with_token = locked(Access(shared_memory=True, token="secret"))[grpc]
+    assert with_token == {"rcnn-serve": dangerous - {"shared-memory"}, "token": {*clients, "shared-memory"}}
+    own = locked(Access(token="secret"), f"{grpc}=inference,trace:mine=1", models_are_chosen=False)
+    assert own[grpc] == {"rcnn-serve": {"shared-memory", "logging"}, "token": clients - {"inference"}}
+    assert own[http_api] == {"rcnn-serve": {"shared-memory", "trace", "logging"}, "token": clients}
+    admin = lock(Access(), [f"{http_api}=model-repository:admin=1=2"], models_are_chosen=True).admin_headers
+    assert admin == {"admin": "1=2"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tls_certificate": Path(__file__)}, "needs both a certificate and its key"),
+        ({"tls_client_ca": Path(__file__)}, "--tls-ca is of use with --tls-cert"),
+        ({"tls_certificate": Path("absent"), "tls_key": Path(__file__)}, "there is no file absent for TLS"),
+        ({"token": "two words"}, "openssl rand"),
+    ],
+)
+def test_access_that_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(ServerError, match=message):
+        Access(**options)
