@@ -117,7 +117,8 @@ def take_samples(*tensors: Tensor) -> Tensor:
     parts = []
     for tensor in tensors:
         parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
-        parts.append(tensor.abs().amax(dim=tuple(range(1, tensor.ndim)))[:, None])
+        middle = tensor.select(-2, tensor.shape[-2] // 2)
+        parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)
 
 

@@ -2,9 +2,9 @@
 
 On a GPU, Triton keeps what goes between the steps of an ensemble in a pool of fixed size. Once
 that is full, a tensor can arrive as memory that nobody wrote, without any error. So whoever
-makes tensors sends samples of them along: of each image's part the first few elements and the
-largest magnitude. An engine sends samples of what it got and of what it made, and the next
-Python step compares.
+makes tensors sends samples of them along: of each image's part the first few elements, and the
+largest magnitude of its middle, which is not zero as memory that nobody wrote often is. An engine
+sends samples of what it got and of what it made, and the next Python step compares.
 
 Shapes: B images, S samples of one tensor, see ``num_samples``.
 """
@@ -46,7 +46,8 @@ def num_samples(columns: int) -> int:
 def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
     """Side by side, float32 [B, ...]: the samples of each tensor [B, ...], or, not ``sampled``, all of it [B, n].
 
-    The first elements are those along the last axis, at 0 of all others but the first.
+    The first elements are those along the last axis, at 0 of all others but the first. The middle is
+    that of the last axis but one, at every place of the others.
     """
     if not isinstance(tensors[0], np.ndarray):
         from rcnn_backend.gpu.samples import gather  # needs CuPy
@@ -58,7 +59,8 @@ def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
             parts.append(tensor)
             continue
         parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
-        parts.append(np.abs(tensor).max(axis=tuple(range(1, tensor.ndim)))[:, None])
+        middle = tensor if tensor.ndim == 2 else tensor[..., tensor.shape[-2] // 2, :]
+        parts.append(np.abs(middle).max(axis=tuple(range(1, middle.ndim)))[:, None])
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 

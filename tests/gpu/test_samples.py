@@ -15,10 +15,10 @@ def make_tensors() -> list[np.ndarray]:
     shapes = [(3, 6), (3, 1), (3, 5, 2), (3, 4, 8, 9), (3, 7, 4, 3, 5)]
     plain = [RANDOM.uniform(-9, 9, shape).astype(np.float32) for shape in shapes]
     halves = [array.astype(np.float16) for array in plain]
-    plain[3][1, 2, 3, 4] = -77
+    plain[3][1, 2, 4, 4] = -77
     large = RANDOM.normal(0, 1, (3, 64, 50, 40)).astype(np.float32)
-    odd = RANDOM.normal(0, 1, (3, 7, 11, 13)).astype(np.float16)  # no multiple of 16 bytes
-    odd[2, 3, 3, 3] = np.nan
+    odd = RANDOM.normal(0, 1, (3, 7, 11, 13)).astype(np.float16)
+    odd[2, 3, 5, 3] = np.nan
     channels_last = RANDOM.uniform(0, 1, (3, 5, 6, 8)).astype(np.float32).transpose(0, 3, 1, 2)
     counts = np.array([[3], [0], [1000]], np.int32)
     return [*plain, *halves, counts, channels_last, plain[0][:, 1:3], large, large.astype(np.float16), odd]

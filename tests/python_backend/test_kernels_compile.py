@@ -23,7 +23,7 @@ KERNELS = {
         *(f"pool_adaptive<{type_}>" for type_ in TYPES),
     ],
     "detections": ["suppress_classes", "gather_detections"],
-    "samples": ["first_elements", "largest_magnitudes"],
+    "samples": ["take_samples"],
 }
 
 

@@ -57,12 +57,13 @@ def detections_tensors(classes: int, pooled_size: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_samples_are_the_first_elements_of_each_image_and_the_largest_magnitude() -> None:
+def test_samples_are_the_first_elements_of_each_image_and_the_largest_of_its_middle() -> None:
     feature = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
-    feature[0, 2, 3, 1] = -200
+    feature[0, 1, 2, 1] = -200
+    feature[1, 2, 3, 4] = 500  # not in the middle row
     counts = np.array([[7], [8]], np.int32)
     half = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.float16)
-    expected = [[0, 1, 2, 3, 200, 7, 7, 1, 2, 3, 4, 5], [60, 61, 62, 63, 119, 8, 8, 6, 7, 8, 9, 10]]
+    expected = [[0, 1, 2, 3, 200, 7, 7, 1, 2, 3, 4, 5], [60, 61, 62, 63, 114, 8, 8, 6, 7, 8, 9, 10]]
     samples = take_samples([feature, counts, half])
     assert samples.dtype == np.float32
     np.testing.assert_array_equal(samples, expected)

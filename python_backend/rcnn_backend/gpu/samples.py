@@ -1,4 +1,4 @@
-"""Samples of several tensors on a GPU, gathered by two kernels. See ``rcnn_backend.lost_tensors``."""
+"""Samples of several tensors on a GPU, gathered by one kernel. See ``rcnn_backend.lost_tensors``."""
 
 import math
 import struct
@@ -11,11 +11,9 @@ from rcnn_backend import kernels
 from rcnn_backend.lost_tensors import FIRST, num_samples
 
 MAX_TENSORS = 32  # a launch
-FIRST_THREADS, LARGEST_THREADS = 64, 256
-MAX_BLOCKS = 128  # of a tensor and an image
-VECTOR_BYTES = 16
+THREADS = 256  # of a tensor and an image
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 2}
-TENSOR = struct.Struct("Qqqqiiii")  # data, image_stride, size, vectors, stride, count, first, type
+TENSOR = struct.Struct("Qqqqiiiii4x")  # data, image_size, middle, middle_size, last, rows, count, first, type
 TABLE = np.dtype((np.void, TENSOR.size * MAX_TENSORS))
 
 
@@ -23,7 +21,7 @@ def gather(tensors: Sequence[cupy.ndarray], sampled: Sequence[bool]) -> cupy.nda
     """The samples of each tensor, or, not ``sampled``, all of it [B, n].
 
     Args:
-        tensors: [B, ...] of any strides, float32, float16 or int32.
+        tensors: [B, ...] float32, float16 or int32.
 
     Returns:
         float32 [B, columns], side by side.
@@ -34,25 +32,19 @@ def gather(tensors: Sequence[cupy.ndarray], sampled: Sequence[bool]) -> cupy.nda
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"{len(tensors)} tensors: expected at most {MAX_TENSORS}")
     tensors = [cupy.ascontiguousarray(tensor) for tensor in tensors]
-    batch, columns, largest = len(tensors[0]), 0, 0
+    columns = 0
     table = bytearray(TABLE.itemsize)
     for index, (tensor, is_sampled) in enumerate(zip(tensors, sampled, strict=True)):
         if tensor.dtype not in TYPES:
             raise ValueError(f"a tensor is {tensor.dtype}: expected float32, float16 or int32")
-        last, size = tensor.shape[-1], math.prod(tensor.shape[1:]) if is_sampled else 0
-        image_bytes = size * tensor.itemsize
-        aligned = image_bytes % VECTOR_BYTES == tensor.data.ptr % VECTOR_BYTES == 0
-        vectors = image_bytes // VECTOR_BYTES if aligned else 0
+        size, last = math.prod(tensor.shape[1:]), tensor.shape[-1]
+        rows = tensor.shape[-2] if tensor.ndim > 2 else 1
         count = min(FIRST, last) if is_sampled else last
-        fields = tensor.strides[0], size, vectors, tensor.itemsize, count, columns, TYPES[tensor.dtype]
-        TENSOR.pack_into(table, index * TENSOR.size, tensor.data.ptr, *fields)
+        middle_size = size // rows if is_sampled else 0
+        fields = size, rows // 2 * last, middle_size, last, rows, count, columns
+        TENSOR.pack_into(table, index * TENSOR.size, tensor.data.ptr, *fields, TYPES[tensor.dtype])
         columns += num_samples(last) if is_sampled else last
-        largest = max(largest, vectors or size)
-    samples = cupy.empty((batch, columns), np.float32)
+    samples = cupy.empty((len(tensors[0]), columns), np.float32)
     arguments = np.frombuffer(table, TABLE), np.int32(columns), samples
-    kernels.load("samples", "first_elements")((len(tensors), batch), (FIRST_THREADS,), arguments)
-    blocks = min(MAX_BLOCKS, math.ceil(largest / LARGEST_THREADS))
-    if blocks:
-        grid = blocks, len(tensors), batch
-        kernels.load("samples", "largest_magnitudes")(grid, (LARGEST_THREADS,), arguments)
+    kernels.load("samples", "take_samples")((len(tensors), len(tensors[0])), (THREADS,), arguments)
     return samples
