@@ -20,6 +20,7 @@ TEMPLATE = "faster_rcnn"
 PIXELS = "pixels"  # the ensemble <name>_pixels takes pixels, the ensemble <name> encoded pictures
 HALF_TENSORS = ("input", "feature_", "roialigned_feature")
 FUSED = "fused"  # the model <name>_fused runs all steps in one process
+FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 # On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
@@ -83,6 +84,8 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
         if config.backend in TRITON_BACKENDS.values():
             config.backend = TRITON_BACKENDS[options.engine]
             _list_profiles(config, len(options.profiles.get(template.rpartition("_")[2], ())))
+        if template == f"{TEMPLATE}_{FUSED}" and options.is_for_gpu:
+            config.instance_group.add(count=FUSED_INSTANCES)
         if options.profiles:
             config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
         for step in config.ensemble_scheduling.step:

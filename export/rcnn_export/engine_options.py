@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from rcnn_backend.manifest import PlanOptions
 from rcnn_backend.profiles import Profile
 
@@ -25,6 +26,11 @@ class EngineOptions:
     precision: str = FP32
     profiles: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
     plan: PlanOptions = field(default_factory=PlanOptions)
+
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether the engine runs on a GPU only."""
+        return self.engine == TENSORRT or (self.engine == AOTI and torch.cuda.is_available())
 
 
 DEFAULT_ENGINE = EngineOptions()

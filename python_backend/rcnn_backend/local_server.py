@@ -20,6 +20,7 @@ from rcnn_backend.access import Access, lock
 from rcnn_backend.draining import drain
 from rcnn_backend.memory_pool import size_pool
 from rcnn_backend.model_selection import ModelSelection, select_models
+from rcnn_backend.mps import CONTROL, PIPES, running_mps
 from rcnn_backend.server_flags import (
     address_of,
     backend_flags,
@@ -37,12 +38,13 @@ IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
 # server's process id, then a line once the server has stopped; without that line it stops the server first.
-CLEANER = """
-read -r pid && ! read -r stopped && {
+CLEANER = f"""
+read -r pid && ! read -r stopped && {{
     kill -TERM "$pid"
     for _ in $(seq 120); do kill -0 "$pid" || break; sleep 0.5; done
     kill -KILL -- "-$pid"
-}
+    [ -d "$1/mps" ] && echo quit | {PIPES}="$1/mps" {CONTROL}
+}}
 rm -rf -- "$1" "/dev/shm/$2"*
 """
 
@@ -131,6 +133,7 @@ def running_server(
     flags: Sequence[str] = (),
     access: Access | None = None,
     trace: Path | None = None,
+    mps: bool = False,
     images_in_flight: int = 32,
     ready_timeout_s: float = 300.0,
     log: str | Path | None = None,
@@ -147,6 +150,7 @@ def running_server(
             among them leaves it to them which models are loaded.
         access: who may call what; by default shared memory is open if gRPC listens to this host alone.
         trace: a folder for traces of every request, which is made if it is not there.
+        mps: the steps run their kernels side by side on a GPU, by a daemon that is started for them.
         images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
             memory pool holds on a GPU, unless the flags size it. More than that are slower.
         log: file for the server's log; by default a temporary one, kept only when the start fails.
@@ -179,6 +183,7 @@ def running_server(
         bufsize=1,
     )
     assert cleaner.stdin is not None
+    opened = contextlib.ExitStack()
     try:
         command: list[str | Path] = [install.server, f"--model-repository={repository.resolve()}"]
         for protocol, url in urls.items():
@@ -189,6 +194,7 @@ def running_server(
         command += model_flags(selection.served) if selection else []
         command += [*locks.flags, *(trace_flags(trace) if trace else [])]
         environment = server_environment(install, backends, folder)
+        environment |= opened.enter_context(running_mps(folder)) if mps else {}
         log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
         if log_path:
             log_path.write_bytes(b"")
@@ -214,6 +220,7 @@ def running_server(
             server.stop()
             cleaner.stdin.write("stopped\n")
     finally:
+        opened.close()
         cleaner.communicate()
 
 

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             flags=flags,
             access=_read_access(options),
             trace=options.trace,
+            mps=options.mps,
             images_in_flight=options.images_in_flight,
             ready_timeout_s=options.ready_timeout_s,
             log=options.log_file,
@@ -118,6 +119,12 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
         "--rebuild",
         action="store_true",
         help="first build the TensorRT plans that cannot run here again, from the graphs beside them, and verify them",
+    )
+    parser.add_argument(
+        "--mps",
+        action="store_true",
+        help="on a GPU, let the steps' processes compute side by side (NVIDIA's Multi-Process Service), which more "
+        "than doubles what an ensemble serves",
     )
     parser.add_argument(
         "--trace",

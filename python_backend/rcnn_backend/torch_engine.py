@@ -1,7 +1,6 @@
 """AOTInductor packages: NumPy arrays in and out on the CPU, CuPy arrays on a GPU. Needs PyTorch."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from torch.utils.dlpack import from_dlpack
 
 from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.errors import RepositoryError
-
-MANIFEST = "manifest.json"
+from rcnn_backend.manifest import read_manifest
 
 
 class TorchEngine:
@@ -32,7 +30,7 @@ class TorchEngine:
             # the step's own, for what torch launches
             self._stream = torch.cuda.ExternalStream(device.stream.ptr, torch_device)
             self._graph_memory = torch.cuda.MemPool()  # what graphs work in stays theirs
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path.parent)
         _check_target(path, manifest, torch_device)
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
         try:
@@ -68,16 +66,6 @@ def describe_target(device: torch.device) -> str:
         return "cpu"
     major, minor = torch.cuda.get_device_capability(device)
     return f"cuda sm_{major}{minor}"
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((path.parent / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise RepositoryError(
-            f"{path} needs the {MANIFEST} that is written with it: {error}. {_rebuild_hint()}"
-        ) from error
-    return manifest
 
 
 def _check_target(path: Path, manifest: Mapping[str, Any], device: torch.device) -> None:

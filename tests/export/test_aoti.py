@@ -72,7 +72,7 @@ def test_a_package_for_something_else_is_refused(
 
 def test_a_broken_package_and_a_missing_manifest_are_told(version_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes((version_dir / "model.pt2").read_bytes()[:1000])
-    with pytest.raises(RepositoryError, match=r"needs the manifest\.json that is written with it"):
+    with pytest.raises(RepositoryError, match=r"cannot read .*manifest\.json"):
         load_engine(tmp_path)
     (tmp_path / "manifest.json").write_text((version_dir / "manifest.json").read_text())
     with pytest.raises(RepositoryError, match="cannot load"):

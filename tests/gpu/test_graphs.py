@@ -1,6 +1,5 @@
 """What a CUDA graph answers is what the same calls answer one by one."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ import torch  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.gpu import graphs  # noqa: E402
 from rcnn_backend.gpu.graphs import GraphCache  # noqa: E402
-from rcnn_backend.torch_engine import MANIFEST, TorchEngine, describe_target  # noqa: E402
+from rcnn_backend.manifest import write_manifest  # noqa: E402
+from rcnn_backend.torch_engine import TorchEngine, describe_target  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 RANDOM = np.random.default_rng(9)
@@ -85,7 +85,7 @@ def test_a_package_runs_in_a_graph(tmp_path: Path) -> None:
         "engines": {path.name: {"target": target}},
         "versions": {"torch": torch.__version__},
     }
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(tmp_path, manifest)
     device = Gpu(0)
     engine = TorchEngine(path, device)
     assert engine.is_capturable
