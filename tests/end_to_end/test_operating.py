@@ -92,7 +92,7 @@ def test_sigterm_under_load_answers_what_was_accepted(digits_repository: Path, t
     in_flight = [
         answer for asked, answered, answer in serving.answers if asked < told - 0.1 < told < answered
     ]
-    assert len(in_flight) > 2 and set(in_flight) == {"boxes"}
+    assert in_flight and set(in_flight) == {"boxes"}
     later = [answer for asked, _, answer in serving.answers if asked > told and answer != "boxes"]
     assert len(later) == 8 and all(answer.startswith("ServerUnavailableError") for answer in later)
     assert (code, stderr) == (0, "")

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -203,11 +203,9 @@ def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) ->
 def test_on_a_gpu_the_memory_pool_is_sized(
     repository: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = dict.fromkeys(
-        field.name for field in (*fields(PreprocessParameters), *fields(ProposalParameters))
-    )
-    values |= {"fixed_size_hw": [1, 1], "size_divisible": 1, "padded_sizes_hw": [], "feature_strides": []}
-    values |= {"padded_counts": [10_000_000]}  # so many FP32 values between the two steps
+    values = asdict(PreprocessParameters(1, 1, [1, 1], [0.5] * 3, [0.5] * 3, 1, 1))
+    counts = [10_000_000]  # so many FP32 values between the two steps
+    values |= asdict(ProposalParameters(0.0, 0.7, 1e-3, counts, [], 224, 4, [7, 7], 2))
     config = 'backend: "python"\n' + "".join(
         f'parameters {{ key: "{name}" value {{ string_value: "{json.dumps(value)}" }} }}\n'
         for name, value in values.items()
