@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-stream bench-padding bench-balancer images soak soak-long fuzz lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, in process and served
 	$(BIN)/python tests/benchmarks/gpu.py
 
+bench-precision: $(INSTALLED)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
+	$(BIN)/python tests/benchmarks/precision.py
+
 bench-stream: $(DIGITS)  ## 1,000 pictures through the client's stream beside plain concurrent requests
 	$(BIN)/python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
 
@@ -71,6 +74,9 @@ images:  ## the container images rcnn-triton:<version>-gpu and -cpu (needs Docke
 
 soak: $(DIGITS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16
+
+soak-gpu: $(DIGITS) $(VENV)/.gpu  ## 32 clients for ten minutes: the GPU's memory flat after the first
+	$(BIN)/python tests/benchmarks/gpu_memory.py --seconds 600
 
 soak-long: $(DIGITS)  ## the same with 8 clients for half an hour, flat after the second minute
 	$(BIN)/python tests/benchmarks/soak.py --seconds 1800 --clients 8 --settled-s 120

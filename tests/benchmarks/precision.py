@@ -1,0 +1,108 @@
+"""COCO AP of a detector in torchvision and exported in FP32 and in FP16, on the sample's held-out pictures.
+
+    python tests/benchmarks/precision.py --weights run/weights.safetensors --model fasterrcnn_resnet50_fpn
+
+The same decoded pictures go to all three. On a GPU if there is one, with the engine named.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rcnn_backend.devices import Cpu, Device, Gpu
+from rcnn_backend.pipeline import Pipeline
+from rcnn_client.tools.coco_file import box_record
+from rcnn_export.coco_dataset import Sample
+from rcnn_export.coco_eval import Detected, detect, score
+from rcnn_export.detector import Detector, load_detector
+from rcnn_export.digits_dataset import DigitsDataset
+from rcnn_export.engine_options import AOTI, FP16, FP32, ONNX, EngineOptions
+from rcnn_export.repository import export_repository
+from rich.console import Console
+from rich.table import Table
+
+SAMPLE = Path(__file__).resolve().parents[2] / "export" / "samples"
+NAME = "detector"
+BATCH = 4
+MOST_LOST = {FP32: 0.01, FP16: 0.1}  # points of AP50:95
+
+
+def main() -> int:
+    """Prints the APs; 0 if none is further from torchvision's than MOST_LOST."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="rcnn_export.digits_detector:digits_detector")
+    parser.add_argument("--weights", default=str(SAMPLE / "digits.safetensors"))
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--engine", choices=(ONNX, AOTI), default=AOTI if torch.cuda.is_available() else ONNX)
+    options = parser.parse_args()
+    console = Console(width=110)
+    data = DigitsDataset("held-out", options.pictures)
+    detector = load_detector(options.model, options.weights, labels=SAMPLE / "labels.txt")
+    samples = [data[index] for index in range(len(data))]
+    batches = [samples[first : first + BATCH] for first in range(0, len(samples), BATCH)]
+
+    aps = {precision: measure(detector, batches, options.engine, precision) for precision in MOST_LOST}
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reference = score([detect(detector.model.to(target), batches)], data.class_names)
+
+    table = Table(title=f"{options.model}, {options.pictures} held-out pictures")
+    for column in ("", "AP50:95", "AP50", "AP75", "points from torchvision"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("torchvision FP32", *(f"{reference[key]:.5f}" for key in ("ap", "ap50", "ap75")))
+    for precision, own in aps.items():
+        numbers = (f"{own[key]:.5f}" for key in ("ap", "ap50", "ap75"))
+        table.add_row(
+            f"{options.engine} {precision}", *numbers, f"{100 * (own['ap'] - reference['ap']):+.4f}"
+        )
+    console.print(table)
+    console.print(f"command: python {shlex.join(sys.argv)}", markup=False, soft_wrap=True)
+    holds = (
+        abs(100 * (aps[precision]["ap"] - reference["ap"])) <= most for precision, most in MOST_LOST.items()
+    )
+    return 0 if all(holds) else 1
+
+
+def measure(
+    detector: Detector, batches: Sequence[list[Sample]], engine: str, precision: str
+) -> dict[str, Any]:
+    """The scores of the exported detector."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_repository(detector, Path(folder), NAME, options=EngineOptions(engine, precision))
+        device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
+        pipeline = Pipeline.load(Path(folder), NAME, device)
+        return score([run(pipeline, batches)], pipeline.class_names[1:])
+
+
+def run(pipeline: Pipeline, batches: Sequence[list[Sample]]) -> Detected:
+    """What the pipeline finds, as ``coco_eval.detect`` tells it of a torch model."""
+    detected = Detected()
+    for batch in batches:
+        found = pipeline.detect([picture.permute(1, 2, 0).numpy() for picture, _ in batch])
+        for index, (picture, target) in enumerate(batch):
+            image_id = len(detected.images)
+            detected.images.append({"id": image_id, "height": picture.shape[1], "width": picture.shape[2]})
+            truth = zip(
+                *(target[key].tolist() for key in ("labels", "boxes", "area", "iscrowd")), strict=True
+            )
+            detected.truth += [
+                box_record(image_id, label, box, area=area, iscrowd=iscrowd)
+                for label, box, area, iscrowd in truth
+            ]
+            own = slice(int(found.num_detections[index, 0]))
+            rows = (array[index, own].tolist() for array in (found.labels, found.boxes, found.scores))
+            detected.found += [
+                box_record(image_id, label, box, score=score_)
+                for label, box, score_ in zip(*rows, strict=True)
+            ]
+    return detected
+
+
+if __name__ == "__main__":
+    sys.exit(main())
