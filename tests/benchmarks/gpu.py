@@ -30,6 +30,7 @@ from gpu_report import Served, in_process_table, plot, served_table, stages_tabl
 from PIL import Image
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.local_server import running_server
+from rcnn_backend.mps import CONTROL as mps_control
 from rcnn_backend.pipeline import Pipeline
 from rcnn_client.tools.perf_analyzer import find_perf_analyzer, write_input
 from rcnn_export.detector import Detector, load_detector
@@ -222,7 +223,7 @@ def add_peer(repository: Path, model: str, weights: str) -> None:
 
 
 def measure_served(repository: Path, temporary: Path, arguments: argparse.Namespace) -> list[Served]:
-    """perf_analyzer on the peer, the ensemble and the fused model, one server each."""
+    """perf_analyzer on the peer, the ensemble and the fused model, one server each; ours with and without MPS."""
     for index, pixels in enumerate(make_pictures(arguments.size)):
         (temporary / f"{index}.jpg").write_bytes(encode(pixels))
     data, links = temporary / "input.json", temporary / "links"
@@ -230,12 +231,16 @@ def measure_served(repository: Path, temporary: Path, arguments: argparse.Namesp
     links.mkdir()
     analyzer = find_perf_analyzer(links)
     rows = []
-    for model in ("torchvision_peer", NAME, f"{NAME}_fused"):
-        with running_server(repository, [model]) as server:
+    ours = [(model, mps) for model in (NAME, f"{NAME}_fused") for mps in (False, True)]
+    for model, mps in [("torchvision_peer", False), *ours]:
+        if mps and not shutil.which(mps_control):
+            continue
+        with running_server(repository, [model], mps=mps) as server:
             for clients in arguments.clients:
                 analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)  # warm
                 found = analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds)
-                rows.append(Served(model, clients, found.images_per_s, found.p50_ms, found.p99_ms))
+                label = f"{model}, --mps" if mps else model
+                rows.append(Served(label, clients, found.images_per_s, found.p50_ms, found.p99_ms))
     return rows
 
 
