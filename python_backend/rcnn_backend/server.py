@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             host="0.0.0.0",
             ports={protocol: getattr(options, f"{protocol}_port") for protocol in PROTOCOLS},
             flags=flags,
-            access=_read_access(options),
+            access=read_access(options),
             trace=options.trace,
             mps=options.mps,
             images_in_flight=options.images_in_flight,
@@ -166,7 +166,12 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
     return options, flags
 
 
-def _read_access(options: argparse.Namespace) -> Access:
+def read_access(options: argparse.Namespace) -> Access:
+    """What the options say of who may call what.
+
+    Raises:
+        ServerError: a file is missing or empty, or one option needs another.
+    """
     token = ""
     if options.token_file:
         token = options.token_file.read_text().strip()

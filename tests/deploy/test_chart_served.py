@@ -1,4 +1,4 @@
-"""The flags of the production value set on the real server: TLS with client certificates, the key, the locks."""
+"""The flags of the production value set on the real server: TLS with client certificates, the token, the locks."""
 
 import shutil
 import subprocess
@@ -11,6 +11,7 @@ import helm_python as helm
 import pytest
 import yaml
 from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server import parse_arguments, read_access
 from rcnn_client import AccessDeniedError, Detector, RcnnError, TLSConfig
 
 pytestmark = pytest.mark.xdist_group("digits")
@@ -20,7 +21,7 @@ PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pi
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The secret's files: one certificate, which signs itself and is the client's, too."""
+    """The secret's files: one certificate, which signs itself and is the client's, too, and the token."""
     folder = tmp_path_factory.mktemp("tls")
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
@@ -28,6 +29,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*command, "-keyout", "tls.key", "-out", "tls.crt"], cwd=folder, check=True, capture_output=True
     )
     shutil.copy(folder / "tls.crt", folder / "ca.crt")
+    (folder / "token").write_text("secret\n")
     return folder
 
 
@@ -40,19 +42,20 @@ def server(deploy: Path, secret: Path, digits_repository: Path) -> Iterator[Runn
     deployment = yaml.safe_load(files["rcnn-triton/templates/deployment.yaml"])
     args = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[0] == "--images-in-flight=64" and args[-2:] == ["--models", "my_detector"]
-    flags = [arg.replace("/tls/", f"{secret}/").replace("$(RCNN_KEY)", "secret") for arg in args[1:-2]]
-    with running_server(digits_repository, ["digits"], flags=flags) as running:
+    mounted = [arg.replace("/tls/", f"{secret}/").replace("/auth/", f"{secret}/") for arg in args[:-2]]
+    options, flags = parse_arguments(mounted)
+    with running_server(digits_repository, ["digits"], flags=flags, access=read_access(options)) as running:
         yield running
 
 
-def test_callers_show_a_certificate_and_the_key(server: RunningServer, secret: Path) -> None:
+def test_callers_show_a_certificate_and_the_token(server: RunningServer, secret: Path) -> None:
     ca, own = secret / "ca.crt", (secret / "tls.crt", secret / "tls.key")
-    headers = {"triton-grpc-protocol-rcnn-key": "secret"}
+    headers = {"triton-grpc-protocol-token": "secret"}
     with Detector(server.grpc_url, "digits", tls=TLSConfig(ca, *own), headers=headers) as detector:
         assert len(detector.detect(PICTURE)) > 0
     with (
         Detector(server.grpc_url, "digits", tls=TLSConfig(ca, *own)) as detector,
-        pytest.raises(AccessDeniedError, match="triton-grpc-protocol-rcnn-key"),
+        pytest.raises(AccessDeniedError, match="triton-grpc-protocol-token"),
     ):
         detector.detect(PICTURE)
     with (

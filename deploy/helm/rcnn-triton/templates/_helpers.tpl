@@ -30,8 +30,3 @@ capabilities:
 {{- define "rcnn.waitingQuery" -}}
 sum(rate(nv_inference_queue_duration_us{namespace={{ .Release.Namespace | quote }},pod=~{{ printf "%s-.+" (include "rcnn.name" .) | quote }}}[1m])) / 1e6
 {{- end }}
-
-{{- /* Every protocol of Triton but health; its names are those of --grpc-restricted-protocol. */ -}}
-{{- define "rcnn.lockedProtocols" -}}
-model-repository,inference,metadata,model-config,shared-memory,statistics,trace,logging
-{{- end }}
