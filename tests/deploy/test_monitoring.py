@@ -12,7 +12,7 @@ from pathlib import Path
 import promql_parser
 import pytest
 import yaml
-from rcnn_client import Detector
+from rcnn_client import Detector, InvalidImageError
 
 pytestmark = pytest.mark.xdist_group("digits")
 
@@ -48,9 +48,11 @@ def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def exposed(container: dict[str, str]) -> set[str]:
-    """The names on /metrics after a detection."""
+    """The names on /metrics after a detection and a refusal."""
     with Detector(container["grpc"], "digits") as detector:
         assert len(detector.detect(next(PICTURES.glob("*.jpg")))) > 0
+        with pytest.raises(InvalidImageError):
+            detector.detect(b"no picture")
     with urllib.request.urlopen(f"http://{container['metrics']}/metrics") as page:
         return set(re.findall(r"^(\w+)", page.read().decode(), re.MULTILINE))
 
