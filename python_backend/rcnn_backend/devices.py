@@ -30,7 +30,7 @@ class Device(Protocol):
         """The arrays on the CPU, once they are computed."""
 
     def import_array(self, tensor: Any) -> Array:
-        """An array that shares the memory of anything that speaks DLPack."""
+        """Of anything that speaks DLPack; it shares the memory if that is there."""
 
     def concatenate(self, arrays: list[Array]) -> Array:
         """Joins arrays along their first axis."""
@@ -107,7 +107,8 @@ class Gpu:
         return hosts
 
     def import_array(self, tensor: Any) -> Array:
-        return self._cupy.from_dlpack(tensor)
+        array = self._cupy.from_dlpack(tensor)
+        return self._cupy.asarray(array)  # copies it if another GPU has it
 
     def concatenate(self, arrays: list[Array]) -> Array:
         return self._cupy.concatenate(arrays)
