@@ -59,8 +59,7 @@ class TensorRTEngine:
         self._log = ErrorLog()
         with device.active():
             self._engine = self._deserialize(record)
-            self.tensors = [self._tensor(index) for index in range(self._engine.num_io_tensors)]
-            self.profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
+            self.tensors, self.profiles = list_tensors(self._engine), list_profiles(self._engine)
             self._contexts = [self._open_context(index) for index in range(len(self.profiles))]
             device.synchronize()
         self._inputs = [tensor for tensor in self.tensors if tensor.is_input]
@@ -114,21 +113,6 @@ class TensorRTEngine:
             )
         return engine
 
-    def _tensor(self, index: int) -> PlanTensor:
-        name = self._engine.get_tensor_name(index)
-        is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        dtype = trt.nptype(self._engine.get_tensor_dtype(name))
-        return PlanTensor(name, is_input, dtype, tuple(self._engine.get_tensor_shape(name)))
-
-    def _profile(self, index: int) -> Profile:
-        return {
-            tensor.name: ShapeRange(
-                *(tuple(shape) for shape in self._engine.get_tensor_profile_shape(tensor.name, index))
-            )
-            for tensor in self.tensors
-            if tensor.is_input
-        }
-
     def _open_context(self, profile: int) -> trt.IExecutionContext:
         # memory for this profile and not for the largest
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
@@ -139,3 +123,28 @@ class TensorRTEngine:
                 f"{self._log}. Is there enough free memory on the GPU?"
             )
         return context
+
+
+def list_tensors(engine: trt.ICudaEngine) -> list[PlanTensor]:
+    """The plan's inputs and outputs."""
+    return [
+        PlanTensor(
+            name,
+            engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            trt.nptype(engine.get_tensor_dtype(name)),
+            tuple(engine.get_tensor_shape(name)),
+        )
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
+    ]
+
+
+def list_profiles(engine: trt.ICudaEngine) -> list[Profile]:
+    """The shapes that each profile takes, by input."""
+    inputs = [tensor.name for tensor in list_tensors(engine) if tensor.is_input]
+    return [
+        {
+            name: ShapeRange(*(tuple(shape) for shape in engine.get_tensor_profile_shape(name, index)))
+            for name in inputs
+        }
+        for index in range(engine.num_optimization_profiles)
+    ]

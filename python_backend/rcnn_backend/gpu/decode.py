@@ -57,10 +57,9 @@ def _share(image: nvimgcodec.Image) -> cupy.ndarray:
 def is_for_gpu(data: bytes, max_image_pixels: int) -> bool:
     """Whether it is a complete JPEG, YCbCr or grey, of at most ``max_image_pixels``."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return (
-                image.format == "JPEG"
-                and image.mode in ("RGB", "L")
+                image.mode in ("RGB", "L")
                 and image.info.get("adobe_transform") != 0  # RGB without a transform
                 and image.width * image.height <= max_image_pixels
                 and END_OF_IMAGE in data[-MAX_TRAILER_BYTES:]
