@@ -25,7 +25,8 @@ def digits() -> Detector:
 
 @pytest.fixture(scope="session")
 def digits_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample detector exported under the name ``digits``; mark its users xdist_group("digits")."""
+    """The sample detector exported under the name ``digits``; mark its users with the
+    xdist_group of their folder."""
     repository = tmp_path_factory.mktemp("repository")
     export_repository(digits, repository, "digits")
     return repository
@@ -35,7 +36,7 @@ def digits_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory
 def plan_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample detector in FP16 as TensorRT-RTX plans, and as ONNX beside them, under the name ``digits``.
 
-    The RPN has a profile for small and one for large pictures. Mark its users xdist_group("digits").
+    The RPN has a profile for small and one for large pictures. Mark its users xdist_group("export").
     """
     repository = tmp_path_factory.mktemp("plans")
     shapes = [parse_shapes("1x32x32,4x320x320,8x384x384"), parse_shapes("1x416x32,4x416x768,8x768x768")]

@@ -14,7 +14,7 @@ from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_backend.server import parse_arguments, read_access
 from rcnn_client import AccessDeniedError, Detector, RcnnError, TLSConfig
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("deploy")
 
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rcnn_client import Detector, InvalidImageError
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("deploy")
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 # What a server without a GPU does not have; the first is the Python steps' own, the others Triton's.

@@ -11,7 +11,7 @@ import yaml
 BALANCER = Path(__file__).resolve().parents[1] / "benchmarks" / "balancer.py"
 
 
-@pytest.mark.xdist_group("digits")
+@pytest.mark.xdist_group("deploy")
 def test_the_load_is_shared_and_a_killed_server_loses_nothing(digits_repository: Path) -> None:
     command = [sys.executable, BALANCER, digits_repository, "--requests", "80"]
     result = subprocess.run(command, capture_output=True, text=True)

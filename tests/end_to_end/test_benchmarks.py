@@ -12,7 +12,7 @@ from rcnn_export.coco_eval import detect, score
 from rcnn_export.detector import Detector
 from rcnn_export.digits_dataset import DigitsDataset
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"

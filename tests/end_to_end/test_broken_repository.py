@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rcnn_backend.server import main
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("server")
 
 
 def cut_engine(repository: Path) -> None:

@@ -14,7 +14,7 @@ import tritonclient.grpc as triton
 from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector, Result
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 MODELS = ["digits", "digits_pixels"]
 

@@ -23,7 +23,7 @@ from rcnn_client import (
     aio,
 )
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "client" / "examples"

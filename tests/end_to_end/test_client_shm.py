@@ -11,7 +11,7 @@ import tritonclient.grpc as triton
 from rcnn_backend.local_server import RunningServer
 from rcnn_client import DeadlineExceededError, Detections, Detector, InvalidImageError, ServerError
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 SHARED = Path("/dev/shm")

@@ -16,7 +16,7 @@ from rcnn_client import (
     aio,
 )
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 

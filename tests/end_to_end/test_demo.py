@@ -24,7 +24,7 @@ def processes_of(folder: Path) -> list[str]:
     return lines
 
 
-@pytest.mark.xdist_group("digits")
+@pytest.mark.xdist_group("client")
 def test_demo(digits_repository: Path, tmp_path: Path) -> None:
     picture = ROOT / "export" / "samples" / "pictures" / "digits_held-out_001117.jpg"
     out = tmp_path / "demo.png"

@@ -12,7 +12,7 @@ from rcnn_client.cli import main
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 
 def test_a_folder_drawn_as_json_and_as_coco(both_ensembles: RunningServer, tmp_path: Path) -> None:

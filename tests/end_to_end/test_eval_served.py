@@ -18,7 +18,7 @@ from rcnn_export import detector as torch_detector
 from rcnn_export.coco_dataset import CocoDataset
 from rcnn_export.digits_dataset import write_coco
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("client")
 
 NUM_PICTURES = 60
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium")  # no held-out digit is large

@@ -12,7 +12,7 @@ from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_backend.model_selection import select_models
 from rcnn_client import Detections, Detector, InvalidImageError, RcnnError
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("server")
 
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 OUTPUTS = ("boxes", "scores", "labels", "num_detections")

@@ -13,7 +13,7 @@ import pytest
 from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_client import Detector, InvalidImageError, RcnnError, ServerUnavailableError
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("server")
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))

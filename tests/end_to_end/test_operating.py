@@ -19,7 +19,7 @@ from rcnn_backend.stub_processes import find_stubs
 from rcnn_backend.triton_install import ServerError
 from rcnn_client import AccessDeniedError, CertificateError, Detector, RcnnError, TLSConfig
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("server")
 
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")

@@ -18,7 +18,7 @@ from rcnn_backend.pipeline import Pipeline
 from rcnn_client import BatchError, Detections, Detector, InvalidImageError
 from rcnn_export import detector as torch_detector
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("server")
 
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 OUTPUTS = ("boxes", "scores", "labels", "num_detections")

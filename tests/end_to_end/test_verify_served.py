@@ -8,7 +8,7 @@ from rcnn_backend.local_server import running_server
 from rcnn_export import verify
 from rcnn_export.reference import ImageDetections
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("server")
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 

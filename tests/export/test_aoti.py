@@ -14,7 +14,7 @@ from rcnn_export.detector import Detector
 from rcnn_export.engine_options import AOTI, EngineOptions
 from rcnn_export.onnx_export import Stage, header_stage
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("export")
 
 
 @pytest.fixture(scope="module")

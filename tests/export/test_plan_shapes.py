@@ -8,7 +8,7 @@ from rcnn_export.detector import Detector
 from rcnn_export.errors import ExportError
 from rcnn_export.plan_shapes import parse_shapes, plan_profiles
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("export")
 
 
 @pytest.mark.parametrize(

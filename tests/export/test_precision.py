@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from tritonclient.grpc.model_config_pb2 import DataType
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("export")
 
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT

@@ -34,7 +34,7 @@ def snapshot(repository: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.xdist_group("digits")
+@pytest.mark.xdist_group("export")
 def test_everything_is_written(digits_repository: Path, digits: Detector) -> None:
     written = snapshot(digits_repository)
     for model in model_names("digits"):

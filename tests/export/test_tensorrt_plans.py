@@ -37,7 +37,7 @@ from rcnn_export.engine_options import TENSORRT, EngineOptions
 from rcnn_export.repository import export_repository
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("export")
 
 HAS_GPU = Path("/dev/nvidiactl").exists()
 

@@ -17,7 +17,7 @@ from rcnn_export.reference import run_reference
 from rcnn_export.sample_pictures import sample_pictures
 from rcnn_export.verification import ALONE, END_TO_END, Verification
 
-pytestmark = pytest.mark.xdist_group("digits")
+pytestmark = pytest.mark.xdist_group("export")
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 

@@ -54,7 +54,7 @@ def test_without_the_driver_s_utilities(folder: Path, monkeypatch: pytest.Monkey
         pass
 
 
-@pytest.mark.xdist_group("digits")
+@pytest.mark.xdist_group("deploy")
 def test_the_server_is_told_of_the_daemon(
     digits_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
