@@ -25,8 +25,9 @@ def digits() -> Detector:
 
 @pytest.fixture(scope="session")
 def digits_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample detector exported under the name ``digits``; mark its users with the
-    xdist_group of their folder."""
+    """The sample detector exported under the name ``digits``; mark its users with the xdist_group of
+    their folder.
+    """
     repository = tmp_path_factory.mktemp("repository")
     export_repository(digits, repository, "digits")
     return repository

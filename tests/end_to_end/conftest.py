@@ -16,8 +16,9 @@ PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "picture
 
 @pytest.fixture(scope="module")
 def both_ensembles(digits_repository: Path) -> Iterator[RunningServer]:
-    """A server of ``digits`` and ``digits_pixels``; mark its users with the
-    xdist_group of their folder."""
+    """A server of ``digits`` and ``digits_pixels``; mark its users with the xdist_group of
+    their folder.
+    """
     with running_server(digits_repository, ["digits", "digits_pixels"]) as running:
         yield running
 
