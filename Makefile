@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,7 +34,10 @@ demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a pic
 	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
 
 test: $(INSTALLED)  ## every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not long"
+
+test-long: $(INSTALLED)  ## FP16 plans of every torchvision model
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long tests/export
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check
@@ -42,7 +45,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/mypy client/rcnn_client python_backend/rcnn_backend export/rcnn_export
 	for model in model_repository/*/1/model.py python_backend/backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
 
-check: lint test  ## what CI runs
+check: lint test test-long  ## what CI runs
 
 gpu-test: $(VENV)/.gpu  ## the CUDA kernels and the served ensemble against torchvision, on this machine's GPU
 	$(BIN)/pytest tests/gpu -m gpu
