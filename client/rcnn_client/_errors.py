@@ -102,7 +102,8 @@ def from_transport(
         )
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in said:
         return AccessDeniedError(f"{about}{url} refuses the call: {said}. Give it with Detector(headers=...)")
-    if status == "UNAVAILABLE" or "has no available versions" in said:  # loading, or unloading as it stops
+    # CANCELLED: by the server, as it stopped. No available versions: loading, or unloading as it stops.
+    if status in ("UNAVAILABLE", "CANCELLED") or "has no available versions" in said:
         return ServerUnavailableError(
             f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}"
         )

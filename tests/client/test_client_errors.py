@@ -68,6 +68,7 @@ def test_an_unknown_model(server, png):
     ("status", "error"),
     [
         (grpc.StatusCode.UNAVAILABLE, ServerUnavailableError),
+        (grpc.StatusCode.CANCELLED, ServerUnavailableError),
         (grpc.StatusCode.NOT_FOUND, ModelNotFoundError),
         (grpc.StatusCode.INVALID_ARGUMENT, InvalidImageError),
         (grpc.StatusCode.INTERNAL, ServerError),
