@@ -1,7 +1,8 @@
 """Pixels for a server on this host, by way of system shared memory.
 
 A region has a name in /dev/shm only until the server has opened it: from then on it lives as long as the
-client's and the server's mappings do, so nothing is left behind however this process ends.
+client's and the server's mappings do, so nothing is left behind however this process ends. The name of one
+that was killed in between is removed by the next client on this host.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ._connection import Connection
 from ._errors import ServerError
 
 FOLDER = Path("/dev/shm")
+PREFIX = "rcnn_client_"
 CLOSING_TIMEOUT_S = 1.0
 # Triton's words for a region that it does not know: it was restarted.
 LOST = "Unable to find shared memory region"
@@ -37,18 +39,19 @@ class Region:
     """
 
     def __init__(self, byte_size: int) -> None:
-        self.name = f"rcnn_client_{os.getpid()}_{secrets.token_hex(8)}"
+        self.name = f"{PREFIX}{os.getpid()}_{secrets.token_hex(8)}"
         self.byte_size = 1 << (byte_size - 1).bit_length()  # few sizes, so that most fit most pictures
         try:
-            descriptor = os.open(FOLDER / self.name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            remove_abandoned()
+            self._descriptor = create_locked(FOLDER / self.name)
             try:
-                os.posix_fallocate(descriptor, 0, self.byte_size)  # later there would be a SIGBUS for it
-                self._memory = mmap.mmap(descriptor, self.byte_size)
+                os.posix_fallocate(
+                    self._descriptor, 0, self.byte_size
+                )  # later there would be a SIGBUS for it
+                self._memory = mmap.mmap(self._descriptor, self.byte_size)
             except BaseException:
                 self.unlink()
                 raise
-            finally:
-                os.close(descriptor)
         except OSError as error:
             raise ServerError(
                 f"no {self.byte_size} bytes of shared memory in {FOLDER}: {error.strerror}; enlarge it, have "
@@ -61,8 +64,34 @@ class Region:
 
     def unlink(self) -> None:
         """Takes the name away; the memory stays."""
-        with contextlib.suppress(FileNotFoundError):
-            (FOLDER / self.name).unlink()
+        (FOLDER / self.name).unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def create_locked(path: Path) -> int:
+    """A new file, open and locked as long as this process has it open."""
+    import fcntl  # not on Windows, which has no /dev/shm either
+
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # it was removed as abandoned before it was locked
+
+
+def remove_abandoned() -> None:
+    """Takes away the names that nobody holds a lock on: their processes were killed."""
+    import fcntl
+
+    for path in FOLDER.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # locked, another user's, or gone by now
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 class Regions:
