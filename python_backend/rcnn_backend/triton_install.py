@@ -17,6 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+# glibc's malloc gives what a rare large batch took back to the system, and threads share what small ones took.
+# (A lower threshold would cost speed: each batch's memory would be asked of the system anew.)
+MALLOC = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 
 
 class ServerError(RuntimeError):
@@ -146,7 +153,7 @@ def server_environment(install: TritonInstall, backends: Path, folder: Path) -> 
             libraries[-1].mkdir()
             (libraries[-1] / libpython).symlink_to(Path(place, libpython))
             break
-    environment = dict(os.environ)
+    environment = MALLOC | os.environ
     search = [*map(str, libraries), environment.get("LD_LIBRARY_PATH", "")]
     environment["LD_LIBRARY_PATH"] = ":".join(filter(None, search))
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/soak.py --seconds 60 --clients 16 [tritonserver's flags]
 
+For the first half of ``--settled-s`` every request is a full batch: the most memory is needed early.
 Each answer is compared with the one to the same picture asked alone, of a server without those
 flags. Memory: the resident memory of the server's processes, and the memory in use on the GPUs,
 which must not grow after ``--settled-s``.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import tritonclient.grpc as triton
 from memory import Memory
 from PIL import Image
 from rcnn_backend.local_server import RunningServer, running_server
@@ -107,6 +109,7 @@ def run_load(
     load, started = Load(), time.monotonic()
 
     def ask(client: int) -> None:
+        send_full_batches(server, options.name, pictures, started + options.settled_s / 2)
         with Detector(server.grpc_url, options.name, retries=0) as detector:
             turn = client
             while time.monotonic() < started + options.seconds:
@@ -130,6 +133,15 @@ def run_load(
         for client in clients:
             client.join()
     return load, memory
+
+
+def send_full_batches(server: RunningServer, name: str, pictures: list[bytes], until: float) -> None:
+    """Requests of eight pictures each."""
+    batch = triton.InferInput("image", [8, 1], "BYTES")
+    batch.set_data_from_numpy(np.array(pictures[:8], object)[:, None])
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        while time.monotonic() < until:
+            client.infer(name, [batch])
 
 
 def is_same(answer: Detections, expected: Detections) -> bool:
