@@ -49,6 +49,7 @@ class Pipeline:
     proposal_parameters: ProposalParameters
     detection_parameters: DetectionParameters
     input_dtype: np.dtype[Any]
+    max_batch_size: int
     class_names: list[str]
 
     @classmethod
@@ -83,6 +84,7 @@ class Pipeline:
             proposal_parameters=read_parameters(ProposalParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
             input_dtype=read_dtype(preprocess_config, "input"),
+            max_batch_size=preprocess_config["max_batch_size"],
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
 
@@ -154,7 +156,10 @@ class Pipeline:
         return GraphCache(run, self.device)
 
     def warm_up(self) -> None:
-        """On a GPU, compiles what ``run`` runs and captures it for one picture of the largest size."""
+        """On a GPU, compiles what ``run`` runs and captures it for all batches of pictures of the largest size.
+
+        A shape that comes for the first time later makes its batch wait for this.
+        """
         if not self.device.is_gpu:
             return
         preprocessing.warm_up(self.preprocess_parameters, self.device, self.input_dtype)
@@ -162,8 +167,9 @@ class Pipeline:
         detecting.warm_up(self.detection_parameters, self.device)
         size_hw = self.preprocess_parameters.min_size, self.preprocess_parameters.max_size
         blank = self.device.upload(np.zeros((*size_hw, 3), np.uint8))
-        for _ in range(2):
-            self.run([blank], [self.detection_parameters])
+        for batch in range(self.max_batch_size, 0, -1):  # the largest first: the others run in its memory
+            for _ in range(2):
+                self.run([blank] * batch, [self.detection_parameters] * batch)
 
     def _read(self, images: Sequence[bytes | npt.NDArray[np.uint8]]) -> list[Array]:
         encoded = [image for image in images if isinstance(image, bytes)]

@@ -9,6 +9,7 @@ itself beside its floor.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import platform
@@ -32,7 +33,7 @@ from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.local_server import running_server
 from rcnn_backend.mps import CONTROL as mps_control
 from rcnn_backend.pipeline import Pipeline
-from rcnn_client.tools.perf_analyzer import find_perf_analyzer, write_input
+from rcnn_client.tools.perf_analyzer import PerfAnalyzerError, find_perf_analyzer, write_input
 from rcnn_export.detector import Detector, load_detector
 from rcnn_export.engine_options import ENGINE_FILES, FP16, FP32, EngineOptions
 from rcnn_export.repository import export_repository
@@ -237,7 +238,8 @@ def measure_served(repository: Path, temporary: Path, arguments: argparse.Namesp
             continue
         with running_server(repository, [model], mps=mps) as server:
             for clients in arguments.clients:
-                analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)  # warm
+                with contextlib.suppress(PerfAnalyzerError):  # no stable speed yet: this is to warm it
+                    analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)
                 found = analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds)
                 label = f"{model}, --mps" if mps else model
                 rows.append(Served(label, clients, found.images_per_s, found.p50_ms, found.p99_ms))

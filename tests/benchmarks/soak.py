@@ -83,6 +83,11 @@ class Load:
     errors: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def failed(self, message: str) -> None:
+        """Counts an error."""
+        with self.lock:
+            self.errors[message] += 1
+
 
 def encode_pictures() -> list[bytes]:
     """The sample pictures in several sizes, as JPEG and as PNG."""
@@ -107,9 +112,10 @@ def run_load(
 ) -> tuple[Load, Memory]:
     """All clients ask at once, each its own sequence of pictures, until the time is over."""
     load, started = Load(), time.monotonic()
+    full_batches_s = min(options.settled_s, options.seconds) / 2
 
     def ask(client: int) -> None:
-        send_full_batches(server, options.name, pictures, started + options.settled_s / 2)
+        send_full_batches(server, options.name, pictures, started + full_batches_s, load)
         with Detector(server.grpc_url, options.name, retries=0) as detector:
             turn = client
             while time.monotonic() < started + options.seconds:
@@ -117,8 +123,7 @@ def run_load(
                 try:
                     answer = detector.detect(pictures[index], score_thresh=SCORE_THRESH)
                 except RcnnError as error:
-                    with load.lock:
-                        load.errors[str(error)] += 1
+                    load.failed(str(error))
                 else:
                     with load.lock:
                         if is_same(answer, expected[index]):
@@ -135,13 +140,18 @@ def run_load(
     return load, memory
 
 
-def send_full_batches(server: RunningServer, name: str, pictures: list[bytes], until: float) -> None:
+def send_full_batches(
+    server: RunningServer, name: str, pictures: list[bytes], until: float, load: Load
+) -> None:
     """Requests of eight pictures each."""
     batch = triton.InferInput("image", [8, 1], "BYTES")
     batch.set_data_from_numpy(np.array(pictures[:8], object)[:, None])
     with triton.InferenceServerClient(server.grpc_url) as client:
         while time.monotonic() < until:
-            client.infer(name, [batch])
+            try:
+                client.infer(name, [batch])
+            except triton.InferenceServerException as error:
+                load.failed(error.message())
 
 
 def is_same(answer: Detections, expected: Detections) -> bool:
