@@ -232,16 +232,17 @@ def measure_served(repository: Path, temporary: Path, arguments: argparse.Namesp
     links.mkdir()
     analyzer = find_perf_analyzer(links)
     rows = []
-    ours = [(model, mps) for model in (NAME, f"{NAME}_fused") for mps in (False, True)]
-    for model, mps in [("torchvision_peer", False), *ours]:
-        if mps and not shutil.which(mps_control):
-            continue
+    ours = {"ensemble": NAME, "fused": f"{NAME}_fused"}
+    runs = [("torchvision peer", "torchvision_peer", False)]
+    runs += [(label, model, False) for label, model in ours.items()]
+    if shutil.which(mps_control):
+        runs += [(f"{label}, --mps", model, True) for label, model in ours.items()]
+    for label, model, mps in runs:
         with running_server(repository, [model], mps=mps) as server:
             for clients in arguments.clients:
                 with contextlib.suppress(PerfAnalyzerError):  # no stable speed yet: this is to warm it
                     analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)
                 found = analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds)
-                label = f"{model}, --mps" if mps else model
                 rows.append(Served(label, clients, found.images_per_s, found.p50_ms, found.p99_ms))
     return rows
 

@@ -50,7 +50,7 @@ def served_table(rows: Sequence[Served]) -> Table:
 
 def plot(rows: Sequence[Served], path: Path) -> None:
     """Throughput against latency, a line a model."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     models: dict[str, list[Served]] = {}
@@ -72,6 +72,8 @@ def plot(rows: Sequence[Served], path: Path) -> None:
     axes.set(
         xlabel="p50 latency, ms (numbers: clients)", ylabel="images a second", xscale="log", ylim=(0, None)
     )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(9, 0.5)))
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
