@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from rcnn_export.repository import export_repository
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "export" / "samples"
+
+# A shell's background job ignores it, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
