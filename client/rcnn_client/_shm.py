@@ -45,9 +45,8 @@ class Region:
             remove_abandoned()
             self._descriptor = create_locked(FOLDER / self.name)
             try:
-                os.posix_fallocate(
-                    self._descriptor, 0, self.byte_size
-                )  # later there would be a SIGBUS for it
+                # At once: where there is too little, writing would be a SIGBUS.
+                os.posix_fallocate(self._descriptor, 0, self.byte_size)
                 self._memory = mmap.mmap(self._descriptor, self.byte_size)
             except BaseException:
                 self.unlink()

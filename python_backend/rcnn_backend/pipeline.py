@@ -49,7 +49,6 @@ class Pipeline:
     proposal_parameters: ProposalParameters
     detection_parameters: DetectionParameters
     input_dtype: np.dtype[Any]
-    max_batch_size: int
     class_names: list[str]
 
     @classmethod
@@ -84,7 +83,6 @@ class Pipeline:
             proposal_parameters=read_parameters(ProposalParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
             input_dtype=read_dtype(preprocess_config, "input"),
-            max_batch_size=preprocess_config["max_batch_size"],
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
 
@@ -149,16 +147,21 @@ class Pipeline:
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
         """``run_networks``; where the device and both engines allow it, as CUDA graphs."""
         run = functools.partial(run_networks, self.rpn, self.proposal_parameters, self.header)
-        if not (isinstance(self.device, Gpu) and self.rpn.is_capturable and self.header.is_capturable):
+        if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run
         from rcnn_backend.gpu.graphs import GraphCache  # needs CuPy
 
         return GraphCache(run, self.device)
 
-    def warm_up(self) -> None:
-        """On a GPU, compiles what ``run`` runs and captures it for all batches of pictures of the largest size.
+    @property
+    def _is_capturable(self) -> bool:
+        return self.rpn.is_capturable and self.header.is_capturable
 
-        A shape that comes for the first time later makes its batch wait for this.
+    def warm_up(self, max_batch_size: int) -> None:
+        """On a GPU, compiles what ``run`` runs, with a picture of the largest size.
+
+        Engines that become CUDA graphs are captured for every batch of such pictures, up to
+        ``max_batch_size``; a batch of another shape waits for its own when it first comes.
         """
         if not self.device.is_gpu:
             return
@@ -167,7 +170,8 @@ class Pipeline:
         detecting.warm_up(self.detection_parameters, self.device)
         size_hw = self.preprocess_parameters.min_size, self.preprocess_parameters.max_size
         blank = self.device.upload(np.zeros((*size_hw, 3), np.uint8))
-        for batch in range(self.max_batch_size, 0, -1):  # the largest first: the others run in its memory
+        most = max_batch_size if self._is_capturable else 1
+        for batch in range(most, 0, -1):  # the largest first: the others run in its memory
             for _ in range(2):
                 self.run([blank] * batch, [self.detection_parameters] * batch)
 

@@ -62,9 +62,7 @@ def test_no_end_of_the_process_leaves_shared_memory(
     before = regions(both_ensembles)
     done = in_another_process(both_ensembles.grpc_url, code)
     assert done.returncode == return_code, done.stderr
-    if (
-        return_code == -signal.SIGKILL
-    ):  # perhaps while the server was opening a region: the next client tidies up
+    if return_code == -signal.SIGKILL:  # perhaps while the server opened a region: the next client tidies up
         Region(1).unlink()
     assert left_in_shared_memory() == []
     if return_code != -signal.SIGKILL:  # nobody was left to tell the server

@@ -16,7 +16,7 @@ class TritonPythonModel:
         self.step = triton_io.Step(args, counted="num_detections")
         repository, name = Path(args["model_repository"]).parent, args["model_name"].removesuffix("_fused")
         self.pipeline = Pipeline.load(repository, name, self.step.device)
-        self.step.run(self.pipeline.warm_up)
+        self.step.run(self.pipeline.warm_up, self.step.config["max_batch_size"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         read_options = functools.partial(override, self.pipeline.detection_parameters)
