@@ -8,12 +8,15 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rcnn_backend.torch_engine import describe_target
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from rcnn_export.errors import ExportError
 from rcnn_export.onnx_export import Stage, export_program
@@ -40,7 +43,7 @@ def compile_package(stage: Stage, path: Path) -> str:
         )
     try:
         with _quiet(), torch.no_grad():
-            program = export_program(replace(stage, module=module, example=example))
+            program = upsample_by_integers(export_program(replace(stage, module=module, example=example)))
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=INDUCTOR_OPTIONS
             )
@@ -50,6 +53,34 @@ def compile_package(stage: Stage, path: Path) -> str:
             "It needs a C++ compiler (`apt install g++`; CXX chooses one)"
         ) from error
     return describe_target(device)
+
+
+def upsample_by_integers(program: ExportedProgram) -> ExportedProgram:
+    """Nearest upsampling, the FPN's, with integer source indices.
+
+    Inductor's own multiplies by the ratio of the two sizes, which a GPU divides approximately: of a ratio
+    one rounding below 1/2, every second row and column is the pixel's neighbour.
+    """
+    exact: ExportedProgram = program.run_decompositions(
+        {torch.ops.aten.upsample_nearest2d.vec: _upsample_nearest}
+    )
+    return exact
+
+
+def _upsample_nearest(x: Tensor, size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Any:
+    if scale_factors is not None:
+        if not all(factor.is_integer() for factor in scale_factors):
+            return NotImplemented  # torch's own
+        size = [old * int(factor) for old, factor in zip(x.shape[-2:], scale_factors, strict=True)]
+    assert size is not None
+    rows, columns = (
+        torch.arange(new, device=x.device) * old // new for old, new in zip(x.shape[-2:], size, strict=True)
+    )
+    upsampled = torch.ops.aten._unsafe_index(x, [None, None, rows[:, None], columns])
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return upsampled.contiguous(
+        memory_format=torch.channels_last if is_channels_last else torch.contiguous_format
+    )
 
 
 @contextlib.contextmanager

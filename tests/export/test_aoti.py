@@ -8,11 +8,12 @@ import pytest
 import torch
 from rcnn_backend.engines import load_engine
 from rcnn_backend.errors import RepositoryError
-from rcnn_export.aoti_export import compile_package
+from rcnn_export.aoti_export import compile_package, upsample_by_integers
 from rcnn_export.configs import derive_configs
 from rcnn_export.detector import Detector
 from rcnn_export.engine_options import AOTI, EngineOptions
-from rcnn_export.onnx_export import Stage, header_stage
+from rcnn_export.onnx_export import Stage, export_program, header_stage, rpn_stage
+from torch import Tensor, nn
 
 pytestmark = pytest.mark.xdist_group("export")
 
@@ -51,6 +52,36 @@ def test_the_package_equals_torch_at_any_batch_and_number_of_rois(stage: Stage, 
         assert list(found) == list(stage.outputs)
         for ours, theirs in zip(found.values(), expected, strict=True):
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
+
+
+class Upsample(nn.Module):
+    """As torchvision's FeaturePyramidNetwork does."""
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        return fine + nn.functional.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+
+
+@pytest.mark.parametrize("size_hw", [(14, 22), (7, 11), (21, 30), (13, 8)])
+def test_upsampling_by_integers_is_torchs(size_hw: tuple[int, int]) -> None:
+    coarse, fine = torch.rand(2, 3, 7, 11), torch.rand(2, 3, *size_hw).to(memory_format=torch.channels_last)
+    program = upsample_by_integers(torch.export.export(Upsample(), (coarse, fine)))
+    assert torch.equal(program.module()(coarse, fine), Upsample()(coarse, fine))
+
+
+@pytest.mark.parametrize("factor", [2, 1.5])
+def test_so_is_upsampling_by_a_factor(factor: float) -> None:
+    upsample, x = nn.Upsample(scale_factor=factor), torch.rand(2, 3, 7, 11)
+    program = upsample_by_integers(torch.export.export(upsample, (x,)))
+    assert torch.equal(program.module()(x), upsample(x))
+    assert any("upsample" in str(node.target) for node in program.graph.nodes) == (factor == 1.5)
+
+
+def test_no_ratio_of_two_sizes_is_left_to_the_compiler(digits: Detector) -> None:
+    """A GPU divides floats approximately: of 37 / 74 a little below 1/2, the FPN would take wrong pixels."""
+    exported = export_program(rpn_stage(digits.model))
+    calls = [str(node.target) for node in upsample_by_integers(exported).graph.nodes]
+    assert any("upsample" in str(node.target) for node in exported.graph.nodes)
+    assert not any("upsample" in call or "truediv" in call for call in calls)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""A detector compiled by AOTInductor on a GPU answers as torchvision does, whatever the size of the pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+cupy = pytest.importorskip("cupy")
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from rcnn_backend.devices import Gpu  # noqa: E402
+from rcnn_backend.pipeline import Pipeline, pyramid  # noqa: E402
+from rcnn_export.detector import Detector  # noqa: E402
+from rcnn_export.engine_options import AOTI, FP16, EngineOptions  # noqa: E402
+from rcnn_export.repository import export_repository  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
+STRIDE = 32
+
+
+@pytest.fixture(scope="module")
+def pipeline(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The sample detector in FP16."""
+    repository = tmp_path_factory.mktemp("repository")
+    export_repository(digits, repository, "digits", options=EngineOptions(AOTI, FP16))
+    return Pipeline.load(repository, "digits", Gpu(0))
+
+
+def test_features_of_every_size_are_torchs(digits: Detector, pipeline: Pipeline) -> None:
+    """The FPN doubles each level; where it takes a wrong pixel, the error is as large as the features."""
+    for side in range(3, 45):
+        network_input = torch.rand(2, 3, STRIDE * side, STRIDE * (47 - side))
+        with torch.no_grad():
+            expected = digits.model.backbone(network_input)
+        with pipeline.device.active():
+            found = pipeline.rpn.run({"input": cupy.asarray(network_input.numpy().astype(np.float16))})
+            features = [feature.get().astype(np.float32) for feature in pyramid(found)]
+        for ours, theirs in zip(features, expected.values(), strict=False):  # the last is not pooled from
+            error = np.abs(ours - theirs.numpy()).max() / theirs.abs().max().item()
+            assert error < 0.02, f"{tuple(network_input.shape)}: {error:.3f} of the largest"
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_detections_are_near_torchvisions(digits: Detector, pipeline: Pipeline, batch: int) -> None:
+    """Three times: each call by itself, the call that is captured, its CUDA graph."""
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in PICTURES[:batch]]
+    tensors = [torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 for pixels in pictures]
+    with torch.no_grad():
+        expected = digits.model(tensors)
+    for _ in range(3):
+        found = pipeline.detect(pictures)
+        for image, theirs in enumerate(expected):
+            sure = int((theirs["scores"] > 0.3).sum())
+            np.testing.assert_array_equal(found.labels[image, :sure], theirs["labels"][:sure].numpy())
+            np.testing.assert_allclose(found.boxes[image, :sure], theirs["boxes"][:sure].numpy(), atol=0.5)
+            np.testing.assert_allclose(found.scores[image, :sure], theirs["scores"][:sure].numpy(), atol=0.02)
