@@ -77,7 +77,7 @@ def test_so_is_upsampling_by_a_factor(factor: float) -> None:
 
 
 def test_no_ratio_of_two_sizes_is_left_to_the_compiler(digits: Detector) -> None:
-    """A GPU divides floats approximately: of 37 / 74 a little below 1/2, the FPN would take wrong pixels."""
+    """A GPU divides floats approximately: of a ratio a little below 1/2, the FPN would take wrong pixels."""
     exported = export_program(rpn_stage(digits.model))
     calls = [str(node.target) for node in upsample_by_integers(exported).graph.nodes]
     assert any("upsample" in str(node.target) for node in exported.graph.nodes)
