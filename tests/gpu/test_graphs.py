@@ -59,6 +59,37 @@ def test_the_shape_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPat
     assert calls.count == 5
 
 
+def test_graphs_share_the_memory_of_their_inputs() -> None:
+    device = Gpu(0)
+    cache = GraphCache(CountedCalls(), device)
+    with device.active():
+        pairs = [random_pair(size, 1000) for size in (100, 7, 200, 100)]  # 200 takes memory of its own
+        for _ in range(3):
+            for left, right in pairs:
+                np.testing.assert_allclose(cache(left, right)[0].get(), 2 * (left + right).get(), rtol=1e-6)
+    assert [memory.nbytes for memory in cache._inputs] == [200 * 1000 * 4] * 2
+
+
+def test_without_memory_for_a_graph_the_calls_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the memory in which the other graphs work stays theirs."""
+
+    def fail(size: int) -> None:
+        raise cupy.cuda.runtime.CUDARuntimeError(cupy.cuda.runtime.errorMemoryAllocation)
+
+    device, calls = Gpu(0), CountedCalls()
+    cache = GraphCache(calls, device)
+    small, large = random_pair(3, 5), random_pair(1000, 1000)
+    with device.active():
+        for _ in range(2):
+            cache(*small)
+        held = cache._memory.total_bytes()
+        monkeypatch.setattr(cupy.cuda, "Memory", fail)
+        for pair in (large, large, small, large, large):
+            np.testing.assert_allclose(cache(*pair)[0].get(), 2 * (pair[0] + pair[1]).get(), rtol=1e-6)
+    assert cache._memory.total_bytes() == held > 0
+    assert calls.count == 2 + 6  # large: by itself, in vain, by itself; and again
+
+
 def test_a_package_runs_in_a_graph(tmp_path: Path) -> None:
     """AOTInductor's memory in a graph is not touched by what runs beside it."""
 
