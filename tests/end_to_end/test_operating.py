@@ -24,6 +24,7 @@ pytestmark = pytest.mark.xdist_group("server")
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 TIMEOUT_S = 15.0
+ACCEPTED_S = 0.1  # after which the server has a request
 
 
 class Serving:
@@ -38,6 +39,7 @@ class Serving:
         assert self.process.stdout is not None
         serving = next(line for line in self.process.stdout if line.startswith("Serving"))
         self.urls = dict(re.findall(r"(http|grpc|metrics) (\S+?:\d+)", serving))
+        self.waiting: dict[int, float] = {}  # client -> when it asked
         self.answers: list[tuple[float, float, str]] = []  # when asked, when answered, and what
 
     def stubs(self) -> dict[str, int]:
@@ -53,18 +55,18 @@ class Serving:
     def start_clients(self, count: int) -> list[threading.Thread]:
         """Each asks until it gets another answer than boxes."""
 
-        def ask() -> None:
+        def ask(client: int) -> None:
             with Detector(self.urls["grpc"], "digits", retries=0, timeout_s=TIMEOUT_S) as detector:
                 answer = "boxes"
                 while answer == "boxes":
-                    asked = time.monotonic()
+                    self.waiting[client] = asked = time.monotonic()
                     try:
                         detector.detect(PICTURE)
                     except RcnnError as error:
                         answer = f"{type(error).__name__}: {error}"
                     self.answers.append((asked, time.monotonic(), answer))
 
-        clients = [threading.Thread(target=ask) for _ in range(count)]
+        clients = [threading.Thread(target=ask, args=(client,)) for client in range(count)]
         for client in clients:
             client.start()
         return clients
@@ -83,6 +85,9 @@ def test_sigterm_under_load_answers_what_was_accepted(digits_repository: Path, t
     clients = serving.start_clients(8)
     while len(serving.answers) < 12:
         time.sleep(0.05)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < min(min(serving.waiting.values()) + ACCEPTED_S, deadline):
+        time.sleep(0.01)
     told = time.monotonic()
     serving.process.send_signal(signal.SIGTERM)
     code, stderr = serving.finish()
@@ -90,11 +95,12 @@ def test_sigterm_under_load_answers_what_was_accepted(digits_repository: Path, t
     for client in clients:
         client.join()
     in_flight = [
-        answer for asked, answered, answer in serving.answers if asked < told - 0.1 < told < answered
+        answer for asked, answered, answer in serving.answers if asked < told - ACCEPTED_S < told < answered
     ]
     assert in_flight and set(in_flight) == {"boxes"}
-    later = [answer for asked, _, answer in serving.answers if asked > told and answer != "boxes"]
-    assert len(later) == 8 and all(answer.startswith("ServerUnavailableError") for answer in later)
+    refused = [(asked, answer) for asked, _, answer in serving.answers if answer != "boxes"]
+    assert len(refused) == 8 and all(answer.startswith("ServerUnavailableError") for _, answer in refused)
+    assert min(asked for asked, _ in refused) > told - ACCEPTED_S
     assert (code, stderr) == (0, "")
     assert took_s < 25
 
