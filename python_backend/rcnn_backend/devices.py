@@ -81,6 +81,7 @@ class Gpu:
         self._device = self._cupy.cuda.Device(device_id)
         with self._device:
             self.stream = self._cupy.cuda.Stream(non_blocking=True)
+        self.has_graphs = False  # CUDA graphs, which point into the memory that engines work in
 
     @property
     def compute_capability(self) -> str:

@@ -1,7 +1,7 @@
 """AOTInductor packages: NumPy arrays in and out on the CPU, CuPy arrays on a GPU. Needs PyTorch."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class TorchEngine:
             torch_device, index = torch.device("cuda", device.device_id), device.device_id
             # the step's own, for what torch launches
             self._stream = torch.cuda.ExternalStream(device.stream.ptr, torch_device)
-            self._graph_memory = torch.cuda.MemPool()  # what graphs work in stays theirs
+            self._graph_memory = torch.cuda.MemPool()  # which torch gives to nobody else
         manifest = read_manifest(path.parent)
         _check_target(path, manifest, torch_device)
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
@@ -49,14 +49,13 @@ class TorchEngine:
                 for name, tensor in zip(self._outputs, outputs, strict=True)
             }
 
-    @contextlib.contextmanager
+    @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        if not self._device.is_gpu:
+        if not isinstance(self._device, Gpu):
             yield
             return
-        with torch.cuda.stream(self._stream), contextlib.ExitStack() as memory:
-            if torch.cuda.is_current_stream_capturing():
-                memory.enter_context(torch.cuda.use_mem_pool(self._graph_memory))
+        memory = torch.cuda.use_mem_pool(self._graph_memory) if self._device.has_graphs else nullcontext()
+        with torch.cuda.stream(self._stream), memory:
             yield
 
 

@@ -55,3 +55,16 @@ def test_detections_are_near_torchvisions(digits: Detector, pipeline: Pipeline, 
             np.testing.assert_array_equal(found.labels[image, :sure], theirs["labels"][:sure].numpy())
             np.testing.assert_allclose(found.boxes[image, :sure], theirs["boxes"][:sure].numpy(), atol=0.5)
             np.testing.assert_allclose(found.scores[image, :sure], theirs["scores"][:sure].numpy(), atol=0.02)
+
+
+def test_more_sizes_take_no_more_memory(pipeline: Pipeline) -> None:
+    """Than batches of the largest pictures, which ``warm_up`` runs."""
+    with pipeline.device.active():
+        pipeline.warm_up(4)
+    before = torch.cuda.memory_reserved()
+    parameters = pipeline.preprocess_parameters
+    for height, width in ((parameters.max_size, parameters.min_size), (200, 200), (300, 200)):
+        for batch in (1, 4, 3):
+            for _ in range(2):
+                pipeline.detect([np.zeros((height, width, 3), np.uint8)] * batch)
+    assert torch.cuda.memory_reserved() <= 1.02 * before

@@ -59,35 +59,39 @@ def test_the_shape_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPat
     assert calls.count == 5
 
 
-def test_graphs_share_the_memory_of_their_inputs() -> None:
+def test_more_shapes_take_no_more_memory() -> None:
     device = Gpu(0)
     cache = GraphCache(CountedCalls(), device)
     with device.active():
-        pairs = [random_pair(size, 1000) for size in (100, 7, 200, 100)]  # 200 takes memory of its own
-        for _ in range(3):
-            for left, right in pairs:
+        pairs = [random_pair(size, 1000) for size in (200, 100, 7, 150)]
+        held = 0
+        for left, right in pairs:
+            for _ in range(3):
                 np.testing.assert_allclose(cache(left, right)[0].get(), 2 * (left + right).get(), rtol=1e-6)
-    assert [memory.nbytes for memory in cache._inputs] == [200 * 1000 * 4] * 2
+            held = held or cache._memory.total_bytes()
+    assert cache._memory.total_bytes() == held
 
 
-def test_without_memory_for_a_graph_the_calls_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the memory in which the other graphs work stays theirs."""
-
+def test_without_memory_for_a_shape_the_graphs_of_others_keep_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(size: int) -> None:
         raise cupy.cuda.runtime.CUDARuntimeError(cupy.cuda.runtime.errorMemoryAllocation)
 
-    device, calls = Gpu(0), CountedCalls()
-    cache = GraphCache(calls, device)
+    device = Gpu(0)
+    cache = GraphCache(CountedCalls(), device)
     small, large = random_pair(3, 5), random_pair(1000, 1000)
     with device.active():
         for _ in range(2):
             cache(*small)
         held = cache._memory.total_bytes()
-        monkeypatch.setattr(cupy.cuda, "Memory", fail)
-        for pair in (large, large, small, large, large):
+        with monkeypatch.context() as full:
+            full.setattr(cupy.cuda, "Memory", fail)
+            with pytest.raises(MemoryError, match="the GPU has no 4000256 bytes to work in"):
+                cache(*large)
+            assert cache._memory.total_bytes() == held
+        for pair in (small, large, large, small):
             np.testing.assert_allclose(cache(*pair)[0].get(), 2 * (pair[0] + pair[1]).get(), rtol=1e-6)
-    assert cache._memory.total_bytes() == held > 0
-    assert calls.count == 2 + 6  # large: by itself, in vain, by itself; and again
 
 
 def test_a_package_runs_in_a_graph(tmp_path: Path) -> None:

@@ -1,16 +1,13 @@
 """CUDA graphs: what ran once for some shapes of inputs runs again as a single launch."""
 
-import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cupy
 import numpy as np
 
 from rcnn_backend.devices import Gpu
-
-logger = logging.getLogger(__name__)
 
 MAX_SHAPES = 32
 
@@ -23,40 +20,38 @@ class Graph(NamedTuple):
 
     graph: cupy.cuda.graph.Graph
     inputs: list[cupy.ndarray]
-    outputs: Sequence[cupy.ndarray]
+    outputs: list[cupy.ndarray]
 
 
 class GraphCache:
     """``compute``, which launches on the stream of ``device`` only and waits for nothing.
 
     The first batch of some shapes runs as ever, which compiles and loads what it needs; the second
-    is captured, if the GPU has the memory. Of more than MAX_SHAPES shapes, the one unused for longest is
-    forgotten. The graphs run one after the other, so they share the memory of their inputs and that
-    in which they work.
+    is captured. Of more than MAX_SHAPES shapes, the one unused for longest is forgotten.
+
+    One batch runs after the other, so all of them work in the same memory, which grows with the largest
+    batch and not with the number of shapes. It is never given back: graphs point into it.
     """
 
     def __init__(self, compute: Compute, device: Gpu) -> None:
         self._compute = compute
         self._stream = device.stream
         self._memory = cupy.cuda.MemoryPool(_allocate)
-        self._inputs: list[cupy.ndarray] = []  # bytes
+        self._inputs, self._outputs = SharedArrays(), SharedArrays()
         self._graphs: OrderedDict[Shapes, Graph | None] = OrderedDict()  # None: ran once
+        device.has_graphs = True
 
     def __call__(self, *inputs: cupy.ndarray) -> Sequence[cupy.ndarray]:
-        """The outputs, which the next call with these shapes overwrites."""
+        """The outputs, which the next call overwrites."""
         shapes = tuple(array.shape for array in inputs)
         if shapes not in self._graphs:
+            with cupy.cuda.using_allocator(self._memory.malloc):
+                outputs = self._compute(*inputs)
             self._remember(shapes, None)
-            return self._compute(*inputs)
-        try:
-            graph = self._graphs[shapes] or self._capture(inputs)
-        except Exception as error:  # of many kinds, by what was out of memory
-            logger.warning("No CUDA graph of %s, which is slower: %s", shapes, error)
-            del self._graphs[shapes]
-            return self._compute(*inputs)
+            return outputs
+        graph = self._graphs[shapes] or self._capture(inputs)
         self._remember(shapes, graph)
-        for own, given in zip(graph.inputs, inputs, strict=True):
-            cupy.copyto(own, given)
+        _copy(inputs, graph.inputs)
         graph.graph.launch(self._stream)
         return graph.outputs
 
@@ -67,25 +62,39 @@ class GraphCache:
             self._graphs.popitem(last=False)
 
     def _capture(self, inputs: Sequence[cupy.ndarray]) -> Graph:
-        own = self._own(inputs)
+        own = self._inputs.like(inputs)
         with cupy.cuda.using_allocator(self._memory.malloc):
             self._stream.begin_capture()
             try:
-                outputs = self._compute(*own)
+                computed = self._compute(*own)
+                outputs = self._outputs.like(computed)
+                _copy(computed, outputs)
             finally:
                 graph = self._stream.end_capture()
         return Graph(graph, own, outputs)
 
-    def _own(self, inputs: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
-        """Arrays like the inputs in memory that stays; that of the earlier graphs, if it is large enough."""
-        self._inputs += [cupy.empty(0, np.uint8)] * (len(inputs) - len(self._inputs))
-        for index, array in enumerate(inputs):
-            if self._inputs[index].nbytes < array.nbytes:
-                self._inputs[index] = cupy.empty(array.nbytes, np.uint8)
+
+class SharedArrays:
+    """Arrays of any shapes over the same memory: those asked for last are the ones in use."""
+
+    def __init__(self) -> None:
+        self._memory: list[cupy.ndarray] = []
+
+    def like(self, arrays: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
+        """One for each; what was given out before keeps its memory."""
+        self._memory += [cupy.empty(0, np.uint8) for _ in arrays[len(self._memory) :]]
+        for index, array in enumerate(arrays):
+            if self._memory[index].nbytes < array.nbytes:
+                self._memory[index] = cupy.empty(array.nbytes, np.uint8)
         return [
             cupy.ndarray(array.shape, array.dtype, memory.data)
-            for array, memory in zip(inputs, self._inputs, strict=True)
+            for array, memory in zip(arrays, self._memory, strict=True)
         ]
+
+
+def _copy(sources: Iterable[cupy.ndarray], targets: Iterable[cupy.ndarray]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        cupy.copyto(target, source)
 
 
 def _allocate(size: int) -> cupy.cuda.MemoryPointer:
@@ -93,4 +102,4 @@ def _allocate(size: int) -> cupy.cuda.MemoryPointer:
     try:
         return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise MemoryError(f"{size} bytes for a CUDA graph: {error}") from error
+        raise MemoryError(f"the GPU has no {size} bytes to work in: {error}") from error
