@@ -76,7 +76,7 @@ def test_without_memory_for_a_shape_the_graphs_of_others_keep_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(size: int) -> None:
-        raise cupy.cuda.runtime.CUDARuntimeError(cupy.cuda.runtime.errorMemoryAllocation)
+        raise cupy.cuda.runtime.CUDARuntimeError(2)  # cudaErrorMemoryAllocation
 
     device = Gpu(0)
     cache = GraphCache(CountedCalls(), device)

@@ -41,12 +41,11 @@ class GraphCache:
         self._graphs: OrderedDict[Shapes, Graph | None] = OrderedDict()  # None: ran once
         device.has_graphs = True
 
-    def __call__(self, *inputs: cupy.ndarray) -> Sequence[cupy.ndarray]:
+    def __call__(self, *inputs: cupy.ndarray) -> list[cupy.ndarray]:
         """The outputs, which the next call overwrites."""
         shapes = tuple(array.shape for array in inputs)
         if shapes not in self._graphs:
-            with cupy.cuda.using_allocator(self._memory.malloc):
-                outputs = self._compute(*inputs)
+            outputs = self._run(inputs)
             self._remember(shapes, None)
             return outputs
         graph = self._graphs[shapes] or self._capture(inputs)
@@ -63,15 +62,19 @@ class GraphCache:
 
     def _capture(self, inputs: Sequence[cupy.ndarray]) -> Graph:
         own = self._inputs.like(inputs)
-        with cupy.cuda.using_allocator(self._memory.malloc):
-            self._stream.begin_capture()
-            try:
-                computed = self._compute(*own)
-                outputs = self._outputs.like(computed)
-                _copy(computed, outputs)
-            finally:
-                graph = self._stream.end_capture()
+        self._stream.begin_capture()
+        try:
+            outputs = self._run(own)
+        finally:
+            graph = self._stream.end_capture()
         return Graph(graph, own, outputs)
+
+    def _run(self, inputs: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
+        with cupy.cuda.using_allocator(self._memory.malloc):
+            computed = self._compute(*inputs)
+        outputs = self._outputs.like(computed)
+        _copy(computed, outputs)
+        return outputs
 
 
 class SharedArrays:
