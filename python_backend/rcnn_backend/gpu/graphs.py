@@ -78,7 +78,7 @@ class GraphCache:
 
 
 class SharedArrays:
-    """Arrays of any shapes over the same memory: those asked for last are the ones in use."""
+    """Arrays of any shapes over the same memory, for one batch at a time."""
 
     def __init__(self) -> None:
         self._memory: list[cupy.ndarray] = []
