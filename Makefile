@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SAMPLE := export/samples
 DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
-DIGITS_MODEL := --model rcnn_export.digits_detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
+DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
 .PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz lint check verify-models bench-cpu constraints clean
 
@@ -27,7 +27,7 @@ $(VENV)/.gpu: $(INSTALLED)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e 'python_backend[server,gpu]'
 	@touch $@
 
-$(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py)
+$(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py export/rcnn_export/*/*.py)
 	$(BIN)/rcnn-export faster_rcnn $(DIGITS_MODEL) --name digits --repository model_repository
 
 demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png

@@ -4,11 +4,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from rcnn_backend.manifest import PlanOptions
-from rcnn_export.detector import Detector, load_detector
-from rcnn_export.engine_options import FP16, TENSORRT, EngineOptions
-from rcnn_export.plan_shapes import parse_shapes, plan_profiles
-from rcnn_export.repository import export_repository
+from rcnn_backend.contract.manifest import PlanOptions
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.engines.options import FP16, TENSORRT, EngineOptions
+from rcnn_export.engines.plan_shapes import parse_shapes, plan_profiles
+from rcnn_export.repository.write import export_repository
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "export" / "samples"
@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def digits() -> Detector:
     """The sample detector with its committed weights."""
     return load_detector(
-        "rcnn_export.digits_detector:digits_detector",
+        "rcnn_export.digits.detector:digits_detector",
         str(SAMPLES / "digits.safetensors"),
         labels=SAMPLES / "labels.txt",
     )

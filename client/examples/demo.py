@@ -6,8 +6,8 @@ python client/examples/demo.py --repository model_repository --model digits phot
 import argparse
 from pathlib import Path
 
-from rcnn_backend.local_server import running_server
-from rcnn_client.cli import main as rcnn_detect
+from rcnn_backend.server.local_server import running_server
+from rcnn_client.tools.detect_cli import main as rcnn_detect
 
 
 def main() -> int:

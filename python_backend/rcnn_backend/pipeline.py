@@ -12,23 +12,23 @@ import numpy.typing as npt
 from google.protobuf import json_format, text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from rcnn_backend import detections as detecting
-from rcnn_backend import preprocess as preprocessing
-from rcnn_backend import proposals as proposing
-from rcnn_backend.decode import ImageDecoder
-from rcnn_backend.detections import Detections, detect, override
-from rcnn_backend.devices import Array, Cpu, Device, Gpu
-from rcnn_backend.engines import Engine, load_engine
-from rcnn_backend.errors import InvalidInputError, RepositoryError
-from rcnn_backend.parameters import (
+from rcnn_backend.contract.parameters import (
     DetectionParameters,
     PreprocessParameters,
     ProposalParameters,
     read_dtype,
     read_parameters,
 )
-from rcnn_backend.preprocess import group_by_size, preprocess
-from rcnn_backend.proposals import propose
+from rcnn_backend.devices import Array, Cpu, Device, Gpu
+from rcnn_backend.engines.load import Engine, load_engine
+from rcnn_backend.errors import InvalidInputError, RepositoryError
+from rcnn_backend.operators import detections as detecting
+from rcnn_backend.operators import preprocess as preprocessing
+from rcnn_backend.operators import proposals as proposing
+from rcnn_backend.operators.decode import ImageDecoder
+from rcnn_backend.operators.detections import Detections, detect, override
+from rcnn_backend.operators.preprocess import group_by_size, preprocess
+from rcnn_backend.operators.proposals import propose
 
 VERSION = "1"
 
@@ -149,7 +149,7 @@ class Pipeline:
         run = functools.partial(run_networks, self.rpn, self.proposal_parameters, self.header)
         if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run
-        from rcnn_backend.gpu.graphs import GraphCache  # needs CuPy
+        from rcnn_backend.engines.graphs import GraphCache  # needs CuPy
 
         return GraphCache(run, self.device)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector, Result
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,17 +22,17 @@ import onnxruntime
 import torch
 import torchvision
 from PIL import Image
-from rcnn_backend.decode import decode_image
-from rcnn_backend.local_server import running_server
+from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.server.local_server import running_server
 from rcnn_client import Detector as Client
-from rcnn_export.detector import Detector, load_detector
-from rcnn_export.repository import export_repository
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.repository.write import export_repository
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
-DIGITS = "rcnn_export.digits_detector:digits_detector"
+DIGITS = "rcnn_export.digits.detector:digits_detector"
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from hostile_pictures import hostile_picture
 from memory import Memory
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detector, InvalidImageError
 from rich.console import Console
 

@@ -30,13 +30,13 @@ import torch
 from gpu_report import Served, in_process_table, plot, served_table, stages_table
 from PIL import Image
 from rcnn_backend.devices import Cpu, Device, Gpu
-from rcnn_backend.local_server import running_server
-from rcnn_backend.mps import CONTROL as mps_control
 from rcnn_backend.pipeline import Pipeline
+from rcnn_backend.server.local_server import running_server
+from rcnn_backend.server.mps import CONTROL as mps_control
 from rcnn_client.tools.perf_analyzer import PerfAnalyzerError, find_perf_analyzer, write_input
-from rcnn_export.detector import Detector, load_detector
-from rcnn_export.engine_options import ENGINE_FILES, FP16, FP32, EngineOptions
-from rcnn_export.repository import export_repository
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.engines.options import ENGINE_FILES, FP16, FP32, EngineOptions
+from rcnn_export.repository.write import export_repository
 from rich.console import Console
 from stages import StageTime, measure_stages
 

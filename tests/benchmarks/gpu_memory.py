@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memory import Memory
 from PIL import Image
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detector, RcnnError
 from rich.console import Console
 

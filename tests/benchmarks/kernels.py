@@ -23,11 +23,11 @@ import cupy
 import numpy as np
 import torch
 import torchvision
-from rcnn_backend.gpu.detections import detect
-from rcnn_backend.gpu.preprocess import preprocess
-from rcnn_backend.gpu.proposals import filter_proposals
-from rcnn_backend.gpu.roi_align import multi_scale_roi_align
-from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.contract.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.operators.gpu.detections import detect
+from rcnn_backend.operators.gpu.preprocess import preprocess
+from rcnn_backend.operators.gpu.proposals import filter_proposals
+from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from rcnn_backend.local_server import RunningServer
+from rcnn_backend.server.local_server import RunningServer
 from rich.table import Table
 
 GROWTH, SLACK_MIB = 0.02, 3.0  # what a process may gain between the first and the last fifth

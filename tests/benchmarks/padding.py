@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from rcnn_backend.decode import decode_image
+from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.operators.preprocess import padded_size_hw, resized_size_hw
 from rcnn_backend.pipeline import Pipeline
-from rcnn_backend.preprocess import padded_size_hw, resized_size_hw
-from rcnn_export.digits import compose_picture
-from rcnn_export.matching import Rows, iou
-from rcnn_export.sample_pictures import sample_pictures
+from rcnn_export.digits.compose import compose_picture
+from rcnn_export.verify.matching import Rows, iou
+from rcnn_export.verify.sample_pictures import sample_pictures
 from rich.console import Console
 from rich.table import Table
 

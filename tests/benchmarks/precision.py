@@ -17,12 +17,12 @@ import torch
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.pipeline import Pipeline
 from rcnn_client.tools.coco_file import box_record
-from rcnn_export.coco_dataset import Sample
-from rcnn_export.coco_eval import Detected, detect, score
-from rcnn_export.detector import Detector, load_detector
-from rcnn_export.digits_dataset import DigitsDataset
-from rcnn_export.engine_options import AOTI, FP16, FP32, ONNX, EngineOptions
-from rcnn_export.repository import export_repository
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.digits.dataset import DigitsDataset
+from rcnn_export.engines.options import AOTI, FP16, FP32, ONNX, EngineOptions
+from rcnn_export.repository.write import export_repository
+from rcnn_export.train.coco_dataset import Sample
+from rcnn_export.train.coco_eval import Detected, detect, score
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="rcnn_export.digits_detector:digits_detector")
+    parser.add_argument("--model", default="rcnn_export.digits.detector:digits_detector")
     parser.add_argument("--weights", default=str(SAMPLE / "digits.safetensors"))
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--engine", choices=(ONNX, AOTI), default=AOTI if torch.cuda.is_available() else ONNX)

@@ -23,7 +23,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from memory import Memory
 from PIL import Image
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector, RcnnError
 from rich.console import Console
 

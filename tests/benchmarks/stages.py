@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rcnn_backend.detections import detect
+from rcnn_backend.operators.detections import detect
+from rcnn_backend.operators.preprocess import preprocess
+from rcnn_backend.operators.proposals import propose
 from rcnn_backend.pipeline import Pipeline, pyramid
-from rcnn_backend.preprocess import preprocess
-from rcnn_backend.proposals import propose
-from rcnn_export.detector import Detector
-from rcnn_export.onnx_export import Stage, header_stage, rpn_stage
+from rcnn_export.detector.load import Detector
+from rcnn_export.engines.onnx_export import Stage, header_stage, rpn_stage
 from torch.utils.flop_counter import FlopCounterMode
 
 RUNS = 20

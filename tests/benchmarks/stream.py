@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
-from rcnn_backend.local_server import running_server
+from rcnn_backend.server.local_server import running_server
 from rcnn_client import Detections, Detector
 from rcnn_client.tools.perf_analyzer import find_perf_analyzer, write_input
 from rich.console import Console

@@ -4,7 +4,7 @@ import grpc
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from rcnn_client.cli import main
+from rcnn_client.tools.detect_cli import main
 
 RED = 3  # what the fake server labels "class 3"
 

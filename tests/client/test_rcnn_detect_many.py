@@ -4,7 +4,7 @@ import json
 
 import pytest
 from PIL import Image
-from rcnn_client.cli import main
+from rcnn_client.tools.detect_cli import main
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 

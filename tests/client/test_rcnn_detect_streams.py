@@ -13,9 +13,9 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from rcnn_client.cli import main
+from rcnn_client.tools.detect_cli import main
 
-COMMAND = [sys.executable, "-m", "rcnn_client.cli"]
+COMMAND = [sys.executable, "-m", "rcnn_client.tools.detect_cli"]
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_bad_video_fails_alone(server, clip, folder, tmp_path, capfd):
 
 
 def test_a_video_without_opencv_is_one_line(tmp_path):
-    code = "import sys; sys.modules['cv2'] = None; from rcnn_client.cli import main; sys.exit(main(['clip.mp4']))"
+    code = "import sys; sys.modules['cv2'] = None; from rcnn_client.tools.detect_cli import main; sys.exit(main(['clip.mp4']))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 1
     assert run.stderr == (

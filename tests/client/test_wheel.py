@@ -23,7 +23,9 @@ def run(*command: str | Path) -> str:
 
 def test_importing_the_client_imports_nothing_heavy():
     modules = run(
-        sys.executable, "-c", "import json, sys, rcnn_client.cli; print(json.dumps(list(sys.modules)))"
+        sys.executable,
+        "-c",
+        "import json, sys, rcnn_client.tools.detect_cli; print(json.dumps(list(sys.modules)))",
     )
     assert not FOREIGN & {name.split(".")[0] for name in json.loads(modules)}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import helm_python as helm
 import pytest
 import yaml
-from rcnn_backend.local_server import RunningServer, running_server
-from rcnn_backend.server import parse_arguments, read_access
+from rcnn_backend.server.cli import parse_arguments, read_access
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import AccessDeniedError, Detector, RcnnError, TLSConfig
 
 pytestmark = pytest.mark.xdist_group("deploy")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"

@@ -6,11 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from rcnn_backend.local_server import running_server
 from rcnn_backend.pipeline import Pipeline
-from rcnn_export.coco_eval import detect, score
-from rcnn_export.detector import Detector
-from rcnn_export.digits_dataset import DigitsDataset
+from rcnn_backend.server.local_server import running_server
+from rcnn_export.detector.load import Detector
+from rcnn_export.digits.dataset import DigitsDataset
+from rcnn_export.train.coco_eval import detect, score
 
 pytestmark = pytest.mark.xdist_group("client")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rcnn_backend.server import main
+from rcnn_backend.server.cli import main
 
 pytestmark = pytest.mark.xdist_group("server")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from PIL import Image
-from rcnn_backend.local_server import RunningServer
+from rcnn_backend.server.local_server import RunningServer
 from rcnn_client import (
     DeadlineExceededError,
     Detections,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from rcnn_backend.local_server import RunningServer
+from rcnn_backend.server.local_server import RunningServer
 from rcnn_client import DeadlineExceededError, Detections, Detector, InvalidImageError, ServerError
 from rcnn_client._shm import Region
 

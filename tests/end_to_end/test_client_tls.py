@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import (
     AccessDeniedError,
     CertificateError,

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rcnn_backend.local_server import RunningServer
+from rcnn_backend.server.local_server import RunningServer
 from rcnn_client import Detector
-from rcnn_client.cli import main
+from rcnn_client.tools.detect_cli import main
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client.tools import eval_cli, perf_cli
 from rcnn_client.tools.perf_analyzer import PerfAnalyzerError, find_perf_analyzer
-from rcnn_export import detector as torch_detector
-from rcnn_export.coco_dataset import CocoDataset
-from rcnn_export.digits_dataset import write_coco
+from rcnn_export.detector import load as torch_detector
+from rcnn_export.digits.dataset import write_coco
+from rcnn_export.train.coco_dataset import CocoDataset
 
 pytestmark = pytest.mark.xdist_group("client")
 

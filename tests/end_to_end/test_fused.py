@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from PIL import Image
-from rcnn_backend.local_server import RunningServer, running_server
-from rcnn_backend.model_selection import select_models
+from rcnn_backend.server.local_server import RunningServer, running_server
+from rcnn_backend.server.model_selection import select_models
 from rcnn_client import Detections, Detector, InvalidImageError, RcnnError
 
 pytestmark = pytest.mark.xdist_group("server")

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from rcnn_backend.local_server import RunningServer, running_server
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detector, InvalidImageError, RcnnError, ServerUnavailableError
 
 pytestmark = pytest.mark.xdist_group("server")

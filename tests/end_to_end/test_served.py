@@ -13,10 +13,10 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from PIL import Image
-from rcnn_backend.local_server import RunningServer, running_server
 from rcnn_backend.pipeline import Pipeline
+from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import BatchError, Detections, Detector, InvalidImageError
-from rcnn_export import detector as torch_detector
+from rcnn_export.detector import load as torch_detector
 
 pytestmark = pytest.mark.xdist_group("server")
 

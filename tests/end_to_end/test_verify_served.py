@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from rcnn_backend.local_server import running_server
-from rcnn_export import verify
-from rcnn_export.reference import ImageDetections
+from rcnn_backend.server.local_server import running_server
+from rcnn_export.commands import verify
+from rcnn_export.verify.reference import ImageDetections
 
 pytestmark = pytest.mark.xdist_group("server")
 

@@ -8,12 +8,12 @@ Each array is an allocation of its own, so that an access beyond its end is seen
 
 import cupy
 import numpy as np
-from rcnn_backend.gpu.detections import detect
-from rcnn_backend.gpu.preprocess import preprocess
-from rcnn_backend.gpu.proposals import filter_proposals
-from rcnn_backend.gpu.roi_align import multi_scale_roi_align
-from rcnn_backend.lost_tensors import take_samples
-from rcnn_backend.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.contract.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.operators.gpu.detections import detect
+from rcnn_backend.operators.gpu.preprocess import preprocess
+from rcnn_backend.operators.gpu.proposals import filter_proposals
+from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
+from rcnn_backend.steps.lost_tensors import take_samples
 
 RANDOM = np.random.default_rng(0)
 SIZES = np.tile(np.array([300, 400, 600, 1000], np.float32), (2, 1))

@@ -10,9 +10,9 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.pipeline import Pipeline, pyramid  # noqa: E402
-from rcnn_export.detector import Detector  # noqa: E402
-from rcnn_export.engine_options import AOTI, FP16, EngineOptions  # noqa: E402
-from rcnn_export.repository import export_repository  # noqa: E402
+from rcnn_export.detector.load import Detector  # noqa: E402
+from rcnn_export.engines.options import AOTI, FP16, EngineOptions  # noqa: E402
+from rcnn_export.repository.write import export_repository  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))

@@ -8,8 +8,8 @@ import pytest
 
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
-from rcnn_backend.gpu.detections import detect  # noqa: E402
-from rcnn_backend.parameters import DetectionParameters  # noqa: E402
+from rcnn_backend.contract.parameters import DetectionParameters  # noqa: E402
+from rcnn_backend.operators.gpu.detections import detect  # noqa: E402
 from torchvision.models.detection.roi_heads import RoIHeads  # noqa: E402
 from torchvision.models.detection.transform import resize_boxes  # noqa: E402
 
@@ -186,7 +186,7 @@ def test_many_proposals() -> None:
 
 def test_equals_the_cpu() -> None:
     pytest.importorskip("onnxruntime")
-    from rcnn_backend.detections import detect as detect_on_cpu
+    from rcnn_backend.operators.detections import detect as detect_on_cpu
 
     random = np.random.default_rng(6)
     scores = np.stack([random_scores((500, 20), random) for _ in range(2)])

@@ -7,11 +7,11 @@ import pytest
 
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
+from rcnn_backend.contract.manifest import write_manifest  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
-from rcnn_backend.gpu import graphs  # noqa: E402
-from rcnn_backend.gpu.graphs import GraphCache  # noqa: E402
-from rcnn_backend.manifest import write_manifest  # noqa: E402
-from rcnn_backend.torch_engine import TorchEngine, describe_target  # noqa: E402
+from rcnn_backend.engines import graphs  # noqa: E402
+from rcnn_backend.engines.aoti import TorchEngine, describe_target  # noqa: E402
+from rcnn_backend.engines.graphs import GraphCache  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 RANDOM = np.random.default_rng(9)

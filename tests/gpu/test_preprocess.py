@@ -5,11 +5,11 @@ import pytest
 
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
+from rcnn_backend.contract.parameters import PreprocessParameters  # noqa: E402
 from rcnn_backend.errors import InvalidInputError  # noqa: E402
-from rcnn_backend.gpu.preprocess import preprocess  # noqa: E402
-from rcnn_backend.parameters import PreprocessParameters  # noqa: E402
-from rcnn_backend.preprocess import preprocess as preprocess_on_cpu  # noqa: E402
-from rcnn_backend.preprocess import preprocess_requests  # noqa: E402
+from rcnn_backend.operators.gpu.preprocess import preprocess  # noqa: E402
+from rcnn_backend.operators.preprocess import preprocess as preprocess_on_cpu  # noqa: E402
+from rcnn_backend.operators.preprocess import preprocess_requests  # noqa: E402
 from torchvision.models.detection.transform import GeneralizedRCNNTransform  # noqa: E402
 
 pytestmark = pytest.mark.gpu

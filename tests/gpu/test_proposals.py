@@ -9,8 +9,8 @@ import pytest
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
 import torchvision  # noqa: E402
-from rcnn_backend.gpu.proposals import filter_proposals, propose  # noqa: E402
-from rcnn_backend.parameters import ProposalParameters  # noqa: E402
+from rcnn_backend.contract.parameters import ProposalParameters  # noqa: E402
+from rcnn_backend.operators.gpu.proposals import filter_proposals, propose  # noqa: E402
 from torchvision.models.detection.rpn import RegionProposalNetwork  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -201,7 +201,7 @@ def test_memory_nobody_wrote_does_no_harm() -> None:
 
 def test_equals_the_cpu() -> None:
     pytest.importorskip("onnxruntime")
-    from rcnn_backend.proposals import propose as propose_on_cpu
+    from rcnn_backend.operators.proposals import propose as propose_on_cpu
 
     random = np.random.default_rng(9)
     levels = np.repeat(np.arange(3), [400, 300, 50])

@@ -8,8 +8,8 @@ import pytest
 
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
-from rcnn_backend.gpu.roi_align import multi_scale_roi_align  # noqa: E402
-from rcnn_backend.parameters import ProposalParameters  # noqa: E402
+from rcnn_backend.contract.parameters import ProposalParameters  # noqa: E402
+from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align  # noqa: E402
 from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -179,7 +179,7 @@ def test_no_roi_and_wild_counts() -> None:
 
 def test_equals_the_cpu() -> None:
     pytest.importorskip("onnxruntime")
-    from rcnn_backend.roi_align import multi_scale_roi_align as on_cpu
+    from rcnn_backend.operators.roi_align import multi_scale_roi_align as on_cpu
 
     features, counts = pyramid(8, np.float32), [40, 0, 7]
     proposals = random_proposals(counts, 40)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 cupy = pytest.importorskip("cupy")
-from rcnn_backend.lost_tensors import Arrived, Sent, find_lost, take_samples  # noqa: E402
+from rcnn_backend.steps.lost_tensors import Arrived, Sent, find_lost, take_samples  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 RANDOM = np.random.default_rng(5)

@@ -18,10 +18,10 @@ pytest.importorskip("cupy")
 if not importlib.util.find_spec("pytriton"):
     pytest.skip("needs the pip-installed tritonserver", allow_module_level=True)
 
-from rcnn_backend.local_server import RunningServer, running_server
-from rcnn_backend.lost_tensors import take_samples
+from rcnn_backend.operators.proposals import propose
 from rcnn_backend.pipeline import Pipeline, pyramid
-from rcnn_backend.proposals import propose
+from rcnn_backend.server.local_server import RunningServer, running_server
+from rcnn_backend.steps.lost_tensors import take_samples
 from rcnn_client import Detections, Detector, InvalidImageError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("digits")]

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 cupy = pytest.importorskip("cupy")
-from rcnn_backend import kernels  # noqa: E402
-from rcnn_backend.gpu import detections, preprocess, proposals  # noqa: E402
-from rcnn_backend.parameters import (  # noqa: E402
+from rcnn_backend.contract.parameters import (  # noqa: E402
     DetectionParameters,
     PreprocessParameters,
     ProposalParameters,
 )
+from rcnn_backend.operators.gpu import detections, kernels, preprocess, proposals  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 PREPROCESS = PreprocessParameters(64, 96, None, [0.5] * 3, [0.2] * 3, 32, 10**8)

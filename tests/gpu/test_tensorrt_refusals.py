@@ -13,13 +13,13 @@ pytest.importorskip("cupy")
 if not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_lean"))):
     pytest.skip("needs tensorrt or tensorrt-lean-cu13", allow_module_level=True)
 
+from rcnn_backend.contract.manifest import PlanRecord, sha256_of, write_manifest, write_plan_record
 from rcnn_backend.devices import Gpu
-from rcnn_backend.engines import load_engine
+from rcnn_backend.engines.load import load_engine
+from rcnn_backend.engines.tensorrt_package import find_installed
 from rcnn_backend.errors import RepositoryError
-from rcnn_backend.local_server import running_server
-from rcnn_backend.manifest import PlanRecord, sha256_of, write_manifest, write_plan_record
-from rcnn_backend.tensorrt_package import find_installed
-from rcnn_backend.triton_install import ServerError
+from rcnn_backend.server.local_server import running_server
+from rcnn_backend.server.triton_install import ServerError
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ if cupy.cuda.runtime.getDeviceCount() < 2:
     pytest.skip("needs two GPUs", allow_module_level=True)
 
 from rcnn_backend.devices import Gpu  # noqa: E402
-from rcnn_backend.local_server import running_server  # noqa: E402
+from rcnn_backend.server.local_server import running_server  # noqa: E402
 from rcnn_client import Detector  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("digits")]

@@ -4,7 +4,7 @@
 
 writes ``tests/tensorrt_api/11.4/tensorrt.pyi`` by inspecting the bindings themselves. Those of TensorRT
 link libraries of gigabytes that need a GPU; empty ones of the same names are enough to import
-them. mypy then checks rcnn_backend's calls against each version (tests/python_backend/test_tensorrt_api.py).
+them. mypy then checks rcnn_backend's calls against each version (tests/python_backend/engines/test_tensorrt_api.py).
 """
 
 import argparse

@@ -3,17 +3,17 @@
 import functools
 from typing import Any
 
-from rcnn_backend import triton_io
-from rcnn_backend.detections import detect, override, warm_up
-from rcnn_backend.lost_tensors import sent_to_detections
-from rcnn_backend.parameters import DetectionParameters, read_parameters
+from rcnn_backend.contract.parameters import DetectionParameters, read_parameters
+from rcnn_backend.operators.detections import detect, override, warm_up
+from rcnn_backend.steps.lost_tensors import sent_to_detections
+from rcnn_backend.steps.step import Step, Tensors
 
 
 class TritonPythonModel:
     """Answers all requests of an execution as one batch, each with its own thresholds."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args, counted="num_detections")
+        self.step = Step(args, counted="num_detections")
         self.parameters = read_parameters(DetectionParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 
@@ -23,7 +23,7 @@ class TritonPythonModel:
             requests, self._detect, read_options=read_options, sent=sent_to_detections
         )
 
-    def _detect(self, tensors: triton_io.Tensors, parameters: list[DetectionParameters]) -> triton_io.Tensors:
+    def _detect(self, tensors: Tensors, parameters: list[DetectionParameters]) -> Tensors:
         found = detect(
             tensors["class_scores"],
             tensors["class_boxes"],

@@ -4,16 +4,16 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from rcnn_backend import triton_io
-from rcnn_backend.detections import override
+from rcnn_backend.operators.detections import override
 from rcnn_backend.pipeline import Pipeline
+from rcnn_backend.steps.step import Request, Step, Tensors
 
 
 class TritonPythonModel:
     """Runs the steps and the engines of the detector whose folders lie beside this one's."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args, counted="num_detections")
+        self.step = Step(args, counted="num_detections")
         repository, name = Path(args["model_repository"]).parent, args["model_name"].removesuffix("_fused")
         self.pipeline = Pipeline.load(repository, name, self.step.device)
         self.step.run(self.pipeline.warm_up, self.step.config["max_batch_size"])
@@ -25,7 +25,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         del self.pipeline  # its engines, before the CUDA context that they live in
 
-    def _detect(self, requests: list[triton_io.Request]) -> list[triton_io.Tensors | Exception]:
+    def _detect(self, requests: list[Request]) -> list[Tensors | Exception]:
         decoded = self.pipeline.decoder.read_requests([request.tensors for request in requests])
         good = [
             (images, request.options)

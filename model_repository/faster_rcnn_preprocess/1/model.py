@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from rcnn_backend import triton_io
-from rcnn_backend.decode import ImageDecoder
+from rcnn_backend.contract.parameters import PreprocessParameters, read_dtype, read_parameters
 from rcnn_backend.devices import Array
-from rcnn_backend.lost_tensors import take_samples
-from rcnn_backend.parameters import PreprocessParameters, read_dtype, read_parameters
-from rcnn_backend.preprocess import preprocess_requests, warm_up
+from rcnn_backend.operators.decode import ImageDecoder
+from rcnn_backend.operators.preprocess import preprocess_requests, warm_up
+from rcnn_backend.steps.lost_tensors import take_samples
+from rcnn_backend.steps.step import Request, Step, Tensors
 
 
 class TritonPythonModel:
     """Decodes all pictures of an execution; those of a request make one batch, padded to its own size."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args)
+        self.step = Step(args)
         self.parameters = read_parameters(PreprocessParameters, self.step.config)
         self.dtype = read_dtype(self.step.config, "input")
         self.decoder = ImageDecoder(self.parameters, self.step.device)
@@ -23,13 +23,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.step.answer_each(requests, self._preprocess)
 
-    def _preprocess(self, requests: list[triton_io.Request]) -> list[triton_io.Tensors | Exception]:
+    def _preprocess(self, requests: list[Request]) -> list[Tensors | Exception]:
         decoded = self.decoder.read_requests([request.tensors for request in requests])
         good = [images for images in decoded if not isinstance(images, Exception)]
         made = iter(preprocess_requests(good, self.parameters, self.dtype))
         return [images if isinstance(images, Exception) else self._outputs(*next(made)) for images in decoded]
 
     @staticmethod
-    def _outputs(network_input: Array, image_sizes: Array) -> triton_io.Tensors:
+    def _outputs(network_input: Array, image_sizes: Array) -> Tensors:
         samples = take_samples((network_input, image_sizes))
         return {"input": network_input, "image_sizes": image_sizes, "preprocess_samples": samples}

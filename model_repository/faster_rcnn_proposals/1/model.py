@@ -2,25 +2,25 @@
 
 from typing import Any
 
-from rcnn_backend import triton_io
-from rcnn_backend.lost_tensors import sent_to_proposals, take_samples
-from rcnn_backend.parameters import ProposalParameters, read_parameters
+from rcnn_backend.contract.parameters import ProposalParameters, read_parameters
+from rcnn_backend.operators.proposals import propose, warm_up
 from rcnn_backend.pipeline import pyramid
-from rcnn_backend.proposals import propose, warm_up
+from rcnn_backend.steps.lost_tensors import sent_to_proposals, take_samples
+from rcnn_backend.steps.step import Step, Tensors
 
 
 class TritonPythonModel:
     """Answers all requests of an execution as one batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = triton_io.Step(args, counted="num_proposals")
+        self.step = Step(args, counted="num_proposals")
         self.parameters = read_parameters(ProposalParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.step.answer_together(requests, self._propose, sent=sent_to_proposals)
 
-    def _propose(self, tensors: triton_io.Tensors, options: list[Any]) -> triton_io.Tensors:
+    def _propose(self, tensors: Tensors, options: list[Any]) -> Tensors:
         proposals = propose(tensors["rpn_boxes"], pyramid(tensors), tensors["image_sizes"], self.parameters)
         made = proposals.roialigned_feature, proposals.boxes, proposals.num_proposals
         return {

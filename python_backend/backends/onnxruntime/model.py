@@ -4,6 +4,6 @@ Put this folder in ``--backend-directory`` as ``onnxruntime/``; any config that 
 ``backend: "onnxruntime"`` then runs its ``model.onnx`` here.
 """
 
-from rcnn_backend.engine_model import TritonPythonModel
+from rcnn_backend.steps.engine_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -4,6 +4,6 @@ Put this folder in ``--backend-directory`` as ``pytorch/``; any config that says
 ``backend: "pytorch"`` then runs its ``model.pt2`` here.
 """
 
-from rcnn_backend.engine_model import TritonPythonModel
+from rcnn_backend.steps.engine_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -4,6 +4,6 @@ Put this folder in ``--backend-directory`` as ``tensorrt/``; any config that say
 ``backend: "tensorrt"`` then runs its ``model.plan`` here.
 """
 
-from rcnn_backend.engine_model import TritonPythonModel
+from rcnn_backend.steps.engine_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

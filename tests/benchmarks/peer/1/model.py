@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from rcnn_export.detector import load_detector
+from rcnn_export.detector.load import load_detector
 from torchvision.io import ImageReadMode, decode_jpeg
 
 MOST = 100  # detections an image

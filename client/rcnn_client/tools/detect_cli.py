@@ -1,0 +1,191 @@
+"""rcnn-detect: pictures in; a table of detections, drawings, JSON or COCO results out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from .._client import Detector
+from .._detections import Detections
+from .._errors import InvalidImageError, InvalidParameterError, RcnnError
+from .console import complain, progress_bar, stderr
+from .detect_arguments import PROG, parse, tls_config
+from .detect_coco import CocoResults, ImageIds
+from .detect_inputs import (
+    STDIO,
+    Picture,
+    Source,
+    Unreadable,
+    UsageError,
+    count_pictures,
+    find_sources,
+    read_pictures,
+)
+from .detect_outputs import Found, JsonLines, as_json, draw, table
+
+GIVE_UP_AFTER = 10  # pictures in a row that the server failed on
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run rcnn-detect; returns the exit code, see its help. Wrong usage exits with 2."""
+    parser, args = parse(argv)
+    try:
+        sources = find_sources(args.inputs, args.out)
+        with _Run(args, sources) as run:
+            return run.detect()
+    except UsageError as error:
+        parser.error(str(error))
+    except InvalidParameterError as error:
+        complain(PROG, error)
+        return 2
+    except BrokenPipeError:  # whoever read stdout has enough; Python must not flush it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (RcnnError, OSError, ValueError, RuntimeError) as error:
+        return complain(PROG, error)
+    except KeyboardInterrupt:
+        again = "; the same command with --resume goes on" if args.json not in (None, STDIO) else ""
+        complain(PROG, f"interrupted{again}")
+        return 130
+
+
+class _Run:
+    """One run: the connection, the files that are written, and what failed."""
+
+    def __init__(self, args: argparse.Namespace, sources: list[Source]) -> None:
+        self._args, self._sources = args, sources
+        self._pending: deque[Picture] = deque()  # those at the server, in their order
+        self._num_answered = self._num_earlier = self._num_failed = 0
+        with ExitStack() as stack:
+            self._ids = ImageIds(args.annotations)
+            self._detector = stack.enter_context(
+                Detector(
+                    args.url,
+                    args.model,
+                    timeout_s=args.timeout_s,
+                    tls=tls_config(args),
+                    headers=dict(args.header),
+                )
+            )
+            self._progress = self._start_progress(stack)
+            settings = {"model": args.model, "threshold": args.threshold, "classes": args.classes}
+            self._lines = self._coco = None
+            if args.json:
+                self._lines = stack.enter_context(JsonLines(args.json, settings, args.resume))
+            if args.coco:
+                if args.annotations:
+                    self._ids.match(self._detector.info().class_names)
+                self._coco = stack.enter_context(CocoResults(args.coco, self._ids))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def detect(self) -> int:
+        """Carry the run out; returns the exit code, 0 or 1.
+
+        Raises:
+            RcnnError: the server, or the model, cannot be used at all.
+        """
+        args, in_a_row = self._args, 0
+        stream = self._detector.detect_stream(
+            self._images(), in_flight=args.in_flight, score_thresh=args.threshold, classes=args.classes
+        )
+        for position, result in enumerate(stream):
+            picture = self._pending.popleft()
+            if result.error is None:
+                self._answer(picture, result.detections)
+            else:
+                sent_as = picture.image if isinstance(picture.image, Path) else f"image {position}"
+                self._fail(picture.file, picture.frame, str(result.error).removeprefix(f"{sent_as}: "))
+            self._progress.advance(self._task)
+            server_failed = result.error is not None and not isinstance(result.error, InvalidImageError)
+            in_a_row = in_a_row + 1 if server_failed else 0
+            if in_a_row == GIVE_UP_AFTER:
+                stream.close()
+                complain(PROG, f"the server failed on {in_a_row} pictures in a row; the rest is not sent")
+                break
+        self._sum_up()
+        return 1 if self._num_failed else 0
+
+    def _start_progress(self, stack: ExitStack) -> Progress:
+        """A progress bar where somebody sees it and it disturbs nothing."""
+        args, total = self._args, count_pictures(self._sources)
+        # rich leads stdout through the bar's console, which is stderr: not where stdout goes elsewhere
+        self._table_to = None if sys.stdout.isatty() else sys.stdout
+        progress = progress_bar()
+        progress.disable = not stderr.is_terminal or total == 1 or STDIO in (args.out, args.json, args.coco)
+        self._task = progress.add_task(args.model, total=total)
+        return progress if progress.disable else stack.enter_context(progress)
+
+    def _images(self) -> Iterator[Path | bytes | NDArray[np.uint8]]:
+        """What is to be sent; what is not, is dealt with on the way."""
+        for picture in read_pictures(self._sources):
+            if isinstance(picture, Unreadable):
+                self._fail(picture.file, None, picture.reason)
+                continue
+            try:
+                if self._coco:
+                    self._ids.image_id(picture)
+            except ValueError as error:
+                self._fail(picture.file, picture.frame, str(error))
+                self._progress.advance(self._task)
+                continue
+            if self._lines and picture.name in self._lines:
+                if self._coco:
+                    self._coco.write(picture, self._lines.earlier(picture.name))
+                self._skip()
+                continue
+            self._pending.append(picture)
+            yield picture.image
+
+    def _skip(self) -> None:
+        """Count a picture that an earlier run answered, and leave it out of the speed."""
+        self._num_earlier += 1
+        if (total := self._progress.tasks[0].total) is not None:
+            self._progress.update(self._task, total=total - 1)
+
+    def _answer(self, picture: Picture, detections: Detections) -> None:
+        args, found = self._args, as_json(detections)
+        if not self._lines and not self._coco and args.out != STDIO:
+            print(table(picture.name, detections), file=self._table_to)
+        if self._coco:
+            self._coco.write(picture, found)
+        if reason := draw(picture, detections):
+            self._fail(picture.file, picture.frame, reason, found)
+            return
+        self._num_answered += 1
+        if self._lines:
+            self._lines.write(picture.file, picture.frame, found, None)
+
+    def _fail(self, file: str, frame: int | None, reason: str, found: Found | None = None) -> None:
+        self._num_failed += 1
+        name = file if frame is None else f"{file}#{frame}"
+        complain(PROG, f"{name}: {reason}")
+        if self._lines:
+            self._lines.write(file, frame, found, reason)
+
+    def _sum_up(self) -> None:
+        total = self._num_answered + self._num_earlier + self._num_failed
+        if total > 1 and (self._num_earlier or self._num_failed):
+            earlier = f", {self._num_earlier} answered by an earlier run" if self._num_earlier else ""
+            complain(PROG, f"{self._num_answered} answered{earlier}, {self._num_failed} failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The command ``rcnn-verify``: an exported detector beside torchvision's, stage by stage."""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from PIL import Image
+from rcnn_backend.contract.manifest import read_manifest
+from rcnn_backend.errors import InvalidInputError, RepositoryError
+from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.operators.detections import Detections
+from rcnn_backend.pipeline import VERSION
+from rich.console import Console
+from tritonclient.utils import InferenceServerException
+
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.engines.onnx_export import MAX_BATCH
+from rcnn_export.engines.options import ENGINE_FILES
+from rcnn_export.errors import ExportError
+from rcnn_export.verify.bisect import bisect, check_builder
+from rcnn_export.verify.differences import FP16_BOUNDS, FP32_BOUNDS
+from rcnn_export.verify.engines import load_pipeline
+from rcnn_export.verify.pipeline_stages import PipelineStages, unpad_detections
+from rcnn_export.verify.reference import ImageDetections
+from rcnn_export.verify.report import make_table, print_verdict
+from rcnn_export.verify.sample_pictures import sample_pictures
+from rcnn_export.verify.stages import Verification
+
+HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
+SERVER_TIMEOUT_S = 600.0
+ENGINE_STAGES = {"features": "rpn", "rpn_boxes": "rpn", "header": "header"}  # what an engine makes
+TABLE_WIDTH = 120  # columns; narrower, it would leave out numbers
+
+Picture = tuple[str, bytes]  # its name, and an encoded file
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verifies a detector; exit code 0 if every stage holds, 1 if not, 2 with the reason if it cannot."""
+    arguments = _parser().parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, TABLE_WIDTH)
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+
+    try:
+        if arguments.bisect:
+            check_builder()
+        detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
+        report(f"Loaded {detector.model_name} with weights {detector.weights}")
+        pipeline = load_pipeline(arguments.repository, arguments.name, arguments.engine)
+        bounds = FP32_BOUNDS if pipeline.input_dtype == np.float32 else FP16_BOUNDS
+        pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
+        verification = Verification(
+            detector.model, PipelineStages(pipeline), served=bool(arguments.server), bounds=bounds
+        )
+        server = triton.InferenceServerClient(arguments.server) if arguments.server else None
+        for number, batch in enumerate(deal(pictures, arguments.batch)):
+            images = [
+                decode_image(encoded, pipeline.preprocess_parameters.max_image_pixels) for _, encoded in batch
+            ]
+            served = ask_server(server, arguments.name, [encoded for _, encoded in batch]) if server else None
+            verification.add(f"batch {number}", images, served)
+            report(f"Batch {number}: {', '.join(name for name, _ in batch)}")
+    except InferenceServerException as error:
+        print(f"rcnn-verify: the server {arguments.server}: {error}", file=sys.stderr)
+        return UNUSABLE
+    except (ExportError, RepositoryError, InvalidInputError, OSError) as error:
+        print(f"rcnn-verify: {error}", file=sys.stderr)
+        return UNUSABLE
+    sizes = ", ".join(str(size) for size in arguments.batch)
+    console.print(
+        make_table(verification, f"{arguments.name}: {len(pictures)} pictures in batches of {sizes}")
+    )
+    print_verdict(console, verification)
+    if arguments.bisect and verification.first_divergence:
+        _print_layer(console, arguments, verification, pipeline.input_dtype)
+    return HOLDS if verification.holds else DIVERGES
+
+
+def load_reference(repository: Path, name: str, model: str | None, weights: str | None) -> Detector:
+    """The torch detector that the engines were exported from.
+
+    Args:
+        model: a model's name, by default the manifest's.
+        weights: as for rcnn-export, by default the manifest's.
+
+    Raises:
+        RepositoryError: no manifest.
+        ExportError: the weights are not those of the engines.
+    """
+    version_dir = repository / f"{name}_rpn" / VERSION
+    manifest = read_manifest(version_dir)
+    detector = load_detector(
+        model or manifest["model"], weights or manifest["weights"], len(manifest["class_names"])
+    )
+    if detector.weights_hash != manifest["weights_sha256"]:
+        raise ExportError(
+            f"{detector.model_name} with weights {detector.weights} is not what {version_dir} was exported from: "
+            f"sha256 {detector.weights_hash[:12]}, the manifest has {manifest['weights_sha256'][:12]}. Give the "
+            "--model and --weights of the export, or export again (random weights may differ between CPUs)"
+        )
+    return detector
+
+
+def read_pictures(paths: Sequence[Path]) -> list[Picture]:
+    """The files, and of a folder those that are named like pictures, in the order of their names."""
+    suffixes = Image.registered_extensions()
+    files = []
+    for path in paths:
+        in_folder = sorted(path.iterdir()) if path.is_dir() else ()
+        files += [file for file in in_folder if file.suffix.lower() in suffixes] or [path]
+    return [(file.name, file.read_bytes()) for file in files]
+
+
+def deal(pictures: Sequence[Picture], sizes: Sequence[int]) -> list[list[Picture]]:
+    """The pictures in batches of each size in turn.
+
+    Each picture is in one batch at least and there is one batch of each size at least; what
+    is missing of the last batches is filled up from the first picture on.
+    """
+    batches: list[list[Picture]] = []
+    supply, dealt = itertools.cycle(pictures), 0
+    for number, size in enumerate(itertools.cycle(sizes)):
+        if dealt >= len(pictures) and number >= len(sizes):
+            return batches
+        batches.append(list(itertools.islice(supply, size)))
+        dealt += size
+    return batches
+
+
+def ask_server(
+    server: triton.InferenceServerClient, name: str, batch: Sequence[bytes]
+) -> list[ImageDetections]:
+    """The served detections of encoded pictures, sent as one request."""
+    image = triton.InferInput("image", [len(batch), 1], "BYTES")
+    image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
+    answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
+    return unpad_detections(Detections(*(answer.as_numpy(output) for output in Detections._fields)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rcnn-verify",
+        description="Runs pictures through torchvision (eager, FP32, CPU) and through an exported detector, and "
+        "says stage by stage how far they differ: each stage fed torchvision's own input of it, and end to end. "
+        "Exit code 0: every stage holds. 1: one does not. 2: it could not be tried.",
+    )
+    parser.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--name", default="faster_rcnn", help="the served model's name (default: %(default)s)"
+    )
+    parser.add_argument("--model", help="as for rcnn-export (default: as exported)")
+    parser.add_argument("--weights", help="as for rcnn-export (default: as exported)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="picture files, or folders of them (default: 12 made from photos, 48x64 to 1333x1000 pixels)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch_size,
+        nargs="+",
+        default=[1, 3, 8],
+        metavar="SIZE",
+        help="how many pictures go together, in turn (default: 1 3 8)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINE_FILES),
+        default="",
+        help="which of the engine files, where there are several: a plan has its ONNX beside it (default: the one "
+        "that is served)",
+    )
+    parser.add_argument(
+        "--bisect",
+        action="store_true",
+        help="when a TensorRT plan diverges, name the first layer that TensorRT computes otherwise than ONNX "
+        "Runtime; builds the plan anew with every layer's output",
+    )
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", help="judge also what the server there answers (gRPC)"
+    )
+    return parser
+
+
+def _print_layer(
+    console: Console, arguments: argparse.Namespace, verification: Verification, dtype: np.dtype[Any]
+) -> None:
+    """The first layer of the first diverging engine that TensorRT computes otherwise than ONNX Runtime."""
+    stage, _ = verification.first_divergence or ("", "")
+    step = ENGINE_STAGES.get(stage)
+    if step is None:
+        console.print(f"{stage} is computed between the engines: there is no layer to name")
+        return
+    version_dir = arguments.repository / f"{arguments.name}_{step}" / VERSION
+    found = bisect(version_dir, verification.first_inputs(step, dtype), verification.bounds.array)
+    console.print(f"{step}: {found}" if found else f"{step}: every layer agrees with ONNX Runtime's")
+
+
+def _batch_size(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH):
+        raise argparse.ArgumentTypeError(f"{text!r} is no batch size, expected 1 to {MAX_BATCH}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

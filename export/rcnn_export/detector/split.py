@@ -1,0 +1,157 @@
+"""Cuts a torchvision Faster R-CNN in two at module boundaries, where the data decides the shapes.
+
+    RpnModule     input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
+    HeaderModule  roialigned_feature, proposals -> class_scores, class_boxes, header_samples
+
+Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
+classes, L pyramid levels that RoIs are pooled from. Boxes are (x1, y1, x2, y2) in pixels
+of the resized image. What lies between the two (NMS, RoIAlign) runs in rcnn_backend, which
+checks by the ``*_samples`` that no tensor got lost on the way to an engine or from it.
+"""
+
+import torch
+from rcnn_backend.steps.lost_tensors import FIRST
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import MultiScaleRoIAlign
+
+from rcnn_export.errors import ExportError
+
+
+class RpnModule(nn.Module):
+    """Backbone, RPN head, the best anchors of each level and their decoded boxes."""
+
+    NETWORKS = ("backbone", "head")  # what may be FP16; the rest of forward is FP32
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.head = model.rpn.head
+        self.box_coder = model.rpn.box_coder
+        self.pre_nms_top_n = model.rpn.pre_nms_top_n()
+        self.pooled_levels = pooled_levels(model)
+        self.cell_anchors = nn.ParameterList(
+            nn.Parameter(anchors, requires_grad=False) for anchors in model.rpn.anchor_generator.cell_anchors
+        )
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        """``input`` [B, 3, H, W], normalised and padded -> rpn_boxes, feature_0, ..., rpn_samples
+
+        ``rpn_boxes`` FP32 [B, N, 6]: objectness (probability), x1, y1, x2, y2 before
+        clipping, level. N = sum over levels of min(pre_nms_top_n, anchors of the level);
+        each level's rows are sorted by objectness, highest first.
+        ``rpn_samples`` FP32 [B, S]: samples of input, rpn_boxes and each feature.
+        Follows torchvision's RegionProposalNetwork up to filter_proposals' top-k.
+        """
+        features = self.backbone(input)
+        if isinstance(features, Tensor):
+            features = {"0": features}
+        objectness, deltas = self.head(list(features.values()))
+        levels = [
+            self._decode_level(level, objectness[level], deltas[level], input)
+            for level in range(len(objectness))
+        ]
+        pooled = [features[name] for name in self.pooled_levels]
+        rpn_boxes = torch.cat(levels, dim=1)
+        return rpn_boxes, *pooled, take_samples(input, rpn_boxes, *pooled)
+
+    def _decode_level(self, level: int, objectness: Tensor, deltas: Tensor, input: Tensor) -> Tensor:
+        batch = objectness.shape[0]
+        height, width = objectness.shape[-2:]
+        cell_anchors = self.cell_anchors[level]  # [A, 4]
+        num_anchors = cell_anchors.shape[0]
+        logits = objectness.permute(0, 2, 3, 1).reshape(batch, -1).float()  # [B, h*w*A]
+        deltas = deltas.reshape(batch, num_anchors, 4, height, width)
+        deltas = deltas.permute(0, 3, 4, 1, 2).reshape(batch, -1, 4).float()  # [B, h*w*A, 4]
+
+        top_logits, top = logits.topk(torch.sym_min(self.pre_nms_top_n, height * width * num_anchors), dim=1)
+        anchors = self._anchors(cell_anchors, height, width, input)  # [h*w*A, 4]
+        top_deltas = deltas.gather(1, top[:, :, None].expand(-1, -1, 4))  # [B, k, 4]
+        boxes = self.box_coder.decode_single(top_deltas.flatten(0, 1), anchors.index_select(0, top.flatten()))
+        boxes = boxes.reshape(batch, -1, 4)  # [B, k, 4]
+        scores = torch.sigmoid(top_logits)[:, :, None]
+        return torch.cat([scores, boxes, torch.full_like(scores, level)], dim=2)  # [B, k, 6]
+
+    def _anchors(self, cell_anchors: Tensor, height: int, width: int, input: Tensor) -> Tensor:
+        """AnchorGenerator.grid_anchors of one level: [h*w*A, 4], row by row, A a cell."""
+        stride_y = input.shape[-2] // height
+        stride_x = input.shape[-1] // width
+        shift_y = torch.arange(height, dtype=torch.float32, device=input.device) * stride_y
+        shift_x = torch.arange(width, dtype=torch.float32, device=input.device) * stride_x
+        shift_y = shift_y[:, None].expand(height, width)
+        shift_x = shift_x[None, :].expand(height, width)
+        shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=2)  # [h, w, 4]
+        return (shifts[:, :, None] + cell_anchors.float()).reshape(-1, 4)
+
+
+class HeaderModule(nn.Module):
+    """Box head and predictor, softmax and per-class box decoding."""
+
+    NETWORKS = ("box_head", "box_predictor")  # what may be FP16; the rest of forward is FP32
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.box_head = model.roi_heads.box_head
+        self.box_predictor = model.roi_heads.box_predictor
+        self.box_coder = model.roi_heads.box_coder
+
+    def forward(self, roialigned_feature: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``roialigned_feature`` [B, R, C, 7, 7], ``proposals`` FP32 [B, R, 4] -> class_scores, ...
+
+        ``class_scores`` FP32 [B, R, K]: softmax over all classes, without the background column.
+        ``class_boxes`` FP32 [B, R, K, 4]: decoded for each class, not clipped.
+        ``header_samples`` FP32 [B, S]: samples of both inputs and both outputs.
+        Follows torchvision's RoIHeads up to postprocess_detections' clipping.
+        """
+        batch, rois = proposals.shape[:2]
+        logits, regression = self.box_predictor(self.box_head(roialigned_feature.flatten(0, 1)))
+        scores = torch.softmax(logits.float(), dim=-1)
+        boxes = self.box_coder.decode_single(regression.float(), proposals.reshape(-1, 4))
+        boxes = boxes.reshape(batch, rois, -1, 4)  # [B, R, K + 1, 4]
+        scores, boxes = scores.reshape(batch, rois, -1)[:, :, 1:], boxes[:, :, 1:]
+        return scores, boxes, take_samples(roialigned_feature, proposals, scores, boxes)
+
+
+def take_samples(*tensors: Tensor) -> Tensor:
+    """``rcnn_backend.steps.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
+    parts = []
+    for tensor in tensors:
+        parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
+        middle = tensor.select(-2, tensor.shape[-2] // 2)
+        parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
+    return torch.cat([part.float() for part in parts], dim=1)
+
+
+def pooled_levels(model: FasterRCNN) -> list[str]:
+    """Names of the backbone's feature maps that RoIs are pooled from, finest first."""
+    pooler = roi_pooler(model)
+    features = backbone_features(model)
+    return [name for name in features if name in pooler.featmap_names]
+
+
+def pooled_strides(model: FasterRCNN) -> list[int]:
+    """Stride in pixels of each pooled level."""
+    size = model.transform.size_divisible * 8
+    features = backbone_features(model, size)
+    return [size // features[name].shape[-2] for name in pooled_levels(model)]
+
+
+def roi_pooler(model: FasterRCNN) -> MultiScaleRoIAlign:
+    """The detector's MultiScaleRoIAlign.
+
+    Raises:
+        ExportError: RoIs are pooled by something else.
+    """
+    pooler = model.roi_heads.box_roi_pool
+    if not isinstance(pooler, MultiScaleRoIAlign):
+        raise ExportError(
+            f"box_roi_pool is a {type(pooler).__name__}: only torchvision.ops.MultiScaleRoIAlign is supported"
+        )
+    return pooler
+
+
+@torch.no_grad()
+def backbone_features(model: FasterRCNN, size: int = 64) -> dict[str, Tensor]:
+    """Every feature map of a blank square picture: the names, channels and strides of the pyramid."""
+    features = model.backbone(torch.zeros(1, 3, size, size))
+    return {"0": features} if isinstance(features, Tensor) else dict(features)

@@ -1,0 +1,97 @@
+"""torch -> AOTInductor package: the RPN and the header compiled for this machine's GPU, or for its CPU.
+
+A package runs where PyTorch of the same version runs, on the kind of GPU it was compiled on; the
+manifest beside it says which. No TensorRT is needed.
+"""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rcnn_backend.engines.aoti import describe_target
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from rcnn_export.engines.onnx_export import Stage, export_program
+from rcnn_export.errors import ExportError
+
+INDUCTOR_OPTIONS = {"freezing": True}  # folds what is constant: batch normalisation into the convolutions
+
+
+def compile_package(stage: Stage, path: Path) -> str:
+    """Writes the stage as ``path``, e.g. ``1/model.pt2``; takes a minute or two.
+
+    Returns:
+        What it was compiled for, e.g. ``cuda sm_90``.
+
+    Raises:
+        ExportError: the compiler failed.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module, example = stage.module, stage.example
+    if device.type == "cuda":
+        module = copy.deepcopy(module).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        example = tuple(
+            torch.zeros(shape, dtype=tensor.dtype, device=device)
+            for shape, tensor in zip(stage.typical, example, strict=True)
+        )
+    try:
+        with _quiet(), torch.no_grad():
+            program = upsample_by_integers(export_program(replace(stage, module=module, example=example)))
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(path), inductor_configs=INDUCTOR_OPTIONS
+            )
+    except Exception as error:  # of many kinds, from the compilers too
+        raise ExportError(
+            f"AOTInductor cannot compile the {stage.name}: {type(error).__name__}: {str(error)[:2000]}. "
+            "It needs a C++ compiler (`apt install g++`; CXX chooses one)"
+        ) from error
+    return describe_target(device)
+
+
+def upsample_by_integers(program: ExportedProgram) -> ExportedProgram:
+    """Nearest upsampling, the FPN's, with integer source indices.
+
+    Inductor's own multiplies by the ratio of the two sizes, which a GPU divides approximately: of a ratio
+    one rounding below 1/2, every second row and column is the pixel's neighbour.
+    """
+    exact: ExportedProgram = program.run_decompositions(
+        {torch.ops.aten.upsample_nearest2d.vec: _upsample_nearest}
+    )
+    return exact
+
+
+def _upsample_nearest(x: Tensor, size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Any:
+    if scale_factors is not None:
+        if not all(factor.is_integer() for factor in scale_factors):
+            return NotImplemented  # torch's own
+        size = [old * int(factor) for old, factor in zip(x.shape[-2:], scale_factors, strict=True)]
+    assert size is not None
+    rows, columns = (
+        torch.arange(new, device=x.device) * old // new for old, new in zip(x.shape[-2:], size, strict=True)
+    )
+    upsampled = torch.ops.aten._unsafe_index(x, [None, None, rows[:, None], columns])
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    return upsampled.contiguous(
+        memory_format=torch.channels_last if is_channels_last else torch.contiguous_format
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's notes on its own code help nobody here."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,36 @@
+"""What the networks are exported to: the engine that runs them, and the precision they compute in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rcnn_backend.contract.manifest import PlanOptions
+from rcnn_backend.engines.profiles import Profile
+
+ONNX, AOTI, TENSORRT = "onnx", "aoti", "tensorrt"
+ENGINE_FILES = {ONNX: "model.onnx", AOTI: "model.pt2", TENSORRT: "model.plan"}
+TRITON_BACKENDS = {ONNX: "onnxruntime", AOTI: "pytorch", TENSORRT: "tensorrt"}
+
+FP32, FP16 = "fp32", "fp16"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Boxes and scores are computed in FP32 in either precision.
+
+    ``profiles``: of the TensorRT plans of ``rpn`` and ``header``; by default ``plan_shapes.plan_profiles``.
+    ``plan``: how they are built.
+    """
+
+    engine: str = ONNX
+    precision: str = FP32
+    profiles: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
+    plan: PlanOptions = field(default_factory=PlanOptions)
+
+    @property
+    def is_for_gpu(self) -> bool:
+        """Whether the engine runs on a GPU only."""
+        return self.engine == TENSORRT or (self.engine == AOTI and torch.cuda.is_available())
+
+
+DEFAULT_ENGINE = EngineOptions()

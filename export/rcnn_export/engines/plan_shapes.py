@@ -1,0 +1,124 @@
+"""The optimisation profiles of a detector's plans, from the sizes of the batches it is to take.
+
+    --shapes 1x320x320,4x800x1344,8x1344x1344      smallest, best and largest batch of one profile
+
+B images, H and W the sides of the RPN's input in pixels, R RoIs an image.
+"""
+
+import re
+from collections.abc import Sequence
+
+from rcnn_backend.engines.profiles import Profile, ShapeRange
+from torchvision.models.detection import FasterRCNN
+
+from rcnn_export.detector.split import backbone_features, pooled_levels
+from rcnn_export.errors import ExportError
+from rcnn_export.repository.configs import proposal_parameters
+
+EXAMPLE = "1x320x320,4x800x1344,8x1344x1344"
+DEFAULT_BATCHES = (1, 4, 8)
+
+
+def parse_shapes(text: str) -> ShapeRange:
+    """One profile's smallest, best and largest B x H x W; of two the last is also the best, one is all.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    shapes = [tuple(int(side) for side in part.split("x")) for part in text.split(",") if _is_shape(part)]
+    if len(shapes) != len(text.split(",")) or not 1 <= len(shapes) <= 3:
+        raise ValueError(f"{text!r} is no list of one to three BATCHxHEIGHTxWIDTH such as {EXAMPLE}")
+    range_ = ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
+    if not range_.takes(range_.opt):
+        raise ValueError(
+            f"{text!r}: expected the smallest, the best and the largest, none larger than the next"
+        )
+    return range_
+
+
+def plan_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange] = ()) -> dict[str, list[Profile]]:
+    """The profiles of the ``rpn`` and of the ``header``; without shapes, ``_default_shapes``.
+
+    Raises:
+        ExportError: see ``_rpn_profiles``.
+    """
+    shapes = shapes or _default_shapes(model)
+    return {"rpn": _rpn_profiles(model, shapes), "header": _header_profiles(model, shapes)}
+
+
+def _default_shapes(model: FasterRCNN) -> list[ShapeRange]:
+    """One profile for every picture that the detector's own transform makes."""
+    transform = model.transform
+    divisor = transform.size_divisible
+    if transform.fixed_size is not None:
+        largest = best = tuple(_round_up(side, divisor) for side in transform.fixed_size[::-1])
+    else:
+        best = (_round_up(transform.min_size[-1], divisor), _round_up(transform.max_size, divisor))
+        largest = (best[1], best[1])
+    sides = ((divisor, divisor), best, largest)
+    return [ShapeRange(*((batch, *side) for batch, side in zip(DEFAULT_BATCHES, sides, strict=True)))]
+
+
+def _rpn_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profile]:
+    """One for each of the shapes.
+
+    Raises:
+        ExportError: two overlap, so that it is not told which one runs; a batch size lies in none,
+            though smaller and larger ones do; or a side is not padded to.
+    """
+    divisor = model.transform.size_divisible
+    for range_ in shapes:
+        if any(side % divisor for shape in range_ for side in shape[1:]):
+            raise ExportError(
+                f"--shapes {_to_text(range_)}: pictures are padded to multiples of {divisor}, so heights and "
+                "widths must be such, too"
+            )
+    for index, one in enumerate(shapes):
+        for other in shapes[index + 1 :]:
+            if one.overlaps(other):
+                raise ExportError(
+                    f"--shapes {_to_text(one)} and {_to_text(other)} overlap: batches that fit both could run in "
+                    "either profile. Begin one above the end of the other, in batch size, height or width"
+                )
+    batches = {batch for range_ in shapes for batch in range(range_.min[0], range_.max[0] + 1)}
+    if missing := sorted(set(range(1, max(batches) + 1)) - batches):
+        raise ExportError(
+            f"no --shapes takes a batch of {missing[0]}, and Triton makes batches of every size up to the "
+            f"largest, {max(batches)}: widen one of them"
+        )
+    return [{"input": ShapeRange(*((batch, 3, *sides) for batch, *sides in range_))} for range_ in shapes]
+
+
+def _header_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profile]:
+    """One for each range of batch sizes that the shapes have, overlapping ones joined."""
+    counts = proposal_parameters(model).padded_counts
+    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
+    output_size = model.roi_heads.box_roi_pool.output_size
+    joined: list[ShapeRange] = []
+    for batches in sorted(ShapeRange(*((shape[0],) for shape in range_)) for range_ in shapes):
+        if joined and joined[-1].overlaps(batches):
+            last = joined.pop()
+            batches = ShapeRange(last.min, max(last.opt, batches.opt), max(last.max, batches.max))
+        joined.append(batches)
+    profiles: list[Profile] = []
+    for (smallest,), (best,), (largest,) in joined:
+        sizes = ((smallest, counts[0]), (best, counts[-1]), (largest, counts[-1]))
+        profiles.append(
+            {
+                "roialigned_feature": ShapeRange(*((*size, channels, *output_size) for size in sizes)),
+                "proposals": ShapeRange(*((*size, 4) for size in sizes)),
+            }
+        )
+    return profiles
+
+
+def _is_shape(text: str) -> bool:
+    return re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", text) is not None
+
+
+def _to_text(range_: ShapeRange) -> str:
+    return ",".join("x".join(map(str, shape)) for shape in range_)
+
+
+def _round_up(side: int, divisor: int) -> int:
+    return -(-side // divisor) * divisor

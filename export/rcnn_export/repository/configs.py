@@ -1,0 +1,193 @@
+"""Derives a detector's config.pbtxt files from the hand-written ones of R50-FPN."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from rcnn_backend.contract.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.steps.lost_tensors import WIDE, num_samples
+from torchvision.models.detection import FasterRCNN
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
+
+from rcnn_export.detector.load import Detector
+from rcnn_export.detector.split import backbone_features, pooled_levels, pooled_strides, roi_pooler
+from rcnn_export.engines.options import DEFAULT_ENGINE, FP16, TRITON_BACKENDS, EngineOptions
+
+TEMPLATE = "faster_rcnn"
+PIXELS = "pixels"  # the ensemble <name>_pixels takes pixels, the ensemble <name> encoded pictures
+HALF_TENSORS = ("input", "feature_", "roialigned_feature")
+FUSED = "fused"  # the model <name>_fused runs all steps in one process
+FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
+STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
+# On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
+PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
+CHOSEN_BY_HAND = (
+    "max_image_bytes",
+    "max_image_pixels",
+    "padded_sizes_hw",
+)  # the torch model knows nothing of them
+POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
+
+
+def template_dir() -> Path:
+    """The hand-written model repository: beside this package in a clone, inside it in a wheel."""
+    in_clone = Path(__file__).resolve().parents[3] / "model_repository"
+    return in_clone if in_clone.is_dir() else Path(__file__).resolve().parents[1] / "model_repository"
+
+
+def model_names(name: str) -> list[str]:
+    """The models of the detector ``name``, whole ones first."""
+    return [name, *(f"{name}_{part}" for part in (PIXELS, FUSED, *STEPS))]
+
+
+def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
+    """The text of each model's config.pbtxt, by model name; in FP16 what goes to and from a network is FP16.
+
+    A file that needs no change is passed on as it is, comments and all.
+    """
+    model = detector.model
+    levels = pooled_levels(model)
+    channels = backbone_features(model)[levels[0]].shape[1]
+    num_classes = len(detector.class_names) - 1
+    detections = model.roi_heads.detections_per_img
+    pooled = list(roi_pooler(model).output_size)
+    pooled_samples = num_samples(pooled[-1])
+    dims = {
+        "roialigned_feature": [-1, channels, *pooled],
+        "class_scores": [-1, num_classes],
+        "class_boxes": [-1, num_classes, 4],
+        "boxes": [detections, 4],
+        "scores": [detections],
+        "labels": [detections],
+        "rpn_samples": [WIDE * (2 + len(levels))],
+        "proposals_samples": [pooled_samples + WIDE + num_samples(1)],
+        "header_samples": [pooled_samples + WIDE + num_samples(num_classes) + WIDE],
+    }
+    parameters: dict[str, dict[str, Any]] = {
+        "": {"class_names": detector.class_names},
+        PIXELS: {"class_names": detector.class_names},
+        FUSED: {"class_names": detector.class_names},
+        "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), CHOSEN_BY_HAND),
+        "proposals": dataclasses.asdict(proposal_parameters(model)),
+        "detections": dataclasses.asdict(detection_parameters(model)),
+    }
+    texts = {}
+    for template, model_name in zip(model_names(TEMPLATE), model_names(name), strict=True):
+        text = (template_dir() / template / "config.pbtxt").read_text()
+        config = text_format.Parse(text, ModelConfig())
+        original = ModelConfig()
+        original.CopyFrom(config)
+        config.name = model_name
+        if config.backend in TRITON_BACKENDS.values():
+            config.backend = TRITON_BACKENDS[options.engine]
+            _list_profiles(config, len(options.profiles.get(template.rpartition("_")[2], ())))
+        if template == f"{TEMPLATE}_{FUSED}" and options.is_for_gpu:
+            config.instance_group.add(count=FUSED_INSTANCES)
+        if options.profiles:
+            config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
+        for step in config.ensemble_scheduling.step:
+            step.model_name = name + step.model_name.removeprefix(TEMPLATE)
+            _replace_feature_map(step.input_map, len(levels))
+            _replace_feature_map(step.output_map, len(levels))
+        for tensors in (config.input, config.output):
+            _replace_features(tensors, channels, len(levels))
+            for tensor in tensors:
+                if tensor.name in dims:
+                    tensor.dims[:] = dims[tensor.name]
+                if options.precision == FP16 and tensor.name.startswith(HALF_TENSORS):
+                    tensor.data_type = DataType.TYPE_FP16
+        for key, value in parameters.get(template.removeprefix(TEMPLATE).lstrip("_"), {}).items():
+            config.parameters[key].string_value = json.dumps(value)
+        texts[model_name] = text if config == original else _to_text(config, template)
+    return texts
+
+
+def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
+    """GeneralizedRCNNTransform's settings in eval mode; what is CHOSEN_BY_HAND is the config's own."""
+    transform = model.transform
+    return PreprocessParameters(
+        min_size=transform.min_size[-1],
+        max_size=transform.max_size,
+        fixed_size_hw=list(transform.fixed_size[::-1]) if transform.fixed_size is not None else None,
+        image_mean=list(transform.image_mean),
+        image_std=list(transform.image_std),
+        size_divisible=transform.size_divisible,
+        max_image_pixels=0,
+    )
+
+
+def proposal_parameters(model: FasterRCNN) -> ProposalParameters:
+    """RegionProposalNetwork's and MultiScaleRoIAlign's settings in eval mode."""
+    pooler = roi_pooler(model)
+    most = model.rpn.post_nms_top_n()
+    return ProposalParameters(
+        score_thresh=model.rpn.score_thresh,
+        nms_thresh=model.rpn.nms_thresh,
+        min_box_size=model.rpn.min_size,
+        padded_counts=sorted({max(1, round(share * most)) for share in PADDED_SHARES}),
+        feature_strides=pooled_strides(model),
+        canonical_scale=pooler.canonical_scale,
+        canonical_level=pooler.canonical_level,
+        output_size_hw=list(pooler.output_size),
+        sampling_ratio=pooler.sampling_ratio,
+    )
+
+
+def detection_parameters(model: FasterRCNN) -> DetectionParameters:
+    """RoIHeads' settings in eval mode."""
+    heads = model.roi_heads
+    return DetectionParameters(
+        score_thresh=heads.score_thresh,
+        nms_thresh=heads.nms_thresh,
+        min_box_size=POSTPROCESS_MIN_BOX_SIZE,
+        detections_per_img=heads.detections_per_img,
+    )
+
+
+def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in keys}
+
+
+def _list_profiles(config: ModelConfig, count: int) -> None:
+    """Triton uses a plan's first profile alone unless it is told of the others."""
+    if count > 1:
+        config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, profile=map(str, range(count)))
+
+
+def _feature_names(levels: int) -> Sequence[str]:
+    return [f"feature_{level}" for level in range(levels)]
+
+
+def _replace_feature_map(tensor_map: Any, levels: int) -> None:
+    """The ensemble's wiring of the pyramid: one entry a level, if the step has any."""
+    if "feature_0" not in tensor_map:
+        return
+    for key in [key for key in tensor_map if key.startswith("feature_")]:
+        del tensor_map[key]
+    for name in _feature_names(levels):
+        tensor_map[name] = name
+
+
+def _replace_features(tensors: Any, channels: int, levels: int) -> None:
+    """A step's declared pyramid tensors: one a level, in the place of the template's."""
+    first = next((tensor for tensor in tensors if tensor.name == "feature_0"), None)
+    if first is None:
+        return
+    kept = [tensor for tensor in tensors if not tensor.name.startswith("feature_")]
+    place = list(tensors).index(first)
+    features = []
+    for name in _feature_names(levels):
+        feature = type(first)()
+        feature.CopyFrom(first)
+        feature.name, feature.dims[:] = name, [channels, -1, -1]
+        features.append(feature)
+    del tensors[:]
+    tensors.extend([*kept[:place], *features, *kept[place:]])
+
+
+def _to_text(config: ModelConfig, template: str) -> str:
+    body = text_format.MessageToString(config, use_short_repeated_primitives=True)
+    return f"# Written by rcnn-export from the {template}/config.pbtxt of the sources, which explains it.\n{body}"

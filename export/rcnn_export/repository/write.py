@@ -1,0 +1,152 @@
+"""Writes a detector into a Triton model repository: all of it, or nothing."""
+
+import dataclasses
+import importlib.metadata
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rcnn_backend.contract.manifest import sha256_of, write_manifest
+
+from rcnn_export.detector.load import Detector
+from rcnn_export.engines.aoti_export import compile_package
+from rcnn_export.engines.graph_checks import clean_graph
+from rcnn_export.engines.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+from rcnn_export.engines.options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, ONNX, TENSORRT, EngineOptions
+from rcnn_export.engines.plan_shapes import plan_profiles
+from rcnn_export.errors import ExportError
+from rcnn_export.repository.configs import (
+    FUSED,
+    PIXELS,
+    STEPS,
+    TEMPLATE,
+    derive_configs,
+    model_names,
+    template_dir,
+)
+
+VERSION = "1"
+
+
+def export_repository(
+    detector: Detector,
+    repository: Path,
+    name: str,
+    report: Callable[[str], None] = lambda _: None,
+    options: EngineOptions = DEFAULT_ENGINE,
+) -> list[Path]:
+    """Exports both engines and writes every model of the detector ``name`` into ``repository``.
+
+    The new folders are made complete beside the old ones and then take their places;
+    when anything fails, the older export stays as it was.
+
+    Args:
+        report: called with a line of text as each part begins.
+        options: what the networks are compiled to.
+
+    Returns:
+        The files written, engines and configs, in the order the data flows.
+
+    Raises:
+        ExportError: the name is no Triton model name, a graph cannot be an engine, the
+            shapes are no profiles, or the repository cannot be written.
+        RepositoryError: a TensorRT plan cannot be built.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
+    models = model_names(name)
+    if options.engine == TENSORRT and not options.profiles:
+        options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
+    if options.engine == TENSORRT:
+        _plan_build().check_target(options.plan)  # before minutes of export
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
+    except OSError as error:
+        raise ExportError(f"cannot write to the repository {repository}: {error.strerror}") from error
+    try:
+        report("Deriving the configs")
+        for model_name, text in derive_configs(detector, name, options).items():
+            (staging / model_name / VERSION).mkdir(parents=True)
+            (staging / model_name / "config.pbtxt").write_text(text)
+        for step in (FUSED, *STEPS):
+            adapter = template_dir() / f"{TEMPLATE}_{step}" / VERSION / "model.py"
+            if adapter.is_file():
+                shutil.copyfile(adapter, staging / f"{name}_{step}" / VERSION / "model.py")
+        labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
+        for whole in (name, f"{name}_{PIXELS}", f"{name}_{FUSED}"):
+            (staging / whole / "labels.txt").write_text(labels)
+        precision = options.precision
+        for stage in (rpn_stage(detector.model, precision), header_stage(detector.model, precision)):
+            report(f"Exporting the {stage.name}, {precision}, for {options.engine}")
+            version_dir = staging / f"{name}_{stage.name}" / VERSION
+            _write_engine(stage, detector, options, version_dir)
+            if options.engine == TENSORRT:
+                report(f"Building the {stage.name}'s TensorRT plan")
+                builder = _plan_build()
+                profiles, timings = options.profiles[stage.name], builder.timing_cache(repository)
+                builder.build_plan(version_dir, profiles, options.plan, timings)
+        _swap(staging, repository, models)
+    except OSError as error:
+        raise ExportError(f"cannot write to the repository {repository}: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [path for model in models for path in sorted((repository / model).rglob("*")) if path.is_file()]
+
+
+def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, version_dir: Path) -> None:
+    path = version_dir / ENGINE_FILES[ONNX if options.engine == TENSORRT else options.engine]
+    about: dict[str, str] = {}
+    if options.engine == AOTI:
+        about["target"] = compile_package(stage, path)
+    else:
+        path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
+    about["sha256"] = sha256_of(path)
+    manifest: dict[str, Any] = {
+        "stage": stage.name,
+        "model": detector.model_name,
+        "weights": detector.weights,
+        "weights_sha256": detector.weights_hash,
+        "class_names": detector.class_names,
+        "precision": options.precision,
+        "inputs": stage.inputs,
+        "outputs": stage.outputs,
+        "shapes": stage.axes,
+        "engines": {} if options.engine == TENSORRT else {path.name: about},  # a plan records its graph
+        "versions": {
+            package: importlib.metadata.version(package) for package in ("torch", "torchvision", "onnx")
+        },
+    }
+    write_manifest(version_dir, manifest)
+
+
+def _plan_build() -> ModuleType:
+    """The builder, which needs TensorRT."""
+    from rcnn_backend.engines import plan_build
+
+    return plan_build
+
+
+def _swap(staging: Path, repository: Path, models: list[str]) -> None:
+    """Renames each new folder into its place; a failure on the way puts the old ones back."""
+    replaced = staging / "replaced"
+    replaced.mkdir()
+    done: list[str] = []
+    try:
+        for model in models:
+            done.append(model)
+            if (repository / model).exists():
+                (repository / model).rename(replaced / model)
+            (staging / model).rename(repository / model)
+    except BaseException:
+        for model in reversed(done):
+            if (replaced / model).exists():
+                shutil.rmtree(repository / model, ignore_errors=True)
+                (replaced / model).rename(repository / model)
+            elif not (staging / model).exists():
+                shutil.rmtree(repository / model, ignore_errors=True)
+        raise

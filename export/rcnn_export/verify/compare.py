@@ -1,0 +1,277 @@
+"""Judges each stage of a pipeline by torchvision's: how far apart, which rows pair, what explains the rest.
+
+Every function takes the reference first, a batch at a time, and serves both judgements of a
+stage: fed the reference's own input (the links between the stage's inputs are identities),
+and end to end (the links come from the stages before).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rcnn_export.verify.differences import Bounds, Judgement
+from rcnn_export.verify.matching import (
+    UNMATCHED,
+    Float,
+    Indices,
+    Matching,
+    Rows,
+    find_boxes,
+    find_rows,
+    match_rows,
+    nearest_row,
+)
+from rcnn_export.verify.reference import ImageDetections
+from rcnn_export.verify.ties import (
+    Link,
+    Mismatch,
+    Selection,
+    SelectionRules,
+    explain_selection,
+    explain_top_k,
+    link_rows,
+)
+
+# A RoI within this of a boundary between pyramid levels, relative, may be pooled from either.
+LEVEL_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class PyramidScale:
+    """What a RoI's features depend on beside its box."""
+
+    boundaries_px: npt.NDArray[np.floating]  # sizes, sqrt(area), at which RoIs go to the next level
+    finest_stride_px: int
+    largest_feature: float  # magnitude, in the image
+
+
+def judge_array(judgement: Judgement, where: str, reference: Float, judged: Float) -> None:
+    """One dense array of an image, relative to the reference's largest magnitude in it."""
+    if reference.shape != judged.shape:
+        judgement.difference("relative").add(np.array([np.nan]), judgement.bounds.array)
+        judgement.unexplained.append(
+            f"{where}: shape {list(judged.shape)}, torchvision's is {list(reference.shape)}"
+        )
+        return
+    scale = float(np.abs(reference).max()) or 1.0
+    judgement.difference("relative").add(np.abs(reference - judged) / scale, judgement.bounds.array)
+
+
+def judge_rpn_boxes(judgement: Judgement, where: str, reference: Float, judged: Float, top_n: int) -> Link:
+    """The best anchors of each level, [N, 6] on each side."""
+    a, b = _rpn_rows(reference), _rpn_rows(judged)
+    bounds = judgement.bounds.boxes_px(a.boxes)
+    matching = match_rows(a, b, bounds, judgement.bounds.score)
+    only_a, only_b = explain_top_k(a, b, matching, top_n)
+    _judge_rows(judgement, where, a, b, bounds, matching, only_a, only_b)
+    return link_rows(matching, only_a, only_b)
+
+
+def judge_proposals(
+    judgement: Judgement,
+    where: str,
+    rpn_boxes: tuple[Float, Float],
+    proposals: tuple[Float, Float],
+    size_hw: Float,
+    link: Link,
+    rules: SelectionRules,
+) -> Link:
+    """What is left of ``rpn_boxes`` ([N, 6] of each side) after NMS: ``proposals`` [R, 4] of each side."""
+    a, b = (
+        _proposal_selection(rows, boxes, size_hw) for rows, boxes in zip(rpn_boxes, proposals, strict=True)
+    )
+    rows_a, rows_b = _kept_rows(a, proposals[0]), _kept_rows(b, proposals[1])
+    bounds = judgement.bounds.boxes_px(rpn_boxes[0][a.kept, 1:5])
+    matching = match_rows(rows_a, rows_b, bounds, judgement.bounds.score)
+    only_a, only_b = explain_selection(a, b, matching, link, rules)
+    _judge_rows(judgement, where, rows_a, rows_b, bounds, matching, only_a, only_b)
+    return link_rows(matching, only_a, only_b)
+
+
+def judge_pooled(
+    judgement: Judgement,
+    pooled: tuple[Float, Float],
+    proposals: tuple[Float, Float],
+    link: Link,
+    pyramid: PyramidScale,
+) -> Link:
+    """RoIAligned features [R, C, h, w] of each side's ``proposals``, RoI by RoI.
+
+    Relative to the reference's largest magnitude in the image. A RoI that differs by d pixels
+    has its samples d / stride cells off at most, on each axis, and a bilinear sample changes
+    by at most two largest features a cell: that much is allowed beside the bound of arrays.
+
+    Returns:
+        ``link`` without the RoIs that were pooled from different levels.
+    """
+    in_a, in_b = link.matching.pairs()
+    scale = float(np.abs(pooled[0]).max(initial=0)) or 1.0
+    differences = np.abs(pooled[0][in_a] - pooled[1][in_b]) / scale  # [pairs, C, h, w]
+    shift_px = np.abs(proposals[0][in_a] - proposals[1][in_b]).max(axis=1, initial=0)  # [pairs]
+    bounds = (
+        judgement.bounds.array + 4 * shift_px / pyramid.finest_stride_px * pyramid.largest_feature / scale
+    )
+    flipped = (differences.max(axis=(1, 2, 3), initial=0) > bounds) & (
+        _is_at_boundary(proposals[0][in_a], pyramid.boundaries_px)
+        | _is_at_boundary(proposals[1][in_b], pyramid.boundaries_px)
+    )
+    judgement.difference("relative").add(differences[~flipped], bounds[~flipped, None, None, None])
+    judgement.matched += int((~flipped).sum())
+    judgement.rows += len(in_a)
+    if flipped.any():
+        judgement.explained["size at a level boundary"] += int(flipped.sum())
+    matching = Matching(link.matching.a_to_b.copy(), link.matching.b_to_a.copy())
+    lost_a, lost_b = link.lost_a.copy(), link.lost_b.copy()
+    matching.a_to_b[in_a[flipped]] = matching.b_to_a[in_b[flipped]] = UNMATCHED
+    lost_a[in_a[flipped]] = lost_b[in_b[flipped]] = True
+    return Link(matching, lost_a, lost_b)
+
+
+def judge_header(
+    judgement: Judgement,
+    class_scores: tuple[Float, Float],
+    class_boxes: tuple[Float, Float],
+    link: Link,
+    same_input: bool = True,
+) -> None:
+    """Scores [R, K] and boxes [R, K, 4] of each side, RoI by RoI.
+
+    Args:
+        same_input: both sides were given the same RoIs. Else, where mismatches need no explanation, a
+            pair out of bounds is one: its RoIs differed.
+    """
+    in_a, in_b = link.matching.pairs()
+    bounds = judgement.bounds
+    scores = np.abs(class_scores[0][in_a] - class_scores[1][in_b])  # [pairs, K]
+    boxes = class_boxes[0][in_a]
+    shifts = np.abs(boxes - class_boxes[1][in_b]).max(axis=2)  # [pairs, K]
+    bounds_px = bounds.boxes_px(boxes)
+    judged = np.ones(len(in_a), bool)
+    if not (same_input or bounds.explains):
+        judged = (scores <= bounds.score).all(axis=1) & (shifts <= bounds_px).all(axis=1)
+    judgement.difference("score").add(scores[judged], bounds.score)
+    judgement.difference("px").add(shifts[judged], bounds_px[judged])
+    judgement.matched += int(judged.sum())
+    judgement.rows += len(in_a)
+
+
+def judge_detections(
+    judgement: Judgement,
+    where: str,
+    class_scores: tuple[Float, Float],
+    class_boxes: tuple[Float, Float],
+    detections: tuple[ImageDetections, ImageDetections],
+    image_size: Float,
+    link: Link,
+    rules: SelectionRules,
+) -> None:
+    """The final detections of each side; ``link`` is between the proposals.
+
+    Args:
+        image_size: resized height and width, original height and width.
+    """
+    a, b = (
+        _detection_selection(scores, boxes, found, image_size, judgement.bounds)
+        for scores, boxes, found in zip(class_scores, class_boxes, detections, strict=True)
+    )
+    rows_a, rows_b = (Rows(found.boxes, found.scores, found.labels) for found in detections)
+    bounds = np.full(len(rows_a), judgement.bounds.box_px, np.float32)
+    matching = match_rows(rows_a, rows_b, bounds, judgement.bounds.score)
+    candidates = _link_classes(link, class_scores[0].shape[1])
+    only_a, only_b = explain_selection(a, b, matching, candidates, rules)
+    _judge_rows(judgement, where, rows_a, rows_b, bounds, matching, only_a, only_b)
+
+
+def clip(boxes: Float, size_hw: Float) -> Float:
+    """torchvision's ``clip_boxes_to_image``, for boxes [n, 4]."""
+    height, width = size_hw
+    return boxes.clip(0, np.array([width, height, width, height], np.float32))
+
+
+def _rpn_rows(rpn_boxes: Float) -> Rows:
+    return Rows(rpn_boxes[:, 1:5], rpn_boxes[:, 0], rpn_boxes[:, 5].astype(np.int64))
+
+
+def _proposal_selection(rpn_boxes: Float, proposals: Float, size_hw: Float) -> Selection:
+    rows = _rpn_rows(rpn_boxes)
+    candidates = Rows(clip(rows.boxes, size_hw), rows.scores, rows.groups)
+    return Selection(candidates, find_boxes(proposals, candidates))
+
+
+def _kept_rows(selection: Selection, boxes: Float) -> Rows:
+    """``boxes`` as they came, with the scores and groups of the candidates they are; group -1 if none."""
+    known = selection.kept != UNMATCHED
+    return Rows(
+        boxes,
+        np.where(known, selection.candidates.scores[selection.kept], 0),
+        np.where(known, selection.candidates.groups[selection.kept], -1),
+    )
+
+
+def _detection_selection(
+    class_scores: Float, class_boxes: Float, detections: ImageDetections, image_size: Float, bounds: Bounds
+) -> Selection:
+    num_rois, num_classes = class_scores.shape
+    boxes = clip(class_boxes.reshape(-1, 4), image_size[:2])  # [R * K, 4]
+    labels = np.tile(np.arange(1, num_classes + 1), num_rois)
+    candidates = Rows(boxes, class_scores.reshape(-1), labels)
+    ratio_h, ratio_w = image_size[2:] / image_size[:2]
+    scaled = boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32)
+    found = Rows(detections.boxes, detections.scores, detections.labels)
+    kept = find_rows(found, Rows(scaled, candidates.scores, labels), bounds.box_px, bounds.score)
+    return Selection(candidates, kept)
+
+
+def _link_classes(link: Link, num_classes: int) -> Link:
+    """The link between proposals as one between their boxes of each class: row r becomes rows r * K + k."""
+    classes = np.arange(num_classes)
+
+    def spread(matches: Indices) -> Indices:
+        rows = matches[:, None] * num_classes + classes  # [R, K]
+        spread_out: Indices = np.where(matches[:, None] == UNMATCHED, UNMATCHED, rows).reshape(-1)
+        return spread_out
+
+    return Link(
+        Matching(spread(link.matching.a_to_b), spread(link.matching.b_to_a)),
+        np.repeat(link.lost_a, num_classes),
+        np.repeat(link.lost_b, num_classes),
+    )
+
+
+def _is_at_boundary(boxes: Float, boundaries_px: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Which boxes [n, 4] have a size, sqrt(area), within LEVEL_TOLERANCE of a boundary between levels."""
+    size = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))[:, None]  # [n, 1]
+    near: npt.NDArray[np.bool_] = (np.abs(size - boundaries_px) <= LEVEL_TOLERANCE * boundaries_px).any(
+        axis=1
+    )
+    return near
+
+
+def _judge_rows(
+    judgement: Judgement,
+    where: str,
+    a: Rows,
+    b: Rows,
+    bounds_px: npt.NDArray[np.floating],
+    matching: Matching,
+    only_a: Sequence[Mismatch],
+    only_b: Sequence[Mismatch],
+) -> None:
+    """Counts in the pairs; of a row that nothing explains, how far the nearest row is."""
+    in_a, in_b = matching.pairs()
+    for mismatch in only_a:
+        nearest = nearest_row(
+            a.take(np.array([mismatch.row])), b, bounds_px[mismatch.row], judgement.bounds.score
+        )
+        if nearest is not None and not mismatch.explained and judgement.bounds.explains:
+            in_a, in_b = np.append(in_a, mismatch.row), np.append(in_b, nearest)
+    judgement.difference("px").add(
+        np.abs(a.boxes[in_a] - b.boxes[in_b]).max(axis=1, initial=0), bounds_px[in_a]
+    )
+    judgement.difference("score").add(np.abs(a.scores[in_a] - b.scores[in_b]), judgement.bounds.score)
+    judgement.matched += len(matching.pairs()[0])
+    judgement.rows += max(len(a), len(b))
+    judgement.count(where, only_a, "torchvision")
+    judgement.count(where, only_b, "the pipeline")

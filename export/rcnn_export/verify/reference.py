@@ -1,0 +1,112 @@
+"""torchvision's Faster R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is judged by.
+
+Shapes: B images, C channels, N anchors kept an image, R proposals an image, K foreground
+classes. Boxes are (x1, y1, x2, y2); in pixels of the resized image unless said otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+
+from rcnn_export.detector.split import pooled_levels
+
+Float = npt.NDArray[np.float32]
+
+
+@dataclass
+class ImageDetections:
+    """One image's final detections, best first; boxes in pixels of the image as sent."""
+
+    boxes: Float  # [n, 4]
+    scores: Float  # [n]
+    labels: npt.NDArray[np.int64]  # [n], 1..K
+
+
+@dataclass
+class Trace:
+    """What each stage made of a batch, whoever ran it; padding is removed."""
+
+    input: Float  # [B, 3, H, W]
+    image_sizes: Float  # [B, 4]: resized height and width, original height and width
+    rpn_boxes: Float  # [B, N, 6]: objectness, x1, y1, x2, y2 before clipping, level
+    features: list[Float]  # [B, C, h, w] of each level that RoIs are pooled from
+    proposals: list[Float]  # of each image [R, 4]
+    roialigned_feature: list[Float]  # of each image [R, C, 7, 7]
+    class_scores: list[Float]  # of each image [R, K]
+    class_boxes: list[Float]  # of each image [R, K, 4]
+    detections: list[ImageDetections]
+
+
+@torch.no_grad()
+def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) -> Trace:
+    """Runs one batch of uint8 RGB images [h, w, 3] through ``model``'s own modules and methods.
+
+    The calls are those of GeneralizedRCNN.forward, RegionProposalNetwork.forward and
+    RoIHeads.forward, so that the last stage equals ``model(images)``.
+    """
+    pixels = [torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255 for image in images]
+    batch, _ = model.transform(pixels)
+    original_sizes = [image.shape[:2] for image in images]
+
+    features = model.backbone(batch.tensors)
+    if isinstance(features, torch.Tensor):
+        features = {"0": features}
+
+    objectness, deltas = model.rpn.head(list(features.values()))
+    anchors = model.rpn.anchor_generator(batch, list(features.values()))
+    anchors_per_level = [level[0].numel() for level in objectness]
+    objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+    objectness = objectness.reshape(len(images), -1)  # [B, anchors]
+    boxes = model.rpn.box_coder.decode(deltas, anchors).reshape(len(images), -1, 4)  # [B, anchors, 4]
+    rpn_boxes = _rpn_boxes(model, objectness, boxes, anchors_per_level)
+
+    proposals, _ = model.rpn.filter_proposals(boxes, objectness, batch.image_sizes, anchors_per_level)
+    pooled = model.roi_heads.box_roi_pool(features, proposals, batch.image_sizes)
+    logits, regression = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
+    class_boxes = model.roi_heads.box_coder.decode(regression, proposals)  # [rois, K + 1, 4]
+    class_scores = torch.softmax(logits, dim=-1)
+
+    found = model.roi_heads.postprocess_detections(logits, regression, proposals, batch.image_sizes)
+    detections = [
+        {"boxes": boxes, "scores": scores, "labels": labels}
+        for boxes, scores, labels in zip(*found, strict=True)
+    ]
+    detections = model.transform.postprocess(detections, batch.image_sizes, original_sizes)
+
+    counts = [len(boxes) for boxes in proposals]
+    return Trace(
+        input=batch.tensors.numpy(),
+        image_sizes=np.array(
+            [
+                (*resized, *original)
+                for resized, original in zip(batch.image_sizes, original_sizes, strict=True)
+            ],
+            np.float32,
+        ),
+        rpn_boxes=rpn_boxes.numpy(),
+        features=[features[name].numpy() for name in pooled_levels(model)],
+        proposals=[boxes.numpy() for boxes in proposals],
+        roialigned_feature=[rows.numpy() for rows in pooled.split(counts)],
+        class_scores=[rows.numpy() for rows in class_scores[:, 1:].split(counts)],
+        class_boxes=[rows.numpy() for rows in class_boxes[:, 1:].split(counts)],
+        detections=[
+            ImageDetections(*(image[key].numpy() for key in ("boxes", "scores", "labels")))
+            for image in detections
+        ],
+    )
+
+
+def _rpn_boxes(
+    model: FasterRCNN, objectness: torch.Tensor, boxes: torch.Tensor, anchors_per_level: list[int]
+) -> torch.Tensor:
+    """The rows [B, N, 6] that filter_proposals goes on with after its top-k."""
+    top = model.rpn._get_top_n_idx(objectness, anchors_per_level)  # [B, N]
+    levels = torch.cat([torch.full((count,), float(level)) for level, count in enumerate(anchors_per_level)])
+    scores = torch.sigmoid(objectness.gather(1, top))[:, :, None]
+    boxes = boxes.gather(1, top[:, :, None].expand(-1, -1, 4))
+    return torch.cat([scores, boxes, levels[top][:, :, None]], dim=2)

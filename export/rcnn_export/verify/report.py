@@ -1,0 +1,71 @@
+"""What rcnn-verify prints of a verification: the table of stages, the findings, the verdict."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rcnn_export.verify.differences import Judgement
+from rcnn_export.verify.stages import Verification
+
+FINDINGS_SHOWN = 10
+
+
+def make_table(verification: Verification, title: str) -> Table:
+    """A row for each stage, way of judging it and quantity."""
+    caption = (
+        "alone: fed torchvision's own input of the stage; end to end: fed what the stages before it made; "
+        "px: boxes; relative: to the largest magnitude in the picture"
+    )
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)
+    for column in ("stage", "judged", "unit"):
+        table.add_column(column, no_wrap=True)
+    for column in ("largest", "mean", "of bound", "matched", "explained", "unexplained"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("holds")
+    shown = ""
+    for (stage, mode), judgement in verification.judgements.items():
+        counts = _counts(judgement)
+        for index, (quantity, difference) in enumerate(judgement.differences.items()):
+            table.add_row(
+                "" if shown == stage else stage,
+                "" if index else mode,
+                quantity,
+                f"{difference.largest:.1e}",
+                f"{difference.mean:.1e}",
+                f"{difference.worst:.0%}",
+                *(("", "", "", "") if index else counts),
+            )
+            shown = stage
+    return table
+
+
+def _counts(judgement: Judgement) -> tuple[str, str, str, str]:
+    holds = "[green]yes[/green]" if judgement.holds else "[red]no[/red]"
+    if not (judgement.rows or judgement.unexplained):  # a dense array has no rows to pair
+        return "", "", "", holds
+    matched = f"{judgement.matched}/{judgement.rows}"
+    return matched, str(judgement.explained.total()), str(len(judgement.unexplained)), holds
+
+
+def print_verdict(console: Console, verification: Verification) -> None:
+    """What was explained, what was not, and whether it holds."""
+    for (stage, mode), judgement in verification.judgements.items():
+        for reason, count in judgement.explained.items():
+            console.print(f"{stage}, {mode}: {count} explained: {reason}")
+        if judgement.holds:
+            continue
+        for finding in judgement.unexplained[:FINDINGS_SHOWN]:
+            console.print(f"[red]{stage}, {mode}: {finding}[/red]")
+        if len(judgement.unexplained) > FINDINGS_SHOWN:
+            console.print(f"{stage}, {mode}: {len(judgement.unexplained) - FINDINGS_SHOWN} more")
+    if verification.first_divergence:
+        stage, mode = verification.first_divergence
+        console.print(f"[red]Does not hold. The first stage that diverges: {stage} ({mode})[/red]")
+    elif not verification.holds:
+        share = f"{verification.matched_share:.2%}"
+        console.print(
+            f"[red]Does not hold: {share} of the detections match, {verification.bounds.matched_share:.0%} must[/red]"
+        )
+    else:
+        rest = "explained" if verification.bounds.explains else "within what FP16 may do"
+        console.print(f"Holds: {verification.matched_share:.2%} of the detections match, the rest is {rest}")

@@ -1,0 +1,219 @@
+"""Judges a pipeline by torchvision, batch by batch, stage by stage, each stage twice."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision.models.detection import FasterRCNN
+
+from rcnn_export.detector.split import backbone_features, roi_pooler
+from rcnn_export.repository.configs import detection_parameters, proposal_parameters
+from rcnn_export.verify.compare import (
+    PyramidScale,
+    judge_array,
+    judge_detections,
+    judge_header,
+    judge_pooled,
+    judge_proposals,
+    judge_rpn_boxes,
+)
+from rcnn_export.verify.differences import FP32_BOUNDS, Bounds, Judgement
+from rcnn_export.verify.pipeline_stages import PipelineStages
+from rcnn_export.verify.reference import ImageDetections, Trace, run_reference
+from rcnn_export.verify.ties import Link, SelectionRules
+
+# In the order the data flows.
+STAGES = ("input", "features", "rpn_boxes", "proposals", "roialigned_feature", "header", "detections")
+ALONE = "alone"
+END_TO_END = "end to end"
+SERVED = "served"
+
+Images = Sequence[npt.NDArray[np.uint8]]
+
+
+class Verification:
+    """The judgements of every stage, over all batches so far.
+
+    ``judgements[stage, ALONE]``: the stage was given torchvision's own input of it.
+    ``judgements[stage, END_TO_END]``: it was given what the stages before it made.
+    ``judgements["detections", SERVED]``: what a server answered.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        stages: PipelineStages,
+        served: bool = False,
+        bounds: Bounds = FP32_BOUNDS,
+    ) -> None:
+        self.bounds = bounds
+        self.judgements = {
+            (stage, mode): Judgement(bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
+        }
+        if served:
+            self.judgements[STAGES[-1], SERVED] = Judgement(bounds)
+        self._first: Trace | None = None
+        self._model = model
+        _fix_strides(model)
+        self._stages = stages
+        parameters = proposal_parameters(model)
+        self._pre_nms_top_n = model.rpn.pre_nms_top_n()
+        self._proposal_rules = SelectionRules(
+            parameters.score_thresh,
+            True,
+            parameters.nms_thresh,
+            parameters.min_box_size,
+            parameters.padded_counts[-1],
+        )
+        detections = detection_parameters(model)
+        self._detection_rules = SelectionRules(
+            detections.score_thresh,
+            False,
+            detections.nms_thresh,
+            detections.min_box_size,
+            detections.detections_per_img,
+        )
+        self._finest_stride_px = parameters.feature_strides[0]
+        finest, coarsest = math.log2(parameters.feature_strides[0]), math.log2(parameters.feature_strides[-1])
+        levels = np.arange(finest + 1, coarsest + 1)  # all but the finest
+        self._level_boundaries_px = parameters.canonical_scale * 2.0 ** (levels - parameters.canonical_level)
+
+    def add(self, name: str, images: Images, served: Sequence[ImageDetections] | None = None) -> None:
+        """Judges one batch of uint8 RGB images [h, w, 3].
+
+        Args:
+            name: how the findings call the batch.
+            served: a server's detections of the same batch.
+        """
+        reference = run_reference(self._model, images)
+        self._first = self._first or reference
+        self._judge(name, ALONE, reference, given=reference, made=self._stages.run_each(images, reference))
+        ours = self._stages.run(images)
+        links = self._judge(name, END_TO_END, reference, given=ours, made=ours)
+        for image, found in enumerate(served or ()):
+            # What the server chose from is not known; the same code in process chose from this.
+            self._judge_detections(name, SERVED, image, reference, ours, found, links[image])
+
+    def first_inputs(self, step: str, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
+        """What torchvision gives the engine ``step``, rpn or header, for the first picture; features in ``dtype``."""
+        assert self._first is not None, "no batch was added"
+        if step == "rpn":
+            return {"input": self._first.input[:1].astype(dtype)}
+        pooled = self._first.roialigned_feature[0].astype(dtype)
+        return {"roialigned_feature": pooled[None], "proposals": self._first.proposals[0][None]}
+
+    @property
+    def matched_share(self) -> float:
+        """Of the detections, torchvision's and those end to end (or served), the share that was matched."""
+        final = [
+            judgement
+            for (stage, mode), judgement in self.judgements.items()
+            if stage == STAGES[-1] and mode != ALONE
+        ]
+        return min(judgement.matched / judgement.rows if judgement.rows else 1.0 for judgement in final)
+
+    @property
+    def first_divergence(self) -> tuple[str, str] | None:
+        """The first stage that does not hold, and in which judgement: by itself if any does not so."""
+        for wanted in (ALONE, END_TO_END, SERVED):
+            for (stage, mode), judgement in self.judgements.items():
+                if mode == wanted and not judgement.holds:
+                    return stage, mode
+        return None
+
+    @property
+    def holds(self) -> bool:
+        """Every stage holds, and enough detections match."""
+        return self.first_divergence is None and self.matched_share >= self.bounds.matched_share
+
+    def _judge(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
+        """Judges what the stages ``made`` of what they were ``given``; returns the links between proposals."""
+        links = []
+        for image, size in enumerate(reference.image_sizes):
+            where = f"{name}, picture {image}"
+
+            def carry(link: Link, count: int) -> Link:
+                return Link.identity(count) if mode == ALONE else link
+
+            judgement = self.judgements["input", mode]
+            judge_array(judgement, where, reference.input[image], made.input[image])
+            judge_array(judgement, where, size, made.image_sizes[image])
+
+            judgement = self.judgements["features", mode]
+            for ours, theirs in zip(reference.features, made.features, strict=True):
+                judge_array(judgement, where, ours[image], theirs[image])
+
+            link = judge_rpn_boxes(
+                self.judgements["rpn_boxes", mode],
+                where,
+                reference.rpn_boxes[image],
+                made.rpn_boxes[image],
+                self._pre_nms_top_n,
+            )
+            link = judge_proposals(
+                self.judgements["proposals", mode],
+                where,
+                (reference.rpn_boxes[image], given.rpn_boxes[image]),
+                (reference.proposals[image], made.proposals[image]),
+                size[:2],
+                carry(link, len(reference.rpn_boxes[image])),
+                self._proposal_rules,
+            )
+            link = judge_pooled(
+                self.judgements["roialigned_feature", mode],
+                (reference.roialigned_feature[image], made.roialigned_feature[image]),
+                (reference.proposals[image], given.proposals[image]),
+                carry(link, len(reference.proposals[image])),
+                self._pyramid_scale(reference, image),
+            )
+            link = carry(link, len(reference.proposals[image]))
+            judge_header(
+                self.judgements["header", mode],
+                (reference.class_scores[image], made.class_scores[image]),
+                (reference.class_boxes[image], made.class_boxes[image]),
+                link,
+                same_input=mode == ALONE,
+            )
+            self._judge_detections(name, mode, image, reference, given, made.detections[image], link)
+            links.append(link)
+        return links
+
+    def _pyramid_scale(self, reference: Trace, image: int) -> PyramidScale:
+        largest = max(float(np.abs(level[image]).max()) for level in reference.features)
+        return PyramidScale(self._level_boundaries_px, self._finest_stride_px, largest)
+
+    def _judge_detections(
+        self,
+        name: str,
+        mode: str,
+        image: int,
+        reference: Trace,
+        given: Trace,
+        made: ImageDetections,
+        link: Link,
+    ) -> None:
+        judge_detections(
+            self.judgements["detections", mode],
+            f"{name}, picture {image}",
+            (reference.class_scores[image], given.class_scores[image]),
+            (reference.class_boxes[image], given.class_boxes[image]),
+            (reference.detections[image], made),
+            reference.image_sizes[image],
+            link,
+            self._detection_rules,
+        )
+
+
+@torch.no_grad()
+def _fix_strides(model: FasterRCNN) -> None:
+    """Lets MultiScaleRoIAlign infer the pyramid's strides, which it does once, from a square.
+
+    It takes the first picture it sees; from one of 1 to 40 it would infer wrong ones for good.
+    """
+    size = model.transform.size_divisible * 8
+    pooler = roi_pooler(model)
+    pooler.scales = pooler.map_levels = None
+    pooler(backbone_features(model, size), [torch.ones(1, 4)], [(size, size)])

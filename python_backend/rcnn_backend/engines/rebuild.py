@@ -1,0 +1,173 @@
+"""Builds the TensorRT plans of a repository again where those there cannot run: ``rcnn-serve --rebuild``.
+
+    python -m rcnn_backend.engines.rebuild model_repository [NAME ...]
+
+does it alone, before a ``tritonserver`` that is started otherwise. A process of its own, since one that
+has used a GPU keeps memory on it.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+from rcnn_backend.contract.manifest import (
+    ONNX,
+    PLAN,
+    PlanOptions,
+    PlanRecord,
+    check_files,
+    check_gpu,
+    check_version,
+    read_plan_record,
+)
+from rcnn_backend.devices import Gpu
+from rcnn_backend.engines.plan_build import build_plan, find_compute_capability, timing_cache
+from rcnn_backend.engines.profiles import Profile, from_json
+from rcnn_backend.engines.tensorrt import PlanTensor, TensorRTEngine
+from rcnn_backend.engines.tensorrt_package import find_installed
+from rcnn_backend.errors import RepositoryError
+from rcnn_backend.server.model_selection import read_configs, select_models
+
+DIVERGES = 1  # rcnn-verify's exit code
+TYPES = {"float32": DataType.TYPE_FP32, "float16": DataType.TYPE_FP16}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 when every plan of the served models can run, 1 with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m rcnn_backend.engines.rebuild", description=__doc__)
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("models", nargs="*", metavar="NAME", help="default: every complete model")
+    arguments = parser.parse_args(argv)
+    try:
+        rebuilt = rebuild_plans(arguments.repository, arguments.models, find_compute_capability(), print)
+        for model, config in rebuilt.items():
+            engine = TensorRTEngine(arguments.repository / model / "1" / PLAN, Gpu(0))
+            check_config(engine.tensors, engine.profiles, config)
+        for detector in sorted({model.rpartition("_")[0] for model in rebuilt}):
+            _verify(arguments.repository, detector)
+    except (RepositoryError, OSError) as error:
+        print(f"rcnn-serve --rebuild: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def rebuild_plans(
+    repository: Path, models: Sequence[str], compute_capability: str, report: Callable[[str], None]
+) -> dict[str, ModelConfig]:
+    """Builds each plan again that cannot run on a GPU of ``compute_capability``, such as ``8.9``.
+
+    Args:
+        models: those to serve, with their steps; by default every complete model.
+        report: called with a line of text about each plan.
+
+    Returns:
+        The configs of the models whose plans were built, by their names.
+
+    Raises:
+        RepositoryError: there is no graph to build from, or TensorRT cannot build it.
+    """
+    rebuilt = {}
+    for name, config in _plan_models(repository, models).items():
+        version_dir = repository / name / "1"
+        record = read_plan_record(version_dir)
+        if record is None:
+            report(f"{name}: the plan came without a manifest and stays as it is")
+            continue
+        if not (fault := _find_fault(version_dir, record, compute_capability)):
+            report(f"{name}: the plan can run here")
+            continue
+        if not (version_dir / ONNX).is_file():
+            raise RepositoryError(
+                f"{fault}. But there is no {version_dir / ONNX} to build it from: export again"
+            )
+        report(f"{fault}\nBuilding {version_dir / PLAN}, which takes minutes")
+        # TensorRT-RTX builds for the GPU it is told, TensorRT for the one it is on.
+        chosen = (compute_capability,) if record.package == find_installed().package == "tensorrt_rtx" else ()
+        options = PlanOptions(record.version_compatible, record.hardware_compatible, chosen)
+        build_plan(version_dir, from_json(record.profiles), options, timing_cache(repository))
+        rebuilt[name] = config
+    return rebuilt
+
+
+def check_config(tensors: Sequence[PlanTensor], profiles: Sequence[Profile], config: ModelConfig) -> None:
+    """Refuses a plan that is not what its ``config.pbtxt`` declares.
+
+    Raises:
+        RepositoryError: a tensor is missing, or of another type or shape, or no profile takes the
+            largest batch.
+    """
+    declared = {each.name: (each.data_type, list(each.dims)) for each in (*config.input, *config.output)}
+    found = {each.name: (TYPES.get(each.dtype.__name__), list(each.shape[1:])) for each in tensors}
+    if set(declared) != set(found):
+        raise RepositoryError(f"{config.name}: the plan has {sorted(found)}, its config {sorted(declared)}")
+    for name, (data_type, dims) in declared.items():
+        own_type, own_dims = found[name]
+        fits = len(dims) == len(own_dims) and all(
+            -1 in (dim, own) or dim == own for dim, own in zip(dims, own_dims, strict=True)
+        )
+        if data_type != own_type or not fits:
+            raise RepositoryError(
+                f"{config.name}: {name} is {own_type and DataType.Name(own_type)} {own_dims} in the plan, its config "
+                f"declares {DataType.Name(data_type)} {dims}"
+            )
+    largest = max(range_.max[0] for profile in profiles for range_ in profile.values())
+    if largest < config.max_batch_size:
+        raise RepositoryError(
+            f"{config.name}: the plan takes batches up to {largest}, its config says {config.max_batch_size}"
+        )
+
+
+def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConfig]:
+    """The steps of the served models that are plans."""
+    configs = read_configs(repository)
+    served = select_models(repository, models).served
+    detectors = [name.removesuffix("_fused") for name in served if name.removesuffix("_fused") in configs]
+    steps = {step.model_name for name in detectors for step in configs[name].ensemble_scheduling.step}
+    return {
+        name: config
+        for name, config in configs.items()
+        if config.backend == "tensorrt" and name in steps | set(served)
+    }
+
+
+def _find_fault(version_dir: Path, record: PlanRecord, compute_capability: str) -> str:
+    """Why the plan cannot run here; empty if it can."""
+    try:
+        check_files(version_dir, record)
+        check_version(version_dir, record, find_installed())
+        check_gpu(version_dir, record, compute_capability)
+    except RepositoryError as error:
+        return str(error).partition(". Rebuild it here")[0]
+    return ""
+
+
+def _verify(repository: Path, detector: str) -> None:
+    """rcnn-verify, where it is installed and has the weights."""
+    if importlib.util.find_spec("rcnn_export") is None:
+        print(
+            f"{detector}: its plans have the tensors of its configs; rcnn-export is not here to verify more"
+        )
+        return
+    command = [
+        sys.executable,
+        "-m",
+        "rcnn_export.commands.verify",
+        "--repository",
+        str(repository),
+        "--name",
+        detector,
+    ]
+    code = subprocess.run([*command, "--engine", "tensorrt"]).returncode
+    if code == DIVERGES:
+        raise RepositoryError(f"the rebuilt plans of {detector} do not answer as torchvision does")
+    if code:
+        print(f"{detector}: not verified (the line above says why)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

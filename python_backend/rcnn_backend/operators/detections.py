@@ -1,0 +1,132 @@
+"""The header's scores and boxes -> final detections.
+
+Shapes: B images, R proposals an image (padded), K foreground classes, D detections an
+image (padded). Boxes are (x1, y1, x2, y2) in pixels.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rcnn_backend.contract.parameters import DetectionParameters
+from rcnn_backend.devices import Device
+from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.operators.boxes import clip_boxes_to_image, is_large_enough
+from rcnn_backend.operators.nms import batched_nms
+
+Float = npt.NDArray[np.float32]
+
+
+class Detections(NamedTuple):
+    """Detections of a batch, best first; rows from ``num_detections`` on are zero."""
+
+    boxes: Float  # [B, D, 4], pixels of the images as sent
+    scores: Float  # [B, D]
+    labels: npt.NDArray[np.int64]  # [B, D], 1..K
+    num_detections: npt.NDArray[np.int32]  # [B, 1]
+
+
+def detect(
+    class_scores: Float,
+    class_boxes: Float,
+    num_proposals: npt.NDArray[np.int32],
+    image_sizes: Float,
+    parameters: Sequence[DetectionParameters],
+    detections_per_img: int,
+) -> Detections:
+    """Score threshold, per-class NMS, top D and scaling back, for a batch.
+
+    Args:
+        class_scores: float32 [B, R, K], softmax without the background.
+        class_boxes: float32 [B, R, K, 4] in pixels of the resized image.
+        num_proposals: int32 [B, 1], how many of the R are real.
+        image_sizes: float32 [B, 4]: resized height and width, original height and width.
+        parameters: the thresholds of each image, which a request may have overridden.
+        detections_per_img: D, the model's own, which no override exceeds.
+
+    CuPy arrays are computed on their GPU.
+    """
+    if not isinstance(class_scores, np.ndarray):
+        from rcnn_backend.operators.gpu import detections as gpu  # needs CuPy
+
+        return Detections(
+            *gpu.detect(class_scores, class_boxes, num_proposals, image_sizes, parameters, detections_per_img)
+        )
+    batch, most = len(class_scores), detections_per_img
+    found = Detections(
+        np.zeros((batch, most, 4), np.float32),
+        np.zeros((batch, most), np.float32),
+        np.zeros((batch, most), np.int64),
+        np.zeros((batch, 1), np.int32),
+    )
+    for image in range(batch):
+        real = int(num_proposals[image, 0])
+        boxes, scores, labels = postprocess_detections(
+            class_scores[image, :real], class_boxes[image, :real], image_sizes[image, :2], parameters[image]
+        )
+        count = len(scores)
+        found.boxes[image, :count] = resize_boxes(boxes, image_sizes[image])
+        found.scores[image, :count] = scores
+        found.labels[image, :count] = labels
+        found.num_detections[image] = count
+    return found
+
+
+def postprocess_detections(
+    class_scores: Float, class_boxes: Float, size_hw: Float, parameters: DetectionParameters
+) -> tuple[Float, Float, npt.NDArray[np.int64]]:
+    """torchvision's RoIHeads.postprocess_detections of one image: boxes [n, 4], scores [n], labels [n]."""
+    proposals, classes = np.nonzero(class_scores > np.float32(parameters.score_thresh))
+    scores = class_scores[proposals, classes]
+    boxes = clip_boxes_to_image(class_boxes[proposals, classes], size_hw)
+    large = is_large_enough(boxes, parameters.min_box_size)
+    scores, boxes, labels = scores[large], boxes[large], classes[large] + 1
+    kept = batched_nms(boxes, scores, labels, parameters.nms_thresh)[: parameters.detections_per_img]
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def resize_boxes(boxes: Float, image_size: Float) -> Float:
+    """Boxes [n, 4] of the resized image -> pixels of the image as sent (torchvision's ``resize_boxes``)."""
+    resized_hw, original_hw = image_size[:2], image_size[2:]
+    ratio_h, ratio_w = original_hw / resized_hw
+    return boxes * np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32)
+
+
+def warm_up(parameters: DetectionParameters, device: Device) -> None:
+    """Compiles what ``detect`` runs on a GPU."""
+    if device.is_gpu:
+        from rcnn_backend.operators.gpu import detections as gpu  # needs CuPy
+
+        gpu.warm_up(parameters)
+
+
+def override(parameters: DetectionParameters, request: Mapping[str, Any]) -> DetectionParameters:
+    """The parameters with those that a request gives: score_thresh, nms_thresh, detections_per_img.
+
+    Raises:
+        InvalidInputError: a value of the wrong type or out of range.
+    """
+    changes: dict[str, Any] = {}
+    for name in ("score_thresh", "nms_thresh"):
+        if name in request:
+            changes[name] = _number(request, name, highest=1.0)
+    if "detections_per_img" in request:
+        count = _number(request, "detections_per_img", highest=parameters.detections_per_img)
+        changes["detections_per_img"] = int(count)
+    return dataclasses.replace(parameters, **changes) if changes else parameters
+
+
+def _number(request: Mapping[str, Any], name: str, highest: float) -> float:
+    try:
+        value = float(request[name])
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value <= highest:
+        raise InvalidInputError(
+            f"request parameter {name} is {request[name]!r}: expected a number from 0 to {highest:g}",
+            "parameter",
+        )
+    return value

@@ -1,0 +1,145 @@
+"""Pixels -> the RPN's input: resize, normalise, pad; torchvision's GeneralizedRCNNTransform.
+
+Shapes: B images, h x w an image as sent, H x W the padded batch. Sizes are (height, width).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rcnn_backend.contract.parameters import PreprocessParameters
+from rcnn_backend.devices import Array, Device
+from rcnn_backend.errors import InvalidInputError
+
+Float = npt.NDArray[np.float32]
+
+
+def preprocess(
+    images: Sequence[Array], parameters: PreprocessParameters, dtype: npt.DTypeLike = np.float32
+) -> tuple[Array, Array]:
+    """Resizes, normalises and pads images to one batch, on a GPU if they are CuPy arrays.
+
+    Args:
+        images: B uint8 RGB arrays [h, w, 3] of any sizes.
+        dtype: of ``input``, float32 or float16.
+
+    Returns:
+        ``input`` [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw``
+        says; ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
+
+    Raises:
+        InvalidInputError: an image too elongated to be resized.
+    """
+    if not isinstance(images[0], np.ndarray):
+        from rcnn_backend.operators.gpu.preprocess import preprocess as preprocess_on_gpu  # needs CuPy
+
+        return preprocess_on_gpu(images, parameters, dtype)
+    sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
+    height, width = padded_size_hw(sizes_hw, parameters)
+    batch = np.zeros((len(images), 3, height, width), dtype)
+    std = np.float32(255) * np.array(parameters.image_std, np.float32)
+    mean = np.float32(255) * np.array(parameters.image_mean, np.float32)
+    for image, size_hw, padded in zip(images, sizes_hw, batch, strict=True):
+        resized = resize(image, size_hw)  # [3, h', w'] in 0..255
+        np.subtract(resized, mean[:, None, None], out=resized)
+        np.divide(resized, std[:, None, None], out=padded[:, : size_hw[0], : size_hw[1]], casting="same_kind")
+    image_sizes = [(*size_hw, *image.shape[:2]) for size_hw, image in zip(sizes_hw, images, strict=True)]
+    return batch, np.array(image_sizes, np.float32)
+
+
+def preprocess_requests(
+    requests: Sequence[Sequence[Array]], parameters: PreprocessParameters, dtype: npt.DTypeLike = np.float32
+) -> list[tuple[Array, Array]]:
+    """What ``preprocess`` makes of each request's images, with one call for all that get the same H and W.
+
+    Taken together, the images of such requests get that H and W too: they fit into it, and
+    a smaller size that held them all would have been each request's own.
+
+    Raises:
+        InvalidInputError: an image too elongated to be resized.
+    """
+    results = {}
+    for indices in group_by_size(requests, parameters):
+        together = [image for index in indices for image in requests[index]]
+        batch, image_sizes = preprocess(together, parameters, dtype)
+        first = 0
+        for index in indices:
+            last = first + len(requests[index])
+            results[index] = batch[first:last], image_sizes[first:last]
+            first = last
+    return [results[index] for index in range(len(requests))]
+
+
+def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessParameters) -> list[list[int]]:
+    """The requests, by index, whose images get the same H and W, together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, images in enumerate(requests):
+        sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
+        groups.setdefault(padded_size_hw(sizes_hw, parameters), []).append(index)
+    return list(groups.values())
+
+
+def warm_up(parameters: PreprocessParameters, device: Device, dtype: npt.DTypeLike = np.float32) -> None:
+    """Compiles what ``preprocess`` runs on a GPU."""
+    if device.is_gpu:
+        from rcnn_backend.operators.gpu import preprocess as gpu  # needs CuPy
+
+        gpu.warm_up(parameters, dtype)
+
+
+def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) -> tuple[int, int]:
+    """The short side becomes ``min_size`` unless the long one would exceed ``max_size``."""
+    if parameters.fixed_size_hw is not None:
+        height, width = parameters.fixed_size_hw
+        return height, width
+    scale = min(parameters.min_size / min(size_hw), parameters.max_size / max(size_hw))
+    height, width = (math.floor(side * scale) for side in size_hw)
+    if not (height and width):
+        raise InvalidInputError(
+            f"the image of {size_hw[1]}x{size_hw[0]} pixels is too elongated: resized to at most "
+            f"{parameters.max_size} pixels, its short side vanishes. Crop it",
+            "too_elongated",
+        )
+    return height, width
+
+
+def padded_size_hw(sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessParameters) -> tuple[int, int]:
+    """H and W of a batch of images of the resized ``sizes_hw``.
+
+    The smallest area of ``padded_sizes_hw`` that holds them all, the first of equal ones;
+    where none does, the largest sides rounded up to ``size_divisible``, as torchvision pads.
+    """
+    divisor = parameters.size_divisible
+    height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*sizes_hw, strict=True))
+    fitting = [(h, w) for h, w in parameters.padded_sizes_hw if h >= height and w >= width]
+    return min(fitting, key=math.prod, default=(height, width))
+
+
+def resize(image: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> Float:
+    """Bilinear, no antialias, half-pixel centres: [h, w, 3] -> float32 [3, h', w'] in 0..255."""
+    above, below, weight_y = source_pixels(image.shape[0], size_hw[0])
+    rows = image[above].astype(np.float32)  # [h', w, 3]
+    rows += (image[below] - rows) * weight_y[:, None, None]
+    planes = np.ascontiguousarray(rows.transpose(2, 0, 1))  # [3, h', w]
+    left, right, weight_x = source_pixels(image.shape[1], size_hw[1])
+    columns = planes.take(left, axis=2)  # [3, h', w']
+    step = planes.take(right, axis=2)
+    step -= columns
+    step *= weight_x
+    columns += step
+    return columns
+
+
+def source_pixels(size: int, resized: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float]:
+    """For each of ``resized`` pixels: the two source pixels it lies between and the second's weight.
+
+    torch's area_pixel_compute_source_index with its float32 scale and one rounding
+    (a fused multiply-add), so that the weights are torch's to the bit.
+    """
+    scale = np.float64(np.float32(size) / np.float32(resized))
+    position = (scale * (np.arange(resized) + 0.5) - 0.5).astype(np.float32).clip(min=0)
+    first = np.minimum(np.floor(position).astype(np.int64), size - 1)
+    second = np.minimum(first + 1, size - 1)
+    return first, second, np.clip(position - first.astype(np.float32), 0, 1).astype(np.float32)

@@ -1,0 +1,64 @@
+"""RoIAlign over a feature pyramid: torchvision's MultiScaleRoIAlign.
+
+Shapes: B images, R RoIs an image, C channels, L levels. Boxes are (x1, y1, x2, y2) in
+pixels of the resized image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rcnn_backend.contract.parameters import ProposalParameters
+from rcnn_backend.operators import onnx_operators
+from rcnn_backend.operators.boxes import box_area
+
+Float = npt.NDArray[np.float32]
+LEVEL_EPS = np.float32(1e-6)
+
+
+def assign_levels(boxes: Float, parameters: ProposalParameters) -> npt.NDArray[np.int64]:
+    """The pyramid level [n] each box [n, 4] is pooled from, 0 the finest (FPN paper, equation 1)."""
+    size = np.sqrt(box_area(boxes))
+    with np.errstate(divide="ignore"):  # a box without area goes to the finest level
+        relative = np.log2(size / np.float32(parameters.canonical_scale))
+    level = np.floor(np.float32(parameters.canonical_level) + relative + LEVEL_EPS)
+    finest, coarsest = np.log2([parameters.feature_strides[0], parameters.feature_strides[-1]])
+    levels: npt.NDArray[np.int64] = (level.clip(finest, coarsest) - finest).astype(np.int64)
+    return levels
+
+
+def multi_scale_roi_align(
+    features: Sequence[Float],
+    proposals: Float,
+    num_proposals: npt.NDArray[np.int32],
+    parameters: ProposalParameters,
+) -> Float:
+    """Pools each real proposal from its level; ``aligned=False`` as in torchvision.
+
+    Args:
+        features: L float32 or float16 arrays [B, C, h, w], finest first.
+        proposals: float32 [B, R, 4], of which image b has ``num_proposals[b]``.
+
+    Returns:
+        [B, R, C, *output_size_hw] of the features' type, zero where there is no proposal.
+    """
+    batch, rois = proposals.shape[:2]
+    height, width = parameters.output_size_hw
+    real = np.arange(rois) < num_proposals.reshape(-1, 1)  # [B, R]
+    images, slots = np.nonzero(real)
+    boxes = proposals[images, slots]
+    levels = assign_levels(boxes, parameters)
+    pooled = np.zeros((batch, rois, features[0].shape[1], height, width), features[0].dtype)
+    for level, (feature, stride) in enumerate(zip(features, parameters.feature_strides, strict=True)):
+        here = np.flatnonzero(levels == level)
+        if len(here):
+            pooled[images[here], slots[here]] = onnx_operators.roi_align(
+                feature.astype(np.float32, copy=False),
+                boxes[here],
+                images[here],
+                1 / stride,
+                (height, width),
+                parameters.sampling_ratio,
+            )
+    return pooled

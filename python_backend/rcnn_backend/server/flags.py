@@ -1,0 +1,75 @@
+"""The flags of tritonserver: read from those given, and made."""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rcnn_backend.server.triton_install import ServerError
+
+PROTOCOLS = ("http", "grpc", "metrics")
+# By how much a stub's shared memory grows. By Triton's 1 MiB it grew to four times what tensors of mixed
+# shapes need, for each new piece is too small for the next tensor.
+SHM_GROWTH_BYTES = 64 << 20
+REQUESTS_A_TRACE_FILE = 10
+
+
+def get_flag(flags: Sequence[str], name: str) -> str:
+    """The value of ``--name=value`` among the flags, the last one as in tritonserver; empty without."""
+    values = [flag.partition("=")[2] for flag in flags if flag.partition("=")[0] == f"--{name}"]
+    return values[-1] if values else ""
+
+
+def address_of(host: str, flags: Sequence[str], protocol: str) -> str:
+    """What the protocol's port is opened at."""
+    return get_flag(flags, f"{protocol}-address") or host
+
+
+def choose_urls(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, str]:
+    """``host:port`` to reach each protocol at; each port is tried, so that a taken one is an error here."""
+    urls = {}
+    with contextlib.ExitStack() as listeners:
+        for protocol in PROTOCOLS:
+            if get_flag(flags, f"allow-{protocol}").lower() in ("false", "0"):
+                continue
+            address, port = address_of(host, flags, protocol), ports.get(protocol, 0)
+            shared = get_flag(flags, f"reuse-{protocol}-port").lower() in ("true", "1")
+            try:
+                listener = listeners.enter_context(socket.create_server((address, port), reuse_port=shared))
+            except (OSError, OverflowError) as error:
+                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                    reason = f"port {port} is taken, choose another with --{protocol}-port (0: any free one)"
+                else:
+                    reason = (
+                        f"--{protocol}-address={address} --{protocol}-port={port} cannot be used: {error}"
+                    )
+                raise ServerError(reason) from error
+            reached_at = "127.0.0.1" if address == "0.0.0.0" else address
+            urls[protocol] = f"{reached_at}:{listener.getsockname()[1]}"
+    return urls
+
+
+def backend_flags(backends: Path, shared_memory_prefix: str) -> list[str]:
+    """The prefix lets the cleaner find the shared memory of a stub that crashed.
+
+    Configs are taken as they are, because Triton completes one by starting the model's stub
+    once more, and hangs for good when that one crashes.
+    """
+    names = ["python", *sorted(path.parent.name for path in backends.glob("*/model.py"))]
+    prefix = f"shm-region-prefix-name={shared_memory_prefix}-"
+    growth = f"shm-growth-byte-size={SHM_GROWTH_BYTES}"
+    settings = [f"--backend-config={name},{setting}" for name in names for setting in (prefix, growth)]
+    return [f"--backend-directory={backends}", "--disable-auto-complete-config", *settings]
+
+
+def model_flags(served: Sequence[str]) -> list[str]:
+    """Loads these models and no other."""
+    return ["--model-control-mode=explicit", *(f"--load-model={name}" for name in served)]
+
+
+def trace_flags(folder: Path) -> list[str]:
+    """Traces every request, step by step, into files ``trace.json.<n>`` of the folder."""
+    settings = ("mode=triton", "level=TIMESTAMPS", "rate=1")
+    file = (f"triton,file={folder.resolve() / 'trace.json'}", f"triton,log-frequency={REQUESTS_A_TRACE_FILE}")
+    return [f"--trace-config={setting}" for setting in (*settings, *file)]

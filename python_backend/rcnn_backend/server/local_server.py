@@ -1,0 +1,244 @@
+"""Runs tritonserver on a model repository, for as long as a ``with`` block.
+
+with running_server("model_repository") as server:
+    detector = rcnn_client.Detector(server.grpc_url)
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rcnn_backend.server.access import Access, lock
+from rcnn_backend.server.draining import drain
+from rcnn_backend.server.flags import (
+    address_of,
+    backend_flags,
+    choose_urls,
+    get_flag,
+    model_flags,
+    trace_flags,
+)
+from rcnn_backend.server.log import last_words, load_failures, still_loading
+from rcnn_backend.server.memory_pool import size_pool
+from rcnn_backend.server.model_selection import ModelSelection, select_models
+from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
+from rcnn_backend.server.stub_processes import find_stubs, has_ended
+from rcnn_backend.server.triton_install import ServerError, find_triton, prepare_backends, server_environment
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
+
+# Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
+# server's process id, then a line once the server has stopped; without that line it stops the server first.
+CLEANER = f"""
+read -r pid && ! read -r stopped && {{
+    kill -TERM "$pid"
+    for _ in $(seq 120); do kill -0 "$pid" || break; sleep 0.5; done
+    kill -KILL -- "-$pid"
+    [ -d "$1/mps" ] && echo quit | {PIPES}="$1/mps" {CONTROL}
+}}
+rm -rf -- "$1" "/dev/shm/$2"*
+"""
+
+
+@dataclass
+class RunningServer:
+    """A tritonserver process.
+
+    ``urls``: ``host:port``, as tritonclient takes it, by ``http``, ``grpc`` and ``metrics``, less
+    those that the flags switch off. ``models``: None where the flags choose them by a
+    ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
+    empty where none was sized. ``log``: None where it goes to stderr. ``admin_headers``: what opens
+    the HTTP API that unloads models. ``stubs``: the model instance by the id of its process.
+    """
+
+    process: subprocess.Popen[bytes]
+    urls: dict[str, str]
+    models: ModelSelection | None
+    memory_pool: str
+    log: Path | None
+    log_is_temporary: bool
+    exit_timeout_s: float
+    admin_headers: dict[str, str]
+    stubs: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of the gRPC endpoint."""
+        return self.urls["grpc"]
+
+    def stop(self) -> int:
+        """Lets the server answer what it accepted and end, kills it if it does not; its exit code.
+
+        That is 0 once every request is answered, also where Triton then fails to end in time, as it does
+        while a client of its HTTP endpoint keeps a connection open.
+        """
+        deadline = time.monotonic() + self.exit_timeout_s
+        drained = False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                if self.process.poll() is None:
+                    if self.models and "http" in self.urls:
+                        drained = drain(
+                            self.urls["http"], self.models.served, self.admin_headers, self.exit_timeout_s
+                        )
+                    self.process.terminate()
+                    left_s = max(0.0, deadline - time.monotonic())
+                    self.process.wait(min(left_s, IDLE_EXIT_S) if drained else left_s + 15)
+            finally:
+                self.kill()
+        return 0 if drained else self.process.returncode
+
+    def dead_steps(self) -> list[str]:
+        """The model instances whose process has ended, though the server lets none end while it serves."""
+        return [name for pid, name in self.stubs.items() if has_ended(pid)]
+
+    def kill(self) -> None:
+        """Ends the server and its stubs at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def failure(self) -> str:
+        """Why the server ended or does not become ready, told from its log, which is kept and named."""
+        code, log = self.process.poll(), self.log.read_text(errors="replace") if self.log else ""
+        if reasons := load_failures(log):
+            lines = [f"model {name} failed to load: {reason}" for name, reason in reasons.items()]
+        elif code is None:
+            lines = [f"models still loading: {', '.join(still_loading(log)) or 'not told'}"]
+        else:
+            lines = [f"tritonserver ended with exit code {code}", *(f"  {line}" for line in last_words(log))]
+        kept = self.log
+        if self.log and self.log_is_temporary:
+            kept = Path(tempfile.mkstemp(prefix="rcnn-serve-", suffix=".log")[1])
+            shutil.copyfile(self.log, kept)
+        return "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+
+
+@contextlib.contextmanager
+def running_server(
+    repository: str | Path,
+    models: Sequence[str] = (),
+    *,
+    host: str = "127.0.0.1",
+    ports: Mapping[str, int] | None = None,
+    flags: Sequence[str] = (),
+    access: Access | None = None,
+    trace: Path | None = None,
+    mps: bool = False,
+    images_in_flight: int = 32,
+    ready_timeout_s: float = 300.0,
+    log: str | Path | None = None,
+    log_to_stderr: bool = False,
+) -> Iterator[RunningServer]:
+    """Starts tritonserver, waits until it serves, and stops it when the block is left.
+
+    Nothing remains, also when this process is killed: no process, and no file but ``log``.
+
+    Args:
+        models: the names to serve; by default every complete model of the repository.
+        ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
+        flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
+            among them leaves it to them which models are loaded.
+        access: who may call what; by default shared memory is open if gRPC listens to this host alone.
+        trace: a folder for traces of every request, which is made if it is not there.
+        mps: the steps run their kernels side by side on a GPU, by a daemon that is started for them.
+        images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
+            memory pool holds on a GPU, unless the flags size it. More than that are slower.
+        log: file for the server's log; by default a temporary one, kept only when the start fails.
+        log_to_stderr: the server's log goes to stderr and to no file.
+
+    Raises:
+        ServerError: the server cannot run in this environment, a port is taken, a model failed
+            to load, or the server was not ready within ``ready_timeout_s``.
+        RepositoryError: the models are not there or not complete (see ``select_models``).
+    """
+    install = find_triton()
+    repository = Path(repository)
+    selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
+    pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
+    urls = choose_urls(host, ports or {}, flags)
+    if access is None:
+        access = Access(shared_memory=address_of(host, flags, "grpc") in LOOPBACK)
+    locks = lock(access, flags, models_are_chosen=selection is not None)
+    if trace:
+        trace.mkdir(parents=True, exist_ok=True)
+
+    folder = Path(tempfile.mkdtemp(prefix="rcnn-serve-")).resolve()
+    cleaner = subprocess.Popen(
+        ["sh", "-c", CLEANER, "sh", folder, folder.name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+        bufsize=1,
+    )
+    assert cleaner.stdin is not None
+    opened = contextlib.ExitStack()
+    try:
+        command: list[str | Path] = [install.server, f"--model-repository={repository.resolve()}"]
+        for protocol, url in urls.items():
+            command += [f"--{protocol}-address={address_of(host, flags, protocol)}"]
+            command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
+        backends = prepare_backends(install, folder)
+        command += backend_flags(backends, folder.name)
+        command += model_flags(selection.served) if selection else []
+        command += [*locks.flags, *(trace_flags(trace) if trace else [])]
+        environment = server_environment(install, backends, folder)
+        environment |= opened.enter_context(running_mps(folder)) if mps else {}
+        log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
+        if log_path:
+            log_path.write_bytes(b"")
+        with log_path.open("ab") if log_path else contextlib.nullcontext(2) as output:
+            process = subprocess.Popen(
+                [*command, *pool.flags, *flags],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a terminal's signals reach it through this process only
+            )
+        cleaner.stdin.write(f"{process.pid}\n")
+        exit_timeout_s = float(get_flag(flags, "exit-timeout-secs") or 30)
+        server = RunningServer(
+            process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s, locks.admin_headers
+        )
+        try:
+            _wait_until_ready(server, ready_timeout_s)
+            server.stubs = find_stubs(process.pid) if selection else {}
+            yield server
+        finally:
+            server.stop()
+            cleaner.stdin.write("stopped\n")
+    finally:
+        opened.close()
+        cleaner.communicate()
+
+
+def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
+    """tritonserver opens its ports when every model is loaded."""
+    deadline = time.monotonic() + timeout_s
+    waiting = list(server.urls.values())
+    while waiting:
+        if server.process.poll() is not None:
+            raise ServerError(server.failure())
+        if time.monotonic() > deadline:
+            raise ServerError(f"not ready after {timeout_s:g} s; {server.failure()}")
+        host, _, port = waiting[0].rpartition(":")
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, int(port)), timeout=1) as connection,
+        ):
+            if connection.getsockname() != connection.getpeername():  # TCP can connect a free port to itself
+                waiting.pop(0)
+                continue
+        time.sleep(0.05)

@@ -1,0 +1,200 @@
+"""The size of Triton's CUDA memory pool, where the tensors between the steps of an ensemble lie.
+
+The pool is 64 MiB a GPU by default and does not grow. What finds no room in it goes to Triton's
+pinned memory, and there a tensor that a Python step made is lost. Without pinned memory it goes
+to ordinary memory, which is only slower: so the pool is made to fit, and pinned memory left out.
+"""
+
+import math
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelOutput
+
+from rcnn_backend.contract.parameters import PreprocessParameters, ProposalParameters, read_parameters
+from rcnn_backend.errors import RepositoryError
+from rcnn_backend.server.model_selection import read_configs
+
+TRITON_DEFAULT_BYTES = 64 << 20
+GPU_SHARE = 0.4  # the engines and the kernels need the rest
+COPIES = 2  # a tensor lies in the step that made it and, batched, in the next; and gaps lie between
+PROPOSALS = "_proposals"
+RPN_BOXES_PER_LEVEL = 1000  # torchvision's pre-NMS top n
+ELEMENT_BYTES = {
+    **dict.fromkeys(("TYPE_BOOL", "TYPE_INT8", "TYPE_UINT8"), 1),
+    **dict.fromkeys(("TYPE_FP16", "TYPE_BF16", "TYPE_INT16", "TYPE_UINT16"), 2),
+    **dict.fromkeys(("TYPE_FP32", "TYPE_INT32", "TYPE_UINT32"), 4),
+    **dict.fromkeys(("TYPE_FP64", "TYPE_INT64", "TYPE_UINT64"), 8),
+    "TYPE_STRING": 0,  # never on a GPU
+}
+
+
+@dataclass(frozen=True)
+class MemoryPool:
+    """``flags`` for tritonserver; ``summary``: a line about the pool, empty where none was sized."""
+
+    flags: list[str]
+    summary: str
+
+
+def size_pool(
+    repository: Path, served: Sequence[str] | None, images_in_flight: int, flags: Sequence[str]
+) -> MemoryPool:
+    """Fits the pool of each visible GPU to the largest detector.
+
+    Args:
+        served: the models that are loaded; None for any of the repository.
+        flags: those given to tritonserver by the caller, which stand as they are.
+
+    Returns:
+        No flags on a machine without a GPU.
+
+    Raises:
+        RepositoryError: a config of a served detector cannot be understood.
+    """
+    num_gpus, gpu_bytes = find_gpus()
+    if not num_gpus:
+        return MemoryPool([], "")
+    pinned, cuda = "--pinned-memory-pool-byte-size", "--cuda-memory-pool-byte-size"
+    chosen = [] if any(flag.startswith(pinned) for flag in flags) else [f"{pinned}=0"]
+    per_image = 0 if any(flag.startswith(cuda) for flag in flags) else _largest_image(repository, served)
+    if not per_image:
+        return MemoryPool(chosen, "")
+    size = pool_bytes(per_image, images_in_flight, gpu_bytes)
+    chosen += [f"{cuda}={gpu}:{size}" for gpu in range(num_gpus)]
+    return MemoryPool(chosen, _summary(size, per_image, images_in_flight, num_gpus))
+
+
+def pool_bytes(image_bytes: int, images_in_flight: int, gpu_bytes: int) -> int:
+    """Room for so many images, at most GPU_SHARE of the GPU's memory, at least Triton's default."""
+    wanted = images_in_flight * COPIES * image_bytes
+    return max(TRITON_DEFAULT_BYTES, min(wanted, int(GPU_SHARE * gpu_bytes)))
+
+
+def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
+    """Bytes of all tensors between the steps of a detector, for one image of the largest size.
+
+    0 for a model that is no ensemble with a step ``<detector>_proposals``.
+
+    Raises:
+        RepositoryError: a step has no config, or a config lacks a parameter or a tensor.
+    """
+    inputs = {step.model_name: step.input_map for step in configs[ensemble].ensemble_scheduling.step}
+    detector = next((name.removesuffix(PROPOSALS) for name in inputs if name.endswith(PROPOSALS)), "")
+    if not detector:
+        return 0
+    preprocess = read_parameters(PreprocessParameters, _as_dict(configs, f"{detector}_preprocess"))
+    proposals = read_parameters(ProposalParameters, _as_dict(configs, f"{detector}_proposals"))
+    size_hw = _largest_size_hw(preprocess)
+    features = {f"feature_{index}": stride for index, stride in enumerate(proposals.feature_strides)}
+    strides = {
+        tensor: features[name] for name, tensor in inputs[f"{detector}_proposals"].items() if name in features
+    }
+    rpn_boxes = RPN_BOXES_PER_LEVEL * (len(features) + 1)  # the RPN has a coarser level than RoIAlign
+    total = 0
+    for model, tensor, output in _tensors_between(configs, ensemble):
+        num_boxes = rpn_boxes if model == f"{detector}_rpn" else proposals.padded_counts[-1]
+        cells = math.prod(math.ceil(side / strides.get(tensor, 1)) for side in size_hw)
+        unknown = list(output.dims).count(-1)  # two are a height and a width, one is a number of boxes
+        known = math.prod(dim for dim in output.dims if dim != -1)
+        elements = known * (cells if unknown == 2 else num_boxes**unknown)
+        total += elements * ELEMENT_BYTES[DataType.Name(output.data_type)]
+    return total
+
+
+def _tensors_between(
+    configs: Mapping[str, ModelConfig], ensemble: str
+) -> Iterator[tuple[str, str, ModelOutput]]:
+    """The step that makes it, the name in the ensemble, and the step's output, of what a step takes."""
+    steps = configs[ensemble].ensemble_scheduling.step
+    taken = {tensor for step in steps for tensor in step.input_map.values()}
+    for step in steps:
+        outputs = {output.name: output for output in _config(configs, step.model_name).output}
+        for name, tensor in step.output_map.items():
+            if tensor in taken and name not in outputs:
+                raise RepositoryError(
+                    f"{step.model_name}/config.pbtxt has no output {name!r}, as {ensemble}/config.pbtxt expects: "
+                    "export the detector again with rcnn-export"
+                )
+            if tensor in taken:
+                yield step.model_name, tensor, outputs[name]
+
+
+def find_gpus() -> tuple[int, int]:
+    """How many GPUs a CUDA program sees, and the bytes of the machine's smallest; (0, 0) without.
+
+    CUDA's numbers are not nvidia-smi's where GPUs differ, hence the smallest. Memory that
+    nvidia-smi cannot tell counts as 0.
+    """
+    query = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0, 0
+    fields = [line.split(",")[1].strip() for line in answer.splitlines() if "," in line]  # MiB
+    num_visible = _num_visible(len(fields)) if fields else 0
+    if not num_visible:
+        return 0, 0
+    return num_visible, min(int(field) << 20 if field.isdecimal() else 0 for field in fields)
+
+
+def _num_visible(num_gpus: int) -> int:
+    """CUDA_VISIBLE_DEVICES lists indices or UUIDs, and CUDA stops at the first index that is none."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return num_gpus
+    valid = {str(index) for index in range(num_gpus)}
+    entries = [entry.strip() for entry in listed.split(",")]
+    visible = takewhile(lambda entry: entry in valid or entry.startswith(("GPU-", "MIG-")), entries)
+    return len(list(visible))
+
+
+def _largest_image(repository: Path, served: Sequence[str] | None) -> int:
+    """``image_bytes`` of the largest detector that is served."""
+    try:
+        configs = read_configs(repository)
+        return max(image_bytes(configs, name) for name in (configs if served is None else served))
+    except RepositoryError:
+        if served is not None:
+            raise
+        return 0  # one that Triton may never load
+
+
+def _summary(size: int, per_image: int, images_in_flight: int, num_gpus: int) -> str:
+    place = "GPU 0" if num_gpus == 1 else f"each of {num_gpus} GPUs"
+    pool, each = f"CUDA memory pool: {_readable(size)} on {place}", f"({_readable(per_image)} each, twice)"
+    covered = size // (COPIES * per_image)
+    if covered >= images_in_flight:
+        return f"{pool}, for {images_in_flight} images in flight {each}"
+    limit = f"at most {GPU_SHARE:.0%} of its memory"
+    return f"{pool}, {limit}, for {covered} of {images_in_flight} images in flight {each}; more are slower"
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _largest_size_hw(parameters: PreprocessParameters) -> tuple[int, int]:
+    """The padded size of the largest image; one that fits none of padded_sizes_hw keeps its own."""
+    sides = parameters.fixed_size_hw or (min(parameters.min_size, parameters.max_size), parameters.max_size)
+    divisor = parameters.size_divisible
+    height, width = (math.ceil(side / divisor) * divisor for side in sides)
+    return max([(height, width), *((h, w) for h, w in parameters.padded_sizes_hw)], key=math.prod)
+
+
+def _config(configs: Mapping[str, ModelConfig], model: str) -> ModelConfig:
+    if model not in configs:
+        raise RepositoryError(f"there is no {model}/config.pbtxt: export the detector again with rcnn-export")
+    return configs[model]
+
+
+def _as_dict(configs: Mapping[str, ModelConfig], model: str) -> dict[str, Any]:
+    """The JSON form, as Triton gives it to a model."""
+    as_dict: dict[str, Any] = MessageToDict(_config(configs, model), preserving_proto_field_name=True)
+    return as_dict

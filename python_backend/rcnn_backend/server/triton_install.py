@@ -1,0 +1,180 @@
+"""The tritonserver of the nvidia-pytriton wheel or of the system: found, checked, made ready to start.
+
+The wheel is never imported, only its files are used: the server, the libraries it needs, the
+Python backend, and one stub per Python version (the process that runs a ``model.py``). Without
+the wheel it is the ``tritonserver`` on PATH, as in NVIDIA's images, with that server's own backends.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+# glibc's malloc gives what a rare large batch took back to the system, and threads share what small ones took.
+# (A lower threshold would cost speed: each batch's memory would be asked of the system anew.)
+MALLOC = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
+
+
+class ServerError(RuntimeError):
+    """The server cannot start or run; the message says why and how to fix it."""
+
+
+@dataclass(frozen=True)
+class TritonInstall:
+    """Where the parts of a tritonserver lie.
+
+    ``stub``: in the ``python_backend`` folder of a server that has all its backends in place.
+    """
+
+    server: Path
+    libraries: Path
+    python_backend: Path
+    stub: Path
+
+    @property
+    def has_backends(self) -> bool:
+        """The folder that holds the Python backend is the server's whole ``--backend-directory``."""
+        return self.stub.parent == self.python_backend
+
+
+def find_triton() -> TritonInstall:
+    """Finds the server: the wheel's in the environment of the running Python, else the one on PATH.
+
+    Raises:
+        ServerError: there is neither, or its stub cannot work in this environment.
+    """
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        return _find_on_path()
+    package = Path(spec.submodule_search_locations[0])
+    triton = package / "tritonserver"
+    install = TritonInstall(
+        server=triton / "bin" / "tritonserver",
+        libraries=package.parent / "nvidia_pytriton.libs",
+        python_backend=triton / "backends" / "python",
+        stub=triton / "python_backend_stubs" / PYTHON_VERSION / "triton_python_backend_stub",
+    )
+    if not install.stub.is_file():
+        versions = sorted(path.name for path in install.stub.parent.parent.glob("*"))
+        raise ServerError(
+            f"this Python is {PYTHON_VERSION}, and the installed tritonserver has a stub for "
+            f"{', '.join(versions) or 'none'}: use Python 3.10, 3.11 or 3.12"
+        )
+    _check_numpy()
+    _check_python3()
+    return install
+
+
+def _find_on_path() -> TritonInstall:
+    """A server with ``lib/`` and ``backends/`` beside its ``bin/``."""
+    server = shutil.which("tritonserver")
+    if server is None:
+        raise ServerError(
+            f"tritonserver is not installed for {sys.executable}, and there is none on PATH: run "
+            "`pip install nvidia-pytriton==0.7.0`, the wheel that carries it"
+        )
+    root = Path(server).resolve().parents[1]
+    python_backend = root / "backends" / "python"
+    stub = python_backend / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(
+            f"{server} has no Python backend: there is no {stub}; use an image of Triton that has"
+        )
+    _check_python3()
+    return TritonInstall(Path(server).resolve(), root / "lib", python_backend, stub)
+
+
+def _check_numpy() -> None:
+    """Triton 24.10's stub reads the arrays of NumPy 2 as garbage, without an error."""
+    try:
+        version = importlib.metadata.version("numpy")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    if not version.startswith("1."):
+        raise ServerError(
+            f"NumPy is {version} for {sys.executable}, and this tritonserver's Python models need NumPy 1: "
+            "run `pip install 'numpy<2'`"
+        )
+
+
+def _check_python3() -> None:
+    """The stub takes its site-packages from the first ``python3`` on PATH."""
+    python3 = Path(sys.executable).with_name("python3")
+    if python3.resolve() != Path(sys.executable).resolve():
+        raise ServerError(
+            f"{python3} is not {sys.executable}, and Triton's Python models use the packages of `python3`: "
+            "install rcnn-backend in a virtual environment and run its rcnn-serve"
+        )
+
+
+def prepare_backends(install: TritonInstall, folder: Path) -> Path:
+    """A ``--backend-directory``: the server's own, or ``folder/backends`` of Triton's Python backend and ours.
+
+    Copies, because Triton refuses a backend library that is a link out of the directory.
+    """
+    if install.has_backends:
+        return install.python_backend.parent
+    backends = folder / "backends"
+    here = Path(__file__).parents[1]
+    ours = here / "backends" if (here / "backends").is_dir() else here.parent / "backends"
+    shutil.copytree(ours, backends, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(install.python_backend, backends / "python")
+    stub = backends / "python" / install.stub.name
+    shutil.copyfile(install.stub, stub)
+    stub.chmod(0o755)
+    return backends
+
+
+def server_environment(install: TritonInstall, backends: Path, folder: Path) -> dict[str, str]:
+    """The environment variables of the server, which its stubs inherit.
+
+    The wheel's libraries have names of their own (a hash in each), so that they stand in for none
+    that a model loads. Of this Python's library folder only libpython is put on the path.
+
+    Raises:
+        ServerError: a library that the server or the stub links is missing.
+    """
+    libraries = [install.libraries]
+    libpython = f"libpython{PYTHON_VERSION}.so.1.0"
+    for place in (sysconfig.get_config_var("LIBDIR") or "", Path(sys.base_prefix) / "lib"):
+        if Path(place, libpython).is_file():
+            libraries.append(folder / "lib")
+            libraries[-1].mkdir()
+            (libraries[-1] / libpython).symlink_to(Path(place, libpython))
+            break
+    environment = MALLOC | os.environ
+    search = [*map(str, libraries), environment.get("LD_LIBRARY_PATH", "")]
+    environment["LD_LIBRARY_PATH"] = ":".join(filter(None, search))
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
+    for program in (install.server, backends / "python" / install.stub.name):
+        _check_libraries(program, environment)
+    return environment
+
+
+def _check_libraries(program: Path, environment: dict[str, str]) -> None:
+    """What ``ldd`` does: the loader lists the libraries it finds instead of starting the program."""
+    tracing = {**environment, "LD_TRACE_LOADED_OBJECTS": "1"}
+    traced = subprocess.run([program], env=tracing, capture_output=True, text=True)
+    lines = (traced.stdout + traced.stderr).splitlines()
+    missing = sorted({line.split(" => ")[0].strip() for line in lines if "not found" in line})
+    libpython = [name for name in missing if re.match(r"libpython\d", name)]
+    if libpython:
+        raise ServerError(
+            f"{libpython[0]} is missing: Triton's Python models need the shared library of Python "
+            f"{PYTHON_VERSION}, and {sys.executable} comes without. Run "
+            f"`apt install libpython{PYTHON_VERSION}` (`dnf install python{PYTHON_VERSION}-libs`), "
+            "or use a Python built with --enable-shared, as uv's and conda's are"
+        )
+    if missing:
+        raise ServerError(f"{program.name} cannot start on this system, it lacks: {'; '.join(missing)}")

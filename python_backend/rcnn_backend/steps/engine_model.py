@@ -1,0 +1,39 @@
+"""A Triton model that is an engine: what ``backends/<name>/model.py`` of every engine runs.
+
+Imported inside Triton's Python stub only.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rcnn_backend.engines.load import load_engine
+from rcnn_backend.steps.step import Step, Tensors
+
+
+class TritonPythonModel:
+    """Runs the requests of one execution as one batch, on the instance's GPU or on the CPU.
+
+    The config's parameters ``intra_op_thread_count`` and ``inter_op_thread_count`` mean what they
+    mean to Triton's own onnxruntime backend.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.step = Step(args)
+        parameters = self.step.config.get("parameters", {})
+        intra, inter = (
+            int(parameters.get(name, {}).get("string_value", 0))
+            for name in ("intra_op_thread_count", "inter_op_thread_count")
+        )
+        self.outputs = [output["name"] for output in self.step.config["output"]]
+        version_dir = Path(args["model_repository"]) / args["model_version"]
+        self.engine = load_engine(version_dir, self.step.device, intra, inter)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return self.step.answer_together(requests, self._run)
+
+    def finalize(self) -> None:
+        del self.engine  # before the CUDA context that it lives in
+
+    def _run(self, inputs: Tensors, options: list[Any]) -> Tensors:
+        outputs = self.engine.run(inputs)
+        return {name: outputs[name] for name in self.outputs}

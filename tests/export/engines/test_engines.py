@@ -1,0 +1,123 @@
+"""Both halves of every torchvision Faster R-CNN export, equal torch, and build as TensorRT engines.
+
+TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU,
+at once for the kinds of GPU that it is told.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+import torch
+from rcnn_backend.contract.manifest import PlanOptions, check_files, read_plan_record, write_manifest
+from rcnn_backend.engines.load import OnnxEngine
+from rcnn_backend.engines.plan_build import build_plan
+from rcnn_export.detector.load import TORCHVISION_MODELS, load_detector
+from rcnn_export.engines.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
+from rcnn_export.engines.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+from rcnn_export.engines.options import FP16
+from rcnn_export.engines.plan_shapes import plan_profiles
+from torchvision.models.detection import FasterRCNN
+
+FEATURE_TOLERANCE = 1e-5  # of the largest magnitude
+SCORE_TOLERANCE = 1e-4
+CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TORCHVISION_MODELS],
+)
+def model(request: pytest.FixtureRequest) -> FasterRCNN:
+    """A model with random weights."""
+    return load_detector(request.param).model
+
+
+@pytest.fixture(scope="module")
+def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage, Path]]:
+    """The RPN and the header of the model, and their ONNX files."""
+    folder = tmp_path_factory.mktemp("stages")
+    exported = []
+    for stage in (rpn_stage(model), header_stage(model)):
+        path = folder / f"{stage.name}.onnx"
+        onnx.save(clean_graph(export_onnx(stage)), path)
+        exported.append((stage, path))
+    return exported
+
+
+def inputs_of(stage: Stage, batch: int, sides: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    random = torch.Generator().manual_seed(batch)
+    if stage.name == "rpn":
+        coarse = torch.randn(batch, 3, sides[0] // 16, sides[1] // 16, generator=random)
+        return (torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear"),)
+    channels_hw = stage.example[0].shape[2:]
+    corner = torch.rand(batch, sides[0], 2, generator=random) * 300
+    size = torch.rand(batch, sides[0], 2, generator=random) * 200
+    features = torch.randn(batch, sides[0], *channels_hw, generator=random)
+    return features, torch.cat([corner, corner + size], dim=2)
+
+
+def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.timeout(600)
+def test_onnx_equals_torch_at_any_batch_and_size(stages: list[tuple[Stage, Path]]) -> None:
+    for stage, path in stages:
+        engine = OnnxEngine(path)
+        # 32x64 has fewer anchors than pre_nms_top_n on every level
+        for batch, sides in [(1, (32, 64)), (3, (160, 96)), (2, (288, 320))]:
+            tensors = inputs_of(stage, batch, sides)
+            with torch.no_grad():
+                expected = stage.module(*tensors)
+            outputs = engine.run(
+                {name: tensor.numpy() for name, tensor in zip(stage.inputs, tensors, strict=True)}
+            )
+            assert list(outputs) == list(stage.outputs)
+            for name, theirs in zip(stage.outputs, expected, strict=True):
+                ours, reference = outputs[name], theirs.numpy()
+                assert ours.shape == reference.shape
+                assert ours.dtype == np.float32
+                if name == "rpn_boxes":  # near ties may swap rows: the sorted scores stay
+                    np.testing.assert_allclose(ours[:, :, 0], reference[:, :, 0], atol=SCORE_TOLERANCE)
+                    np.testing.assert_array_equal(ours[:, :, 5], reference[:, :, 5])
+                else:
+                    assert relative_difference(ours, reference) < FEATURE_TOLERANCE, (stage.name, name)
+
+
+def test_graphs_hold_nothing_that_depends_on_data(stages: list[tuple[Stage, Path]]) -> None:
+    for stage, path in stages:
+        graph = gs.import_onnx(onnx.load(path))
+        assert not {node.op for node in graph.nodes} & (DATA_DEPENDENT | NOT_IN_AN_ENGINE)
+        assert [tensor.name for tensor in graph.inputs] == list(stage.inputs)
+        assert [tensor.name for tensor in graph.outputs] == list(stage.outputs)
+
+
+@pytest.mark.timeout(600)
+def test_tensorrt_parses_and_builds(
+    stages: list[tuple[Stage, Path]], model: FasterRCNN, tmp_path: Path
+) -> None:
+    for stage, path in stages:
+        shutil.copyfile(path, tmp_path / "model.onnx")
+        build(model, stage, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> None:
+    """The sample's FP16 plans, which other tests build, take a few seconds; these minutes."""
+    for stage in (rpn_stage(model, FP16), header_stage(model, FP16)):
+        onnx.save(clean_graph(export_onnx(stage)), tmp_path / "model.onnx")
+        build(model, stage, tmp_path)
+
+
+def build(model: FasterRCNN, stage: Stage, version_dir: Path) -> None:
+    write_manifest(version_dir, {"engines": {}})
+    profiles = plan_profiles(model)[stage.name]
+    build_plan(version_dir, profiles, PlanOptions(compute_capabilities=CAPABILITIES))
+    record = read_plan_record(version_dir)
+    assert record and record.compute_capabilities == list(CAPABILITIES)
+    check_files(version_dir, record)

@@ -1,0 +1,152 @@
+"""Every config parses, the ensemble's wiring agrees, and export derives what a detector needs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from rcnn_backend.contract.parameters import (
+    DetectionParameters,
+    PreprocessParameters,
+    ProposalParameters,
+    read_parameters,
+)
+from rcnn_backend.pipeline import read_config
+from rcnn_export.detector.load import BACKGROUND, Detector, load_detector
+from rcnn_export.repository.configs import STEPS, derive_configs, model_names, template_dir
+from torchvision.models import get_model_weights
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+Tensor = tuple[int, list[int]]
+
+
+def configs_in(repository: Path, name: str) -> dict[str, ModelConfig]:
+    return {
+        model: text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
+        for model in model_names(name)
+    }
+
+
+def walk(configs: dict[str, ModelConfig], name: str) -> dict[str, Tensor]:
+    """Follows every tensor of the ensemble from its producer to each consumer."""
+    ensemble = configs[name]
+    known: dict[str, Tensor] = {t.name: (t.data_type, list(t.dims)) for t in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = configs[step.model_name]
+        assert model.max_batch_size >= ensemble.max_batch_size
+        required = {t.name for t in model.input if not t.optional}
+        assert required <= set(step.input_map) <= {t.name for t in model.input}
+        for tensor in model.input:
+            if tensor.name in step.input_map:
+                assert known[step.input_map[tensor.name]] == (tensor.data_type, list(tensor.dims)), (
+                    tensor.name
+                )
+        assert {t.name for t in model.output} == set(step.output_map)
+        for tensor in model.output:
+            assert step.output_map[tensor.name] not in known, "two producers"
+            known[step.output_map[tensor.name]] = (tensor.data_type, list(tensor.dims))
+    for tensor in ensemble.output:
+        assert known[tensor.name] == (tensor.data_type, list(tensor.dims)), tensor.name
+    return known
+
+
+def test_the_repository_in_git_is_wired() -> None:
+    configs = configs_in(template_dir(), "faster_rcnn")
+    for ensemble, tensor in (("faster_rcnn", "image"), ("faster_rcnn_pixels", "pixels")):
+        known = walk(configs, ensemble)
+        assert {tensor, "input", "rpn_boxes", "feature_3", "roialigned_feature", "class_boxes"} <= set(known)
+
+
+def test_the_two_ensembles_differ_in_their_input_only() -> None:
+    configs = configs_in(template_dir(), "faster_rcnn")
+    encoded, pixels = configs["faster_rcnn"], configs["faster_rcnn_pixels"]
+    assert pixels.ensemble_scheduling.step[0].input_map == {"pixels": "pixels"}
+    pixels.name = encoded.name
+    pixels.input[0].CopyFrom(encoded.input[0])
+    pixels.ensemble_scheduling.step[0].input_map.clear()
+    pixels.ensemble_scheduling.step[0].input_map["image"] = "image"
+    assert pixels == encoded
+
+
+def test_the_repository_in_git_is_r50_fpns() -> None:
+    coco = get_model_weights("fasterrcnn_resnet50_fpn")["COCO_V1"].meta["categories"]
+    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    for name, text in derive_configs(Detector(model, "r50", "COCO_V1", coco), "faster_rcnn").items():
+        assert text == (template_dir() / name / "config.pbtxt").read_text(), name
+
+
+def two_level_detector(num_classes: int = 4) -> FasterRCNN:
+    """Other channels, levels, anchors, sizes and thresholds than R50-FPN's."""
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 8, 1), torch.nn.Conv2d(8, 16, 3, 2, 1))
+    backbone = BackboneWithFPN(body, {"0": "a", "1": "b"}, [8, 16], 24)
+    return FasterRCNN(
+        backbone,
+        num_classes,
+        min_size=200,
+        max_size=300,
+        image_mean=[0.0, 0.5, 1.0],
+        rpn_anchor_generator=AnchorGenerator(((8, 16), (32, 48), (64, 96)), ((1.0,),) * 3),
+        box_roi_pool=MultiScaleRoIAlign(["a", "b"], 5, 1),
+        rpn_post_nms_top_n_test=50,
+        rpn_score_thresh=0.01,
+        box_detections_per_img=20,
+        box_nms_thresh=0.4,
+    ).eval()
+
+
+def test_another_detectors_configs_are_derived() -> None:
+    names = [BACKGROUND, "a", "b", "c"]
+    texts = derive_configs(Detector(two_level_detector(), "two", "random", names), "two")
+    configs = {name: text_format.Parse(text, ModelConfig()) for name, text in texts.items()}
+    assert list(configs) == ["two", "two_pixels", "two_fused", *(f"two_{step}" for step in STEPS)]
+    walk(configs, "two_pixels")
+    known = walk(configs, "two")
+    assert list(configs["two_fused"].output) == list(configs["two"].output)
+    assert configs["two_fused"].parameters["class_names"] == configs["two"].parameters["class_names"]
+    assert known["feature_1"][1] == [24, -1, -1]
+    assert "feature_2" not in known
+    assert known["roialigned_feature"][1] == [-1, 24, 5, 5]
+    assert known["class_boxes"][1] == [-1, 3, 4]
+    assert known["boxes"][1] == [20, 4]
+    assert json.loads(configs["two"].parameters["class_names"].string_value) == names
+
+
+def test_the_server_reads_the_parameters_that_export_wrote(tmp_path: Path) -> None:
+    for name, text in derive_configs(
+        Detector(two_level_detector(), "two", "random", list("abcd")), "two"
+    ).items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.pbtxt").write_text(text)
+    preprocess = read_parameters(PreprocessParameters, read_config(tmp_path / "two_preprocess"))
+    assert (preprocess.min_size, preprocess.max_size, preprocess.image_mean) == (200, 300, [0.0, 0.5, 1.0])
+    assert (preprocess.max_image_pixels, preprocess.padded_sizes_hw) == (50_000_000, [])
+    proposals = read_parameters(ProposalParameters, read_config(tmp_path / "two_proposals"))
+    assert proposals.padded_counts == [5, 15, 30, 50]
+    assert (proposals.feature_strides, proposals.output_size_hw, proposals.sampling_ratio) == (
+        [8, 16],
+        [5, 5],
+        1,
+    )
+    assert proposals.score_thresh == 0.01
+    detections = read_parameters(DetectionParameters, read_config(tmp_path / "two_detections"))
+    assert (detections.nms_thresh, detections.detections_per_img) == (0.4, 20)
+
+
+@pytest.mark.parametrize("model", ["fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_mobilenets_two_levels_of_one_stride(model: str) -> None:
+    detector = load_detector(model)
+    known = walk(
+        {
+            name: text_format.Parse(text, ModelConfig())
+            for name, text in derive_configs(detector, "m").items()
+        },
+        "m",
+    )
+    assert np.shape([tensor for tensor in known if tensor.startswith("feature_")]) == (2,)

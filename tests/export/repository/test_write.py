@@ -1,0 +1,119 @@
+"""An export is complete or does not happen, and detectors live side by side."""
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from rcnn_export.commands.export import main
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.errors import ExportError
+from rcnn_export.repository import write as repository_module
+from rcnn_export.repository.configs import model_names
+from rcnn_export.repository.write import export_repository
+
+
+@pytest.fixture(scope="module")
+def mobile() -> Detector:
+    return load_detector("fasterrcnn_mobilenet_v3_large_320_fpn")
+
+
+@pytest.fixture
+def instant_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small graph in place of each engine: what is tested here is the folders around it."""
+    graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Neg (x) }")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    monkeypatch.setattr(repository_module, "export_onnx", lambda stage: model)
+
+
+def snapshot(repository: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(repository)): path.read_bytes()
+        for path in repository.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.xdist_group("export")
+def test_everything_is_written(digits_repository: Path, digits: Detector) -> None:
+    written = snapshot(digits_repository)
+    for model in model_names("digits"):
+        assert f"{model}/config.pbtxt" in written
+        assert any(name.startswith(f"{model}/1/model.") for name in written) or model in (
+            "digits",
+            "digits_pixels",
+        )
+        assert (digits_repository / model / "1").is_dir()
+    for ensemble in ("digits", "digits_pixels"):
+        assert written[f"{ensemble}/labels.txt"].decode().splitlines() == digits.class_names
+    for stage in ("rpn", "header"):
+        manifest = json.loads(written[f"digits_{stage}/1/manifest.json"])
+        assert manifest["weights_sha256"] == digits.weights_hash
+        assert manifest["precision"] == "fp32"
+        onnx.checker.check_model(written[f"digits_{stage}/1/model.onnx"])
+
+
+def test_detectors_live_side_by_side_and_replace_their_own_older_export(
+    mobile: Detector, instant_onnx: None, tmp_path: Path
+) -> None:
+    export_repository(mobile, tmp_path, "one")
+    export_repository(mobile, tmp_path, "two")
+    (tmp_path / "one" / "stale").touch()
+    other = {name: data for name, data in snapshot(tmp_path).items() if name.startswith("two")}
+    written = export_repository(mobile, tmp_path, "one")
+    assert not (tmp_path / "one" / "stale").exists()
+    after = snapshot(tmp_path)
+    assert {name: data for name, data in after.items() if name.startswith("two")} == other
+    assert {str(path.relative_to(tmp_path)) for path in written} == set(after) - set(other)
+    assert {path.name for path in tmp_path.iterdir()} == {*model_names("one"), *model_names("two")}
+
+
+@pytest.mark.parametrize("failing", ["export_onnx", "clean_graph"])
+def test_a_failed_export_leaves_the_older_one(
+    mobile: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    export_repository(mobile, tmp_path, "one")
+    before = snapshot(tmp_path)
+
+    def fail(*arguments: object) -> None:
+        raise ExportError("this graph cannot be an engine")
+
+    monkeypatch.setattr(repository_module, failing, fail)
+    with pytest.raises(ExportError, match="cannot be an engine"):
+        export_repository(mobile, tmp_path, "one")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_failed_swap_puts_the_older_one_back(
+    mobile: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_repository(mobile, tmp_path, "one")
+    before = snapshot(tmp_path)
+    rename, calls = Path.rename, []
+
+    def rename_until_the_disk_fails(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 6:
+            raise OSError("disk failed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_the_disk_fails)
+    with pytest.raises(ExportError, match=r"cannot write to the repository .*disk failed"):
+        export_repository(mobile, tmp_path, "one")
+    monkeypatch.undo()
+    assert snapshot(tmp_path) == before
+
+
+def test_the_command_says_what_it_wrote(
+    instant_onnx: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", "fasterrcnn_mobilenet_v3_large_320_fpn", "--weights", "random"]
+    assert main(["faster_rcnn", *model, "--name", "mine", "--repository", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "mine_rpn/1/model.onnx" in printed
+    assert "rcnn-serve" in printed
+    assert main(["faster_rcnn", *model, "--name", "a/b", "--repository", str(tmp_path)]) == 1
+    assert "'a/b' is no model name" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["faster_rcnn", *model, "--repository", str(tmp_path / "file")]) == 1
+    assert "cannot write to the repository" in capsys.readouterr().err

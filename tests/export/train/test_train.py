@@ -1,0 +1,212 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rcnn_export.commands import train
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.digits.dataset import DigitsDataset, write_coco
+from rcnn_export.digits.detector import digits_detector
+from rcnn_export.train.coco_dataset import CocoDataset, Sample
+from rcnn_export.train.coco_eval import detect, score
+from rcnn_export.train.loop import Training
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+SAMPLES = Path(__file__).parents[3] / "export" / "samples"
+LIGHT = "rcnn_export.digits.detector:digits_detector"
+SMALL_RUN = ["--sample", "digits", "--sample-pictures", "2", "1", "--epochs", "2", "--batch-size", "1"]
+SMALL_RUN += ["--device", "cpu", "--workers", "0"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several threads gain little on small steps and lose much on a machine that is busy otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train.main([*SMALL_RUN, "--out", str(whole)]) == 0
+
+    take_step = Training.train_step
+
+    def step_and_interrupt(training: Training, batch: list[Sample]) -> float:
+        loss = take_step(training, batch)
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "train_step", step_and_interrupt)
+        assert train.main([*SMALL_RUN, "--out", str(stopped)]) == train.INTERRUPTED
+    assert "stopped at step 1 of 4: --resume continues" in capsys.readouterr().out
+    assert train.main([*SMALL_RUN, "--out", str(stopped), "--resume"]) == 0
+    assert "resuming at step 1 of 4" in capsys.readouterr().out
+
+    ends = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, stopped)]
+    assert ends[0]["step"] == ends[1]["step"] == 4
+    start = digits_detector(11).state_dict()
+    for kind in ("model", "averaged_model"):
+        assert all(torch.equal(tensor, ends[1][kind][name]) for name, tensor in ends[0][kind].items())
+        assert not torch.equal(
+            ends[0][kind]["backbone.body.stem.0.0.weight"], start["backbone.body.stem.0.0.weight"]
+        )
+    metrics = json.loads((stopped / "metrics.json").read_text())
+    assert metrics["command"].startswith("rcnn-train --sample digits")
+    assert metrics["num_pictures"] == 1
+    assert (stopped / "labels.txt").read_text().split() == list("0123456789")
+    with safe_open(stopped / "weights.safetensors", "pt") as weights:
+        assert weights.metadata()["model"] == LIGHT
+
+    # A folder with a run in it is only continued, and only with the settings it was begun with.
+    assert train.main([*SMALL_RUN, "--out", str(stopped)]) == 1
+    assert "belongs to an earlier run: add --resume" in capsys.readouterr().err
+    assert train.main([*SMALL_RUN, "--out", str(stopped), "--resume", "--seed", "5"]) == 1
+    assert "made with other settings (seed was 0, now 5)" in capsys.readouterr().err
+    (stopped / "checkpoint.pt").write_bytes(b"cut off")
+    assert train.main([*SMALL_RUN, "--out", str(stopped), "--resume"]) == 1
+    assert "cannot read the checkpoint" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures whose digits are odd or even: two classes."""
+    folder = tmp_path_factory.mktemp("coco")
+    path = write_coco(folder, "train", range(2))
+    content = json.loads(path.read_text())
+    content["categories"] = [{"id": 1, "name": "even"}, {"id": 2, "name": "odd"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 2 - annotation["category_id"] % 2
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def _on(folder: Path) -> list[str]:
+    return [
+        option
+        for name in ("--train", "--val")
+        for option in (name, f"{folder}/annotations.json", str(folder))
+    ]
+
+
+def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(coco_folder: Path, tmp_path: Path) -> None:
+    options = ["--model", LIGHT, "--weights", str(SAMPLES / "digits.safetensors"), "--epochs", "1"]
+    options += ["--batch-size", "2", "--horizontal-flip", "--device", "cpu", "--workers", "1"]
+    assert train.main([*_on(coco_folder), *options, "--out", str(tmp_path)]) == 0
+    tuned = load_detector(LIGHT, str(tmp_path / "weights.safetensors"), labels=tmp_path / "labels.txt")
+    assert tuned.class_names[1:] == ["even", "odd"]
+    before, after = load_file(SAMPLES / "digits.safetensors"), tuned.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "backbone.body.stem.0.0.weight" in changed
+    assert not [name for name in changed if "running_" in name]
+
+
+def test_several_processes_train_one_detector(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+    ]
+    command += [
+        "-m",
+        "rcnn_export.commands.train",
+        "--sample",
+        "digits",
+        "--sample-pictures",
+        "2",
+        "2",
+        "--epochs",
+        "1",
+    ]
+    command += ["--batch-size", "2", "--device", "cpu", "--workers", "0", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("epoch 1/1") == 1  # one process prints
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["num_pictures"] == 2  # both shares evaluated
+    assert metrics["command"].startswith("torchrun --nproc-per-node=2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume"], "there is no checkpoint"),
+        (["--model", "fasterrcnn_resnet18"], "unknown model 'fasterrcnn_resnet18'"),
+        (["--weights", "none.safetensors"], "no weights file none.safetensors"),
+        (["--batch-size", "5"], "--batch-size 5 does not fit 2 pictures"),
+        (["--device", "cuda:77"], "no device 'cuda:77': torch sees"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+    ],
+)
+def test_errors_are_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*SMALL_RUN, *options, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rcnn-train: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_picture_met_by_a_worker_is_named(
+    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(coco_folder.glob("*.jpg"))
+    whole = path.read_bytes()
+    Image.new("RGB", (8, 8)).save(path)
+    options = ["--model", LIGHT, "--epochs", "1", "--batch-size", "2", "--device", "cpu", "--workers", "1"]
+    try:
+        assert train.main([*_on(coco_folder), *options, "--out", str(tmp_path)]) == 1
+    finally:
+        path.write_bytes(whole)
+    error = capsys.readouterr().err
+    assert error.startswith(f"rcnn-train: {path} is (8, 8) px") and len(error.splitlines()) == 1
+
+
+def test_data_must_come_with_its_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--train", "a.json", "a", "--out", "out"])
+    assert "--train and --val go together" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def sample() -> Detector:
+    return load_detector(LIGHT, str(SAMPLES / "digits.safetensors"), labels=SAMPLES / "labels.txt")
+
+
+def test_the_sample_weights_detect_held_out_digits(sample: Detector) -> None:
+    data = DigitsDataset("held-out", 60)
+    metrics = score([detect(sample.model, ([data[index]] for index in range(60)))], data.class_names)
+    assert metrics["ap"] >= 0.75
+
+
+def test_the_sample_is_light_and_described(sample: Detector) -> None:
+    assert (SAMPLES / "digits.safetensors").stat().st_size < 10e6
+    described = json.loads((SAMPLES / "digits.json").read_text())
+    assert described["class_names"] == sample.class_names[1:]
+    assert described["model"] == LIGHT
+    assert described["ap"] >= 0.75 and described["num_pictures"] >= 500
+
+
+def test_the_demo_pictures_are_detected(sample: Detector) -> None:
+    content = json.loads((SAMPLES / "pictures" / "annotations.json").read_text())
+    assert len(content["images"]) == len(list((SAMPLES / "pictures").glob("*.jpg")))
+    pictures = CocoDataset(SAMPLES / "pictures" / "annotations.json", SAMPLES / "pictures")
+    metrics = score(
+        [detect(sample.model, [[pictures[index] for index in range(len(pictures))]])], pictures.class_names
+    )
+    assert metrics["ap50"] > 0.95

@@ -1,0 +1,381 @@
+"""``rcnn-serve`` and ``running_server`` with the real tritonserver on a repository of two small steps."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from rcnn_backend.contract.parameters import PreprocessParameters, ProposalParameters
+from rcnn_backend.errors import RepositoryError
+from rcnn_backend.server import local_server, triton_install
+from rcnn_backend.server.cli import main, parse_arguments
+from rcnn_backend.server.local_server import running_server
+from rcnn_backend.server.log import load_failures, still_loading
+from rcnn_backend.server.model_selection import select_models
+from rcnn_backend.server.triton_install import ServerError
+
+MODEL = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        import rcnn_backend  # the packages of the environment that runs rcnn-serve
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            print("plus_one got", x.ravel().tolist(), flush=True)
+            time.sleep(max(0, -x.min()))
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("y", x + 1)]))
+        return responses
+"""
+TENSORS = """
+max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ -1 ] }
+"""
+ENSEMBLE = """
+platform: "ensemble"
+ensemble_scheduling {
+  step { model_name: "plus_one" model_version: -1
+         input_map { key: "x" value: "x" } output_map { key: "y" value: "m" } }
+  step { model_name: "LAST" model_version: -1
+         input_map { key: "x" value: "m" } output_map { key: "y" value: "y" } }
+}
+"""
+
+
+def write_model(repository: Path, name: str, config: str, files: dict[str, str | bytes]) -> None:
+    version_dir = repository / name / "1"
+    version_dir.mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(config + TENSORS)
+    for file_name, content in files.items():
+        (version_dir / file_name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def doubling_onnx() -> bytes:
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "double", [x], [y])
+    opset = onnx.helper.make_opsetid("", 17)
+    model: bytes = onnx.helper.make_model(graph, ir_version=8, opset_imports=[opset]).SerializeToString()
+    return model
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The ensemble ``pair`` of plus_one (Python) and double (ONNX, by backends/onnxruntime)."""
+    repository = tmp_path / "models"
+    write_model(repository, "plus_one", 'backend: "python"', {"model.py": MODEL})
+    write_model(repository, "double", 'backend: "onnxruntime"', {"model.onnx": doubling_onnx()})
+    write_model(repository, "pair", ENSEMBLE.replace("LAST", "double"), {})
+    return repository
+
+
+@pytest.fixture
+def unexported(repository: Path) -> Path:
+    """``repository`` with a detector in it whose engine has not been exported."""
+    write_model(repository, "digits", ENSEMBLE.replace("LAST", "digits_rpn"), {})
+    write_model(repository, "digits_rpn", 'backend: "onnxruntime"', {"manifest.json": "{}"})
+    return repository
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of all temporary files, of this process and of those it starts."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+def infer(grpc_url: str, model: str, values: list[float]) -> list[float]:
+    with contextlib.closing(triton.InferenceServerClient(grpc_url)) as client:
+        x = triton.InferInput("x", [1, len(values)], "FP32")
+        x.set_data_from_numpy(np.array([values], np.float32))
+        answer: list[float] = client.infer(model, [x], client_timeout=60).as_numpy("y")[0].tolist()
+        return answer
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The processes, zombies aside, that have the folder on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def tritonservers(folder: Path) -> list[int]:
+    """Those of ``processes_of`` that are a tritonserver."""
+    return [pid for pid in processes_of(folder) if Path(f"/proc/{pid}/exe").resolve().name == "tritonserver"]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def nothing_left(temporary: Path, folder_name: str) -> bool:
+    shared_memory = list(Path("/dev/shm").glob(f"{folder_name}*"))
+    return not (processes_of(temporary) or shared_memory or list(temporary.iterdir()))
+
+
+class Command:
+    """``rcnn-serve`` as a process of its own, ready."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+        command = [Path(sys.executable).with_name("rcnn-serve"), *arguments, *ports]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith("Serving"):
+                break
+        self.grpc_url = self.lines[-1].partition("grpc ")[2].partition(",")[0]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Exit code, the rest of stdout, stderr."""
+        stdout, stderr = self.process.communicate(timeout=30)
+        return self.process.returncode, stdout, stderr
+
+
+@contextlib.contextmanager
+def request_in_flight(grpc_url: str) -> Iterator[None]:
+    """A request that keeps plus_one busy for 20 s."""
+    client = triton.InferenceServerClient(grpc_url)
+    x = triton.InferInput("x", [1, 1], "FP32")
+    x.set_data_from_numpy(np.array([[-20]], np.float32))
+    client.async_infer("plus_one", [x], callback=lambda result, error: None)
+    time.sleep(1)
+    yield
+    client.close()
+
+
+def test_serves_every_complete_model_and_leaves_nothing(unexported: Path, temporary: Path) -> None:
+    with running_server(unexported) as server:
+        (folder,) = temporary.iterdir()
+        assert infer(server.grpc_url, "pair", [1, 2.5]) == [4, 7]
+        assert server.models is not None and server.models.served == ["pair"]
+        export = f"`rcnn-export faster_rcnn --name digits --repository {unexported}`"
+        assert export in server.models.skipped["digits"]
+        with pytest.raises(triton.InferenceServerException, match="restricted"):
+            triton.InferenceServerClient(server.grpc_url).load_model("digits")
+        assert list(Path("/dev/shm").glob(f"{folder.name}*"))
+    assert server.process.returncode == 0
+    assert nothing_left(temporary, folder.name)
+
+
+def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) -> None:
+    command = Command(repository, "--models", "pair", "--exit-timeout-secs", "20")
+    (folder,) = temporary.iterdir()
+    assert infer(command.grpc_url, "pair", [1]) == [4]
+    time.sleep(0.5)
+    command.signal(signal.SIGTERM)
+    code, _, stderr = command.finish()
+    assert (code, stderr) == (0, "plus_one got [1.0]\n")  # the model's print, nothing of the server's routine
+    assert command.lines[-1].startswith("Serving pair at http 127.0.0.1:")
+    assert nothing_left(temporary, folder.name)
+
+
+def test_on_a_gpu_the_memory_pool_is_sized(
+    repository: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = asdict(PreprocessParameters(1, 1, [1, 1], [0.5] * 3, [0.5] * 3, 1, 1))
+    counts = [10_000_000]  # so many FP32 values between the two steps
+    values |= asdict(ProposalParameters(0.0, 0.7, 1e-3, counts, [], 224, 4, [7, 7], 2))
+    config = 'backend: "python"\n' + "".join(
+        f'parameters {{ key: "{name}" value {{ string_value: "{json.dumps(value)}" }} }}\n'
+        for name, value in values.items()
+    )
+    for step in ("tiny_preprocess", "tiny_proposals"):
+        write_model(repository, step, config, {"model.py": MODEL})
+    steps = ENSEMBLE.replace("plus_one", "tiny_preprocess").replace("LAST", "tiny_proposals")
+    write_model(repository, "tiny", steps, {})
+    nvidia_smi = tmp_path / "bin" / "nvidia-smi"
+    nvidia_smi.parent.mkdir()
+    nvidia_smi.write_text("#!/bin/sh\necho '0, 81559'\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    command = Command(repository, "--models", "tiny", "--images-in-flight", "4")
+    (server,) = tritonservers(temporary)
+    flags = Path(f"/proc/{server}/cmdline").read_text().split("\0")
+    assert infer(command.grpc_url, "tiny", [1]) == [3]
+    command.signal(signal.SIGTERM)
+    assert command.finish()[0] == 0
+    summary = "CUDA memory pool: 320 MB on GPU 0, for 4 images in flight (40 MB each, twice)\n"
+    assert summary in command.lines
+    assert {"--cuda-memory-pool-byte-size=0:320000000", "--pinned-memory-pool-byte-size=0"} < set(flags)
+
+
+def test_a_second_signal_kills(repository: Path, temporary: Path) -> None:
+    command = Command(repository)
+    (folder,) = temporary.iterdir()
+    with request_in_flight(command.grpc_url):
+        command.signal(signal.SIGINT)
+        time.sleep(1)
+        assert command.process.poll() is None
+        command.signal(signal.SIGTERM)
+        assert command.finish()[0] == 130
+    wait_until(lambda: nothing_left(temporary, folder.name))
+
+
+def test_nothing_is_left_when_the_command_is_killed(repository: Path, temporary: Path) -> None:
+    command = Command(repository)
+    (folder,) = temporary.iterdir()
+    assert processes_of(temporary)
+    command.signal(signal.SIGKILL)
+    command.finish()
+    wait_until(lambda: nothing_left(temporary, folder.name))
+
+
+def test_a_server_that_dies_is_told(repository: Path, temporary: Path) -> None:
+    command = Command(repository)
+    (server,) = tritonservers(temporary)
+    os.kill(server, signal.SIGKILL)
+    code, _, stderr = command.finish()
+    assert code == 128 + signal.SIGKILL
+    assert "tritonserver ended with exit code -9" in stderr
+    (log,) = temporary.iterdir()
+    assert f"whole log: {log}" in stderr and "successfully loaded 'pair'" in log.read_text()
+
+
+def test_flags_choose_the_models_by_their_own_control_mode(unexported: Path, tmp_path: Path) -> None:
+    flags = ["--model-control-mode=explicit", "--load-model=plus_one", "--allow-metrics=false"]
+    log = tmp_path / "server.log"
+    with running_server(unexported, flags=flags, log=log) as server:
+        assert server.models is None and set(server.urls) == {"http", "grpc"}
+        client = triton.InferenceServerClient(server.grpc_url)
+        assert client.is_model_ready("plus_one") and not client.is_model_ready("pair")
+        client.load_model("pair")
+        assert client.is_model_ready("pair")
+    assert "successfully loaded 'pair'" in log.read_text()
+
+
+def test_a_broken_step_is_named_with_its_reason(
+    repository: Path, temporary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = repository / "plus_one" / "1" / "model.py"
+    model.write_text("import no_such_package\n")
+    ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+    assert main([str(repository), *ports]) == 1
+    stderr = capsys.readouterr().err
+    (log,) = temporary.iterdir()
+    assert stderr.splitlines() == [
+        "rcnn-serve: model plus_one failed to load: ModuleNotFoundError: No module named 'no_such_package' "
+        f"(at {model}(1): <module>)",
+        f"The server's whole log: {log}",
+    ]
+
+
+def test_a_step_that_crashes_or_never_loads_is_named(repository: Path, temporary: Path) -> None:
+    model = repository / "plus_one" / "1" / "model.py"
+    model.write_text("import os\nos.abort()\n")
+    with pytest.raises(ServerError, match=r"model plus_one failed to load: .*Stub process .* is not healthy"):
+        running_server(repository).__enter__()
+    model.write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(ServerError, match="not ready after 3 s; models still loading: plus_one"):
+        running_server(repository, ready_timeout_s=3).__enter__()
+    assert {path.suffix for path in temporary.iterdir()} == {".log"}
+    wait_until(lambda: not processes_of(temporary))
+
+
+def test_an_unknown_flag_is_told_without_the_help(repository: Path, temporary: Path) -> None:
+    with pytest.raises(ServerError, match="unrecognized option '--bogus=1'") as caught:
+        running_server(repository, flags=["--bogus=1"]).__enter__()
+    assert len(str(caught.value).splitlines()) < 5
+
+
+def test_a_taken_port_is_named_with_its_flag(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert main([str(repository), "--http-port=0", f"--grpc-port={port}"]) == 1
+    assert f"port {port} is taken, choose another with --grpc-port" in capsys.readouterr().err
+
+
+def test_repositories_that_cannot_be_served(unexported: Path, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"no model repository .*/absent"):
+        select_models(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RepositoryError, match=r"holds no model .* `rcnn-export .*/empty`"):
+        select_models(tmp_path / "empty")
+    with pytest.raises(RepositoryError, match="has no model peer; it has digits, digits_rpn, double"):
+        select_models(unexported, ["pair", "peer"])
+    with pytest.raises(RepositoryError, match=r"digits: missing digits_rpn/1/model\.\*; `rcnn-export"):
+        select_models(unexported, ["digits"])
+    (unexported / "digits_rpn" / "1" / "model.onnx").write_bytes(b"any")
+    assert select_models(unexported).served == ["digits", "pair"]
+    (unexported / "double" / "config.pbtxt").write_text("backend: 3")
+    with pytest.raises(RepositoryError, match=r"double/config.pbtxt cannot be read .*1:10"):
+        select_models(unexported)
+
+
+def test_environments_that_cannot_serve(
+    repository: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        running_server(repository).__enter__()
+
+    with monkeypatch.context() as patch, pytest.raises(ServerError, match="pip install nvidia-pytriton"):
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        start()
+    with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"NumPy is 2\.3\.1 .*'numpy<2'"):
+        patch.setattr("importlib.metadata.version", lambda name: "2.3.1")
+        start()
+    with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"Python is 3\.99.* 3\.10, 3\.11"):
+        patch.setattr(triton_install, "PYTHON_VERSION", "3.99")
+        start()
+    # The stub of a Python that is not installed here: its libpython is found nowhere.
+    with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"apt install libpython3\.8"):
+        patch.setattr(triton_install, "PYTHON_VERSION", "3.8")
+        start()
+    assert not list(temporary.iterdir())
+
+
+def test_flags_and_their_values_pass_through() -> None:
+    options, flags = parse_arguments(
+        ["--log-verbose", "1", "repository", "--models", "a", "b", "--disable-auto-complete-config"]
+    )
+    assert (options.repository, options.models) == (Path("repository"), ["a", "b"])
+    assert flags == ["--log-verbose=1", "--disable-auto-complete-config"]
+    assert local_server.get_flag(flags, "log-verbose") == "1"
+    with pytest.raises(SystemExit):
+        parse_arguments(["repository", "another"])
+    with pytest.raises(SystemExit):
+        parse_arguments(["--images-in-flight", "0"])
+
+
+def test_the_log_of_a_failed_start_is_read() -> None:
+    log = (
+        'I1 model_lifecycle.cc:472] "loading: a:1"\nI1 model_lifecycle.cc:472] "loading: b:1"\n'
+        "I1 model_lifecycle.cc:839] \"successfully loaded 'a'\"\n"
+        "error: creating server: Invalid argument - load failed for model 'c': no version is available\n"
+        "load failed for model 'd': ensemble 'd' depends on 'e' which has no loaded version. "
+        "Model 'e' loading failed with error: version 1 is at UNAVAILABLE state: Internal: bad;;\n\n"
+    )
+    assert load_failures(log) == {"c": "no version is available", "e": "bad"}
+    assert still_loading(log) == ["b"]

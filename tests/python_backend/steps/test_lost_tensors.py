@@ -1,0 +1,128 @@
+"""A tensor that is not the one that was sent is named, and only for the images that it belongs to."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from rcnn_backend.errors import LostTensorError
+from rcnn_backend.steps.lost_tensors import (
+    Arrived,
+    Sent,
+    find_lost,
+    raise_if_lost,
+    sent_to_detections,
+    sent_to_proposals,
+    take_samples,
+)
+
+BATCH = 2
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).random(shape, np.float32)
+
+
+def proposals_tensors() -> dict[str, np.ndarray]:
+    """What the proposals step gets when nothing is lost."""
+    network_input, image_sizes = random(BATCH, 3, 64, 96), random(BATCH, 4)
+    features = {f"feature_{level}": random(BATCH, 8, 16 >> level, 24 >> level) for level in range(3)}
+    rpn_boxes = random(BATCH, 50, 6)
+    return {
+        "rpn_boxes": rpn_boxes,
+        **features,
+        "image_sizes": image_sizes,
+        "preprocess_samples": take_samples([network_input, image_sizes]),
+        "rpn_samples": take_samples([network_input, rpn_boxes, *features.values()]),
+    }
+
+
+def lost_before(pair_up: Callable[..., Iterator[Sent]], tensors: dict[str, np.ndarray]) -> list[list[str]]:
+    return find_lost(pair_up(Arrived(tensors).by_name()), BATCH)
+
+
+def detections_tensors(classes: int, pooled_size: int) -> dict[str, np.ndarray]:
+    """What the detections step gets when nothing is lost."""
+    roialigned_feature, proposals = random(BATCH, 9, 8, pooled_size, pooled_size), random(BATCH, 9, 4)
+    num_proposals = np.array([[9], [0]], np.int32)
+    class_scores, class_boxes = random(BATCH, 9, classes), random(BATCH, 9, classes, 4)
+    image_sizes = random(BATCH, 4)
+    return {
+        "class_scores": class_scores,
+        "class_boxes": class_boxes,
+        "num_proposals": num_proposals,
+        "image_sizes": image_sizes,
+        "preprocess_samples": take_samples([random(BATCH, 3, 32, 32), image_sizes]),
+        "proposals_samples": take_samples([roialigned_feature, proposals, num_proposals]),
+        "header_samples": take_samples([roialigned_feature, proposals, class_scores, class_boxes]),
+    }
+
+
+def test_samples_are_the_first_elements_of_each_image_and_the_largest_of_its_middle() -> None:
+    feature = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    feature[0, 1, 2, 1] = -200
+    feature[1, 2, 3, 4] = 500  # not in the middle row
+    counts = np.array([[7], [8]], np.int32)
+    half = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.float16)
+    expected = [[0, 1, 2, 3, 200, 7, 7, 1, 2, 3, 4, 5], [60, 61, 62, 63, 114, 8, 8, 6, 7, 8, 9, 10]]
+    samples = take_samples([feature, counts, half])
+    assert samples.dtype == np.float32
+    np.testing.assert_array_equal(samples, expected)
+
+
+def test_nothing_is_lost() -> None:
+    assert lost_before(sent_to_proposals, proposals_tensors()) == [[], []]
+    for classes, pooled_size in [(90, 7), (1, 7), (3, 2)]:
+        assert lost_before(sent_to_detections, detections_tensors(classes, pooled_size)) == [[], []]
+
+
+@pytest.mark.parametrize("name", ["rpn_boxes", "feature_0", "feature_2", "image_sizes"])
+def test_a_tensor_lost_before_the_proposals(name: str) -> None:
+    tensors = proposals_tensors()
+    tensors[name][1] = 0
+    assert lost_before(sent_to_proposals, tensors) == [[], [name]]
+
+
+def test_a_lost_tensor_that_begins_as_the_one_that_was_sent() -> None:
+    """The corner of a feature map after a ReLU is often zero, and so is memory that nobody wrote."""
+    tensors = proposals_tensors()
+    feature = tensors["feature_0"]
+    feature[0, 0, 0] = 0
+    tensors["rpn_samples"][:, 10:15] = take_samples([feature])
+    feature[0] = 0
+    assert lost_before(sent_to_proposals, tensors) == [["feature_0"], []]
+
+
+def test_an_input_lost_before_an_engine_shows_in_what_the_engine_echoes() -> None:
+    tensors = proposals_tensors()
+    tensors["rpn_samples"][0, :4] = 0
+    assert lost_before(sent_to_proposals, tensors) == [["input"], []]
+
+
+@pytest.mark.parametrize("name", ["class_scores", "class_boxes", "num_proposals", "image_sizes"])
+def test_a_tensor_lost_before_the_detections(name: str) -> None:
+    tensors = detections_tensors(90, 7)
+    tensors[name][0] = 3
+    assert lost_before(sent_to_detections, tensors) == [[name], []]
+
+
+def test_lost_samples_are_as_bad_as_lost_tensors() -> None:
+    tensors = proposals_tensors()
+    tensors["rpn_samples"][:] = 0
+    lost = ["input", "rpn_boxes", "feature_0", "feature_1", "feature_2"]
+    assert lost_before(sent_to_proposals, tensors) == [lost, lost]
+
+
+def test_nan_equals_nan() -> None:
+    boxes = np.array([[np.nan, 1], [2, np.nan]], np.float32)
+    assert find_lost(iter([Sent("boxes", boxes, boxes.copy())]), 2) == [[], []]
+
+
+def test_another_number_of_samples_means_another_export() -> None:
+    with pytest.raises(ValueError, match="export the detector again"):
+        find_lost(iter([Sent("boxes", np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32))]), 1)
+
+
+def test_the_error_names_the_tensors_and_the_flags() -> None:
+    raise_if_lost([])
+    with pytest.raises(LostTensorError, match=r"input, feature_0 got lost .*--cuda-memory-pool-byte-size"):
+        raise_if_lost(["input", "feature_0", "input"])
