@@ -16,5 +16,9 @@ class RepositoryError(RuntimeError):
     """The model repository is incomplete or inconsistent; the message says where and what to run."""
 
 
+class ServerError(RuntimeError):
+    """The server cannot start or run; the message says why and how to fix it."""
+
+
 class LostTensorError(RuntimeError):
     """A tensor that the step before sent did not arrive; the message says which setting to change."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import json_format, text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from rcnn_backend.contract.chain import FASTER_RCNN, pyramid
+from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
+    PoolParameters,
     PreprocessParameters,
     ProposalParameters,
     read_dtype,
@@ -21,14 +22,15 @@ from rcnn_backend.contract.parameters import (
 )
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.engines.load import Engine, load_engine
-from rcnn_backend.errors import InvalidInputError, RepositoryError
+from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators import detections as detecting
 from rcnn_backend.operators import preprocess as preprocessing
 from rcnn_backend.operators import proposals as proposing
 from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
-from rcnn_backend.operators.preprocess import group_by_size, preprocess
+from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
+from rcnn_backend.operators.sizes import group_by_size
 
 VERSION = "1"
 
@@ -43,10 +45,10 @@ class Pipeline:
 
     device: Device
     decoder: ImageDecoder
-    rpn: Engine
-    header: Engine
+    engines: Mapping[str, Engine]  # by the step's name
     preprocess_parameters: PreprocessParameters
     proposal_parameters: ProposalParameters
+    pool_parameters: PoolParameters
     detection_parameters: DetectionParameters
     input_dtype: np.dtype[Any]
     class_names: list[str]
@@ -77,12 +79,15 @@ class Pipeline:
         return cls(
             device=device,
             decoder=ImageDecoder(preprocess_parameters, device),
-            rpn=load_engine(repository / f"{name}_rpn" / VERSION, device),
-            header=load_engine(repository / f"{name}_header" / VERSION, device),
+            engines={
+                step.name: load_engine(repository / f"{name}_{step.name}" / VERSION, device)
+                for step in FASTER_RCNN.engines
+            },
             preprocess_parameters=preprocess_parameters,
             proposal_parameters=read_parameters(ProposalParameters, proposals_config),
+            pool_parameters=read_parameters(PoolParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
-            input_dtype=read_dtype(preprocess_config, "input"),
+            input_dtype=np.dtype(read_dtype(preprocess_config, "input")),
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
 
@@ -146,7 +151,7 @@ class Pipeline:
     @functools.cached_property
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
         """``run_networks``; where the device and both engines allow it, as CUDA graphs."""
-        run = functools.partial(run_networks, self.rpn, self.proposal_parameters, self.header)
+        run = functools.partial(run_networks, self.engines, self.proposal_parameters, self.pool_parameters)
         if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run
         from rcnn_backend.engines.graphs import GraphCache  # needs CuPy
@@ -155,7 +160,7 @@ class Pipeline:
 
     @property
     def _is_capturable(self) -> bool:
-        return self.rpn.is_capturable and self.header.is_capturable
+        return all(engine.is_capturable for engine in self.engines.values())
 
     def warm_up(self, max_batch_size: int) -> None:
         """On a GPU, compiles what ``run`` runs, with a picture of the largest size.
@@ -166,7 +171,7 @@ class Pipeline:
         if not self.device.is_gpu:
             return
         preprocessing.warm_up(self.preprocess_parameters, self.device, self.input_dtype)
-        proposing.warm_up(self.proposal_parameters, self.device)
+        proposing.warm_up(self.proposal_parameters, self.pool_parameters, self.device)
         detecting.warm_up(self.detection_parameters, self.device)
         size_hw = self.preprocess_parameters.min_size, self.preprocess_parameters.max_size
         blank = self.device.upload(np.zeros((*size_hw, 3), np.uint8))
@@ -185,33 +190,16 @@ class Pipeline:
 
 
 def run_networks(
-    rpn: Engine, parameters: ProposalParameters, header: Engine, network_input: Array, image_sizes: Array
+    engines: Mapping[str, Engine],
+    parameters: ProposalParameters,
+    pooling: PoolParameters,
+    network_input: Array,
+    image_sizes: Array,
 ) -> tuple[Array, Array, Array]:
     """Both engines and what lies between them: -> class_scores, class_boxes, num_proposals."""
-    rpn_outputs = rpn.run({"input": network_input})
-    proposals = propose(rpn_outputs["rpn_boxes"], pyramid(rpn_outputs), image_sizes, parameters)
-    outputs = header.run({"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes})
+    rpn_outputs = engines["rpn"].run({"input": network_input})
+    proposals = propose(rpn_outputs["rpn_boxes"], pyramid(rpn_outputs), image_sizes, parameters, pooling)
+    outputs = engines["header"].run(
+        {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
+    )
     return outputs["class_scores"], outputs["class_boxes"], proposals.num_proposals
-
-
-def pyramid(tensors: Mapping[str, Array]) -> list[Array]:
-    """The tensors named feature_0, feature_1, ..., finest first."""
-    count = sum(name.startswith("feature_") for name in tensors)
-    return [tensors[f"feature_{level}"] for level in range(count)]
-
-
-def read_config(model_dir: Path) -> dict[str, Any]:
-    """A model's config.pbtxt in the JSON form that Triton gives its Python models.
-
-    Raises:
-        RepositoryError: there is none, or it cannot be parsed.
-    """
-    path = model_dir / "config.pbtxt"
-    try:
-        config = text_format.Parse(path.read_text(), ModelConfig())
-    except OSError as error:
-        raise RepositoryError(f"cannot read {path}: {error.strerror}. Write it with rcnn-export") from error
-    except text_format.ParseError as error:
-        raise RepositoryError(f"{path} is no valid model config: {error}") from error
-    form: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
-    return form

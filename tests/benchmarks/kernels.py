@@ -23,7 +23,12 @@ import cupy
 import numpy as np
 import torch
 import torchvision
-from rcnn_backend.contract.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.contract.parameters import (
+    DetectionParameters,
+    PoolParameters,
+    PreprocessParameters,
+    ProposalParameters,
+)
 from rcnn_backend.operators.gpu.detections import detect
 from rcnn_backend.operators.gpu.preprocess import preprocess
 from rcnn_backend.operators.gpu.proposals import filter_proposals
@@ -37,7 +42,8 @@ STRIDES = [4, 8, 16, 32]
 LEVEL_ROWS = [1000, 1000, 1000, 1000, 500]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PREPROCESS = PreprocessParameters(800, 1333, None, MEAN, STD, 32, 10**8)
-PROPOSALS = ProposalParameters(0.0, 0.7, 1e-3, [ROIS], STRIDES, 224, 4, [7, 7], 2)
+PROPOSALS = ProposalParameters(0.0, 0.7, 1e-3, [ROIS], 5000)
+POOLING = PoolParameters(STRIDES, 224, 4, [7, 7], 2)
 DETECTIONS = DetectionParameters(0.05, 0.5, 1e-2, 100)
 SETS = 3  # of inputs
 BUSY_CYCLES = 2_000_000  # about a millisecond, in which launches gather
@@ -172,7 +178,7 @@ def pooling() -> Iterable[Comparison]:
             yield Comparison(
                 f"RoIAlign, 8 x 1000, {str(dtype)[6:]}, {name}",
                 inputs,
-                lambda pair: multi_scale_roi_align(pair[1], ours_boxes, counts, PROPOSALS),
+                lambda pair: multi_scale_roi_align(pair[1], ours_boxes, counts, POOLING),
                 theirs,
                 (touched + BATCH * ROIS * 49) * CHANNELS * dtype.itemsize,
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from rcnn_backend.operators.decode import decode_image
-from rcnn_backend.operators.preprocess import padded_size_hw, resized_size_hw
+from rcnn_backend.operators.sizes import padded_size_hw, resized_size_hw
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.digits.compose import compose_picture
 from rcnn_export.verify.matching import Rows, iou

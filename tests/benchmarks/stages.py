@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import detect
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
-from rcnn_backend.pipeline import Pipeline, pyramid
+from rcnn_backend.pipeline import Pipeline
 from rcnn_export.detector.load import Detector
-from rcnn_export.engines.onnx_export import Stage, header_stage, rpn_stage
+from rcnn_export.engines.stages import Stage, engine_stage
 from torch.utils.flop_counter import FlopCounterMode
 
 RUNS = 20
@@ -46,10 +47,12 @@ def measure_stages(
     with device.active():
         pixels = [device.upload(picture) for picture in pictures]
         network_input, sizes = preprocess(pixels, pipeline.preprocess_parameters, pipeline.input_dtype)
-        rpn = pipeline.rpn.run({"input": network_input})
-        proposals = propose(rpn["rpn_boxes"], pyramid(rpn), sizes, pipeline.proposal_parameters)
+        rpn = pipeline.engines["rpn"].run({"input": network_input})
+        proposals = propose(
+            rpn["rpn_boxes"], pyramid(rpn), sizes, pipeline.proposal_parameters, pipeline.pool_parameters
+        )
         pooled = {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
-        header = pipeline.header.run(pooled)
+        header = pipeline.engines["header"].run(pooled)
         scores, boxes = header["class_scores"], header["class_boxes"]
         parameters = [pipeline.detection_parameters] * len(pixels)
         most = pipeline.detection_parameters.detections_per_img
@@ -69,18 +72,24 @@ def measure_stages(
             ),
             (
                 "RPN engine",
-                lambda: pipeline.rpn.run({"input": network_input}),
-                flop_ms(rpn_stage(detector.model), network_input),
+                lambda: pipeline.engines["rpn"].run({"input": network_input}),
+                flop_ms(engine_stage(detector.model, "rpn"), network_input),
             ),
             (
                 "NMS, RoIAlign",
-                lambda: propose(rpn["rpn_boxes"], pyramid(rpn), sizes, pipeline.proposal_parameters),
+                lambda: propose(
+                    rpn["rpn_boxes"],
+                    pyramid(rpn),
+                    sizes,
+                    pipeline.proposal_parameters,
+                    pipeline.pool_parameters,
+                ),
                 bytes_ms(rpn["rpn_boxes"], *pyramid(rpn), proposals.roialigned_feature),
             ),
             (
                 "header engine",
-                lambda: pipeline.header.run(pooled),
-                flop_ms(header_stage(detector.model), *pooled.values()),
+                lambda: pipeline.engines["header"].run(pooled),
+                flop_ms(engine_stage(detector.model, "header"), *pooled.values()),
             ),
             (
                 "detections",

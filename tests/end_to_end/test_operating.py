@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
+from rcnn_backend.errors import ServerError
 from rcnn_backend.server.access import Access, lock
 from rcnn_backend.server.stub_processes import find_stubs
-from rcnn_backend.server.triton_install import ServerError
 from rcnn_client import AccessDeniedError, CertificateError, Detector, RcnnError, TLSConfig
 
 pytestmark = pytest.mark.xdist_group("server")

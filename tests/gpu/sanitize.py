@@ -8,7 +8,12 @@ Each array is an allocation of its own, so that an access beyond its end is seen
 
 import cupy
 import numpy as np
-from rcnn_backend.contract.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
+from rcnn_backend.contract.parameters import (
+    DetectionParameters,
+    PoolParameters,
+    PreprocessParameters,
+    ProposalParameters,
+)
 from rcnn_backend.operators.gpu.detections import detect
 from rcnn_backend.operators.gpu.preprocess import preprocess
 from rcnn_backend.operators.gpu.proposals import filter_proposals
@@ -48,7 +53,7 @@ def run_preprocess(dtype: type) -> None:
 
 def run_proposals() -> None:
     """Three levels, a single row, and what memory may hold that nobody wrote."""
-    limits = ProposalParameters(0.1, 0.6, 1e-3, [100], [4, 8], 224, 4, [7, 7], 2)
+    limits = ProposalParameters(0.1, 0.6, 1e-3, [100], 5000)
     rows = np.empty((2, 570, 6), np.float32)
     rows[..., 0], rows[..., 1:5] = RANDOM.uniform(0, 1, (2, 570)), random_boxes(2, 570)
     rows[..., 5] = np.repeat([0, 1, 2], [300, 200, 70])
@@ -67,9 +72,9 @@ def run_roi_align(dtype: type) -> None:
             cupy.ascontiguousarray(feature.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for feature in planar
         ]
         for output_size_hw, sampling_ratio in (([7, 7], 2), ([14, 14], 2), ([7, 7], 0)):
-            limits = ProposalParameters(0.1, 0.6, 1e-3, [100], [4, 8], 224, 4, output_size_hw, sampling_ratio)
+            pooling = PoolParameters([4, 8], 224, 4, output_size_hw, sampling_ratio)
             for features in (planar, last):
-                multi_scale_roi_align(features, proposals, counts, limits)
+                multi_scale_roi_align(features, proposals, counts, pooling)
 
 
 def run_detections() -> None:

@@ -8,8 +8,9 @@ import pytest
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
+from rcnn_backend.contract.chain import pyramid  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
-from rcnn_backend.pipeline import Pipeline, pyramid  # noqa: E402
+from rcnn_backend.pipeline import Pipeline  # noqa: E402
 from rcnn_export.detector.load import Detector  # noqa: E402
 from rcnn_export.engines.options import AOTI, FP16, EngineOptions  # noqa: E402
 from rcnn_export.repository.write import export_repository  # noqa: E402
@@ -34,7 +35,9 @@ def test_features_of_every_size_are_torchs(digits: Detector, pipeline: Pipeline)
         with torch.no_grad():
             expected = digits.model.backbone(network_input)
         with pipeline.device.active():
-            found = pipeline.rpn.run({"input": cupy.asarray(network_input.numpy().astype(np.float16))})
+            found = pipeline.engines["rpn"].run(
+                {"input": cupy.asarray(network_input.numpy().astype(np.float16))}
+            )
             features = [feature.get().astype(np.float32) for feature in pyramid(found)]
         for ours, theirs in zip(features, expected.values(), strict=False):  # the last is not pooled from
             error = np.abs(ours - theirs.numpy()).max() / theirs.abs().max().item()

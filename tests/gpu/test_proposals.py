@@ -9,12 +9,13 @@ import pytest
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
 import torchvision  # noqa: E402
-from rcnn_backend.contract.parameters import ProposalParameters  # noqa: E402
+from rcnn_backend.contract.parameters import PoolParameters, ProposalParameters  # noqa: E402
 from rcnn_backend.operators.gpu.proposals import filter_proposals, propose  # noqa: E402
 from torchvision.models.detection.rpn import RegionProposalNetwork  # noqa: E402
 
 pytestmark = pytest.mark.gpu
-PARAMETERS = ProposalParameters(0.0, 0.7, 1e-3, [1000], [4, 8], 224, 4, [7, 7], 2)
+PARAMETERS = ProposalParameters(0.0, 0.7, 1e-3, [1000], 5000)
+POOLING = PoolParameters([4, 8], 224, 4, [7, 7], 2)
 HEIGHT, WIDTH = 800.0, 1344.0
 NAN, INF = float("nan"), float("inf")
 
@@ -211,9 +212,9 @@ def test_equals_the_cpu() -> None:
         random.standard_normal((2, 16, int(HEIGHT) // s, int(WIDTH) // s), np.float32) for s in (4, 8)
     ]
     parameters = dataclasses.replace(PARAMETERS, padded_counts=[300])
-    expected = propose_on_cpu(rows, features, sizes, parameters)
+    expected = propose_on_cpu(rows, features, sizes, parameters, POOLING)
     on_gpu = [cupy.asarray(feature) for feature in features]
-    boxes, pooled, counts = propose(cupy.asarray(rows), on_gpu, cupy.asarray(sizes), parameters)
+    boxes, pooled, counts = propose(cupy.asarray(rows), on_gpu, cupy.asarray(sizes), parameters, POOLING)
     np.testing.assert_array_equal(counts.get(), expected.num_proposals)
     np.testing.assert_array_equal(boxes.get(), expected.boxes)
     np.testing.assert_allclose(pooled.get(), expected.roialigned_feature, atol=5e-5)

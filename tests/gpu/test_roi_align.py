@@ -8,7 +8,7 @@ import pytest
 
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
-from rcnn_backend.contract.parameters import ProposalParameters  # noqa: E402
+from rcnn_backend.contract.parameters import PoolParameters  # noqa: E402
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align  # noqa: E402
 from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
 
@@ -21,8 +21,8 @@ Layout = Callable[[np.ndarray], "cupy.ndarray"]
 
 def parameters(
     strides: list[int] = STRIDES, sampling_ratio: int = 2, output_size_hw: tuple[int, int] = (7, 7)
-) -> ProposalParameters:
-    return ProposalParameters(0.0, 0.7, 1e-3, [1000], strides, 224, 4, list(output_size_hw), sampling_ratio)
+) -> PoolParameters:
+    return PoolParameters(strides, 224, 4, list(output_size_hw), sampling_ratio)
 
 
 def contiguous(feature: np.ndarray) -> "cupy.ndarray":
@@ -75,7 +75,7 @@ def torchvision_pooled(
     return padded
 
 
-def pool(features: list, proposals: np.ndarray, counts: list[int], changed: ProposalParameters) -> np.ndarray:
+def pool(features: list, proposals: np.ndarray, counts: list[int], changed: PoolParameters) -> np.ndarray:
     on_gpu = cupy.asarray(proposals), cupy.asarray(np.array(counts, np.int32)[:, None])
     pooled: np.ndarray = multi_scale_roi_align(features, *on_gpu, changed).get()
     return pooled

@@ -18,8 +18,9 @@ pytest.importorskip("cupy")
 if not importlib.util.find_spec("pytriton"):
     pytest.skip("needs the pip-installed tritonserver", allow_module_level=True)
 
+from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.proposals import propose
-from rcnn_backend.pipeline import Pipeline, pyramid
+from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_backend.steps.lost_tensors import take_samples
 from rcnn_client import Detections, Detector, InvalidImageError
@@ -105,9 +106,13 @@ def test_tensors_on_the_cpu_are_taken_too(server: RunningServer, pipeline: Pipel
         given.set_data_from_numpy(np.array([[encode(Image.fromarray(pixels))]], object))
         answer = client.infer("digits_preprocess", [given])
         tensors = {name: answer.as_numpy(name) for name in names}
-        rpn = pipeline.rpn.run({"input": tensors.pop("input")})
+        rpn = pipeline.engines["rpn"].run({"input": tensors.pop("input")})
         expected = propose(
-            rpn["rpn_boxes"], pyramid(rpn), tensors["image_sizes"], pipeline.proposal_parameters
+            rpn["rpn_boxes"],
+            pyramid(rpn),
+            tensors["image_sizes"],
+            pipeline.proposal_parameters,
+            pipeline.pool_parameters,
         )
         inputs = []
         for name, array in (rpn | tensors).items():
@@ -124,7 +129,7 @@ def test_tensors_on_the_cpu_are_taken_too(server: RunningServer, pipeline: Pipel
 def test_a_lost_tensor_is_an_error(server: RunningServer, pipeline: Pipeline) -> None:
     """What the proposals step gets is not what was sent: the samples say so."""
     sizes = np.array([[320, 416, 320, 416]], np.float32)
-    rpn = pipeline.rpn.run({"input": np.ones((1, 3, 320, 416), np.float32)})
+    rpn = pipeline.engines["rpn"].run({"input": np.ones((1, 3, 320, 416), np.float32)})
     tensors = rpn | {
         "image_sizes": sizes,
         "preprocess_samples": take_samples([np.ones((1, 3, 320, 416), np.float32), sizes]),

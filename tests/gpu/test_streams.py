@@ -6,6 +6,7 @@ import pytest
 cupy = pytest.importorskip("cupy")
 from rcnn_backend.contract.parameters import (  # noqa: E402
     DetectionParameters,
+    PoolParameters,
     PreprocessParameters,
     ProposalParameters,
 )
@@ -13,7 +14,8 @@ from rcnn_backend.operators.gpu import detections, kernels, preprocess, proposal
 
 pytestmark = pytest.mark.gpu
 PREPROCESS = PreprocessParameters(64, 96, None, [0.5] * 3, [0.2] * 3, 32, 10**8)
-PROPOSALS = ProposalParameters(0.0, 0.7, 1e-3, [50], [4, 8], 224, 4, [7, 7], 2)
+PROPOSALS = ProposalParameters(0.0, 0.7, 1e-3, [50], 5000)
+POOLING = PoolParameters([4, 8], 224, 4, [7, 7], 2)
 DETECTIONS = DetectionParameters(0.05, 0.5, 1e-2, 20)
 SPIN = cupy.RawKernel(
     """extern "C" __global__ void spin(long long cycles) {
@@ -37,7 +39,7 @@ def run_steps(
     picture: "cupy.ndarray", rows: "cupy.ndarray", *features: "cupy.ndarray"
 ) -> list["cupy.ndarray"]:
     network_input, sizes = preprocess.preprocess([picture, picture[:30]], PREPROCESS)
-    found = proposals.propose(rows, features, sizes, PROPOSALS)
+    found = proposals.propose(rows, features, sizes, PROPOSALS, POOLING)
     scores = found[1][:, :, :3, 0, 0].astype(np.float32)
     boxes = cupy.repeat(found[0][:, :, None], 3, axis=2)
     return [
@@ -67,7 +69,7 @@ def test_another_stream_gives_the_same_and_nothing_waits() -> None:
 def test_warm_up_leaves_nothing_to_compile() -> None:
     preprocess.warm_up(PREPROCESS)
     preprocess.warm_up(PREPROCESS, np.float16)
-    proposals.warm_up(PROPOSALS)
+    proposals.warm_up(PROPOSALS, POOLING)
     detections.warm_up(DETECTIONS)
     compiled = kernels._compile.cache_info().misses
     run_steps(*make_inputs())

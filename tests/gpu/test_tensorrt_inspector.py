@@ -10,13 +10,13 @@ pytest.importorskip("cupy")
 if not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_rtx"))):
     pytest.skip("needs tensorrt or tensorrt-rtx-cu13", allow_module_level=True)
 
+from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.contract.manifest import PlanOptions, read_plan_record
 from rcnn_backend.devices import Gpu
 from rcnn_backend.engines.profiles import from_json
 from rcnn_backend.engines.rebuild import check_config
 from rcnn_backend.engines.tensorrt import list_profiles, list_tensors
 from rcnn_backend.engines.tensorrt_package import ErrorLog, find_installed, trt
-from rcnn_backend.server.model_selection import read_configs
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.options import FP16, TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import parse_shapes, plan_profiles

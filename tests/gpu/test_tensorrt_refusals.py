@@ -17,9 +17,8 @@ from rcnn_backend.contract.manifest import PlanRecord, sha256_of, write_manifest
 from rcnn_backend.devices import Gpu
 from rcnn_backend.engines.load import load_engine
 from rcnn_backend.engines.tensorrt_package import find_installed
-from rcnn_backend.errors import RepositoryError
+from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server.local_server import running_server
-from rcnn_backend.server.triton_install import ServerError
 
 pytestmark = pytest.mark.gpu
 

@@ -23,6 +23,7 @@ def test_every_batch_is_warmed_where_it_becomes_a_graph(
     engine = SimpleNamespace(is_capturable=is_capturable)
     sizes = SimpleNamespace(min_size=2, max_size=3)
     Pipeline(
-        **rest | {"device": device, "rpn": engine, "header": engine, "preprocess_parameters": sizes}
+        **rest
+        | {"device": device, "engines": {"rpn": engine, "header": engine}, "preprocess_parameters": sizes}
     ).warm_up(3)
     assert ran == batches

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
+from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators.decode import decode_image
@@ -20,8 +21,8 @@ from rich.console import Console
 from tritonclient.utils import InferenceServerException
 
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.onnx_export import MAX_BATCH
 from rcnn_export.engines.options import ENGINE_FILES
+from rcnn_export.engines.stages import MAX_BATCH
 from rcnn_export.errors import ExportError
 from rcnn_export.verify.bisect import bisect, check_builder
 from rcnn_export.verify.differences import FP16_BOUNDS, FP32_BOUNDS
@@ -34,7 +35,7 @@ from rcnn_export.verify.stages import Verification
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
-ENGINE_STAGES = {"features": "rpn", "rpn_boxes": "rpn", "header": "header"}  # what an engine makes
+ENGINE_OF_STAGE = {stage: step.name for step in FASTER_RCNN.engines for stage in step.stages}
 TABLE_WIDTH = 120  # columns; narrower, it would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
@@ -96,7 +97,7 @@ def load_reference(repository: Path, name: str, model: str | None, weights: str 
         RepositoryError: no manifest.
         ExportError: the weights are not those of the engines.
     """
-    version_dir = repository / f"{name}_rpn" / VERSION
+    version_dir = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION
     manifest = read_manifest(version_dir)
     detector = load_detector(
         model or manifest["model"], weights or manifest["weights"], len(manifest["class_names"])
@@ -200,7 +201,7 @@ def _print_layer(
 ) -> None:
     """The first layer of the first diverging engine that TensorRT computes otherwise than ONNX Runtime."""
     stage, _ = verification.first_divergence or ("", "")
-    step = ENGINE_STAGES.get(stage)
+    step = ENGINE_OF_STAGE.get(stage)
     if step is None:
         console.print(f"{stage} is computed between the engines: there is no layer to name")
         return

@@ -10,7 +10,7 @@ checks by the ``*_samples`` that no tensor got lost on the way to an engine or f
 """
 
 import torch
-from rcnn_backend.steps.lost_tensors import FIRST
+from rcnn_backend.contract.samples import FIRST
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
@@ -116,7 +116,8 @@ def take_samples(*tensors: Tensor) -> Tensor:
     """``rcnn_backend.steps.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
     parts = []
     for tensor in tensors:
-        parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
+        first = tensor[(slice(None),) + (0,) * (tensor.ndim - 2)]
+        parts.append(nn.functional.pad(first, (0, FIRST))[:, :FIRST])  # zeros where there are fewer
         middle = tensor.select(-2, tensor.shape[-2] // 2)
         parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)
@@ -134,6 +135,18 @@ def pooled_strides(model: FasterRCNN) -> list[int]:
     size = model.transform.size_divisible * 8
     features = backbone_features(model, size)
     return [size // features[name].shape[-2] for name in pooled_levels(model)]
+
+
+def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
+    """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
+    height, width = roi_pooler(model).output_size
+    return {
+        "channels": backbone_features(model)[pooled_levels(model)[0]].shape[1],
+        "classes": model.roi_heads.box_predictor.cls_score.out_features - 1,
+        "detections": model.roi_heads.detections_per_img,
+        "pooled_height": height,
+        "pooled_width": width,
+    }
 
 
 def roi_pooler(model: FasterRCNN) -> MultiScaleRoIAlign:

@@ -18,7 +18,8 @@ from rcnn_backend.engines.aoti import describe_target
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from rcnn_export.engines.onnx_export import Stage, export_program
+from rcnn_export.engines.onnx_export import export_program
+from rcnn_export.engines.stages import Stage
 from rcnn_export.errors import ExportError
 
 INDUCTOR_OPTIONS = {"freezing": True}  # folds what is constant: batch normalisation into the convolutions

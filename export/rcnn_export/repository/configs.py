@@ -7,21 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from rcnn_backend.contract.parameters import DetectionParameters, PreprocessParameters, ProposalParameters
-from rcnn_backend.steps.lost_tensors import WIDE, num_samples
+from rcnn_backend.contract.chain import (
+    FASTER_RCNN,
+    FUSED,
+    LEVEL,
+    NETWORK,
+    PIXELS,
+    ChainStep,
+    Tensor,
+    bind,
+    level_names,
+)
+from rcnn_backend.contract.parameters import (
+    DetectionParameters,
+    PoolParameters,
+    PreprocessParameters,
+    ProposalParameters,
+)
 from torchvision.models.detection import FasterRCNN
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from rcnn_export.detector.load import Detector
-from rcnn_export.detector.split import backbone_features, pooled_levels, pooled_strides, roi_pooler
+from rcnn_export.detector.split import (
+    backbone_features,
+    pooled_levels,
+    pooled_strides,
+    roi_pooler,
+    tensor_sizes,
+)
 from rcnn_export.engines.options import DEFAULT_ENGINE, FP16, TRITON_BACKENDS, EngineOptions
 
-TEMPLATE = "faster_rcnn"
-PIXELS = "pixels"  # the ensemble <name>_pixels takes pixels, the ensemble <name> encoded pictures
-HALF_TENSORS = ("input", "feature_", "roialigned_feature")
-FUSED = "fused"  # the model <name>_fused runs all steps in one process
+TEMPLATE = FASTER_RCNN.family
 FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
-STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 # On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
 CHOSEN_BY_HAND = (
@@ -38,44 +55,28 @@ def template_dir() -> Path:
     return in_clone if in_clone.is_dir() else Path(__file__).resolve().parents[1] / "model_repository"
 
 
-def model_names(name: str) -> list[str]:
-    """The models of the detector ``name``, whole ones first."""
-    return [name, *(f"{name}_{part}" for part in (PIXELS, FUSED, *STEPS))]
-
-
 def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
     """The text of each model's config.pbtxt, by model name; in FP16 what goes to and from a network is FP16.
 
     A file that needs no change is passed on as it is, comments and all.
     """
     model = detector.model
-    levels = pooled_levels(model)
-    channels = backbone_features(model)[levels[0]].shape[1]
-    num_classes = len(detector.class_names) - 1
-    detections = model.roi_heads.detections_per_img
-    pooled = list(roi_pooler(model).output_size)
-    pooled_samples = num_samples(pooled[-1])
-    dims = {
-        "roialigned_feature": [-1, channels, *pooled],
-        "class_scores": [-1, num_classes],
-        "class_boxes": [-1, num_classes, 4],
-        "boxes": [detections, 4],
-        "scores": [detections],
-        "labels": [detections],
-        "rpn_samples": [WIDE * (2 + len(levels))],
-        "proposals_samples": [pooled_samples + WIDE + num_samples(1)],
-        "header_samples": [pooled_samples + WIDE + num_samples(num_classes) + WIDE],
-    }
+    levels = len(pooled_levels(model))
+    sizes = tensor_sizes(model)
+    declared = {tensor.name: tensor for step in FASTER_RCNN.steps for tensor in _tensors(step, levels)}
     parameters: dict[str, dict[str, Any]] = {
         "": {"class_names": detector.class_names},
         PIXELS: {"class_names": detector.class_names},
         FUSED: {"class_names": detector.class_names},
         "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), CHOSEN_BY_HAND),
-        "proposals": dataclasses.asdict(proposal_parameters(model)),
+        "proposals": dataclasses.asdict(proposal_parameters(model))
+        | dataclasses.asdict(pool_parameters(model)),
         "detections": dataclasses.asdict(detection_parameters(model)),
     }
     texts = {}
-    for template, model_name in zip(model_names(TEMPLATE), model_names(name), strict=True):
+    for template, model_name in zip(
+        FASTER_RCNN.model_names(TEMPLATE), FASTER_RCNN.model_names(name), strict=True
+    ):
         text = (template_dir() / template / "config.pbtxt").read_text()
         config = text_format.Parse(text, ModelConfig())
         original = ModelConfig()
@@ -89,15 +90,16 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
         if options.profiles:
             config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
         for step in config.ensemble_scheduling.step:
-            step.model_name = name + step.model_name.removeprefix(TEMPLATE)
-            _replace_feature_map(step.input_map, len(levels))
-            _replace_feature_map(step.output_map, len(levels))
+            own = FASTER_RCNN.step(step.model_name.removeprefix(f"{TEMPLATE}_"))
+            step.model_name = f"{name}_{own.name}"
+            _replace_feature_map(step.input_map, FASTER_RCNN.inputs(own, levels))
+            _replace_feature_map(step.output_map, FASTER_RCNN.outputs(own, levels))
         for tensors in (config.input, config.output):
-            _replace_features(tensors, channels, len(levels))
+            _repeat_features(tensors, levels)
             for tensor in tensors:
-                if tensor.name in dims:
-                    tensor.dims[:] = dims[tensor.name]
-                if options.precision == FP16 and tensor.name.startswith(HALF_TENSORS):
+                shape = declared[tensor.name]
+                tensor.dims[:] = bind(shape.shape, sizes)
+                if shape.data_type == NETWORK and options.precision == FP16:
                     tensor.data_type = DataType.TYPE_FP16
         for key, value in parameters.get(template.removeprefix(TEMPLATE).lstrip("_"), {}).items():
             config.parameters[key].string_value = json.dumps(value)
@@ -120,14 +122,21 @@ def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
 
 
 def proposal_parameters(model: FasterRCNN) -> ProposalParameters:
-    """RegionProposalNetwork's and MultiScaleRoIAlign's settings in eval mode."""
-    pooler = roi_pooler(model)
+    """RegionProposalNetwork's settings in eval mode."""
     most = model.rpn.post_nms_top_n()
     return ProposalParameters(
         score_thresh=model.rpn.score_thresh,
         nms_thresh=model.rpn.nms_thresh,
         min_box_size=model.rpn.min_size,
         padded_counts=sorted({max(1, round(share * most)) for share in PADDED_SHARES}),
+        max_rpn_boxes=model.rpn.pre_nms_top_n() * len(backbone_features(model)),
+    )
+
+
+def pool_parameters(model: FasterRCNN) -> PoolParameters:
+    """MultiScaleRoIAlign's settings."""
+    pooler = roi_pooler(model)
+    return PoolParameters(
         feature_strides=pooled_strides(model),
         canonical_scale=pooler.canonical_scale,
         canonical_level=pooler.canonical_level,
@@ -157,32 +166,31 @@ def _list_profiles(config: ModelConfig, count: int) -> None:
         config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, profile=map(str, range(count)))
 
 
-def _feature_names(levels: int) -> Sequence[str]:
-    return [f"feature_{level}" for level in range(levels)]
+def _tensors(step: ChainStep, levels: int) -> list[Tensor]:
+    return [*FASTER_RCNN.inputs(step, levels), *FASTER_RCNN.outputs(step, levels)]
 
 
-def _replace_feature_map(tensor_map: Any, levels: int) -> None:
-    """The ensemble's wiring of the pyramid: one entry a level, if the step has any."""
-    if "feature_0" not in tensor_map:
-        return
-    for key in [key for key in tensor_map if key.startswith("feature_")]:
+def _replace_feature_map(tensor_map: Any, tensors: Sequence[Tensor]) -> None:
+    """The ensemble's wiring of the pyramid: one entry for each level that the step takes or gives."""
+    for key in [key for key in tensor_map if key.startswith(LEVEL)]:
         del tensor_map[key]
-    for name in _feature_names(levels):
-        tensor_map[name] = name
+    for tensor in tensors:
+        if tensor.is_pyramid:
+            tensor_map[tensor.name] = tensor.name
 
 
-def _replace_features(tensors: Any, channels: int, levels: int) -> None:
+def _repeat_features(tensors: Any, levels: int) -> None:
     """A step's declared pyramid tensors: one a level, in the place of the template's."""
-    first = next((tensor for tensor in tensors if tensor.name == "feature_0"), None)
+    first = next((tensor for tensor in tensors if tensor.name.startswith(LEVEL)), None)
     if first is None:
         return
-    kept = [tensor for tensor in tensors if not tensor.name.startswith("feature_")]
+    kept = [tensor for tensor in tensors if not tensor.name.startswith(LEVEL)]
     place = list(tensors).index(first)
     features = []
-    for name in _feature_names(levels):
+    for name in level_names(levels):
         feature = type(first)()
         feature.CopyFrom(first)
-        feature.name, feature.dims[:] = name, [channels, -1, -1]
+        feature.name = name
         features.append(feature)
     del tensors[:]
     tensors.extend([*kept[:place], *features, *kept[place:]])

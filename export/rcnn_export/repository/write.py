@@ -10,24 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rcnn_backend.contract.chain import FASTER_RCNN, FUSED, PIXELS
 from rcnn_backend.contract.manifest import sha256_of, write_manifest
 
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.aoti_export import compile_package
 from rcnn_export.engines.graph_checks import clean_graph
-from rcnn_export.engines.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, ONNX, TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import plan_profiles
+from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
-from rcnn_export.repository.configs import (
-    FUSED,
-    PIXELS,
-    STEPS,
-    TEMPLATE,
-    derive_configs,
-    model_names,
-    template_dir,
-)
+from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_dir
 
 VERSION = "1"
 
@@ -58,7 +52,7 @@ def export_repository(
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
-    models = model_names(name)
+    models = FASTER_RCNN.model_names(name)
     if options.engine == TENSORRT and not options.profiles:
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
     if options.engine == TENSORRT:
@@ -73,15 +67,15 @@ def export_repository(
         for model_name, text in derive_configs(detector, name, options).items():
             (staging / model_name / VERSION).mkdir(parents=True)
             (staging / model_name / "config.pbtxt").write_text(text)
-        for step in (FUSED, *STEPS):
-            adapter = template_dir() / f"{TEMPLATE}_{step}" / VERSION / "model.py"
+        for template, model in zip(FASTER_RCNN.model_names(TEMPLATE), models, strict=True):
+            adapter = template_dir() / template / VERSION / "model.py"
             if adapter.is_file():
-                shutil.copyfile(adapter, staging / f"{name}_{step}" / VERSION / "model.py")
+                shutil.copyfile(adapter, staging / model / VERSION / "model.py")
         labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
         for whole in (name, f"{name}_{PIXELS}", f"{name}_{FUSED}"):
             (staging / whole / "labels.txt").write_text(labels)
         precision = options.precision
-        for stage in (rpn_stage(detector.model, precision), header_stage(detector.model, precision)):
+        for stage in engine_stages(detector.model, precision):
             report(f"Exporting the {stage.name}, {precision}, for {options.engine}")
             version_dir = staging / f"{name}_{stage.name}" / VERSION
             _write_engine(stage, detector, options, version_dir)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import Detections, detect
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
-from rcnn_backend.pipeline import Pipeline, pyramid
+from rcnn_backend.pipeline import Pipeline
 
 from rcnn_export.verify.reference import Float, ImageDetections, Trace
 
@@ -33,8 +34,9 @@ class PipelineStages:
             [feature.astype(self._pipeline.input_dtype, copy=False) for feature in features],
             image_sizes,
             self._pipeline.proposal_parameters,
+            self._pipeline.pool_parameters,
         )
-        header = self._pipeline.header.run(
+        header = self._pipeline.engines["header"].run(
             {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
         )
         counts = proposals.num_proposals
@@ -71,20 +73,26 @@ class PipelineStages:
 
     def rpn(self, network_input: Float) -> tuple[Float, list[Float]]:
         """-> rpn_boxes, features."""
-        outputs = self._pipeline.rpn.run(
+        outputs = self._pipeline.engines["rpn"].run(
             {"input": network_input.astype(self._pipeline.input_dtype, copy=False)}
         )
         return outputs["rpn_boxes"], [feature.astype(np.float32) for feature in pyramid(outputs)]
 
     def proposals(self, rpn_boxes: Float, features: list[Float], image_sizes: Float) -> list[Float]:
         """-> proposals."""
-        found = propose(rpn_boxes, features, image_sizes, self._pipeline.proposal_parameters)
+        found = propose(
+            rpn_boxes,
+            features,
+            image_sizes,
+            self._pipeline.proposal_parameters,
+            self._pipeline.pool_parameters,
+        )
         return _unpad(found.boxes, found.num_proposals)
 
     def roi_align(self, features: list[Float], proposals: list[Float]) -> list[Float]:
         """-> roialigned_feature."""
         boxes, counts = self._pad(proposals)
-        pooled = multi_scale_roi_align(features, boxes, counts, self._pipeline.proposal_parameters)
+        pooled = multi_scale_roi_align(features, boxes, counts, self._pipeline.pool_parameters)
         return _unpad(pooled, counts)
 
     def header(
@@ -94,7 +102,7 @@ class PipelineStages:
         pooled, _ = self._pad(roialigned_feature)
         boxes, counts = self._pad(proposals)
         pooled = pooled.astype(self._pipeline.input_dtype, copy=False)
-        outputs = self._pipeline.header.run({"roialigned_feature": pooled, "proposals": boxes})
+        outputs = self._pipeline.engines["header"].run({"roialigned_feature": pooled, "proposals": boxes})
         return _unpad(outputs["class_scores"], counts), _unpad(outputs["class_boxes"], counts)
 
     def detections(

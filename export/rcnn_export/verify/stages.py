@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from rcnn_backend.contract.chain import FASTER_RCNN
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.split import backbone_features, roi_pooler
-from rcnn_export.repository.configs import detection_parameters, proposal_parameters
+from rcnn_export.repository.configs import detection_parameters, pool_parameters, proposal_parameters
 from rcnn_export.verify.compare import (
     PyramidScale,
     judge_array,
@@ -25,8 +26,7 @@ from rcnn_export.verify.pipeline_stages import PipelineStages
 from rcnn_export.verify.reference import ImageDetections, Trace, run_reference
 from rcnn_export.verify.ties import Link, SelectionRules
 
-# In the order the data flows.
-STAGES = ("input", "features", "rpn_boxes", "proposals", "roialigned_feature", "header", "detections")
+STAGES = FASTER_RCNN.stages
 ALONE = "alone"
 END_TO_END = "end to end"
 SERVED = "served"
@@ -76,10 +76,11 @@ class Verification:
             detections.min_box_size,
             detections.detections_per_img,
         )
-        self._finest_stride_px = parameters.feature_strides[0]
-        finest, coarsest = math.log2(parameters.feature_strides[0]), math.log2(parameters.feature_strides[-1])
+        pooling = pool_parameters(model)
+        self._finest_stride_px = pooling.feature_strides[0]
+        finest, coarsest = math.log2(pooling.feature_strides[0]), math.log2(pooling.feature_strides[-1])
         levels = np.arange(finest + 1, coarsest + 1)  # all but the finest
-        self._level_boundaries_px = parameters.canonical_scale * 2.0 ** (levels - parameters.canonical_level)
+        self._level_boundaries_px = pooling.canonical_scale * 2.0 ** (levels - pooling.canonical_level)
 
     def add(self, name: str, images: Images, served: Sequence[ImageDetections] | None = None) -> None:
         """Judges one batch of uint8 RGB images [h, w, 3].

@@ -3,9 +3,9 @@
 import functools
 from typing import Any
 
+from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.contract.parameters import DetectionParameters, read_parameters
 from rcnn_backend.operators.detections import detect, override, warm_up
-from rcnn_backend.steps.lost_tensors import sent_to_detections
 from rcnn_backend.steps.step import Step, Tensors
 
 
@@ -13,15 +13,13 @@ class TritonPythonModel:
     """Answers all requests of an execution as one batch, each with its own thresholds."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Step(args, counted="num_detections")
+        self.step = Step(args, FASTER_RCNN, "detections")
         self.parameters = read_parameters(DetectionParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         read_options = functools.partial(override, self.parameters)
-        return self.step.answer_together(
-            requests, self._detect, read_options=read_options, sent=sent_to_detections
-        )
+        return self.step.answer_together(requests, self._detect, read_options=read_options)
 
     def _detect(self, tensors: Tensors, parameters: list[DetectionParameters]) -> Tensors:
         found = detect(

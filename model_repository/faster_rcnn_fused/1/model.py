@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from rcnn_backend.contract.chain import FASTER_RCNN, detector_of
 from rcnn_backend.operators.detections import override
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.steps.step import Request, Step, Tensors
@@ -13,8 +14,8 @@ class TritonPythonModel:
     """Runs the steps and the engines of the detector whose folders lie beside this one's."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Step(args, counted="num_detections")
-        repository, name = Path(args["model_repository"]).parent, args["model_name"].removesuffix("_fused")
+        self.step = Step(args, FASTER_RCNN, "detections")
+        repository, name = Path(args["model_repository"]).parent, detector_of(args["model_name"])
         self.pipeline = Pipeline.load(repository, name, self.step.device)
         self.step.run(self.pipeline.warm_up, self.step.config["max_batch_size"])
 

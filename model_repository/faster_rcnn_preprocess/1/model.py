@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.contract.parameters import PreprocessParameters, read_dtype, read_parameters
-from rcnn_backend.devices import Array
 from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.preprocess import preprocess_requests, warm_up
-from rcnn_backend.steps.lost_tensors import take_samples
 from rcnn_backend.steps.step import Request, Step, Tensors
 
 
@@ -14,7 +13,7 @@ class TritonPythonModel:
     """Decodes all pictures of an execution; those of a request make one batch, padded to its own size."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Step(args)
+        self.step = Step(args, FASTER_RCNN, "preprocess")
         self.parameters = read_parameters(PreprocessParameters, self.step.config)
         self.dtype = read_dtype(self.step.config, "input")
         self.decoder = ImageDecoder(self.parameters, self.step.device)
@@ -27,9 +26,9 @@ class TritonPythonModel:
         decoded = self.decoder.read_requests([request.tensors for request in requests])
         good = [images for images in decoded if not isinstance(images, Exception)]
         made = iter(preprocess_requests(good, self.parameters, self.dtype))
-        return [images if isinstance(images, Exception) else self._outputs(*next(made)) for images in decoded]
-
-    @staticmethod
-    def _outputs(network_input: Array, image_sizes: Array) -> Tensors:
-        samples = take_samples((network_input, image_sizes))
-        return {"input": network_input, "image_sizes": image_sizes, "preprocess_samples": samples}
+        return [
+            images
+            if isinstance(images, Exception)
+            else dict(zip(("input", "image_sizes"), next(made), strict=True))
+            for images in decoded
+        ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcnn_backend.contract.chain import detector_of
 from rcnn_backend.errors import RepositoryError
 
 MANIFEST = "manifest.json"
@@ -173,7 +174,7 @@ def check_gpu(version_dir: Path, record: PlanRecord, compute_capability: str) ->
 def rebuild_hint(version_dir: Path) -> str:
     """The command that rebuilds the plan from the graph beside it, on the machine that serves it."""
     repository, model = version_dir.resolve().parents[1], version_dir.resolve().parent.name
-    name = model.removesuffix("_rpn").removesuffix("_header")
+    name = detector_of(model)
     return f"Rebuild it here: `rcnn-serve {shlex.quote(str(repository))} --models {name} --rebuild`"
 
 

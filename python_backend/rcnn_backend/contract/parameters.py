@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
-import numpy as np
-
 from rcnn_backend.errors import RepositoryError
 
 P = TypeVar("P")
 NUMBERS: dict[Any, str] = {int: "an integer", float: "a number"}
-FLOATS: dict[str, np.dtype[Any]] = {"TYPE_FP32": np.dtype(np.float32), "TYPE_FP16": np.dtype(np.float16)}
+FLOATS = {"TYPE_FP32": "float32", "TYPE_FP16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,28 @@ class PreprocessParameters:
 
 @dataclass(frozen=True)
 class ProposalParameters:
-    """torchvision's RegionProposalNetwork.filter_proposals and MultiScaleRoIAlign.
+    """torchvision's RegionProposalNetwork.filter_proposals.
 
     ``padded_counts``: the sizes that the number of proposals is padded to, ascending;
-    the last is the most proposals an image can have.
+    the last is the most proposals an image can have. ``max_rpn_boxes``: the most rows that ``rpn_boxes`` can
+    have, by which Triton's memory pool is sized.
     """
 
     score_thresh: float
     nms_thresh: float
     min_box_size: float
     padded_counts: list[int]
+    max_rpn_boxes: int
+
+
+@dataclass(frozen=True)
+class PoolParameters:
+    """torchvision's MultiScaleRoIAlign.
+
+    ``feature_strides``: pixels a cell of each pooled level, finest first. ``canonical_scale``: the size in
+    pixels, sqrt(area), of the RoIs that are pooled from ``canonical_level``, which is log2 of its stride.
+    """
+
     feature_strides: list[int]
     canonical_scale: int
     canonical_level: int
@@ -131,8 +141,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def read_dtype(model_config: Mapping[str, Any], tensor: str) -> np.dtype[Any]:
-    """The type of a floating-point tensor that a model declares.
+def read_dtype(model_config: Mapping[str, Any], tensor: str) -> str:
+    """NumPy's name for the type of a floating-point tensor that a model declares: float32 or float16.
 
     Raises:
         RepositoryError: it declares none of that name, or another type than FP32 or FP16.

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
+from rcnn_backend.contract.chain import detector_of
+from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.contract.manifest import (
     ONNX,
     PLAN,
@@ -31,7 +33,6 @@ from rcnn_backend.engines.profiles import Profile, from_json
 from rcnn_backend.engines.tensorrt import PlanTensor, TensorRTEngine
 from rcnn_backend.engines.tensorrt_package import find_installed
 from rcnn_backend.errors import RepositoryError
-from rcnn_backend.server.model_selection import read_configs, select_models
 
 DIVERGES = 1  # rcnn-verify's exit code
 TYPES = {"float32": DataType.TYPE_FP32, "float16": DataType.TYPE_FP16}
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model, config in rebuilt.items():
             engine = TensorRTEngine(arguments.repository / model / "1" / PLAN, Gpu(0))
             check_config(engine.tensors, engine.profiles, config)
-        for detector in sorted({model.rpartition("_")[0] for model in rebuilt}):
+        for detector in sorted({detector_of(model) for model in rebuilt}):
             _verify(arguments.repository, detector)
     except (RepositoryError, OSError) as error:
         print(f"rcnn-serve --rebuild: {error}", file=sys.stderr)
@@ -123,15 +124,19 @@ def check_config(tensors: Sequence[PlanTensor], profiles: Sequence[Profile], con
 
 
 def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConfig]:
-    """The steps of the served models that are plans."""
+    """The steps of the served models that are plans; of all models of the repository if none are named.
+
+    Raises:
+        RepositoryError: the repository has no model of a name.
+    """
     configs = read_configs(repository)
-    served = select_models(repository, models).served
-    detectors = [name.removesuffix("_fused") for name in served if name.removesuffix("_fused") in configs]
+    if unknown := [name for name in models if name not in configs]:
+        raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
+    detectors = {detector_of(name) for name in models} & set(configs)
     steps = {step.model_name for name in detectors for step in configs[name].ensemble_scheduling.step}
+    chosen = steps | set(models) if models else set(configs)
     return {
-        name: config
-        for name, config in configs.items()
-        if config.backend == "tensorrt" and name in steps | set(served)
+        name: config for name, config in configs.items() if config.backend == "tensorrt" and name in chosen
     }
 
 

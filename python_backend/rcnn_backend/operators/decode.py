@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.errors import InvalidInputError
-from rcnn_backend.operators.preprocess import resized_size_hw
+from rcnn_backend.operators.sizes import resized_size_hw
 
 if TYPE_CHECKING:
     from rcnn_backend.operators.gpu.decode import JpegDecoder

@@ -3,7 +3,6 @@
 Shapes: B images, h x w an image as sent, H x W the padded batch. Sizes are (height, width).
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.devices import Array, Device
-from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
 
 Float = npt.NDArray[np.float32]
 
@@ -72,49 +71,12 @@ def preprocess_requests(
     return [results[index] for index in range(len(requests))]
 
 
-def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessParameters) -> list[list[int]]:
-    """The requests, by index, whose images get the same H and W, together."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, images in enumerate(requests):
-        sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
-        groups.setdefault(padded_size_hw(sizes_hw, parameters), []).append(index)
-    return list(groups.values())
-
-
 def warm_up(parameters: PreprocessParameters, device: Device, dtype: npt.DTypeLike = np.float32) -> None:
     """Compiles what ``preprocess`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import preprocess as gpu  # needs CuPy
 
         gpu.warm_up(parameters, dtype)
-
-
-def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) -> tuple[int, int]:
-    """The short side becomes ``min_size`` unless the long one would exceed ``max_size``."""
-    if parameters.fixed_size_hw is not None:
-        height, width = parameters.fixed_size_hw
-        return height, width
-    scale = min(parameters.min_size / min(size_hw), parameters.max_size / max(size_hw))
-    height, width = (math.floor(side * scale) for side in size_hw)
-    if not (height and width):
-        raise InvalidInputError(
-            f"the image of {size_hw[1]}x{size_hw[0]} pixels is too elongated: resized to at most "
-            f"{parameters.max_size} pixels, its short side vanishes. Crop it",
-            "too_elongated",
-        )
-    return height, width
-
-
-def padded_size_hw(sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessParameters) -> tuple[int, int]:
-    """H and W of a batch of images of the resized ``sizes_hw``.
-
-    The smallest area of ``padded_sizes_hw`` that holds them all, the first of equal ones;
-    where none does, the largest sides rounded up to ``size_divisible``, as torchvision pads.
-    """
-    divisor = parameters.size_divisible
-    height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*sizes_hw, strict=True))
-    fitting = [(h, w) for h, w in parameters.padded_sizes_hw if h >= height and w >= width]
-    return min(fitting, key=math.prod, default=(height, width))
 
 
 def resize(image: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> Float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_backend.contract.parameters import ProposalParameters
+from rcnn_backend.contract.parameters import PoolParameters, ProposalParameters
 from rcnn_backend.devices import Device
 from rcnn_backend.operators.boxes import clip_boxes_to_image, is_large_enough
 from rcnn_backend.operators.nms import batched_nms
@@ -28,7 +28,11 @@ class Proposals(NamedTuple):
 
 
 def propose(
-    rpn_boxes: Float, features: Sequence[Float], image_sizes: Float, parameters: ProposalParameters
+    rpn_boxes: Float,
+    features: Sequence[Float],
+    image_sizes: Float,
+    parameters: ProposalParameters,
+    pooling: PoolParameters,
 ) -> Proposals:
     """NMS and RoIAlign for a batch.
 
@@ -42,7 +46,7 @@ def propose(
     if not isinstance(rpn_boxes, np.ndarray):
         from rcnn_backend.operators.gpu import proposals as gpu  # needs CuPy
 
-        return Proposals(*gpu.propose(rpn_boxes, features, image_sizes, parameters))
+        return Proposals(*gpu.propose(rpn_boxes, features, image_sizes, parameters, pooling))
     kept = [
         filter_proposals(rows, size[:2], parameters)
         for rows, size in zip(rpn_boxes, image_sizes, strict=True)
@@ -52,7 +56,7 @@ def propose(
     proposals = np.zeros((len(kept), padded, 4), np.float32)
     for image, boxes in enumerate(kept):
         proposals[image, : len(boxes)] = boxes
-    pooled = multi_scale_roi_align(features, proposals, num_proposals, parameters)
+    pooled = multi_scale_roi_align(features, proposals, num_proposals, pooling)
     return Proposals(proposals, pooled, num_proposals)
 
 
@@ -69,9 +73,9 @@ def filter_proposals(rpn_boxes: Float, size_hw: Float, parameters: ProposalParam
     return proposals
 
 
-def warm_up(parameters: ProposalParameters, device: Device) -> None:
+def warm_up(parameters: ProposalParameters, pooling: PoolParameters, device: Device) -> None:
     """Compiles what ``propose`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import proposals as gpu  # needs CuPy
 
-        gpu.warm_up(parameters)
+        gpu.warm_up(parameters, pooling)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_backend.contract.parameters import ProposalParameters
+from rcnn_backend.contract.parameters import PoolParameters
 from rcnn_backend.operators import onnx_operators
 from rcnn_backend.operators.boxes import box_area
 
@@ -17,7 +17,7 @@ Float = npt.NDArray[np.float32]
 LEVEL_EPS = np.float32(1e-6)
 
 
-def assign_levels(boxes: Float, parameters: ProposalParameters) -> npt.NDArray[np.int64]:
+def assign_levels(boxes: Float, parameters: PoolParameters) -> npt.NDArray[np.int64]:
     """The pyramid level [n] each box [n, 4] is pooled from, 0 the finest (FPN paper, equation 1)."""
     size = np.sqrt(box_area(boxes))
     with np.errstate(divide="ignore"):  # a box without area goes to the finest level
@@ -32,7 +32,7 @@ def multi_scale_roi_align(
     features: Sequence[Float],
     proposals: Float,
     num_proposals: npt.NDArray[np.int32],
-    parameters: ProposalParameters,
+    parameters: PoolParameters,
 ) -> Float:
     """Pools each real proposal from its level; ``aligned=False`` as in torchvision.
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcnn_backend.errors import ServerError
 from rcnn_backend.server.flags import get_flag
-from rcnn_backend.server.triton_install import ServerError
 
 # What a client needs. Health stays open to all, for whoever checks it has no token.
 FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")

@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from rcnn_backend.errors import RepositoryError
+from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server.access import Access
 from rcnn_backend.server.flags import PROTOCOLS, get_flag
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_backend.server.log import is_routine
-from rcnn_backend.server.triton_install import ServerError
 
 DEFAULT_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 MAX_TEMPORARY_LOG_BYTES = 16 << 20

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rcnn_backend.server.triton_install import ServerError
+from rcnn_backend.errors import ServerError
 
 PROTOCOLS = ("http", "grpc", "metrics")
 # By how much a stub's shared memory grows. By Triton's 1 MiB it grew to four times what tensors of mixed

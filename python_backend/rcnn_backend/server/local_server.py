@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rcnn_backend.errors import ServerError
 from rcnn_backend.server.access import Access, lock
 from rcnn_backend.server.draining import drain
 from rcnn_backend.server.flags import (
@@ -31,7 +32,7 @@ from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
 from rcnn_backend.server.stub_processes import find_stubs, has_ended
-from rcnn_backend.server.triton_install import ServerError, find_triton, prepare_backends, server_environment
+from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds

@@ -8,24 +8,27 @@ to ordinary memory, which is only slower: so the pool is made to fit, and pinned
 import math
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelOutput
 
-from rcnn_backend.contract.parameters import PreprocessParameters, ProposalParameters, read_parameters
+from rcnn_backend.contract.chain import bind, find_chain, level_names
+from rcnn_backend.contract.configs import read_configs, to_json
+from rcnn_backend.contract.parameters import (
+    PoolParameters,
+    PreprocessParameters,
+    ProposalParameters,
+    read_parameters,
+)
 from rcnn_backend.errors import RepositoryError
-from rcnn_backend.server.model_selection import read_configs
 
 TRITON_DEFAULT_BYTES = 64 << 20
 GPU_SHARE = 0.4  # the engines and the kernels need the rest
 COPIES = 2  # a tensor lies in the step that made it and, batched, in the next; and gaps lie between
-PROPOSALS = "_proposals"
-RPN_BOXES_PER_LEVEL = 1000  # torchvision's pre-NMS top n
 ELEMENT_BYTES = {
     **dict.fromkeys(("TYPE_BOOL", "TYPE_INT8", "TYPE_UINT8"), 1),
     **dict.fromkeys(("TYPE_FP16", "TYPE_BF16", "TYPE_INT16", "TYPE_UINT16"), 2),
@@ -80,50 +83,51 @@ def pool_bytes(image_bytes: int, images_in_flight: int, gpu_bytes: int) -> int:
 def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
     """Bytes of all tensors between the steps of a detector, for one image of the largest size.
 
-    0 for a model that is no ensemble with a step ``<detector>_proposals``.
+    0 for a model that is no ensemble of a declared chain's steps.
 
     Raises:
         RepositoryError: a step has no config, or a config lacks a parameter or a tensor.
     """
-    inputs = {step.model_name: step.input_map for step in configs[ensemble].ensemble_scheduling.step}
-    detector = next((name.removesuffix(PROPOSALS) for name in inputs if name.endswith(PROPOSALS)), "")
-    if not detector:
+    models = [step.model_name for step in configs[ensemble].ensemble_scheduling.step]
+    found = find_chain(models)
+    if found is None:
         return 0
-    preprocess = read_parameters(PreprocessParameters, _as_dict(configs, f"{detector}_preprocess"))
+    chain, detector = found
     proposals = read_parameters(ProposalParameters, _as_dict(configs, f"{detector}_proposals"))
-    size_hw = _largest_size_hw(preprocess)
-    features = {f"feature_{index}": stride for index, stride in enumerate(proposals.feature_strides)}
-    strides = {
-        tensor: features[name] for name, tensor in inputs[f"{detector}_proposals"].items() if name in features
+    strides = read_parameters(PoolParameters, _as_dict(configs, f"{detector}_proposals")).feature_strides
+    size_hw = _largest_size_hw(
+        read_parameters(PreprocessParameters, _as_dict(configs, f"{detector}_preprocess"))
+    )
+    largest = {
+        **_named_sides("", size_hw),
+        "anchors": proposals.max_rpn_boxes,
+        "proposals": proposals.padded_counts[-1],
     }
-    rpn_boxes = RPN_BOXES_PER_LEVEL * (len(features) + 1)  # the RPN has a coarser level than RoIAlign
+    levels = {
+        name: _named_sides("level_", [math.ceil(side / stride) for side in size_hw])
+        for name, stride in zip(level_names(len(strides)), strides, strict=True)
+    }
     total = 0
-    for model, tensor, output in _tensors_between(configs, ensemble):
-        num_boxes = rpn_boxes if model == f"{detector}_rpn" else proposals.padded_counts[-1]
-        cells = math.prod(math.ceil(side / strides.get(tensor, 1)) for side in size_hw)
-        unknown = list(output.dims).count(-1)  # two are a height and a width, one is a number of boxes
-        known = math.prod(dim for dim in output.dims if dim != -1)
-        elements = known * (cells if unknown == 2 else num_boxes**unknown)
+    for step, tensor in chain.tensors_between(len(strides)):
+        output = _output(configs, f"{detector}_{step.name}", tensor.name)
+        sizes = bind(tensor.shape, largest | levels.get(tensor.name, {}))
+        elements = math.prod(size if dim == -1 else dim for dim, size in zip(output.dims, sizes, strict=True))
         total += elements * ELEMENT_BYTES[DataType.Name(output.data_type)]
     return total
 
 
-def _tensors_between(
-    configs: Mapping[str, ModelConfig], ensemble: str
-) -> Iterator[tuple[str, str, ModelOutput]]:
-    """The step that makes it, the name in the ensemble, and the step's output, of what a step takes."""
-    steps = configs[ensemble].ensemble_scheduling.step
-    taken = {tensor for step in steps for tensor in step.input_map.values()}
-    for step in steps:
-        outputs = {output.name: output for output in _config(configs, step.model_name).output}
-        for name, tensor in step.output_map.items():
-            if tensor in taken and name not in outputs:
-                raise RepositoryError(
-                    f"{step.model_name}/config.pbtxt has no output {name!r}, as {ensemble}/config.pbtxt expects: "
-                    "export the detector again with rcnn-export"
-                )
-            if tensor in taken:
-                yield step.model_name, tensor, outputs[name]
+def _named_sides(prefix: str, size_hw: Sequence[int]) -> dict[str, int]:
+    return {f"{prefix}height": size_hw[0], f"{prefix}width": size_hw[1]}
+
+
+def _output(configs: Mapping[str, ModelConfig], model: str, name: str) -> ModelOutput:
+    """What a model declares of its output."""
+    outputs = {output.name: output for output in _config(configs, model).output}
+    if name not in outputs:
+        raise RepositoryError(
+            f"{model}/config.pbtxt has no output {name!r}, which a later step takes: export the detector again with rcnn-export"
+        )
+    return outputs[name]
 
 
 def find_gpus() -> tuple[int, int]:
@@ -196,5 +200,4 @@ def _config(configs: Mapping[str, ModelConfig], model: str) -> ModelConfig:
 
 def _as_dict(configs: Mapping[str, ModelConfig], model: str) -> dict[str, Any]:
     """The JSON form, as Triton gives it to a model."""
-    as_dict: dict[str, Any] = MessageToDict(_config(configs, model), preserving_proto_field_name=True)
-    return as_dict
+    return to_json(_config(configs, model))

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from rcnn_backend.contract.chain import FUSED, PIXELS, detector_of, nearest_chain
+from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError
 
 
@@ -34,7 +35,7 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     if unknown := [name for name in names if name not in configs]:
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
     steps = {step for config in configs.values() for step in _steps(config)}
-    chosen = [model for name in names for model in (name, f"{name}_pixels") if model in configs]
+    chosen = [model for name in names for model in (name, f"{name}_{PIXELS}") if model in configs]
     candidates = list(dict.fromkeys(chosen)) or [name for name in configs if name not in steps]
     faults = {name: _fault(repository, configs, name) for name in candidates}
     if not names:
@@ -51,37 +52,13 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     return ModelSelection(served, skipped)
 
 
-def read_configs(repository: Path) -> dict[str, ModelConfig]:
-    """The config of each model of the repository, by the model's name.
-
-    Raises:
-        RepositoryError: no such folder, no model in it, or a config that cannot be read.
-    """
-    if not repository.is_dir():
-        raise RepositoryError(
-            f"there is no model repository {repository}: give the folder that rcnn-export wrote"
-        )
-    configs = {}
-    for path in sorted(repository.glob("[!.]*/config.pbtxt")):
-        try:
-            configs[path.parent.name] = text_format.Parse(path.read_text(), ModelConfig())
-        except (text_format.ParseError, OSError, UnicodeDecodeError) as error:
-            raise RepositoryError(f"{path} cannot be read as a Triton model config: {error}") from error
-    if not configs:
-        raise RepositoryError(
-            f"{repository} holds no model (no */config.pbtxt): fill it with "
-            f"`rcnn-export faster_rcnn --repository {repository}`"
-        )
-    return configs
-
-
 def _steps(config: ModelConfig) -> list[str]:
     return [step.model_name for step in config.ensemble_scheduling.step]
 
 
 def _fused_detector(configs: dict[str, ModelConfig], name: str) -> str:
     """The ensemble whose steps the model runs in one process; empty for any other model."""
-    detector = name.removesuffix("_fused")
+    detector = name.removesuffix(f"_{FUSED}")
     return detector if detector != name and detector in configs else ""
 
 
@@ -91,10 +68,11 @@ def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
     if not missing:
         return ""
     fault = f"missing {', '.join(missing)}"
-    detector = _fused_detector(configs, name) or name.removesuffix("_pixels")
-    if detector in configs and f"{detector}_rpn" in _steps(configs[detector]):  # one of rcnn-export's
-        option = "" if detector == "faster_rcnn" else f" --name {detector}"
-        fault += f"; `rcnn-export faster_rcnn{option} --repository {repository}` writes it"
+    detector = detector_of(name)
+    if chain := nearest_chain(detector, _steps(configs[detector])) if detector in configs else None:
+        family = chain.family
+        option = "" if detector == family else f" --name {detector}"
+        fault += f"; `rcnn-export {family}{option} --repository {repository}` writes it"
     return fault
 
 

@@ -16,6 +16,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcnn_backend.errors import ServerError
+
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 # glibc's malloc gives what a rare large batch took back to the system, and threads share what small ones took.
 # (A lower threshold would cost speed: each batch's memory would be asked of the system anew.)
@@ -24,10 +26,6 @@ MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
 }
-
-
-class ServerError(RuntimeError):
-    """The server cannot start or run; the message says why and how to fix it."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ makes tensors sends samples of them along: of each image's part the first few el
 largest magnitude of its middle, which is not zero as memory that nobody wrote often is. An engine
 sends samples of what it got and of what it made, and the next Python step compares.
 
-Shapes: B images, S samples of one tensor, see ``num_samples``.
+Shapes: B images, S samples of one tensor, which are NUM_SAMPLES.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from rcnn_backend.contract.chain import Chain, ChainStep, count_levels, expand, sample_columns
+from rcnn_backend.contract.samples import FIRST, NUM_SAMPLES, SUFFIX
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.errors import LostTensorError
 
 Float = npt.NDArray[np.float32]
-
-FIRST = 4  # elements
-WIDE = FIRST + 1  # samples of a tensor whose last axis has FIRST elements or more
-SUFFIX = "_samples"  # of the tensors that hold samples of others
 
 
 class Sent(NamedTuple):
@@ -38,16 +36,11 @@ def take_samples(tensors: Sequence[Array]) -> Array:
     return _gather(tensors, [True] * len(tensors))
 
 
-def num_samples(columns: int) -> int:
-    """S of a tensor whose last axis has so many elements."""
-    return min(FIRST, columns) + 1
-
-
 def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
     """Side by side, float32 [B, ...]: the samples of each tensor [B, ...], or, not ``sampled``, all of it [B, n].
 
-    The first elements are those along the last axis, at 0 of all others but the first. The middle is
-    that of the last axis but one, at every place of the others.
+    The first elements are those along the last axis, at index 0 of the axes between it and the batch. The
+    middle is that of the last axis but one, at every index of the others.
     """
     if not isinstance(tensors[0], np.ndarray):
         from rcnn_backend.operators.gpu.samples import gather  # needs CuPy
@@ -58,7 +51,8 @@ def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
         if not is_sampled:
             parts.append(tensor)
             continue
-        parts.append(tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST])
+        first = tensor[(slice(None),) + (0,) * (tensor.ndim - 2)][:, :FIRST]
+        parts.append(np.pad(first, ((0, 0), (0, FIRST - first.shape[1]))))
         middle = tensor if tensor.ndim == 2 else tensor[..., tensor.shape[-2] // 2, :]
         parts.append(np.abs(middle).max(axis=tuple(range(1, middle.ndim)))[:, None])
     return np.concatenate(parts, axis=1, dtype=np.float32)
@@ -75,7 +69,7 @@ class Arrived:
     def __init__(self, tensors: Mapping[str, Array]) -> None:
         sampled = [not name.endswith(SUFFIX) for name in tensors]
         self._widths = {
-            name: num_samples(tensor.shape[-1]) if is_sampled else int(tensor.shape[-1])
+            name: NUM_SAMPLES if is_sampled else int(tensor.shape[-1])
             for (name, tensor), is_sampled in zip(tensors.items(), sampled, strict=True)
         }
         samples = _gather(list(tensors.values()), sampled)
@@ -97,38 +91,17 @@ def start_download(samples: Array) -> Any:
     return host
 
 
-def sent_to_proposals(arrived: Mapping[str, Float]) -> Iterator[Sent]:
-    """What the proposals step gets, by way of the RPN engine and past it, from ``Arrived.by_name``."""
-    preprocess, rpn = _Reader(arrived["preprocess_samples"]), _Reader(arrived["rpn_samples"])
-    yield Sent("input", rpn.read(WIDE), preprocess.read(WIDE))
-    yield Sent("image_sizes", arrived["image_sizes"], preprocess.read(WIDE))
-    features = sorted(name for name in arrived if name.startswith("feature_"))
-    for name in ("rpn_boxes", *features):
-        yield Sent(name, arrived[name], rpn.read(arrived[name].shape[1]))
+def sent_to(chain: Chain, step: ChainStep, arrived: Mapping[str, Float]) -> Iterator[Sent]:
+    """What the step got from the steps before it, and what an engine among them got, from ``Arrived.by_name``."""
+    levels = count_levels(arrived)
 
+    def samples(sender: ChainStep, name: str) -> Float:
+        return arrived[sender.name + SUFFIX][:, sample_columns(sender, levels)[name]]
 
-def sent_to_detections(arrived: Mapping[str, Float]) -> Iterator[Sent]:
-    """What the detections step gets, by way of the header engine and past it, from ``Arrived.by_name``."""
-    proposals, header = _Reader(arrived["proposals_samples"]), _Reader(arrived["header_samples"])
-    pooled = arrived["proposals_samples"].shape[1] - WIDE - num_samples(1)
-    yield Sent("roialigned_feature", header.read(pooled), proposals.read(pooled))
-    yield Sent("proposals", header.read(WIDE), proposals.read(WIDE))
-    yield Sent("num_proposals", arrived["num_proposals"], proposals.read(num_samples(1)))
-    yield Sent("image_sizes", arrived["image_sizes"], arrived["preprocess_samples"][:, WIDE:])
-    for name in ("class_scores", "class_boxes"):
-        yield Sent(name, arrived[name], header.read(arrived[name].shape[1]))
-
-
-class _Reader:
-    """Hands out the columns of samples [B, ...] from left to right."""
-
-    def __init__(self, samples: Float) -> None:
-        self._samples = samples
-        self._next = 0
-
-    def read(self, count: int) -> Float:
-        self._next += count
-        return self._samples[:, self._next - count : self._next]
+    for check in chain.checks(step):
+        for name in (tensor.name for tensor in expand([check.tensor], levels)):
+            got = samples(check.receiver, name) if check.receiver else arrived[name]
+            yield Sent(name, got, samples(check.sender, name))
 
 
 def find_lost(sent: Iterator[Sent], batch: int) -> list[list[str]]:

@@ -7,21 +7,23 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from rcnn_backend.contract.chain import Chain, count_levels, expand
+from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError
 from rcnn_backend.steps.lost_tensors import (
     Arrived,
-    Float,
-    Sent,
     find_lost,
     raise_if_lost,
+    sent_to,
     start_download,
+    take_samples,
     warm_up,
 )
 from rcnn_backend.steps.metrics import StepMetrics
@@ -47,14 +49,18 @@ class Step:
     Tensors are CuPy arrays on a GPU instance, wherever they come from, and NumPy arrays on the CPU.
 
     Args:
-        counted: the output whose numbers, one an image, the metrics tell.
+        chain: the family that the step is declared in; None for an engine, which runs any network.
+        name: the step whose outputs the model gives, as the family declares it.
     """
 
-    def __init__(self, args: Mapping[str, str], counted: str = "") -> None:
+    def __init__(self, args: Mapping[str, str], chain: Chain | None = None, name: str = "") -> None:
         self.config: dict[str, Any] = json.loads(args["model_config"])
         self.device = _open_device(args)
-        self._counted = counted
-        self._metrics = StepMetrics(args["model_name"], counted)
+        self._chain, self._declared = chain, chain.step(name) if chain else None
+        self._samples = name + SUFFIX
+        self._sends_samples = self._samples in (output["name"] for output in self.config["output"])
+        self._counted = self._declared.counted if self._declared else ""
+        self._metrics = StepMetrics(args["model_name"], self._counted)
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)
@@ -81,6 +87,9 @@ class Step:
             responses, accepted = self._read(requests, read_options)
             try:
                 results = compute(list(accepted.values())) if accepted else []
+                for result in results:
+                    if not isinstance(result, Exception):
+                        self._add_samples(result)
                 counts = [self._counts(result) for result in results if not isinstance(result, Exception)]
                 self.device.synchronize()
                 self._tell(counts)
@@ -99,14 +108,12 @@ class Step:
         compute: Callable[[Tensors, list[Any]], Tensors],
         *,
         read_options: Callable[[Mapping[str, Any]], Any] = dict,
-        sent: Callable[[Mapping[str, Float]], Iterator[Sent]] | None = None,
     ) -> list[Any]:
         """Computes one batch joined from all requests, then splits it again.
 
         ``read_options`` turns a request's parameters into what ``compute`` gets for each of
         its images; a request whose parameters it refuses is answered with that error and
-        leaves the batch. ``sent`` pairs what arrived with what the steps before sent: a request
-        of which a tensor did not arrive is answered with that error.
+        leaves the batch. A request of which a tensor got lost on the way is answered with that error.
         """
         began = time.perf_counter()
         with self.device.active():
@@ -116,12 +123,13 @@ class Step:
             options = [request.options for request in accepted.values() for _ in range(request.batch_size)]
             try:
                 tensors = self._join([request.tensors for request in accepted.values()])
-                arrived = Arrived(tensors) if sent else None
+                arrived = Arrived(tensors) if self._declared else None
                 outputs = compute(tensors, options)
+                self._add_samples(outputs)
                 counts = self._counts(outputs)
                 self.device.synchronize()
                 self._tell([counts])
-                lost = find_lost(sent(arrived.by_name()), len(options)) if sent and arrived else []
+                lost = self._find_lost(arrived, len(options)) if arrived else []
             except Exception as error:
                 for index in accepted:
                     responses[index] = self._refuse(error)
@@ -134,6 +142,16 @@ class Step:
                 first = last
         self._metrics.took(time.perf_counter() - began)
         return responses
+
+    def _add_samples(self, outputs: Tensors) -> None:
+        """Puts the samples among the outputs, if the model's config declares them."""
+        if self._declared and self._sends_samples:
+            made = expand(self._declared.sampled, count_levels(outputs))
+            outputs[self._samples] = take_samples([outputs[tensor.name] for tensor in made])
+
+    def _find_lost(self, arrived: Arrived, batch: int) -> list[list[str]]:
+        assert self._chain and self._declared
+        return find_lost(sent_to(self._chain, self._declared, arrived.by_name()), batch)
 
     def _counts(self, outputs: Tensors) -> Array | None:
         """How many each image has, on its way to the host."""

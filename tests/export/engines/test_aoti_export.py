@@ -10,8 +10,9 @@ from rcnn_backend.engines.load import load_engine
 from rcnn_backend.errors import RepositoryError
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.aoti_export import compile_package, upsample_by_integers
-from rcnn_export.engines.onnx_export import Stage, export_program, header_stage, rpn_stage
+from rcnn_export.engines.onnx_export import export_program
 from rcnn_export.engines.options import AOTI, EngineOptions
+from rcnn_export.engines.stages import Stage, engine_stage
 from rcnn_export.repository.configs import derive_configs
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("export")
 
 @pytest.fixture(scope="module")
 def stage(digits: Detector) -> Stage:
-    return header_stage(digits.model)
+    return engine_stage(digits.model, "header")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_so_is_upsampling_by_a_factor(factor: float) -> None:
 
 def test_no_ratio_of_two_sizes_is_left_to_the_compiler(digits: Detector) -> None:
     """A GPU divides floats approximately: of a ratio a little below 1/2, the FPN would take wrong pixels."""
-    exported = export_program(rpn_stage(digits.model))
+    exported = export_program(engine_stage(digits.model, "rpn"))
     calls = [str(node.target) for node in upsample_by_integers(exported).graph.nodes]
     assert any("upsample" in str(node.target) for node in exported.graph.nodes)
     assert not any("upsample" in call or "truediv" in call for call in calls)

@@ -17,9 +17,10 @@ from rcnn_backend.engines.load import OnnxEngine
 from rcnn_backend.engines.plan_build import build_plan
 from rcnn_export.detector.load import TORCHVISION_MODELS, load_detector
 from rcnn_export.engines.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
-from rcnn_export.engines.onnx_export import Stage, export_onnx, header_stage, rpn_stage
+from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.options import FP16
 from rcnn_export.engines.plan_shapes import plan_profiles
+from rcnn_export.engines.stages import Stage, engine_stages
 from torchvision.models.detection import FasterRCNN
 
 FEATURE_TOLERANCE = 1e-5  # of the largest magnitude
@@ -41,7 +42,7 @@ def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[
     """The RPN and the header of the model, and their ONNX files."""
     folder = tmp_path_factory.mktemp("stages")
     exported = []
-    for stage in (rpn_stage(model), header_stage(model)):
+    for stage in engine_stages(model):
         path = folder / f"{stage.name}.onnx"
         onnx.save(clean_graph(export_onnx(stage)), path)
         exported.append((stage, path))
@@ -109,7 +110,7 @@ def test_tensorrt_parses_and_builds(
 @pytest.mark.timeout(600)
 def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> None:
     """The sample's FP16 plans, which other tests build, take a few seconds; these minutes."""
-    for stage in (rpn_stage(model, FP16), header_stage(model, FP16)):
+    for stage in engine_stages(model, FP16):
         onnx.save(clean_graph(export_onnx(stage)), tmp_path / "model.onnx")
         build(model, stage, tmp_path)
 

@@ -11,8 +11,8 @@ from PIL import Image
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.half_precision import ChannelAffine, to_half
-from rcnn_export.engines.onnx_export import rpn_stage
 from rcnn_export.engines.options import FP16, ONNX
+from rcnn_export.engines.stages import engine_stage
 from rcnn_export.verify.engines import load_pipeline
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -45,7 +45,7 @@ def test_a_batch_norm_of_small_variance_is_not_rounded_before_it_is_inverted() -
 
 
 def test_the_model_itself_stays_as_it_is(digits: Detector) -> None:
-    rpn_stage(digits.model, FP16)
+    engine_stage(digits.model, "rpn", FP16)
     assert {parameter.dtype for parameter in digits.model.parameters()} == {torch.float32}
 
 
@@ -101,7 +101,7 @@ def test_networks_are_half_and_boxes_and_scores_are_single(plan_repository: Path
 
 
 def test_configs_declare_what_the_graphs_have(plan_repository: Path) -> None:
-    from rcnn_backend.server.model_selection import read_configs
+    from rcnn_backend.contract.configs import read_configs
 
     names = {onnx.TensorProto.FLOAT16: DataType.TYPE_FP16, onnx.TensorProto.FLOAT: DataType.TYPE_FP32}
     configs = read_configs(plan_repository)

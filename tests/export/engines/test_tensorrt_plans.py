@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.contract.manifest import (
     PlanOptions,
     check_files,
@@ -26,11 +27,9 @@ from rcnn_backend.engines.profiles import ShapeRange, from_json
 from rcnn_backend.engines.rebuild import check_config, rebuild_plans
 from rcnn_backend.engines.tensorrt import PlanTensor
 from rcnn_backend.engines.tensorrt_package import ErrorLog, find_installed, trt
-from rcnn_backend.errors import RepositoryError
+from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server.cli import main as serve
 from rcnn_backend.server.local_server import running_server
-from rcnn_backend.server.model_selection import read_configs
-from rcnn_backend.server.triton_install import ServerError
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.options import TENSORRT, EngineOptions

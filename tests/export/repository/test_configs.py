@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
+from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, NETWORK, Chain, bind
+from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
+    PoolParameters,
     PreprocessParameters,
     ProposalParameters,
     read_parameters,
 )
-from rcnn_backend.pipeline import read_config
 from rcnn_export.detector.load import BACKGROUND, Detector, load_detector
-from rcnn_export.repository.configs import STEPS, derive_configs, model_names, template_dir
+from rcnn_export.repository.configs import derive_configs, template_dir
 from torchvision.models import get_model_weights
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 Tensor = tuple[int, list[int]]
 
@@ -28,7 +30,7 @@ Tensor = tuple[int, list[int]]
 def configs_in(repository: Path, name: str) -> dict[str, ModelConfig]:
     return {
         model: text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
-        for model in model_names(name)
+        for model in FASTER_RCNN.model_names(name)
     }
 
 
@@ -60,6 +62,28 @@ def test_the_repository_in_git_is_wired() -> None:
     for ensemble, tensor in (("faster_rcnn", "image"), ("faster_rcnn_pixels", "pixels")):
         known = walk(configs, ensemble)
         assert {tensor, "input", "rpn_boxes", "feature_3", "roialigned_feature", "class_boxes"} <= set(known)
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+def test_the_repository_in_git_is_what_the_chain_declares(chain: Chain) -> None:
+    """Models, wiring, and the type and shape of every tensor: 4 pooled levels, as R50-FPN has."""
+    configs = configs_in(template_dir(), chain.family)
+    fixed = {"channels": 256, "classes": 90, "detections": 100, "pooled_height": 7, "pooled_width": 7}
+    for ensemble, taken in ((chain.family, "image"), (f"{chain.family}_pixels", "pixels")):
+        for step, wired in zip(chain.steps, configs[ensemble].ensemble_scheduling.step, strict=True):
+            inputs = [t.name for t in chain.inputs(step, 4) if not t.is_optional or t.name == taken]
+            assert wired.model_name == f"{chain.family}_{step.name}"
+            assert wired.input_map == {name: name for name in inputs}
+            assert wired.output_map == {tensor.name: tensor.name for tensor in chain.outputs(step, 4)}
+    for step in chain.steps:
+        config = configs[f"{chain.family}_{step.name}"]
+        assert (config.backend != "python") == step.is_engine
+        for declared, own in ((chain.inputs(step, 4), config.input), (chain.outputs(step, 4), config.output)):
+            assert [
+                (t.name, t.data_type if t.data_type != NETWORK else "TYPE_FP32", bind(t.shape, fixed))
+                for t in declared
+            ] == [(tensor.name, DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in own]
+        assert [t.is_optional for t in chain.inputs(step, 4)] == [tensor.optional for tensor in config.input]
 
 
 def test_the_two_ensembles_differ_in_their_input_only() -> None:
@@ -105,7 +129,8 @@ def test_another_detectors_configs_are_derived() -> None:
     names = [BACKGROUND, "a", "b", "c"]
     texts = derive_configs(Detector(two_level_detector(), "two", "random", names), "two")
     configs = {name: text_format.Parse(text, ModelConfig()) for name, text in texts.items()}
-    assert list(configs) == ["two", "two_pixels", "two_fused", *(f"two_{step}" for step in STEPS)]
+    steps = ("preprocess", "rpn", "proposals", "header", "detections")
+    assert list(configs) == ["two", "two_pixels", "two_fused", *(f"two_{step}" for step in steps)]
     walk(configs, "two_pixels")
     known = walk(configs, "two")
     assert list(configs["two_fused"].output) == list(configs["two"].output)
@@ -129,7 +154,9 @@ def test_the_server_reads_the_parameters_that_export_wrote(tmp_path: Path) -> No
     assert (preprocess.max_image_pixels, preprocess.padded_sizes_hw) == (50_000_000, [])
     proposals = read_parameters(ProposalParameters, read_config(tmp_path / "two_proposals"))
     assert proposals.padded_counts == [5, 15, 30, 50]
-    assert (proposals.feature_strides, proposals.output_size_hw, proposals.sampling_ratio) == (
+    assert proposals.max_rpn_boxes == 3 * 1000
+    pooling = read_parameters(PoolParameters, read_config(tmp_path / "two_proposals"))
+    assert (pooling.feature_strides, pooling.output_size_hw, pooling.sampling_ratio) == (
         [8, 16],
         [5, 5],
         1,

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_export.commands.export import main
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.errors import ExportError
 from rcnn_export.repository import write as repository_module
-from rcnn_export.repository.configs import model_names
 from rcnn_export.repository.write import export_repository
 
 
@@ -37,7 +37,7 @@ def snapshot(repository: Path) -> dict[str, bytes]:
 @pytest.mark.xdist_group("export")
 def test_everything_is_written(digits_repository: Path, digits: Detector) -> None:
     written = snapshot(digits_repository)
-    for model in model_names("digits"):
+    for model in FASTER_RCNN.model_names("digits"):
         assert f"{model}/config.pbtxt" in written
         assert any(name.startswith(f"{model}/1/model.") for name in written) or model in (
             "digits",
@@ -65,7 +65,10 @@ def test_detectors_live_side_by_side_and_replace_their_own_older_export(
     after = snapshot(tmp_path)
     assert {name: data for name, data in after.items() if name.startswith("two")} == other
     assert {str(path.relative_to(tmp_path)) for path in written} == set(after) - set(other)
-    assert {path.name for path in tmp_path.iterdir()} == {*model_names("one"), *model_names("two")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *FASTER_RCNN.model_names("one"),
+        *FASTER_RCNN.model_names("two"),
+    }
 
 
 @pytest.mark.parametrize("failing", ["export_onnx", "clean_graph"])

@@ -6,7 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from rcnn_backend.contract.parameters import DetectionParameters, ProposalParameters, read_parameters
+from rcnn_backend.contract.parameters import (
+    DetectionParameters,
+    PoolParameters,
+    ProposalParameters,
+    read_parameters,
+)
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators.detections import detect, override
 from rcnn_backend.operators.proposals import filter_proposals, propose
@@ -15,7 +20,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import resize_boxes
 
 SIZE_HW = (300, 400)
-PROPOSALS = ProposalParameters(0.2, 0.7, 1e-3, [10, 50, 200], [4, 8], 224, 4, [7, 7], 2)
+PROPOSALS = ProposalParameters(0.2, 0.7, 1e-3, [10, 50, 200], 5000)
+POOLING = PoolParameters([4, 8], 224, 4, [7, 7], 2)
 DETECTIONS = DetectionParameters(0.05, 0.5, 1e-2, 100)
 IMAGE_SIZE = np.array([*SIZE_HW, 600, 1000], np.float32)
 
@@ -60,7 +66,7 @@ def test_proposals_are_padded_to_a_step() -> None:
     rpn_boxes = np.zeros((2, 30, 6), np.float32)
     rpn_boxes[0, :, 0] = np.linspace(0.9, 0.3, 30)
     rpn_boxes[0, :, 1:5] = np.arange(30)[:, None] * [8, 0, 8, 0] + [0, 0, 6, 6]
-    proposals = propose(rpn_boxes, features, np.stack([IMAGE_SIZE, IMAGE_SIZE]), PROPOSALS)
+    proposals = propose(rpn_boxes, features, np.stack([IMAGE_SIZE, IMAGE_SIZE]), PROPOSALS, POOLING)
     assert proposals.boxes.shape == (2, 50, 4)
     assert proposals.roialigned_feature.shape == (2, 50, 3, 7, 7)
     np.testing.assert_array_equal(proposals.num_proposals, [[30], [0]])

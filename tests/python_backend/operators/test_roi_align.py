@@ -4,15 +4,15 @@ from collections import OrderedDict
 
 import numpy as np
 import torch
-from rcnn_backend.contract.parameters import ProposalParameters
+from rcnn_backend.contract.parameters import PoolParameters
 from rcnn_backend.operators.roi_align import assign_levels, multi_scale_roi_align
 from torchvision.ops import MultiScaleRoIAlign
 
 STRIDES = [4, 8, 16, 32]
 
 
-def parameters(strides: list[int] = STRIDES, sampling_ratio: int = 2) -> ProposalParameters:
-    return ProposalParameters(0.0, 0.7, 1e-3, [1000], strides, 224, 4, [7, 7], sampling_ratio)
+def parameters(strides: list[int] = STRIDES, sampling_ratio: int = 2) -> PoolParameters:
+    return PoolParameters(strides, 224, 4, [7, 7], sampling_ratio)
 
 
 def random_boxes(count: int, side: int, random: np.random.Generator) -> np.ndarray:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.server.memory_pool import find_gpus, image_bytes, pool_bytes, size_pool
-from rcnn_backend.server.model_selection import read_configs
 from tritonclient.grpc.model_config_pb2 import TYPE_FP16, ModelConfig
 
 MODEL_REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
@@ -105,6 +105,12 @@ def test_the_padded_count_counts(configs: dict[str, ModelConfig]) -> None:
     check(image_bytes(configs, "faster_rcnn"), PIXELS + BOXES - 500 * one_box)
 
 
+def test_the_rpn_boxes_count(configs: dict[str, ModelConfig]) -> None:
+    """Another number of anchors a level than torchvision's 1000."""
+    set_parameter(configs["faster_rcnn_proposals"], "max_rpn_boxes", 20_000)
+    check(image_bytes(configs, "faster_rcnn"), PIXELS + BOXES + 4 * 15_000 * 6)
+
+
 def test_only_detectors_count(configs: dict[str, ModelConfig]) -> None:
     assert image_bytes(configs, "faster_rcnn_rpn") == 0
     configs["other"] = ModelConfig()
@@ -125,7 +131,7 @@ def test_configs_that_do_not_fit(configs: dict[str, ModelConfig]) -> None:
         image_bytes(configs, "faster_rcnn")
     header.output[0].name = "logits"
     with pytest.raises(
-        RepositoryError, match=r"header/config\.pbtxt has no output 'class_scores', as faster_rcnn/"
+        RepositoryError, match=r"header/config\.pbtxt has no output 'class_scores', which a later step"
     ):
         image_bytes({**configs, "faster_rcnn_header": header}, "faster_rcnn")
 

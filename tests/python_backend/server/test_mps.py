@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from rcnn_backend.errors import ServerError
 from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
-from rcnn_backend.server.triton_install import ServerError
 
 STAND_IN = """#!/bin/sh
 echo "$@ $(cat) ${PIPES}" >> {calls}

@@ -1,7 +1,6 @@
 """``rcnn-serve`` and ``running_server`` with the real tritonserver on a repository of two small steps."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -10,21 +9,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
-from rcnn_backend.contract.parameters import PreprocessParameters, ProposalParameters
-from rcnn_backend.errors import RepositoryError
+from rcnn_backend.contract.configs import read_configs
+from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server import local_server, triton_install
 from rcnn_backend.server.cli import main, parse_arguments
 from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.log import load_failures, still_loading
+from rcnn_backend.server.memory_pool import image_bytes
 from rcnn_backend.server.model_selection import select_models
-from rcnn_backend.server.triton_install import ServerError
 
 MODEL = """
 import time
@@ -201,19 +199,8 @@ def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) ->
 
 
 def test_on_a_gpu_the_memory_pool_is_sized(
-    repository: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_repository: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = asdict(PreprocessParameters(1, 1, [1, 1], [0.5] * 3, [0.5] * 3, 1, 1))
-    counts = [10_000_000]  # so many FP32 values between the two steps
-    values |= asdict(ProposalParameters(0.0, 0.7, 1e-3, counts, [], 224, 4, [7, 7], 2))
-    config = 'backend: "python"\n' + "".join(
-        f'parameters {{ key: "{name}" value {{ string_value: "{json.dumps(value)}" }} }}\n'
-        for name, value in values.items()
-    )
-    for step in ("tiny_preprocess", "tiny_proposals"):
-        write_model(repository, step, config, {"model.py": MODEL})
-    steps = ENSEMBLE.replace("plus_one", "tiny_preprocess").replace("LAST", "tiny_proposals")
-    write_model(repository, "tiny", steps, {})
     nvidia_smi = tmp_path / "bin" / "nvidia-smi"
     nvidia_smi.parent.mkdir()
     nvidia_smi.write_text("#!/bin/sh\necho '0, 81559'\n")
@@ -221,15 +208,15 @@ def test_on_a_gpu_the_memory_pool_is_sized(
     monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    command = Command(repository, "--models", "tiny", "--images-in-flight", "4")
+    command = Command(digits_repository, "--models", "digits", "--images-in-flight", "4")
     (server,) = tritonservers(temporary)
     flags = Path(f"/proc/{server}/cmdline").read_text().split("\0")
-    assert infer(command.grpc_url, "tiny", [1]) == [3]
     command.signal(signal.SIGTERM)
     assert command.finish()[0] == 0
-    summary = "CUDA memory pool: 320 MB on GPU 0, for 4 images in flight (40 MB each, twice)\n"
-    assert summary in command.lines
-    assert {"--cuda-memory-pool-byte-size=0:320000000", "--pinned-memory-pool-byte-size=0"} < set(flags)
+    size = 4 * 2 * image_bytes(read_configs(digits_repository), "digits")
+    assert {f"--cuda-memory-pool-byte-size=0:{size}", "--pinned-memory-pool-byte-size=0"} < set(flags)
+    (summary,) = [line for line in command.lines if line.startswith("CUDA memory pool")]
+    assert summary.endswith(f"for 4 images in flight ({size / 8e6:.0f} MB each, twice)\n")
 
 
 def test_a_second_signal_kills(repository: Path, temporary: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from rcnn_backend.errors import ServerError
 from rcnn_backend.server.local_server import running_server
-from rcnn_backend.server.triton_install import ServerError, find_triton
+from rcnn_backend.server.triton_install import find_triton
 
 MODEL = """
 import triton_python_backend_utils as pb_utils

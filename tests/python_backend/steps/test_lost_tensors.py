@@ -1,17 +1,15 @@
 """A tensor that is not the one that was sent is named, and only for the images that it belongs to."""
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import pytest
+from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.errors import LostTensorError
 from rcnn_backend.steps.lost_tensors import (
     Arrived,
     Sent,
     find_lost,
     raise_if_lost,
-    sent_to_detections,
-    sent_to_proposals,
+    sent_to,
     take_samples,
 )
 
@@ -36,8 +34,9 @@ def proposals_tensors() -> dict[str, np.ndarray]:
     }
 
 
-def lost_before(pair_up: Callable[..., Iterator[Sent]], tensors: dict[str, np.ndarray]) -> list[list[str]]:
-    return find_lost(pair_up(Arrived(tensors).by_name()), BATCH)
+def lost_before(step: str, tensors: dict[str, np.ndarray]) -> list[list[str]]:
+    sent = sent_to(FASTER_RCNN, FASTER_RCNN.step(step), Arrived(tensors).by_name())
+    return find_lost(sent, BATCH)
 
 
 def detections_tensors(classes: int, pooled_size: int) -> dict[str, np.ndarray]:
@@ -52,7 +51,7 @@ def detections_tensors(classes: int, pooled_size: int) -> dict[str, np.ndarray]:
         "num_proposals": num_proposals,
         "image_sizes": image_sizes,
         "preprocess_samples": take_samples([random(BATCH, 3, 32, 32), image_sizes]),
-        "proposals_samples": take_samples([roialigned_feature, proposals, num_proposals]),
+        "proposals_samples": take_samples([proposals, roialigned_feature, num_proposals]),
         "header_samples": take_samples([roialigned_feature, proposals, class_scores, class_boxes]),
     }
 
@@ -63,23 +62,26 @@ def test_samples_are_the_first_elements_of_each_image_and_the_largest_of_its_mid
     feature[1, 2, 3, 4] = 500  # not in the middle row
     counts = np.array([[7], [8]], np.int32)
     half = np.array([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], np.float16)
-    expected = [[0, 1, 2, 3, 200, 7, 7, 1, 2, 3, 4, 5], [60, 61, 62, 63, 114, 8, 8, 6, 7, 8, 9, 10]]
+    expected = [
+        [0, 1, 2, 3, 200, 7, 0, 0, 0, 7, 1, 2, 3, 4, 5],
+        [60, 61, 62, 63, 114, 8, 0, 0, 0, 8, 6, 7, 8, 9, 10],
+    ]
     samples = take_samples([feature, counts, half])
     assert samples.dtype == np.float32
     np.testing.assert_array_equal(samples, expected)
 
 
 def test_nothing_is_lost() -> None:
-    assert lost_before(sent_to_proposals, proposals_tensors()) == [[], []]
+    assert lost_before("proposals", proposals_tensors()) == [[], []]
     for classes, pooled_size in [(90, 7), (1, 7), (3, 2)]:
-        assert lost_before(sent_to_detections, detections_tensors(classes, pooled_size)) == [[], []]
+        assert lost_before("detections", detections_tensors(classes, pooled_size)) == [[], []]
 
 
 @pytest.mark.parametrize("name", ["rpn_boxes", "feature_0", "feature_2", "image_sizes"])
 def test_a_tensor_lost_before_the_proposals(name: str) -> None:
     tensors = proposals_tensors()
     tensors[name][1] = 0
-    assert lost_before(sent_to_proposals, tensors) == [[], [name]]
+    assert lost_before("proposals", tensors) == [[], [name]]
 
 
 def test_a_lost_tensor_that_begins_as_the_one_that_was_sent() -> None:
@@ -89,27 +91,27 @@ def test_a_lost_tensor_that_begins_as_the_one_that_was_sent() -> None:
     feature[0, 0, 0] = 0
     tensors["rpn_samples"][:, 10:15] = take_samples([feature])
     feature[0] = 0
-    assert lost_before(sent_to_proposals, tensors) == [["feature_0"], []]
+    assert lost_before("proposals", tensors) == [["feature_0"], []]
 
 
 def test_an_input_lost_before_an_engine_shows_in_what_the_engine_echoes() -> None:
     tensors = proposals_tensors()
     tensors["rpn_samples"][0, :4] = 0
-    assert lost_before(sent_to_proposals, tensors) == [["input"], []]
+    assert lost_before("proposals", tensors) == [["input"], []]
 
 
 @pytest.mark.parametrize("name", ["class_scores", "class_boxes", "num_proposals", "image_sizes"])
 def test_a_tensor_lost_before_the_detections(name: str) -> None:
     tensors = detections_tensors(90, 7)
     tensors[name][0] = 3
-    assert lost_before(sent_to_detections, tensors) == [[name], []]
+    assert lost_before("detections", tensors) == [[name], []]
 
 
 def test_lost_samples_are_as_bad_as_lost_tensors() -> None:
     tensors = proposals_tensors()
     tensors["rpn_samples"][:] = 0
     lost = ["input", "rpn_boxes", "feature_0", "feature_1", "feature_2"]
-    assert lost_before(sent_to_proposals, tensors) == [lost, lost]
+    assert lost_before("proposals", tensors) == [lost, lost]
 
 
 def test_nan_equals_nan() -> None:

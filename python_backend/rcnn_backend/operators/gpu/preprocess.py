@@ -12,7 +12,7 @@ import numpy as np
 
 from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.operators.gpu import kernels
-from rcnn_backend.operators.preprocess import padded_size_hw, resized_size_hw
+from rcnn_backend.operators.sizes import padded_size_hw, resized_size_hw
 
 MAX_PICTURES = 48  # a launch
 PICTURE = np.dtype(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cupy
 import numpy as np
 
-from rcnn_backend.contract.parameters import ProposalParameters
+from rcnn_backend.contract.parameters import PoolParameters, ProposalParameters
 from rcnn_backend.operators.gpu import kernels
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
 
@@ -23,6 +23,7 @@ def propose(
     features: Sequence[cupy.ndarray],
     image_sizes: cupy.ndarray,
     parameters: ProposalParameters,
+    pooling: PoolParameters,
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """NMS and RoIAlign for a batch.
 
@@ -38,7 +39,7 @@ def propose(
         [B, 1]. R is the last of ``padded_counts``; the rest is zero.
     """
     proposals, num_proposals = filter_proposals(rpn_boxes, image_sizes, parameters)
-    return proposals, multi_scale_roi_align(features, proposals, num_proposals, parameters), num_proposals
+    return proposals, multi_scale_roi_align(features, proposals, num_proposals, pooling), num_proposals
 
 
 def filter_proposals(
@@ -96,7 +97,7 @@ def filter_proposals(
     return proposals, num_proposals
 
 
-def warm_up(parameters: ProposalParameters) -> None:
+def warm_up(parameters: ProposalParameters, pooling: PoolParameters) -> None:
     """Compiles and loads what ``propose`` runs, for both types and layouts of features."""
     sizes = cupy.ones((1, 4), np.float32)
     rows = cupy.zeros((1, 1, 6), np.float32)
@@ -105,4 +106,4 @@ def warm_up(parameters: ProposalParameters) -> None:
             cupy.zeros((1, 8, 2, 2), dtype),
             cupy.zeros((1, 2, 2, 8), dtype).transpose(0, 3, 1, 2),
         ):
-            propose(rows, [feature] * len(parameters.feature_strides), sizes, parameters)
+            propose(rows, [feature] * len(pooling.feature_strides), sizes, parameters, pooling)

@@ -11,7 +11,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from rcnn_backend.contract.parameters import ProposalParameters
+from rcnn_backend.contract.parameters import PoolParameters
 from rcnn_backend.operators.gpu import kernels
 
 MAX_LEVELS = 8
@@ -46,7 +46,7 @@ def multi_scale_roi_align(
     features: Sequence[cupy.ndarray],
     proposals: cupy.ndarray,
     num_proposals: cupy.ndarray,
-    parameters: ProposalParameters,
+    parameters: PoolParameters,
 ) -> cupy.ndarray:
     """Pools each real proposal from its level; ``aligned=False`` as in torchvision.
 
@@ -105,7 +105,7 @@ def multi_scale_roi_align(
     return pooled
 
 
-def _pyramid(features: Sequence[cupy.ndarray], parameters: ProposalParameters) -> np.ndarray[Any, Any]:
+def _pyramid(features: Sequence[cupy.ndarray], parameters: PoolParameters) -> np.ndarray[Any, Any]:
     pyramid = np.zeros(1, PYRAMID)
     size = features[0].itemsize
     for level, (feature, stride) in enumerate(zip(features, parameters.feature_strides, strict=True)):

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import cupy
 import numpy as np
 
+from rcnn_backend.contract.samples import FIRST, NUM_SAMPLES
 from rcnn_backend.operators.gpu import kernels
-from rcnn_backend.steps.lost_tensors import FIRST, num_samples
 
 MAX_TENSORS = 32  # a launch
 THREADS = 256  # of a tensor and an image
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 2}
-TENSOR = struct.Struct("Qqqqiiiii4x")  # data, image_size, middle, middle_size, last, rows, count, first, type
+TENSOR = struct.Struct(
+    "Qqqqiiiiii"
+)  # data, image_size, middle, middle_size, last, rows, count, width, first, type
 TABLE = np.dtype((np.void, TENSOR.size * MAX_TENSORS))
 
 
@@ -39,11 +41,11 @@ def gather(tensors: Sequence[cupy.ndarray], sampled: Sequence[bool]) -> cupy.nda
             raise ValueError(f"a tensor is {tensor.dtype}: expected float32, float16 or int32")
         size, last = math.prod(tensor.shape[1:]), tensor.shape[-1]
         rows = tensor.shape[-2] if tensor.ndim > 2 else 1
-        count = min(FIRST, last) if is_sampled else last
+        width = FIRST if is_sampled else last
         middle_size = size // rows if is_sampled else 0
-        fields = size, rows // 2 * last, middle_size, last, rows, count, columns
+        fields = size, rows // 2 * last, middle_size, last, rows, min(width, last), width, columns
         TENSOR.pack_into(table, index * TENSOR.size, tensor.data.ptr, *fields, TYPES[tensor.dtype])
-        columns += num_samples(last) if is_sampled else last
+        columns += NUM_SAMPLES if is_sampled else last
     samples = cupy.empty((len(tensors[0]), columns), np.float32)
     arguments = np.frombuffer(table, TABLE), np.int32(columns), samples
     kernels.load("samples", "take_samples")((len(tensors), len(tensors[0])), (THREADS,), arguments)

@@ -10,7 +10,7 @@ struct Tensor {  // gpu/samples.py fills these
     long long middle;       // the first element of the middle of the last axis but one
     long long middle_size;  // elements; 0: no largest magnitude is wanted
     int last, rows;         // sizes of the last axis and of the one before
-    int count;              // of the first elements
+    int count, width;       // of the first elements; columns for them, the rest zero
     int first;              // column of the output
     int type;
 };
@@ -41,7 +41,9 @@ __global__ void take_samples(const Table table, int columns, float* samples) {
     const Tensor tensor = table.tensors[blockIdx.x];
     const long long image = blockIdx.y * tensor.image_size;
     float* out = samples + blockIdx.y * static_cast<long long>(columns) + tensor.first;
-    for (int index = threadIdx.x; index < tensor.count; index += blockDim.x) out[index] = read(tensor, image + index);
+    for (int index = threadIdx.x; index < tensor.width; index += blockDim.x) {
+        out[index] = index < tensor.count ? read(tensor, image + index) : 0.0f;
+    }
     if (!tensor.middle_size) return;
 
     unsigned largest = 0;
@@ -56,6 +58,6 @@ __global__ void take_samples(const Table table, int columns, float* samples) {
     __syncthreads();
     if (warp == 0) {
         largest = largest_of_warp(lane < blockDim.x / 32 ? warps[lane] : 0);
-        if (lane == 0) out[tensor.count] = __uint_as_float(largest);
+        if (lane == 0) out[tensor.width] = __uint_as_float(largest);
     }
 }

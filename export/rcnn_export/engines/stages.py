@@ -1,0 +1,116 @@
+"""The networks of a detector on their way to an engine: a torch module, example inputs, names and axes.
+
+Names and shapes are those of the declared chain.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rcnn_backend.contract.chain import FASTER_RCNN, NETWORK, Tensor, bind
+from torch import nn
+from torch.export import Dim
+from torchvision.models.detection import FasterRCNN
+
+from rcnn_export.detector.split import HeaderModule, RpnModule, pooled_levels, tensor_sizes
+from rcnn_export.engines.half_precision import to_half
+from rcnn_export.engines.options import FP16, FP32
+
+MODULES: dict[str, Callable[[FasterRCNN], RpnModule | HeaderModule]] = {
+    "rpn": RpnModule,
+    "header": HeaderModule,
+}
+DTYPES = {FP32: torch.float32, FP16: torch.float16}
+MAX_BATCH = 128
+MAX_SIDE_PX = 8192
+MAX_ROIS = 1 << 14
+TYPICAL_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module on its way to an engine.
+
+    ``typical``: the shape of each input that a compiler should choose its kernels for. ``dynamic_shapes``: which
+    axes of each input vary. ``axes`` names each axis of each tensor; a name that is no number is dynamic.
+    """
+
+    name: str
+    module: nn.Module
+    example: tuple[torch.Tensor, ...]
+    typical: tuple[tuple[int, ...], ...]
+    dynamic_shapes: tuple[dict[int, Any], ...]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    axes: dict[str, list[str | int]]
+
+
+def engine_stages(model: FasterRCNN, precision: str = FP32) -> list[Stage]:
+    """All networks of the detector, in the order the data flows."""
+    return [engine_stage(model, step.name, precision) for step in FASTER_RCNN.engines]
+
+
+def engine_stage(model: FasterRCNN, name: str, precision: str = FP32) -> Stage:
+    """The network of one step. Pictures have sides that are multiples of the detector's ``size_divisible``."""
+    step, levels = FASTER_RCNN.step(name), len(pooled_levels(model))
+    inputs, outputs = FASTER_RCNN.inputs(step, levels), FASTER_RCNN.outputs(step, levels)
+    divisor, fixed = model.transform.size_divisible, tensor_sizes(model)
+    typical_height, typical_width = _typical_size_hw(model)
+    example = {"height": 8 * divisor, "width": 10 * divisor, "proposals": 6}
+    typical = {"height": typical_height, "width": typical_width, "proposals": model.rpn.post_nms_top_n()}
+    batch = Dim("batch", min=1, max=MAX_BATCH)
+    rows, columns = (Dim(side, min=1, max=MAX_SIDE_PX // divisor) for side in ("rows", "columns"))
+    open_dims = {
+        "height": divisor * rows,
+        "width": divisor * columns,
+        "proposals": Dim("proposals", min=1, max=MAX_ROIS),
+    }
+    return Stage(
+        name,
+        _in_precision(MODULES[name](model), precision),
+        tuple(_example(tensor, fixed | example, precision) for tensor in inputs),
+        tuple((TYPICAL_BATCH, *bind(tensor.shape, fixed | typical)) for tensor in inputs),
+        tuple(
+            {0: batch}
+            | {axis: open_dims[word] for axis, word in enumerate(tensor.shape, start=1) if word in open_dims}
+            for tensor in inputs
+        ),
+        [tensor.name for tensor in inputs],
+        [tensor.name for tensor in outputs],
+        {tensor.name: _axes(tensor, fixed) for tensor in (*inputs, *outputs)},
+    )
+
+
+def _example(tensor: Tensor, sizes: dict[str, int], precision: str) -> torch.Tensor:
+    """Two images."""
+    dtype = DTYPES[precision] if tensor.data_type == NETWORK else torch.float32
+    return torch.rand(2, *bind(tensor.shape, sizes), dtype=dtype)
+
+
+def _axes(tensor: Tensor, fixed: dict[str, int]) -> list[str | int]:
+    """The batch, then a number for each size that is fixed and a name for each other one."""
+    prefix = f"{tensor.name}_" if tensor.is_pyramid else ""
+    return [
+        "batch",
+        *(
+            size if isinstance(size, int) else fixed.get(size, prefix + size.removeprefix("level_"))
+            for size in tensor.shape
+        ),
+    ]
+
+
+def _typical_size_hw(model: FasterRCNN) -> tuple[int, int]:
+    """Of a picture as wide as ``max_size`` allows, padded."""
+    transform = model.transform
+    width, height = transform.fixed_size or (transform.max_size, transform.min_size[-1])
+    divisor = transform.size_divisible
+    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+
+
+def _in_precision(module: RpnModule | HeaderModule, precision: str) -> nn.Module:
+    if precision == FP16:
+        for name in module.NETWORKS:
+            setattr(module, name, to_half(getattr(module, name)))
+    return module.eval()

@@ -1,0 +1,258 @@
+"""The steps of each family of detectors. They are declared here and nowhere else.
+
+Derived from these declarations: the wiring of the ensembles, the names of the models, the samples by which a step
+finds lost tensors, the size of the memory pool, the engines to export, and the stages of rcnn-verify.
+
+Shapes are those of one image, without the batch axis. A word stands for a size that is not the same everywhere:
+
+    picture_height, picture_width   a picture as sent, in pixels
+    height, width                   a padded batch, in pixels
+    level_height, level_width       one level of the feature pyramid
+    channels                        of the feature pyramid
+    anchors, proposals, detections  rows an image
+    classes                         foreground classes
+    pooled_height, pooled_width     one pooled RoI
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rcnn_backend.contract.samples import NUM_SAMPLES, SUFFIX
+
+FP32, INT32, INT64, UINT8, BYTES = "TYPE_FP32", "TYPE_INT32", "TYPE_INT64", "TYPE_UINT8", "TYPE_STRING"
+NETWORK = "network"  # FP32, or FP16 in an FP16 export
+LEVEL = "feature_"  # feature_0 is the finest level that RoIs are pooled from
+PIXELS, FUSED = "pixels", "fused"  # <name>_pixels takes pixels, <name>_fused runs all steps in one process
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``is_pyramid``: one such tensor for each pooled level, ``feature_0`` and so on."""
+
+    name: str
+    data_type: str
+    shape: tuple[int | str, ...]
+    is_optional: bool = False
+    is_pyramid: bool = False
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One model of the ensemble.
+
+    ``stages``: what rcnn-verify compares of the step with torchvision, in this order.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    is_engine: bool = False
+    stages: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> str:
+        """The output that says how many rows of the others are real; empty without one."""
+        return next((tensor.name for tensor in self.outputs if tensor.name.startswith("num_")), "")
+
+    @property
+    def sampled(self) -> tuple[Tensor, ...]:
+        """The tensors whose samples the step sends: what it made, and for an engine also what it got."""
+        return (*self.inputs, *self.outputs) if self.is_engine else self.outputs
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison that a Python step makes: ``receiver`` got ``tensor`` from ``sender``.
+
+    Both send samples of it; a ``receiver`` of None is the step that checks, which samples the tensor itself.
+    """
+
+    tensor: Tensor
+    receiver: ChainStep | None
+    sender: ChainStep
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The steps of one family, in the order the data flows."""
+
+    family: str
+    steps: tuple[ChainStep, ...]
+
+    @property
+    def engines(self) -> list[ChainStep]:
+        """The steps that are engines."""
+        return [step for step in self.steps if step.is_engine]
+
+    @property
+    def stages(self) -> list[str]:
+        """What rcnn-verify compares with torchvision."""
+        return [stage for step in self.steps for stage in step.stages]
+
+    def step(self, name: str) -> ChainStep:
+        """The step of that name.
+
+        Raises:
+            KeyError: the family has no such step.
+        """
+        return {step.name: step for step in self.steps}[name]
+
+    def model_names(self, detector: str) -> list[str]:
+        """The models of a detector, those that answer clients first."""
+        return [detector, *(f"{detector}_{part}" for part in (PIXELS, FUSED)), *self.step_names(detector)]
+
+    def step_names(self, detector: str) -> list[str]:
+        """The models of a detector's steps."""
+        return [f"{detector}_{step.name}" for step in self.steps]
+
+    def inputs(self, step: ChainStep, levels: int) -> list[Tensor]:
+        """All inputs of the step's model, with those that carry samples, for a pyramid of so many levels."""
+        return [*expand(step.inputs, levels), *(samples_of(sender, levels) for sender in self._senders(step))]
+
+    def outputs(self, step: ChainStep, levels: int) -> list[Tensor]:
+        """All outputs of the step's model, with its samples where a later step compares them."""
+        samples = [samples_of(step, levels)] if self.sends_samples(step) else []
+        return [*expand(step.outputs, levels), *samples]
+
+    def sends_samples(self, step: ChainStep) -> bool:
+        """Whether a later step compares the samples of this one."""
+        return any(step in self._senders(other) for other in self.steps)
+
+    def checks(self, step: ChainStep) -> list[Check]:
+        """What a Python step compares: all that it got, and all that an engine before it got."""
+        if step.is_engine:
+            return []
+        found = []
+        for sender in self.steps:
+            made = [tensor for tensor in step.inputs if self._sender(tensor) is sender]
+            if sender.is_engine and made:
+                found += [self._check(tensor, sender) for tensor in sender.inputs]
+        return found + [self._check(tensor, None) for tensor in step.inputs if self._sender(tensor)]
+
+    def tensors_between(self, levels: int) -> Iterator[tuple[ChainStep, Tensor]]:
+        """Each tensor that one step makes and another takes, with its maker."""
+        taken = {tensor.name for step in self.steps for tensor in self.inputs(step, levels)}
+        for step in self.steps:
+            for tensor in self.outputs(step, levels):
+                if tensor.name in taken:
+                    yield step, tensor
+
+    def _check(self, tensor: Tensor, receiver: ChainStep | None) -> Check:
+        sender = self._sender(tensor)
+        assert sender is not None, f"no step makes {tensor.name}"
+        return Check(tensor, receiver, sender)
+
+    def _sender(self, tensor: Tensor) -> ChainStep | None:
+        """The step that makes the tensor; None for what a client sends."""
+        return next((step for step in self.steps if tensor in step.outputs), None)
+
+    def _senders(self, step: ChainStep) -> list[ChainStep]:
+        """The steps whose samples the step takes."""
+        checks = self.checks(step)
+        return [sender for sender in self.steps if any(sender in (c.sender, c.receiver) for c in checks)]
+
+
+def expand(tensors: Collection[Tensor], levels: int) -> list[Tensor]:
+    """The tensors, with one for each level in place of the pyramid."""
+    return [
+        replace(tensor, name=name)
+        for tensor in tensors
+        for name in (level_names(levels) if tensor.is_pyramid else [tensor.name])
+    ]
+
+
+def level_names(levels: int) -> list[str]:
+    """The tensors of a pyramid of so many pooled levels, finest first."""
+    return [f"{LEVEL}{level}" for level in range(levels)]
+
+
+def count_levels(names: Collection[str]) -> int:
+    """How many pyramid levels are among the names of tensors."""
+    return sum(name.startswith(LEVEL) for name in names)
+
+
+def pyramid(tensors: Mapping[str, Any]) -> list[Any]:
+    """The pyramid levels among the tensors, finest first."""
+    return [tensors[name] for name in level_names(count_levels(tensors))]
+
+
+def samples_of(step: ChainStep, levels: int) -> Tensor:
+    """The tensor of all samples that the step sends: NUM_SAMPLES of each tensor in ``step.sampled``, side by side."""
+    return Tensor(step.name + SUFFIX, FP32, (NUM_SAMPLES * len(expand(step.sampled, levels)),))
+
+
+def sample_columns(step: ChainStep, levels: int) -> dict[str, slice]:
+    """Where the samples of each tensor stand in those that the step sends."""
+    names = [tensor.name for tensor in expand(step.sampled, levels)]
+    return {name: slice(first * NUM_SAMPLES, (first + 1) * NUM_SAMPLES) for first, name in enumerate(names)}
+
+
+def find_chain(models: Collection[str]) -> tuple[Chain, str] | None:
+    """The family and the name of the detector whose steps the ``models`` are; None if they are not all there."""
+    for chain in sorted(CHAINS.values(), key=lambda chain: -len(chain.steps)):
+        first = f"_{chain.steps[0].name}"
+        for detector in (model.removesuffix(first) for model in models if model.endswith(first)):
+            if set(chain.step_names(detector)) <= set(models):
+                return chain, detector
+    return None
+
+
+def nearest_chain(detector: str, models: Collection[str]) -> Chain | None:
+    """The family that has the most steps of the detector among the ``models``; None if none has any."""
+    shared = {family: len({*chain.step_names(detector)} & {*models}) for family, chain in CHAINS.items()}
+    family = max(shared, key=lambda family: shared[family])
+    return CHAINS[family] if shared[family] else None
+
+
+def detector_of(model: str) -> str:
+    """The detector's name in that of one of its steps, or of its pixels or fused model."""
+    parts = {PIXELS, FUSED, *(step.name for chain in CHAINS.values() for step in chain.steps)}
+    endings = [f"_{part}" for part in sorted(parts, key=len, reverse=True) if model.endswith(f"_{part}")]
+    return model.removesuffix(endings[0]) if endings else model
+
+
+def bind(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> list[int]:
+    """The shape in numbers; -1 for a word that has no size here."""
+    return [size if isinstance(size, int) else sizes.get(size, -1) for size in shape]
+
+
+IMAGE = Tensor("image", BYTES, (1,), is_optional=True)
+PIXEL_IMAGE = Tensor(PIXELS, UINT8, ("picture_height", "picture_width", 3), is_optional=True)
+INPUT = Tensor("input", NETWORK, (3, "height", "width"))
+IMAGE_SIZES = Tensor("image_sizes", FP32, (4,))
+RPN_BOXES = Tensor("rpn_boxes", FP32, ("anchors", 6))
+FEATURES = Tensor("features", NETWORK, ("channels", "level_height", "level_width"), is_pyramid=True)
+PROPOSALS = Tensor("proposals", FP32, ("proposals", 4))
+POOLED = Tensor("roialigned_feature", NETWORK, ("proposals", "channels", "pooled_height", "pooled_width"))
+NUM_PROPOSALS = Tensor("num_proposals", INT32, (1,))
+CLASS_SCORES = Tensor("class_scores", FP32, ("proposals", "classes"))
+CLASS_BOXES = Tensor("class_boxes", FP32, ("proposals", "classes", 4))
+BOXES = Tensor("boxes", FP32, ("detections", 4))
+SCORES = Tensor("scores", FP32, ("detections",))
+LABELS = Tensor("labels", INT64, ("detections",))
+NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
+
+FASTER_RCNN = Chain(
+    "faster_rcnn",
+    (
+        ChainStep("preprocess", (IMAGE, PIXEL_IMAGE), (INPUT, IMAGE_SIZES), stages=("input",)),
+        ChainStep("rpn", (INPUT,), (RPN_BOXES, FEATURES), is_engine=True, stages=("features", "rpn_boxes")),
+        ChainStep(
+            "proposals",
+            (RPN_BOXES, FEATURES, IMAGE_SIZES),
+            (PROPOSALS, POOLED, NUM_PROPOSALS),
+            stages=("proposals", "roialigned_feature"),
+        ),
+        ChainStep(
+            "header", (POOLED, PROPOSALS), (CLASS_SCORES, CLASS_BOXES), is_engine=True, stages=("header",)
+        ),
+        ChainStep(
+            "detections",
+            (CLASS_SCORES, CLASS_BOXES, NUM_PROPOSALS, IMAGE_SIZES),
+            (BOXES, SCORES, LABELS, NUM_DETECTIONS),
+            stages=("detections",),
+        ),
+    ),
+)
+CHAINS = {chain.family: chain for chain in (FASTER_RCNN,)}

@@ -1,0 +1,55 @@
+"""Reads the config.pbtxt files of a model repository."""
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format, text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from rcnn_backend.errors import RepositoryError
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """A model's config.pbtxt in the JSON form that Triton gives its Python models.
+
+    Raises:
+        RepositoryError: there is none, or it cannot be parsed.
+    """
+    path = model_dir / "config.pbtxt"
+    try:
+        config = text_format.Parse(path.read_text(), ModelConfig())
+    except OSError as error:
+        raise RepositoryError(f"cannot read {path}: {error.strerror}. Write it with rcnn-export") from error
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{path} is no valid model config: {error}") from error
+    return to_json(config)
+
+
+def read_configs(repository: Path) -> dict[str, ModelConfig]:
+    """The config of each model of the repository, by the model's name.
+
+    Raises:
+        RepositoryError: no such folder, no model in it, or a config that cannot be read.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(
+            f"there is no model repository {repository}: give the folder that rcnn-export wrote"
+        )
+    configs = {}
+    for path in sorted(repository.glob("[!.]*/config.pbtxt")):
+        try:
+            configs[path.parent.name] = text_format.Parse(path.read_text(), ModelConfig())
+        except (text_format.ParseError, OSError, UnicodeDecodeError) as error:
+            raise RepositoryError(f"{path} cannot be read as a Triton model config: {error}") from error
+    if not configs:
+        raise RepositoryError(
+            f"{repository} holds no model (no */config.pbtxt): fill it with "
+            f"`rcnn-export faster_rcnn --repository {repository}`"
+        )
+    return configs
+
+
+def to_json(config: ModelConfig) -> dict[str, Any]:
+    """A config in the JSON form that Triton gives its Python models."""
+    form: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    return form
