@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from rcnn_backend.devices import Gpu
-from rcnn_backend.engines.load import open_session
+from rcnn_backend.engines.onnx import open_session
 from rcnn_backend.errors import RepositoryError
 
 PROVIDER = "CUDAExecutionProvider"

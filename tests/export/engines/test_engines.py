@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 from rcnn_backend.contract.manifest import PlanOptions, check_files, read_plan_record, write_manifest
-from rcnn_backend.engines.load import OnnxEngine
+from rcnn_backend.engines.onnx import OnnxEngine
 from rcnn_backend.engines.plan_build import build_plan
 from rcnn_export.detector.load import TORCHVISION_MODELS, load_detector
 from rcnn_export.engines.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
