@@ -23,6 +23,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Waits until everything that was started there is done."""
 
+    def is_usable(self) -> bool:
+        """Whether it still computes after a failure; a GPU may refuse everything from then on."""
+
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """The array there."""
 
@@ -46,6 +49,9 @@ class Cpu:
 
     def synchronize(self) -> None:
         pass
+
+    def is_usable(self) -> bool:
+        return True
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         return array
@@ -96,6 +102,19 @@ class Gpu:
 
     def synchronize(self) -> None:
         self.stream.synchronize()
+
+    def is_usable(self) -> bool:
+        """Asks the GPU itself.
+
+        Some errors, such as an illegal access or an uncorrectable memory error, destroy the process's
+        CUDA context: every later call returns them. Others, such as a lack of memory, are returned once.
+        """
+        try:
+            with self._device:
+                self._device.synchronize()
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            return False
+        return True
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         return self._cupy.asarray(array)

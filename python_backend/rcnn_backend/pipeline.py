@@ -1,6 +1,7 @@
 """The whole detector in one process: the order of calls that the ensemble spreads over its steps."""
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rcnn_backend.batches import run_batches
 from rcnn_backend.contract.chain import FASTER_RCNN, pyramid
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
@@ -112,24 +114,30 @@ class Pipeline:
 
     def detect_requests(
         self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
-    ) -> list[Detections]:
-        """Detects in the pixels of several requests, one batch for all that are padded to the same size.
+    ) -> list[Detections | Exception]:
+        """Detects in the pixels of several requests, in one batch for all that are padded to the same size.
 
         Returns:
-            What ``run`` gives each by itself, as NumPy arrays.
+            For each request what ``run`` gives for it alone, as NumPy arrays, or why it cannot run.
         """
-        results: dict[int, Detections] = {}
-        images = [pixels for pixels, _ in requests]
-        for indices in group_by_size(images, self.preprocess_parameters):
-            pixels = [image for index in indices for image in images[index]]
-            found = self.run(pixels, [requests[index][1] for index in indices for _ in images[index]])
-            arrays = self.device.download(found)
-            first = 0
-            for index in indices:
-                last = first + len(images[index])
-                results[index] = Detections(*(array[first:last] for array in arrays))
-                first = last
-        return [results[index] for index in range(len(requests))]
+        groups = group_by_size([pixels for pixels, _ in requests], self.preprocess_parameters)
+        results = run_batches(
+            lambda numbers: self._detect_group([requests[number] for number in numbers]), groups, self.device
+        )
+        return [results[number] for number in range(len(requests))]
+
+    def _detect_group(
+        self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
+    ) -> list[Detections]:
+        """Detects in one batch, and gives each request its part of the arrays."""
+        pixels = [image for images, _ in requests for image in images]
+        found = self.run(pixels, [parameters for images, parameters in requests for _ in images])
+        arrays = self.device.download(found)
+        ends = itertools.accumulate(len(images) for images, _ in requests)
+        return [
+            Detections(*(array[end - len(images) : end] for array in arrays))
+            for (images, _), end in zip(requests, ends, strict=True)
+        ]
 
     def run(self, pixels: Sequence[Array], parameters: Sequence[DetectionParameters]) -> Detections:
         """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.

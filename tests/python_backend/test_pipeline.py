@@ -1,12 +1,92 @@
-"""Which batches the fused pipeline runs before the first request comes."""
+"""The pipeline in one process: what it runs before the first request, and which request an error is for."""
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 from rcnn_backend import pipeline
-from rcnn_backend.devices import Cpu
+from rcnn_backend.devices import Cpu, Device
+from rcnn_backend.engines.load import Engine, load_engine
+from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import Pipeline
+
+
+class NarrowEngine:
+    """An engine that refuses what lies outside its profile, as a plan does, and breaks a device if told so."""
+
+    is_capturable = False
+
+    def __init__(self, version_dir: Path, device: Device) -> None:
+        self._engine: Engine = load_engine(version_dir, device)
+        self._device = device
+        self.max_batch, self.max_width = 8, 10_000
+        self.breaks = False
+        self.batches: list[int] = []
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "input" in inputs:
+            batch, _, _, width = inputs["input"].shape
+            self.batches.append(batch)
+            if self.breaks:
+                self._device.is_usable = lambda: False
+                raise RuntimeError("illegal access")
+            if batch > self.max_batch or width > self.max_width:
+                raise ValueError(
+                    f"{batch} images {width} wide: expected {self.max_batch} of {self.max_width}"
+                )
+        return self._engine.run(inputs)
+
+
+@pytest.fixture
+def narrow(digits_repository: Path) -> Pipeline:
+    return Pipeline.load(digits_repository, "digits", load_engine=NarrowEngine)
+
+
+def requests_of(narrow: Pipeline, *sizes_hw: tuple[int, int]) -> list[Any]:
+    """A request of one blank picture for each size."""
+    return [([np.full((*size, 3), 99, np.uint8)], narrow.detection_parameters) for size in sizes_hw]
+
+
+@pytest.mark.xdist_group("server")
+def test_a_request_that_an_engine_refuses_fails_alone(narrow: Pipeline) -> None:
+    wide, square = (30, 50), (40, 40)
+    padded_widths = [
+        pipeline.preprocess(images, narrow.preprocess_parameters, np.float32)[0].shape[3]
+        for images, _ in requests_of(narrow, square, wide)
+    ]
+    assert padded_widths[0] < padded_widths[1]
+    narrow.rpn.max_width = padded_widths[0]
+    square_results, wide_results = {0, 2}, {1, 3}
+    results = narrow.detect_requests(requests_of(narrow, square, wide, square, wide))
+    for number in square_results:
+        assert isinstance(results[number], Detections) and results[number].boxes.shape[0] == 1
+    for number in wide_results:
+        assert f"1 images {padded_widths[1]} wide" in str(results[number])
+
+
+@pytest.mark.xdist_group("server")
+def test_a_batch_that_an_engine_refuses_runs_request_by_request(narrow: Pipeline) -> None:
+    pictures = [[np.full((40, 40, 3), value, np.uint8)] * count for value, count in ((0, 1), (99, 1), (9, 3))]
+    requests = [(images, narrow.detection_parameters) for images in pictures]
+    narrow.rpn.max_batch = 2
+    first, second, three_images = narrow.detect_requests(requests)
+    assert len(first.boxes) == len(second.boxes) == 1
+    assert "3 images" in str(three_images)
+    assert narrow.rpn.batches == [5, 1, 1, 3]
+    narrow.rpn.max_batch = 8
+    for found, expected in zip(narrow.detect_requests(requests)[:2], (first, second), strict=True):
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+
+
+@pytest.mark.xdist_group("server")
+def test_nothing_more_runs_on_a_device_that_broke(narrow: Pipeline) -> None:
+    narrow.rpn.breaks = True
+    results = narrow.detect_requests(requests_of(narrow, (40, 40), (30, 50), (40, 40), (50, 30)))
+    assert [str(error) for error in results] == ["illegal access"] * 4
+    assert narrow.rpn.batches == [2]
 
 
 @pytest.mark.parametrize(("is_capturable", "batches"), [(True, [3, 3, 2, 2, 1, 1]), (False, [1, 1])])

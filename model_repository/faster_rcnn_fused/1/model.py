@@ -34,4 +34,5 @@ class TritonPythonModel:
             if not isinstance(images, Exception)
         ]
         found = iter(self.pipeline.detect_requests(good))
-        return [images if isinstance(images, Exception) else next(found)._asdict() for images in decoded]
+        results = [images if isinstance(images, Exception) else next(found) for images in decoded]
+        return [result if isinstance(result, Exception) else result._asdict() for result in results]
