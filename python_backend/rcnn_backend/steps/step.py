@@ -5,7 +5,6 @@ Imported inside Triton's Python stub only, where ``triton_python_backend_utils``
 
 import itertools
 import json
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from rcnn_backend.batches import run_batches
 from rcnn_backend.contract.chain import Chain, count_levels, expand
 from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
@@ -27,6 +27,7 @@ from rcnn_backend.steps.lost_tensors import (
     warm_up,
 )
 from rcnn_backend.steps.metrics import StepMetrics
+from rcnn_backend.steps.responses import make_error_response, make_response
 
 Tensors = dict[str, Array]
 
@@ -80,27 +81,29 @@ class Step:
     ) -> list[Any]:
         """Computes all requests in one call, which gives each its own outputs or its own error.
 
-        A request whose parameters ``read_options`` refuses is answered with that error.
+        If the call itself fails, each request is computed by itself.
+
+        Args:
+            requests: Triton's.
+            compute: what the model does.
+            read_options: turns a request's parameters into its ``options``. A request whose parameters
+                it refuses is answered with that error.
+
+        Returns:
+            Triton's responses, one a request.
         """
-        began = time.perf_counter()
-        with self.device.active():
-            responses, accepted = self._read(requests, read_options)
-            try:
-                results = compute(list(accepted.values())) if accepted else []
-                for result in results:
-                    if not isinstance(result, Exception):
-                        self._add_samples(result)
-                counts = [self._counts(result) for result in results if not isinstance(result, Exception)]
-                self.device.synchronize()
-                self._tell(counts)
-            except Exception as error:
-                results = [error] * len(accepted)
-            for index, result in zip(accepted, results, strict=True):
-                responses[index] = (
-                    self._refuse(result) if isinstance(result, Exception) else _response(result)
-                )
-        self._metrics.took(time.perf_counter() - began)
-        return responses
+
+        def run(accepted: list[Request]) -> list[Tensors | Exception]:
+            results = compute(accepted)
+            for result in results:
+                if not isinstance(result, Exception):
+                    self._add_samples(result)
+            counts = [self._counts(result) for result in results if not isinstance(result, Exception)]
+            self.device.synchronize()
+            self._tell(counts)
+            return results
+
+        return self._answer(requests, read_options, run)
 
     def answer_together(
         self,
@@ -111,35 +114,58 @@ class Step:
     ) -> list[Any]:
         """Computes one batch joined from all requests, then splits it again.
 
-        ``read_options`` turns a request's parameters into what ``compute`` gets for each of
-        its images; a request whose parameters it refuses is answered with that error and
-        leaves the batch. A request of which a tensor got lost on the way is answered with that error.
+        If the batch fails, each request is computed by itself. A request of which a tensor got lost on the way
+        here is answered with that error.
+
+        Args:
+            requests: Triton's.
+            compute: what the model does, from the tensors [B, ...] and the options of each of the B
+                images to the outputs [B, ...].
+            read_options: turns a request's parameters into the options of each of its images. A request
+                whose parameters it refuses is answered with that error and leaves the batch.
+
+        Returns:
+            Triton's responses, one a request.
         """
+
+        def run(accepted: list[Request]) -> list[Tensors | Exception]:
+            options = [request.options for request in accepted for _ in range(request.batch_size)]
+            tensors = self._join([request.tensors for request in accepted])
+            arrived = Arrived(tensors) if self._declared else None
+            outputs = compute(tensors, options)
+            self._add_samples(outputs)
+            counts = self._counts(outputs)
+            self.device.synchronize()
+            lost = self._find_lost(arrived, len(options)) if arrived else [[] for _ in options]
+            self._tell([counts])
+            ends = itertools.accumulate(request.batch_size for request in accepted)
+            return [
+                _own_part(outputs, lost, slice(end - request.batch_size, end))
+                for request, end in zip(accepted, ends, strict=True)
+            ]
+
+        return self._answer(requests, read_options, run)
+
+    def _answer(
+        self,
+        requests: Sequence[Any],
+        read_options: Callable[[Mapping[str, Any]], Any],
+        run: Callable[[list[Request]], list[Tensors | Exception]],
+    ) -> list[Any]:
+        """The responses to all requests; ``run`` gives outputs or an error for each that can be read."""
         began = time.perf_counter()
         with self.device.active():
-            responses, accepted = self._read(requests, read_options)
-            if not accepted:
-                return responses
-            options = [request.options for request in accepted.values() for _ in range(request.batch_size)]
-            try:
-                tensors = self._join([request.tensors for request in accepted.values()])
-                arrived = Arrived(tensors) if self._declared else None
-                outputs = compute(tensors, options)
-                self._add_samples(outputs)
-                counts = self._counts(outputs)
-                self.device.synchronize()
-                self._tell([counts])
-                lost = self._find_lost(arrived, len(options)) if arrived else []
-            except Exception as error:
-                for index in accepted:
-                    responses[index] = self._refuse(error)
-                return responses
-            first = 0
-            for index, request in accepted.items():
-                last = first + request.batch_size
-                own = {name: array[first:last] for name, array in outputs.items()}
-                responses[index] = _checked_response(own, list(itertools.chain(*lost[first:last])))
-                first = last
+            results = self._read(requests, read_options)
+            accepted = {index: each for index, each in enumerate(results) if isinstance(each, Request)}
+            computed = run_batches(
+                lambda indices: run([accepted[index] for index in indices]),
+                [list(accepted)] if accepted else [],
+                self.device,
+            )
+            responses = [
+                self._respond(computed[index] if isinstance(each, Request) else each)
+                for index, each in enumerate(results)
+            ]
         self._metrics.took(time.perf_counter() - began)
         return responses
 
@@ -165,24 +191,29 @@ class Step:
             if numbers is not None:
                 self._metrics.found(numbers.ravel().tolist())
 
-    def _refuse(self, error: Exception) -> Any:
-        if isinstance(error, InvalidInputError):
-            self._metrics.rejected(error.reason)
-        return _error_response(error)
+    def _respond(self, result: Tensors | Exception) -> Any:
+        """Triton's response with a request's outputs or its error."""
+        if not isinstance(result, Exception):
+            try:
+                return make_response(result)
+            except Exception as error:
+                result = error
+        if isinstance(result, InvalidInputError):
+            self._metrics.rejected(result.reason)
+        return make_error_response(result)
 
     def _read(
         self, requests: Sequence[Any], read_options: Callable[[Mapping[str, Any]], Any]
-    ) -> tuple[list[Any], dict[int, Request]]:
-        """The responses, so far to requests that cannot be read, and the other requests by their place."""
-        responses: list[Any] = [None] * len(requests)
-        accepted: dict[int, Request] = {}
-        for index, request in enumerate(requests):
+    ) -> list[Request | Exception]:
+        """Each request's tensors and options, or why they cannot be read."""
+        results: list[Request | Exception] = []
+        for request in requests:
             try:
                 options = read_options(json.loads(request.parameters() or "{}"))
-                accepted[index] = Request(self._inputs(request), options)
+                results.append(Request(self._inputs(request), options))
             except Exception as error:
-                responses[index] = self._refuse(error)
-        return responses, accepted
+                results.append(error)
+        return results
 
     def _inputs(self, request: Any) -> Tensors:
         return {tensor.name(): self._to_device(tensor) for tensor in request.inputs()}
@@ -216,33 +247,10 @@ def _open_device(args: Mapping[str, str]) -> Device:
         return Cpu()
 
 
-def _checked_response(outputs: Tensors, lost: Sequence[str]) -> Any:
+def _own_part(outputs: Tensors, lost: Sequence[list[str]], images: slice) -> Tensors | Exception:
+    """The outputs of some images of a batch, or which of their tensors were lost."""
     try:
-        raise_if_lost(lost)
-        return _response(outputs)
-    except Exception as error:
-        return _error_response(error)
-
-
-def _response(outputs: Tensors) -> Any:
-    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
-
-
-def _tensor(name: str, array: Array) -> Any:
-    if isinstance(array, np.ndarray):
-        return pb_utils.Tensor(name, np.ascontiguousarray(array))
-    contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
-    # The array itself: for a capsule Triton would not wait.
-    return pb_utils.Tensor.from_dlpack(name, contiguous)
-
-
-def _error_response(error: Exception) -> Any:
-    code = pb_utils.TritonError.INTERNAL
-    message = f"{type(error).__name__}: {error}"
-    if isinstance(error, InvalidInputError):
-        code, message = pb_utils.TritonError.INVALID_ARG, str(error)
-    elif isinstance(error, LostTensorError):
-        code, message = pb_utils.TritonError.UNAVAILABLE, str(error)
-    else:
-        logging.getLogger(__name__).exception("request failed", exc_info=error)
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+        raise_if_lost(list(itertools.chain(*lost[images])))
+    except LostTensorError as error:
+        return error
+    return {name: array[images] for name, array in outputs.items()}

@@ -1,0 +1,39 @@
+"""What a step computed, or why it did not, as Triton's response.
+
+Imported inside Triton's Python stub only.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from rcnn_backend.devices import Array
+from rcnn_backend.errors import InvalidInputError, LostTensorError
+
+
+def make_response(outputs: dict[str, Array]) -> Any:
+    """Outputs by their names, C-contiguous copies where they are not contiguous."""
+    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
+
+
+def _tensor(name: str, array: Array) -> Any:
+    if isinstance(array, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(array))
+    contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
+    # The array itself: for a capsule Triton would not wait.
+    return pb_utils.Tensor.from_dlpack(name, contiguous)
+
+
+def make_error_response(error: Exception) -> Any:
+    """An error with the code that clients go by; one that nobody expected is also logged."""
+    code = pb_utils.TritonError.INTERNAL
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, InvalidInputError):
+        code, message = pb_utils.TritonError.INVALID_ARG, str(error)
+    elif isinstance(error, LostTensorError):
+        code, message = pb_utils.TritonError.UNAVAILABLE, str(error)
+    else:
+        logging.getLogger(__name__).exception("request failed", exc_info=error)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,150 @@
+"""How a step answers the requests of one execution, with stand-ins for Triton's objects."""
+
+import importlib
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.steps.lost_tensors import Sent
+
+
+class Error(Exception):
+    UNAVAILABLE, INVALID_ARG, INTERNAL = "unavailable", "invalid argument", "internal"
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def respond(tensors: Any = (), error: Error | None = None) -> Any:
+    """As an InferenceResponse: the outputs, or the error's code and message."""
+    return (error.code, str(error)) if error else {name: array.tolist() for name, array in tensors}
+
+
+def ask(*values: float, **parameters: Any) -> Any:
+    """A request with a tensor ``x`` [B, 1]."""
+    array = np.array(values, np.float32)[:, None]
+    tensor = SimpleNamespace(name=lambda: "x", is_cpu=lambda: True, as_numpy=lambda: array)
+    return SimpleNamespace(inputs=lambda: [tensor], parameters=lambda: json.dumps(parameters))
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A step on the CPU."""
+    pb_utils = ModuleType("triton_python_backend_utils")
+    pb_utils.__dict__.update(
+        TritonError=Error,
+        InferenceResponse=respond,
+        Tensor=lambda name, array: (name, array),
+        MetricFamily=MagicMock(),
+    )
+    monkeypatch.setitem(sys.modules, pb_utils.__name__, pb_utils)
+    for name in ("step", "metrics", "responses"):
+        monkeypatch.delitem(sys.modules, f"rcnn_backend.steps.{name}", raising=False)
+    module = importlib.import_module("rcnn_backend.steps.step")
+    args = {"model_config": "{}", "model_name": "doubling", "model_instance_kind": "CPU"}
+    return module.Step(args)
+
+
+class Model:
+    """Doubles ``x``; a batch with a negative number fails."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+
+    def together(self, tensors: dict[str, np.ndarray], options: list[Any]) -> dict[str, np.ndarray]:
+        assert len(options) == len(tensors["x"])
+        self.batches.append(tensors["x"].ravel().tolist())
+        if (tensors["x"] < 0).any():
+            raise ValueError(f"negative among {len(options)}")
+        return {"y": tensors["x"] * 2}
+
+    def each(self, requests: list[Any]) -> list[Any]:
+        joined = {"x": np.concatenate([request.tensors["x"] for request in requests])}
+        self.together(joined, [request.options for request in requests for _ in request.tensors["x"]])
+        return [
+            InvalidInputError("zero") if 0 in request.tensors["x"] else {"y": request.tensors["x"] * 2}
+            for request in requests
+        ]
+
+
+@pytest.mark.parametrize("way", ["together", "each"])
+def test_requests_are_computed_at_once(step: Any, way: str) -> None:
+    model = Model()
+    responses = getattr(step, f"answer_{way}")([ask(1, 2), ask(3)], getattr(model, way))
+    assert responses == [{"y": [[2], [4]]}, {"y": [[6]]}]
+    assert model.batches == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("way", ["together", "each"])
+def test_a_request_that_cannot_be_computed_fails_alone(step: Any, way: str) -> None:
+    model = Model()
+    responses = getattr(step, f"answer_{way}")([ask(1, 2), ask(-1), ask(3)], getattr(model, way))
+    assert responses == [
+        {"y": [[2], [4]]},
+        ("internal", "ValueError: negative among 1"),
+        {"y": [[6]]},
+    ]
+    assert model.batches == [[1, 2, -1, 3], [1, 2], [-1], [3]]
+
+
+@pytest.mark.parametrize("way", ["together", "each"])
+def test_nothing_is_computed_again_on_a_device_that_is_unusable(step: Any, way: str) -> None:
+    model = Model()
+    step.device.is_usable = lambda: False
+    responses = getattr(step, f"answer_{way}")([ask(1, 2), ask(-1), ask(3)], getattr(model, way))
+    assert responses == [("internal", "ValueError: negative among 4")] * 3
+    assert model.batches == [[1, 2, -1, 3]]
+
+
+@pytest.mark.parametrize("way", ["together", "each"])
+def test_parameters_that_are_refused_keep_a_request_out_of_the_batch(step: Any, way: str) -> None:
+    def read_options(parameters: dict[str, Any]) -> None:
+        if parameters:
+            raise InvalidInputError(f"unknown: {', '.join(parameters)}")
+
+    model = Model()
+    requests = [ask(1), ask(2, colour=3), ask(3)]
+    responses = getattr(step, f"answer_{way}")(requests, getattr(model, way), read_options=read_options)
+    assert responses == [{"y": [[2]]}, ("invalid argument", "unknown: colour"), {"y": [[6]]}]
+    assert model.batches == [[1, 3]]
+    model.batches.clear()
+    (refused,) = getattr(step, f"answer_{way}")([requests[1]], getattr(model, way), read_options=read_options)
+    assert refused == responses[1]
+    assert not model.batches
+
+
+def test_each_request_can_have_its_own_error(step: Any) -> None:
+    assert step.answer_each([ask(1), ask(0)], Model().each) == [{"y": [[2]]}, ("invalid argument", "zero")]
+
+
+@pytest.mark.parametrize("way", ["together", "each"])
+def test_outputs_that_cannot_be_sent_fail_their_own_request(step: Any, way: str) -> None:
+    def compute(first: Any, *_options: Any) -> Any:
+        return (
+            {"y": "no array"}
+            if way == "together"
+            else [{"y": "no array"}, {"y": np.ones((1, 1))}][: len(first)]
+        )
+
+    responses = getattr(step, f"answer_{way}")([ask(1), ask(2)], compute)
+    assert responses[0][0] == "internal"
+    assert way == "together" or responses[1] == {"y": [[1]]}
+
+
+def test_a_request_whose_tensor_was_lost_fails_alone(step: Any) -> None:
+    def sent(arrived: dict[str, np.ndarray]) -> Any:
+        expected = arrived["x"].copy()
+        expected[1] += 1
+        yield Sent("x", arrived["x"], expected)
+
+    model = Model()
+    first, lost, last = step.answer_together([ask(1), ask(2), ask(3)], model.together, sent=sent)
+    assert (first, last) == ({"y": [[2]]}, {"y": [[6]]})
+    assert lost[0] == "unavailable" and "x got lost" in lost[1]
+    assert model.batches == [[1, 2, 3]]
