@@ -58,7 +58,7 @@ def test_a_request_that_an_engine_refuses_fails_alone(narrow: Pipeline) -> None:
         for images, _ in requests_of(narrow, square, wide)
     ]
     assert padded_widths[0] < padded_widths[1]
-    narrow.rpn.max_width = padded_widths[0]
+    narrow.engines["rpn"].max_width = padded_widths[0]
     square_results, wide_results = {0, 2}, {1, 3}
     results = narrow.detect_requests(requests_of(narrow, square, wide, square, wide))
     for number in square_results:
@@ -71,22 +71,22 @@ def test_a_request_that_an_engine_refuses_fails_alone(narrow: Pipeline) -> None:
 def test_a_batch_that_an_engine_refuses_runs_request_by_request(narrow: Pipeline) -> None:
     pictures = [[np.full((40, 40, 3), value, np.uint8)] * count for value, count in ((0, 1), (99, 1), (9, 3))]
     requests = [(images, narrow.detection_parameters) for images in pictures]
-    narrow.rpn.max_batch = 2
+    narrow.engines["rpn"].max_batch = 2
     first, second, three_images = narrow.detect_requests(requests)
     assert len(first.boxes) == len(second.boxes) == 1
     assert "3 images" in str(three_images)
-    assert narrow.rpn.batches == [5, 1, 1, 3]
-    narrow.rpn.max_batch = 8
+    assert narrow.engines["rpn"].batches == [5, 1, 1, 3]
+    narrow.engines["rpn"].max_batch = 8
     for found, expected in zip(narrow.detect_requests(requests)[:2], (first, second), strict=True):
         np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
 
 
 @pytest.mark.xdist_group("server")
 def test_nothing_more_runs_on_a_device_that_broke(narrow: Pipeline) -> None:
-    narrow.rpn.breaks = True
+    narrow.engines["rpn"].breaks = True
     results = narrow.detect_requests(requests_of(narrow, (40, 40), (30, 50), (40, 40), (50, 30)))
     assert [str(error) for error in results] == ["illegal access"] * 4
-    assert narrow.rpn.batches == [2]
+    assert narrow.engines["rpn"].batches == [2]
 
 
 @pytest.mark.parametrize(("is_capturable", "batches"), [(True, [3, 3, 2, 2, 1, 1]), (False, [1, 1])])

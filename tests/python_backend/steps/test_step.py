@@ -9,8 +9,12 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from rcnn_backend.contract.chain import FP32, Chain, ChainStep, Tensor
 from rcnn_backend.errors import InvalidInputError
-from rcnn_backend.steps.lost_tensors import Sent
+from rcnn_backend.steps.lost_tensors import take_samples
+
+X, Y = Tensor("x", FP32, (1,)), Tensor("y", FP32, (1,))
+PAIR = Chain("pair", (ChainStep("first", (), (X,)), ChainStep("doubling", (X,), (Y,))))
 
 
 class Error(Exception):
@@ -26,16 +30,19 @@ def respond(tensors: Any = (), error: Error | None = None) -> Any:
     return (error.code, str(error)) if error else {name: array.tolist() for name, array in tensors}
 
 
+def tensor(name: str, array: np.ndarray) -> Any:
+    return SimpleNamespace(name=lambda: name, is_cpu=lambda: True, as_numpy=lambda: array)
+
+
 def ask(*values: float, **parameters: Any) -> Any:
     """A request with a tensor ``x`` [B, 1]."""
-    array = np.array(values, np.float32)[:, None]
-    tensor = SimpleNamespace(name=lambda: "x", is_cpu=lambda: True, as_numpy=lambda: array)
-    return SimpleNamespace(inputs=lambda: [tensor], parameters=lambda: json.dumps(parameters))
+    tensors = [tensor("x", np.array(values, np.float32)[:, None])]
+    return SimpleNamespace(inputs=lambda: tensors, parameters=lambda: json.dumps(parameters))
 
 
 @pytest.fixture
-def step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A step on the CPU."""
+def make_step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a step on the CPU."""
     pb_utils = ModuleType("triton_python_backend_utils")
     pb_utils.__dict__.update(
         TritonError=Error,
@@ -47,8 +54,14 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("step", "metrics", "responses"):
         monkeypatch.delitem(sys.modules, f"rcnn_backend.steps.{name}", raising=False)
     module = importlib.import_module("rcnn_backend.steps.step")
-    args = {"model_config": "{}", "model_name": "doubling", "model_instance_kind": "CPU"}
-    return module.Step(args)
+    args = {"model_config": '{"output": []}', "model_name": "doubling", "model_instance_kind": "CPU"}
+    return lambda *declared: module.Step(args, *declared)
+
+
+@pytest.fixture
+def step(make_step: Any) -> Any:
+    """A step that no chain declares."""
+    return make_step()
 
 
 class Model:
@@ -137,14 +150,13 @@ def test_outputs_that_cannot_be_sent_fail_their_own_request(step: Any, way: str)
     assert way == "together" or responses[1] == {"y": [[1]]}
 
 
-def test_a_request_whose_tensor_was_lost_fails_alone(step: Any) -> None:
-    def sent(arrived: dict[str, np.ndarray]) -> Any:
-        expected = arrived["x"].copy()
-        expected[1] += 1
-        yield Sent("x", arrived["x"], expected)
-
+def test_a_request_whose_tensor_was_lost_fails_alone(make_step: Any) -> None:
+    requests = [ask(1), ask(2), ask(3)]
+    for request, sent in zip(requests, (1, 5, 3), strict=True):
+        samples = take_samples([np.array([[sent]], np.float32)])
+        request.inputs().append(tensor("first_samples", samples))
     model = Model()
-    first, lost, last = step.answer_together([ask(1), ask(2), ask(3)], model.together, sent=sent)
+    first, lost, last = make_step(PAIR, "doubling").answer_together(requests, model.together)
     assert (first, last) == ({"y": [[2]]}, {"y": [[6]]})
     assert lost[0] == "unavailable" and "x got lost" in lost[1]
     assert model.batches == [[1, 2, 3]]
