@@ -22,3 +22,7 @@ class ServerError(RuntimeError):
 
 class LostTensorError(RuntimeError):
     """A tensor that the step before sent did not arrive; the message says which setting to change."""
+
+
+class UnusableDeviceError(RuntimeError):
+    """The GPU failed before the request came; another server can answer it."""

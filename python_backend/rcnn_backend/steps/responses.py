@@ -10,7 +10,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from rcnn_backend.devices import Array
-from rcnn_backend.errors import InvalidInputError, LostTensorError
+from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDeviceError
 
 
 def make_response(outputs: dict[str, Array]) -> Any:
@@ -32,7 +32,7 @@ def make_error_response(error: Exception) -> Any:
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, InvalidInputError):
         code, message = pb_utils.TritonError.INVALID_ARG, str(error)
-    elif isinstance(error, LostTensorError):
+    elif isinstance(error, LostTensorError | UnusableDeviceError):
         code, message = pb_utils.TritonError.UNAVAILABLE, str(error)
     else:
         logging.getLogger(__name__).exception("request failed", exc_info=error)

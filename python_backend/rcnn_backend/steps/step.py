@@ -16,7 +16,7 @@ from rcnn_backend.batches import run_batches
 from rcnn_backend.contract.chain import Chain, count_levels, expand
 from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
-from rcnn_backend.errors import InvalidInputError, LostTensorError
+from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDeviceError
 from rcnn_backend.steps.lost_tensors import (
     Arrived,
     find_lost,
@@ -27,9 +27,11 @@ from rcnn_backend.steps.lost_tensors import (
     warm_up,
 )
 from rcnn_backend.steps.metrics import StepMetrics
+from rcnn_backend.steps.process_end import ProcessEnd
 from rcnn_backend.steps.responses import make_error_response, make_response
 
 Tensors = dict[str, Array]
+ReadOptions = Callable[[Mapping[str, Any]], Any]  # a request's parameters -> what the model makes of them
 
 
 class Request(NamedTuple):
@@ -44,10 +46,14 @@ class Request(NamedTuple):
         return len(next(iter(self.tensors.values())))
 
 
+Run = Callable[[list[Request]], list[Tensors | Exception]]
+
+
 class Step:
     """One instance of a model: the device it computes on, and how it answers requests.
 
     Tensors are CuPy arrays on a GPU instance, wherever they come from, and NumPy arrays on the CPU.
+    After an error that leaves the GPU unusable, the process ends as soon as its requests are answered.
 
     Args:
         chain: the family that the step is declared in; None for an engine, which runs any network.
@@ -62,6 +68,7 @@ class Step:
         self._sends_samples = self._samples in (output["name"] for output in self.config["output"])
         self._counted = self._declared.counted if self._declared else ""
         self._metrics = StepMetrics(args["model_name"], self._counted)
+        self._end = ProcessEnd()
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)
@@ -77,7 +84,7 @@ class Step:
         requests: Sequence[Any],
         compute: Callable[[list[Request]], list[Tensors | Exception]],
         *,
-        read_options: Callable[[Mapping[str, Any]], Any] = dict,
+        read_options: ReadOptions = dict,
     ) -> list[Any]:
         """Computes all requests in one call, which gives each its own outputs or its own error.
 
@@ -110,7 +117,7 @@ class Step:
         requests: Sequence[Any],
         compute: Callable[[Tensors, list[Any]], Tensors],
         *,
-        read_options: Callable[[Mapping[str, Any]], Any] = dict,
+        read_options: ReadOptions = dict,
     ) -> list[Any]:
         """Computes one batch joined from all requests, then splits it again.
 
@@ -146,28 +153,30 @@ class Step:
 
         return self._answer(requests, read_options, run)
 
-    def _answer(
-        self,
-        requests: Sequence[Any],
-        read_options: Callable[[Mapping[str, Any]], Any],
-        run: Callable[[list[Request]], list[Tensors | Exception]],
-    ) -> list[Any]:
+    def _answer(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
         """The responses to all requests; ``run`` gives outputs or an error for each that can be read."""
-        began = time.perf_counter()
-        with self.device.active():
-            results = self._read(requests, read_options)
-            accepted = {index: each for index, each in enumerate(results) if isinstance(each, Request)}
-            computed = run_batches(
-                lambda indices: run([accepted[index] for index in indices]),
-                [list(accepted)] if accepted else [],
-                self.device,
-            )
-            responses = [
-                self._respond(computed[index] if isinstance(each, Request) else each)
-                for index, each in enumerate(results)
-            ]
-        self._metrics.took(time.perf_counter() - began)
-        return responses
+        with self._end.executing:
+            if self._end.is_near:
+                gone = UnusableDeviceError("the step's GPU failed, and its process is about to end")
+                return [make_error_response(gone) for _ in requests]
+            began = time.perf_counter()
+            try:
+                with self.device.active():
+                    responses = self._compute(requests, read_options, run)
+            except Exception as error:  # a GPU that failed can also refuse to be left
+                responses = [self._respond(error) for _ in requests]
+            self._metrics.took(time.perf_counter() - began)
+            return responses
+
+    def _compute(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
+        results = self._read(requests, read_options)
+        accepted = {index: each for index, each in enumerate(results) if isinstance(each, Request)}
+        batches = [list(accepted)] if accepted else []
+        computed = run_batches(lambda indices: run([accepted[i] for i in indices]), batches, self.device)
+        return [
+            self._respond(computed[index] if isinstance(each, Request) else each)
+            for index, each in enumerate(results)
+        ]
 
     def _add_samples(self, outputs: Tensors) -> None:
         """Puts the samples among the outputs, if the model's config declares them."""
@@ -200,11 +209,11 @@ class Step:
                 result = error
         if isinstance(result, InvalidInputError):
             self._metrics.rejected(result.reason)
+        elif not self.device.is_usable():
+            self._end.begin()
         return make_error_response(result)
 
-    def _read(
-        self, requests: Sequence[Any], read_options: Callable[[Mapping[str, Any]], Any]
-    ) -> list[Request | Exception]:
+    def _read(self, requests: Sequence[Any], read_options: ReadOptions) -> list[Request | Exception]:
         """Each request's tensors and options, or why they cannot be read."""
         results: list[Request | Exception] = []
         for request in requests:

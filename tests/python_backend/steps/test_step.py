@@ -1,8 +1,10 @@
 """How a step answers the requests of one execution, with stand-ins for Triton's objects."""
 
+import contextlib
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -110,9 +112,35 @@ def test_a_request_that_cannot_be_computed_fails_alone(step: Any, way: str) -> N
 def test_nothing_is_computed_again_on_a_device_that_is_unusable(step: Any, way: str) -> None:
     model = Model()
     step.device.is_usable = lambda: False
+    step._end = MagicMock(is_near=False)
     responses = getattr(step, f"answer_{way}")([ask(1, 2), ask(-1), ask(3)], getattr(model, way))
     assert responses == [("internal", "ValueError: negative among 4")] * 3
     assert model.batches == [[1, 2, -1, 3]]
+    step._end.begin.assert_called()
+    step._end.is_near = True
+    ((code, message),) = getattr(step, f"answer_{way}")([ask(1)], getattr(model, way))
+    assert code == "unavailable" and "about to end" in message
+    assert len(model.batches) == 1
+
+
+def test_a_device_that_cannot_be_left_fails_the_requests_and_ends_the_process(step: Any) -> None:
+    @contextlib.contextmanager
+    def active() -> Iterator[None]:
+        yield
+        raise RuntimeError("an illegal memory access was encountered")
+
+    step.device.active, step.device.is_usable = active, lambda: False
+    step._end = MagicMock(is_near=False)
+    responses = step.answer_together([ask(1), ask(2)], Model().together)
+    assert responses == [("internal", "RuntimeError: an illegal memory access was encountered")] * 2
+    step._end.begin.assert_called()
+
+
+def test_a_device_that_is_still_usable_ends_nothing(step: Any) -> None:
+    step._end = MagicMock(is_near=False)
+    step.answer_together([ask(-1)], Model().together)
+    step.answer_each([ask(0)], Model().each)
+    step._end.begin.assert_not_called()
 
 
 @pytest.mark.parametrize("way", ["together", "each"])
