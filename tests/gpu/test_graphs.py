@@ -7,10 +7,9 @@ import pytest
 
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
-from rcnn_backend.contract.manifest import write_manifest  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.engines import graphs  # noqa: E402
-from rcnn_backend.engines.aoti import TorchEngine, describe_target  # noqa: E402
+from rcnn_backend.engines.aoti import TorchEngine  # noqa: E402
 from rcnn_backend.engines.graphs import GraphCache  # noqa: E402
 
 pytestmark = pytest.mark.gpu
@@ -94,33 +93,9 @@ def test_without_memory_for_a_shape_the_graphs_of_others_keep_theirs(
             np.testing.assert_allclose(cache(*pair)[0].get(), 2 * (pair[0] + pair[1]).get(), rtol=1e-6)
 
 
-def test_a_package_runs_in_a_graph(tmp_path: Path) -> None:
+def test_a_package_runs_in_a_graph(compiled_network: tuple[torch.nn.Module, Path]) -> None:
     """AOTInductor's memory in a graph is not touched by what runs beside it."""
-
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution = torch.nn.Conv2d(3, 8, 3, padding=1)
-
-        def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            features = torch.relu(self.convolution(input))
-            return features, features.flatten(1).topk(5).values
-
-    network = Network().cuda().eval()
-    example = (torch.rand(2, 3, 16, 16, device="cuda"),)
-    shapes = ({0: torch.export.Dim("batch", min=1, max=16)},)
-    with torch.no_grad():
-        program = torch.export.export(network, example, dynamic_shapes=shapes)
-        path = tmp_path / "model.pt2"
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    target = describe_target(torch.device("cuda", 0))
-    manifest = {
-        "inputs": ["input"],
-        "outputs": ["features", "top"],
-        "engines": {path.name: {"target": target}},
-        "versions": {"torch": torch.__version__},
-    }
-    write_manifest(tmp_path, manifest)
+    network, path = compiled_network
     device = Gpu(0)
     engine = TorchEngine(path, device)
     assert engine.is_capturable

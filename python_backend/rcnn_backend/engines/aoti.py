@@ -29,13 +29,16 @@ class TorchEngine:
             torch_device, index = torch.device("cuda", device.device_id), device.device_id
             # the step's own, for what torch launches
             self._stream = torch.cuda.ExternalStream(device.stream.ptr, torch_device)
-            self._graph_memory = torch.cuda.MemPool()  # which torch gives to nobody else
         manifest = read_manifest(path.parent)
         _check_target(path, manifest, torch_device)
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
         try:
-            # Not torch._inductor.aoti_load_package, which first looks for a compiler, for 15 s.
-            self._package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
+            # A pool belongs to torch's current GPU, and loading a package changes which GPU is current.
+            with torch.cuda.device(index):  # does nothing for -1
+                if device.is_gpu:
+                    self._graph_memory = torch.cuda.MemPool()  # which torch gives to nobody else
+                # Not torch._inductor.aoti_load_package, which first looks for a compiler, for 15 s.
+                self._package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
         except Exception as error:  # of many kinds
             raise RepositoryError(
                 f"PyTorch {torch.__version__} cannot load {path}: {error}. {_rebuild_hint()}"
