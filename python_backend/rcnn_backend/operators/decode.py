@@ -1,29 +1,23 @@
 """A picture as sent, encoded or not -> RGB pixels, with every refusal in plain words."""
 
-import io
 import itertools
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.operators.picture_files import FORMATS, open_picture
 from rcnn_backend.operators.sizes import resized_size_hw
 
 if TYPE_CHECKING:
     from rcnn_backend.operators.gpu.decode import JpegDecoder
 
-# This package checks the size itself, before decoding, against the model's own limit.
-Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", module="PIL")  # of odd files, which would fill the server's log
-
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # every other decoder is out of a sender's reach
 # Of one that fills in a large picture scan by scan, a small file keeps a decoder busy for hours.
 MAX_JPEG_SCANS = 100
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
@@ -46,7 +40,7 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
         )
     _check_num_scans(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_picture(data) as image:
             width, height = image.size
             _check_num_pixels(width, height, max_image_pixels)
             upright = ImageOps.exif_transpose(image)

@@ -6,6 +6,7 @@ Imported inside Triton's Python stub only, where ``triton_python_backend_utils``
 import itertools
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,6 +62,8 @@ class Step:
     """
 
     def __init__(self, args: Mapping[str, str], chain: Chain | None = None, name: str = "") -> None:
+        # Pillow warns about odd files, and each would add a line to the server's log.
+        warnings.filterwarnings("ignore", module="PIL")
         self.config: dict[str, Any] = json.loads(args["model_config"])
         self.device = _open_device(args)
         self._chain, self._declared = chain, chain.step(name) if chain else None

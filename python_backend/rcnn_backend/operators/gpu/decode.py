@@ -1,15 +1,14 @@
 """JPEG -> pixels on a GPU by nvImageCodec (nvJPEG); what it does not take is left to Pillow."""
 
-import io
 import math
 from collections.abc import Sequence
 
 import cupy
 import numpy as np
 from nvidia import nvimgcodec
-from PIL import Image
 
 from rcnn_backend.devices import Gpu
+from rcnn_backend.operators.picture_files import open_picture
 
 END_OF_IMAGE = b"\xff\xd9"
 MAX_TRAILER_BYTES = 1 << 10  # after a complete JPEG's end
@@ -57,7 +56,7 @@ def _share(image: nvimgcodec.Image) -> cupy.ndarray:
 def is_for_gpu(data: bytes, max_image_pixels: int) -> bool:
     """Whether it is a complete JPEG, YCbCr or grey, of at most ``max_image_pixels``."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with open_picture(data, formats=("JPEG",)) as image:
             return (
                 image.mode in ("RGB", "L")
                 and image.info.get("adobe_transform") != 0  # RGB without a transform

@@ -1,0 +1,50 @@
+"""Opens a picture file with Pillow, without the limits that Pillow keeps in global variables.
+
+``PIL.Image.open`` refuses pictures above ``PIL.Image.MAX_IMAGE_PIXELS``. Changing that number would change it for
+the whole process, and the process may be a caller's own. So the files are opened here as ``PIL.Image.open``
+does it, and the caller checks the size against the model's limit before it decodes any pixel.
+"""
+
+import io
+import struct
+from collections.abc import Sequence
+
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # every other decoder is out of a sender's reach
+NUM_SIGNATURE_BYTES = 16  # Pillow recognises a format by them
+
+
+class _TiffFile(TiffImagePlugin.TiffImageFile):
+    """A TIFF whose memory is there before Pillow would check its size once more."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, self._tile_size, None).im  # None: memory that is not cleared
+        super().load_prepare()
+
+
+def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> ImageFile.ImageFile:
+    """Reads a picture file's header; its pixels are decoded when they are first used.
+
+    Args:
+        formats: names of Pillow's formats, out of FORMATS.
+
+    Raises:
+        UnidentifiedImageError: the bytes are of none of these formats.
+        Exception: any other that Pillow raises on a damaged file.
+    """
+    Image.preinit()
+    for name in formats:
+        if name not in Image.OPEN:
+            Image.init()
+        opener, accepts = Image.OPEN[name]
+        if name == "TIFF":
+            opener = _TiffFile
+        if accepts is not None and accepts(data[:NUM_SIGNATURE_BYTES]) is not True:  # a str says why not
+            continue
+        try:
+            return opener(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # looks like this format, but is not
+            continue
+    raise UnidentifiedImageError
