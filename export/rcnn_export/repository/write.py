@@ -22,6 +22,7 @@ from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_dir
+from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
 
@@ -84,7 +85,7 @@ def export_repository(
                 builder = _plan_build()
                 profiles, timings = options.profiles[stage.name], builder.timing_cache(repository)
                 builder.build_plan(version_dir, profiles, options.plan, timings)
-        _swap(staging, repository, models)
+        swap_folders(staging, repository, models)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error
     finally:
@@ -123,24 +124,3 @@ def _plan_build() -> ModuleType:
     from rcnn_backend.engines import plan_build
 
     return plan_build
-
-
-def _swap(staging: Path, repository: Path, models: list[str]) -> None:
-    """Renames each new folder into its place; a failure on the way puts the old ones back."""
-    replaced = staging / "replaced"
-    replaced.mkdir()
-    done: list[str] = []
-    try:
-        for model in models:
-            done.append(model)
-            if (repository / model).exists():
-                (repository / model).rename(replaced / model)
-            (staging / model).rename(repository / model)
-    except BaseException:
-        for model in reversed(done):
-            if (replaced / model).exists():
-                shutil.rmtree(repository / model, ignore_errors=True)
-                (replaced / model).rename(repository / model)
-            elif not (staging / model).exists():
-                shutil.rmtree(repository / model, ignore_errors=True)
-        raise

@@ -107,6 +107,34 @@ def test_a_failed_swap_puts_the_older_one_back(
     assert snapshot(tmp_path) == before
 
 
+def test_an_older_export_that_cannot_be_put_back_outlives_the_clean_up(
+    mobile: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_repository(mobile, tmp_path, "one")
+    before = snapshot(tmp_path)
+    rename, calls = Path.rename, []
+
+    def rename_until_the_disk_fails_for_good(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) >= 6:
+            raise OSError("disk failed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_the_disk_fails_for_good)
+    with pytest.raises(ExportError, match=r"disk failed.*They are kept in .*rcnn-replaced-"):
+        export_repository(mobile, tmp_path, "one")
+    monkeypatch.undo()
+    (kept,) = tmp_path.glob(".rcnn-replaced-*")
+    for model in kept.iterdir():
+        after = snapshot(model)
+        assert after == {
+            name.removeprefix(f"{model.name}/"): data
+            for name, data in before.items()
+            if name.startswith(f"{model.name}/")
+        }
+    assert {model.name for model in kept.iterdir()} >= set(model_names("one")[:3])
+
+
 def test_the_command_says_what_it_wrote(
     instant_onnx: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
