@@ -132,7 +132,7 @@ def test_an_older_export_that_cannot_be_put_back_outlives_the_clean_up(
             for name, data in before.items()
             if name.startswith(f"{model.name}/")
         }
-    assert {model.name for model in kept.iterdir()} >= set(model_names("one")[:3])
+    assert {model.name for model in kept.iterdir()} >= set(FASTER_RCNN.model_names("one")[:3])
 
 
 def test_the_command_says_what_it_wrote(
