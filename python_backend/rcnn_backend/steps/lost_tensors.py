@@ -20,15 +20,16 @@ from rcnn_backend.contract.samples import FIRST, NUM_SAMPLES, SUFFIX
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.errors import LostTensorError
 
-Float = npt.NDArray[np.float32]
+Float = npt.NDArray[np.floating[Any]]
+TINY = np.finfo(np.float32).tiny  # a GPU may make zero of what is smaller
 
 
 class Sent(NamedTuple):
     """Samples of one tensor: of what arrived, and those that were sent with it."""
 
     name: str
-    arrived: Float  # [B, S]
-    sent: Float  # [B, S]
+    arrived: Float  # [B, S], float16 of a tensor that is, otherwise float32
+    sent: Float  # [B, S] float32
 
 
 def take_samples(tensors: Sequence[Array]) -> Array:
@@ -74,12 +75,19 @@ class Arrived:
         }
         samples = _gather(list(tensors.values()), sampled)
         self._samples: Float = samples if isinstance(samples, np.ndarray) else start_download(samples)
+        self._halves = {name for name, tensor in tensors.items() if tensor.dtype == np.float16}
 
     def by_name(self) -> dict[str, Float]:
-        """[B, S] of each tensor, all of one that holds samples; on a GPU the stream is done by then."""
+        """[B, S] of each tensor, all of one that holds samples; on a GPU the stream is done by then.
+
+        Those of a float16 tensor are float16, all others float32.
+        """
         ends = np.cumsum(list(self._widths.values()))
         parts = np.split(self._samples, ends[:-1], axis=1)
-        return dict(zip(self._widths, parts, strict=True))
+        return {
+            name: part.astype(np.float16) if name in self._halves else part
+            for name, part in zip(self._widths, parts, strict=True)
+        }
 
 
 def start_download(samples: Array) -> Any:
@@ -118,10 +126,29 @@ def find_lost(sent: Iterator[Sent], batch: int) -> list[list[str]]:
             raise ValueError(
                 f"{expected.shape[1]} samples came with {name}, expected {arrived.shape[1]}: export the detector again"
             )
-        same = (arrived == expected) | (np.isnan(arrived) & np.isnan(expected))
-        for image in np.flatnonzero(~same.all(axis=1)):
+        for image in np.flatnonzero(~_are_same(arrived, expected).all(axis=1)):
             lost[image].append(name)
     return lost
+
+
+def _are_same(arrived: Float, sent: Float) -> npt.NDArray[np.bool_]:
+    """Which samples [B, S] differ by one unit in the last place of the type that arrived, or less.
+
+    An engine may take its samples before it rounds a tensor to float16, or compute them in another
+    order than the tensor. NaN is the same as NaN alone.
+    """
+    with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in the tensor
+        rounded = sent.astype(arrived.dtype)
+    same = np.abs(_places(arrived) - _places(rounded)) <= 1
+    same |= np.maximum(np.abs(arrived), np.abs(sent)) <= TINY
+    nans = np.isnan(arrived), np.isnan(sent)
+    return np.where(nans[0] | nans[1], nans[0] & nans[1], same)
+
+
+def _places(values: Float) -> npt.NDArray[np.int64]:
+    """The place of each value among all values of its type: neighbours are 1 apart, both zeros are at 0."""
+    magnitudes = np.abs(values).view(f"i{values.itemsize}").astype(np.int64)
+    return np.where(np.signbit(values), -magnitudes, magnitudes)
 
 
 def raise_if_lost(names: Sequence[str]) -> None:

@@ -119,6 +119,78 @@ def test_nan_equals_nan() -> None:
     assert find_lost(iter([Sent("boxes", boxes, boxes.copy())]), 2) == [[], []]
 
 
+def is_lost(dtype: type, stored: float, sampled: float) -> bool:
+    """Whether a tensor is lost of which a sample, taken inside an engine, is ``sampled``."""
+    arrived = Arrived({"feature_0": np.full((1, 1), stored, dtype)}).by_name()["feature_0"]
+    sent = take_samples([np.full((1, 1), sampled, np.float32)])
+    return find_lost(iter([Sent("feature_0", arrived, sent)]), 1) == [["feature_0"]]
+
+
+HALF, SINGLE = np.float16, np.float32
+ABOVE_1, TWO_ABOVE_1 = 1 + 2.0**-10, 1 + 2.0**-9  # in float16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "sampled"),
+    [
+        (HALF, 0.1, 0.1),  # which float16 cannot hold
+        (HALF, 1, 1.0004),
+        (HALF, 1, ABOVE_1),
+        (HALF, -ABOVE_1, -1),
+        (HALF, 1, 1 - 2.0**-11),  # the spacing halves below a power of two
+        (HALF, 0.0, -0.0),
+        (HALF, 3e-5, 3.0001e-5),  # subnormal
+        (HALF, 2.0**-24, 2.0**-26),
+        (HALF, -(2.0**-24), 0),
+        (HALF, np.inf, 70_000),
+        (HALF, np.inf, 65_519.9),  # the largest that is rounded down
+        (HALF, -np.inf, -np.inf),
+        (HALF, np.nan, np.nan),
+        (SINGLE, 1, 1 + 2.0**-23),
+        (SINGLE, 1e-40, 0),  # which a GPU may make zero
+        (SINGLE, np.inf, np.inf),
+        (np.int32, 1000, 1000),
+    ],
+)
+def test_one_unit_in_the_last_place_is_no_loss(dtype: type, stored: float, sampled: float) -> None:
+    assert not is_lost(dtype, stored, sampled)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "sampled"),
+    [
+        (HALF, 1, TWO_ABOVE_1),
+        (HALF, 1, -1),
+        (HALF, 0, 2.0**-23),
+        (HALF, -(2.0**-24), 2.0**-24),
+        (HALF, 0, 0.1),
+        (HALF, np.inf, 60_000),
+        (HALF, np.inf, -np.inf),
+        (HALF, np.inf, np.nan),
+        (HALF, np.nan, 0),
+        (SINGLE, 1, 1 + 2.0**-22),
+        (SINGLE, 1, ABOVE_1),
+        (SINGLE, 0, 1e-37),
+        (SINGLE, np.nan, np.inf),
+        (np.int32, 1000, 999),
+    ],
+)
+def test_more_than_one_unit_in_the_last_place_is_a_loss(dtype: type, stored: float, sampled: float) -> None:
+    assert is_lost(dtype, stored, sampled)
+
+
+def test_samples_that_were_taken_before_rounding() -> None:
+    """The tensor is not lost, but zeros, another image's and memory that nobody wrote are."""
+    feature = np.random.default_rng(3).normal(0, 3, (4, 8, 6, 5)).astype(np.float32)
+    stored = feature.astype(np.float16)
+    stored[1] = 0
+    stored[2] = stored[3]
+    stored.view(np.uint8)[3] = 0xA5
+    arrived = Arrived({"feature_0": stored}).by_name()["feature_0"]
+    found = find_lost(iter([Sent("feature_0", arrived, take_samples([feature]))]), 4)
+    assert found == [[], ["feature_0"], ["feature_0"], ["feature_0"]]
+
+
 def test_another_number_of_samples_means_another_export() -> None:
     with pytest.raises(ValueError, match="export the detector again"):
         find_lost(iter([Sent("boxes", np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32))]), 1)
