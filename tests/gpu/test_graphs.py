@@ -45,17 +45,40 @@ def test_the_third_time_nothing_runs_in_python() -> None:
     assert calls.count == 4  # each shape as it is, and captured
 
 
-def test_the_shape_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MAX_SHAPES", 2)
+def test_the_graph_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     device, calls = Gpu(0), CountedCalls()
     cache = GraphCache(calls, device)
     with device.active():
-        for size in (1, 2, 1, 3, 1):  # 2 goes when 3 comes
+        for size in (1, 1, 2, 2, 1, 3, 3, 1):  # the graph of 2 goes when that of 3 comes
             cache(*random_pair(size, 4))
-        assert calls.count == 4
+        assert calls.count == 6
         cache(*random_pair(2, 4))
         device.synchronize()
-    assert calls.count == 5
+    assert calls.count == 7
+
+
+def test_a_failed_capture_leaves_the_stream_and_the_other_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    device, calls = Gpu(0), CountedCalls()
+
+    def compute(left: "cupy.ndarray", right: "cupy.ndarray") -> list["cupy.ndarray"]:
+        outputs = calls(left, right)
+        if len(left) in (4, 6):
+            device.synchronize()  # which a capture does not permit
+        return outputs
+
+    cache = GraphCache(compute, device)
+    with device.active():
+        for size in (9, 9, 3, 3, 4, 4, 4, 9, 3, 6, 6, 5, 5, 5, 4, 6, 3):
+            pair = random_pair(size, 1000)
+            total = pair[0].get() + pair[1].get()
+            found = [array.get() for array in cache(*pair)]
+            np.testing.assert_allclose(found[0], 2 * total, rtol=1e-6)
+            np.testing.assert_allclose(found[1], np.sqrt(np.abs(total)), rtol=1e-6)
+    assert calls.count == 6 + 4 + 1 + 3 + 1  # 9, 3 and 5 twice; 4 and 6 each time, and once in their captures
+    (record,) = caplog.records
+    assert "(4, 1000)" in record.getMessage()
+    assert record.exc_info
 
 
 def test_more_shapes_take_no_more_memory() -> None:

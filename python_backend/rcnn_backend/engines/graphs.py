@@ -1,16 +1,24 @@
 """CUDA graphs: what ran once for some shapes of inputs runs again as a single launch."""
 
+import contextlib
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cupy
 import numpy as np
 
 from rcnn_backend.devices import Gpu
 
-MAX_SHAPES = 32
+logger = logging.getLogger(__name__)
 
+MAX_GRAPHS = 64  # four padded sizes with eight batches each, twice
+MAX_COUNTED = 1024  # shapes whose runs are counted: some hundred bytes each
+# One run compiles and loads what a capture cannot, and shapes that never come again are not worth a capture.
+RUNS_BEFORE_CAPTURE = 1
+
+V = TypeVar("V")
 Compute = Callable[..., Sequence[cupy.ndarray]]
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -26,8 +34,9 @@ class Graph(NamedTuple):
 class GraphCache:
     """``compute``, which launches on the stream of ``device`` only and waits for nothing.
 
-    The first batch of some shapes runs as ever, which compiles and loads what it needs; the second
-    is captured. Of more than MAX_SHAPES shapes, the one unused for longest is forgotten.
+    The first RUNS_BEFORE_CAPTURE batches of some shapes run call by call, and the next one is captured. Of more
+    than MAX_GRAPHS graphs, the one unused for longest is forgotten, and its shapes count as new. Where a capture
+    fails, batches of these shapes go on call by call; the first failure is logged.
 
     One batch runs after the other, so all of them work in the same memory, which grows with the largest
     batch and not with the number of shapes. It is never given back: graphs point into it.
@@ -38,36 +47,54 @@ class GraphCache:
         self._stream = device.stream
         self._memory = cupy.cuda.MemoryPool(_allocate)
         self._inputs, self._outputs = SharedArrays(), SharedArrays()
-        self._graphs: OrderedDict[Shapes, Graph | None] = OrderedDict()  # None: ran once
+        self._graphs: OrderedDict[Shapes, Graph] = OrderedDict()
+        self._runs: OrderedDict[Shapes, int] = OrderedDict()  # call by call
+        self._has_failed = False
         device.has_graphs = True
 
     def __call__(self, *inputs: cupy.ndarray) -> list[cupy.ndarray]:
         """The outputs, which the next call overwrites."""
         shapes = tuple(array.shape for array in inputs)
-        if shapes not in self._graphs:
+        runs = self._runs.get(shapes, 0)
+        graph = self._graphs.get(shapes)
+        if runs == RUNS_BEFORE_CAPTURE:  # only once: what failed counts on
+            graph = self._try_capture(shapes, inputs)
+        if graph is None:
             outputs = self._run(inputs)
-            self._remember(shapes, None)
+            _remember(self._runs, shapes, runs + 1, MAX_COUNTED)
             return outputs
-        graph = self._graphs[shapes] or self._capture(inputs)
-        self._remember(shapes, graph)
+        self._runs.pop(shapes, None)
+        _remember(self._graphs, shapes, graph, MAX_GRAPHS)
         _copy(inputs, graph.inputs)
         graph.graph.launch(self._stream)
         return graph.outputs
 
-    def _remember(self, shapes: Shapes, graph: Graph | None) -> None:
-        self._graphs[shapes] = graph
-        self._graphs.move_to_end(shapes)
-        if len(self._graphs) > MAX_SHAPES:
-            self._graphs.popitem(last=False)
+    def _try_capture(self, shapes: Shapes, inputs: Sequence[cupy.ndarray]) -> Graph | None:
+        """None if it fails."""
+        try:
+            return self._capture(inputs)
+        except Exception as error:  # of as many kinds as there are libraries
+            if not self._has_failed:
+                logger.warning(
+                    "batches of the shapes %s cannot become a CUDA graph and run call by call, which is slower; "
+                    "failures with other shapes are not logged",
+                    shapes,
+                    exc_info=error,
+                )
+            self._has_failed = True
+            return None
 
     def _capture(self, inputs: Sequence[cupy.ndarray]) -> Graph:
         own = self._inputs.like(inputs)
         self._stream.begin_capture()
         try:
             outputs = self._run(own)
-        finally:
-            graph = self._stream.end_capture()
-        return Graph(graph, own, outputs)
+        except BaseException:
+            # The stream is usable again after this. An error here only says that the capture has failed.
+            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+                self._stream.end_capture()
+            raise
+        return Graph(self._stream.end_capture(), own, outputs)
 
     def _run(self, inputs: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
         with cupy.cuda.using_allocator(self._memory.malloc):
@@ -93,6 +120,14 @@ class SharedArrays:
             cupy.ndarray(array.shape, array.dtype, memory.data)
             for array, memory in zip(arrays, self._memory, strict=True)
         ]
+
+
+def _remember(cache: OrderedDict[Shapes, V], shapes: Shapes, value: V, size: int) -> None:
+    """As the entry used last; of more than ``size``, the one unused for longest goes."""
+    cache[shapes] = value
+    cache.move_to_end(shapes)
+    if len(cache) > size:
+        cache.popitem(last=False)
 
 
 def _copy(sources: Iterable[cupy.ndarray], targets: Iterable[cupy.ndarray]) -> None:
