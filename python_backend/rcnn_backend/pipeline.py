@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
-from rcnn_backend.operators.sizes import group_by_size
+from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
 
@@ -171,22 +172,39 @@ class Pipeline:
         return all(engine.is_capturable for engine in self.engines.values())
 
     def warm_up(self, max_batch_size: int) -> None:
-        """On a GPU, compiles what ``run`` runs, with a picture of the largest size.
+        """On a GPU, compiles what ``run`` runs, and runs the networks on each size that is known beforehand.
 
-        Engines that become CUDA graphs are captured for every batch of such pictures, up to
-        ``max_batch_size``; a batch of another shape waits for its own when it first comes.
+        These are ``padded_sizes_hw``, or the size of the largest landscape picture if there are none. Engines
+        that become CUDA graphs are captured for every batch up to ``max_batch_size`` of each size; others
+        run one picture of each. What is not warmed: any other size of pictures, such as upright ones without
+        ``padded_sizes_hw``. The first batches of such a size wait for their kernels and their graph.
+
+        Raises:
+            InvalidInputError: an engine takes none of these sizes.
         """
         if not self.device.is_gpu:
             return
         preprocessing.warm_up(self.preprocess_parameters, self.device, self.input_dtype)
         proposing.warm_up(self.proposal_parameters, self.pool_parameters, self.device)
         detecting.warm_up(self.detection_parameters, self.device)
-        size_hw = self.preprocess_parameters.min_size, self.preprocess_parameters.max_size
-        blank = self.device.upload(np.zeros((*size_hw, 3), np.uint8))
-        most = max_batch_size if self._is_capturable else 1
-        for batch in range(most, 0, -1):  # the largest first: the others run in its memory
-            for _ in range(2):
-                self.run([blank] * batch, [self.detection_parameters] * batch)
+        largest_batch = max_batch_size if self._is_capturable else 1
+        sizes_hw = _sizes_to_warm(self.preprocess_parameters)
+        refusals = []
+        for size_hw in sizes_hw:
+            try:
+                for batch in range(largest_batch, 0, -1):  # the largest first: the others run in its memory
+                    self._run_blank(batch, *size_hw)
+            except InvalidInputError as error:  # which requests of this size get too
+                refusals.append(error)
+        if len(refusals) == len(sizes_hw):
+            raise refusals[0]
+
+    def _run_blank(self, batch: int, height: int, width: int) -> None:
+        """Runs the networks twice on pictures of zeros, padded to that size: the second run is captured."""
+        network_input = self.device.upload(np.zeros((batch, 3, height, width), self.input_dtype))
+        image_sizes = np.tile(np.array([height, width, height, width], np.float32), (batch, 1))
+        for _ in range(2):
+            self._networks(network_input, self.device.upload(image_sizes))
 
     def _read(self, images: Sequence[bytes | npt.NDArray[np.uint8]]) -> list[Array]:
         encoded = [image for image in images if isinstance(image, bytes)]
@@ -195,6 +213,13 @@ class Pipeline:
             raise decoded
         rest = iter(decoded)
         return [next(rest) if isinstance(image, bytes) else self.device.upload(image) for image in images]
+
+
+def _sizes_to_warm(parameters: PreprocessParameters) -> list[tuple[int, int]]:
+    """Heights and widths of batches, the largest first."""
+    landscape = resized_size_hw((parameters.min_size, parameters.max_size), parameters)
+    known = [(height, width) for height, width in parameters.padded_sizes_hw]
+    return sorted(known or [padded_size_hw([landscape], parameters)], key=math.prod, reverse=True)
 
 
 def run_networks(

@@ -1,5 +1,6 @@
 """The pipeline in one process: what it runs before the first request, and which request an error is for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,44 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 from rcnn_backend import pipeline
+from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.devices import Cpu, Device
 from rcnn_backend.engines.load import Engine, load_engine
+from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import Pipeline
+
+LARGE, SMALL = (64, 96), (32, 64)
+
+
+def warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+    is_capturable: bool,
+    padded_sizes_hw: list[list[int]],
+    refused: Sequence[tuple[int, int]] = (),
+) -> list[tuple[int, ...]]:
+    """B, H and W of the batches that the networks run, of up to three pictures and without those refused."""
+    device, ran = Cpu(), []
+    device.is_gpu = True
+
+    def networks(_pipeline: Pipeline, network_input: np.ndarray, image_sizes: np.ndarray) -> None:
+        batch, channels, height, width = network_input.shape
+        assert (channels, network_input.dtype) == (3, np.float16)
+        np.testing.assert_array_equal(image_sizes, [[height, width, height, width]] * batch)
+        if (height, width) in refused:
+            raise InvalidInputError(f"{height}x{width} lies outside every profile")
+        ran.append((batch, height, width))
+
+    for step in ("preprocessing", "proposing", "detecting"):
+        monkeypatch.setattr(pipeline, step, MagicMock())
+    monkeypatch.setattr(Pipeline, "_networks", networks)
+    engine = SimpleNamespace(is_capturable=is_capturable)
+    sizes = PreprocessParameters(60, 90, None, [0.5] * 3, [0.2] * 3, 32, 10**8, padded_sizes_hw)
+    engines = {"rpn": engine, "header": engine}
+    given = {"device": device, "engines": engines, "preprocess_parameters": sizes}
+    rest = dict.fromkeys(Pipeline.__dataclass_fields__)
+    Pipeline(**rest | given | {"input_dtype": np.dtype(np.float16)}).warm_up(3)
+    return ran
 
 
 class NarrowEngine:
@@ -94,16 +129,20 @@ def test_every_batch_is_warmed_where_it_becomes_a_graph(
     monkeypatch: pytest.MonkeyPatch, is_capturable: bool, batches: list[int]
 ) -> None:
     """Elsewhere a large batch would cost time, or lie outside a plan's profiles."""
-    device, ran = Cpu(), []
-    device.is_gpu = True
-    for step in ("preprocessing", "proposing", "detecting"):
-        monkeypatch.setattr(pipeline, step, MagicMock())
-    monkeypatch.setattr(Pipeline, "run", lambda _self, pixels, _parameters: ran.append(len(pixels)))
-    rest = dict.fromkeys(Pipeline.__dataclass_fields__)
-    engine = SimpleNamespace(is_capturable=is_capturable)
-    sizes = SimpleNamespace(min_size=2, max_size=3)
-    Pipeline(
-        **rest
-        | {"device": device, "engines": {"rpn": engine, "header": engine}, "preprocess_parameters": sizes}
-    ).warm_up(3)
-    assert ran == batches
+    assert warm_up(monkeypatch, is_capturable, []) == [(batch, *LARGE) for batch in batches]
+
+
+@pytest.mark.parametrize(("is_capturable", "batches"), [(True, [3, 3, 2, 2, 1, 1]), (False, [1, 1])])
+def test_every_padded_size_is_warmed_the_largest_first(
+    monkeypatch: pytest.MonkeyPatch, is_capturable: bool, batches: list[int]
+) -> None:
+    """Also one that only pictures of different shapes together are padded to."""
+    ran = warm_up(monkeypatch, is_capturable, [list(SMALL), [96, 96], list(LARGE)])
+    assert ran == [(batch, *size_hw) for size_hw in ((96, 96), LARGE, SMALL) for batch in batches]
+
+
+def test_a_padded_size_outside_a_plan_hinders_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [list(SMALL), list(LARGE)]
+    assert warm_up(monkeypatch, False, both, refused=[LARGE]) == [(1, *SMALL)] * 2
+    with pytest.raises(InvalidInputError, match="64x96 lies outside"):
+        warm_up(monkeypatch, False, both, refused=[LARGE, SMALL])

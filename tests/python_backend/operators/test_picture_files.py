@@ -26,7 +26,7 @@ STEP = """
 import sys, unittest.mock, warnings
 sys.modules["triton_python_backend_utils"] = unittest.mock.MagicMock()
 from rcnn_backend.steps.step import Step
-Step({"model_config": "{}", "model_name": "any", "model_instance_kind": "CPU", "model_instance_device_id": "0"})
+Step({"model_config": '{"output": []}', "model_name": "any", "model_instance_kind": "CPU", "model_instance_device_id": "0"})
 warnings.warn_explicit("odd file", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
 """
 
