@@ -9,6 +9,8 @@ of the resized image. What lies between the two (NMS, RoIAlign) runs in rcnn_bac
 checks by the ``*_samples`` that no tensor got lost on the way to an engine or from it.
 """
 
+import copy
+
 import torch
 from rcnn_backend.contract.samples import FIRST
 from torch import Tensor, nn
@@ -16,6 +18,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
 from rcnn_export.errors import ExportError
+
+STRIDES_SIDE_PX = (
+    512  # of the picture that strides are inferred from: four rows or more up to a stride of 128
+)
 
 
 class RpnModule(nn.Module):
@@ -131,10 +137,23 @@ def pooled_levels(model: FasterRCNN) -> list[str]:
 
 
 def pooled_strides(model: FasterRCNN) -> list[int]:
-    """Stride in pixels of each pooled level."""
-    size = model.transform.size_divisible * 8
-    features = backbone_features(model, size)
-    return [size // features[name].shape[-2] for name in pooled_levels(model)]
+    """Stride in pixels of each pooled level, a power of two as MultiScaleRoIAlign infers it."""
+    return [round(1 / scale) for scale in pooler_with_strides(model).scales]
+
+
+@torch.no_grad()
+def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
+    """A copy of the detector's MultiScaleRoIAlign that has inferred the pyramid's strides, from a large square.
+
+    It infers them once, from the first picture that it sees. A small or thin one, whose coarse levels have one
+    or two rows whatever their stride, would give it wrong strides for good.
+    """
+    pooler = copy.deepcopy(roi_pooler(model))
+    pooler.scales = pooler.map_levels = None
+    pooler(
+        backbone_features(model, STRIDES_SIDE_PX), [torch.ones(1, 4)], [(STRIDES_SIDE_PX, STRIDES_SIDE_PX)]
+    )
+    return pooler
 
 
 def tensor_sizes(model: FasterRCNN) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.split import HeaderModule, RpnModule, pooled_levels, tensor_sizes
+from rcnn_export.detector.split import HeaderModule, RpnModule, pooled_levels, pooled_strides, tensor_sizes
 from rcnn_export.engines.half_precision import to_half
 from rcnn_export.engines.options import FP16, FP32
 
@@ -27,6 +27,7 @@ MAX_BATCH = 128
 MAX_SIDE_PX = 8192
 MAX_ROIS = 1 << 14
 TYPICAL_BATCH = 8
+EXAMPLE_SIZE_HW = (256, 320)  # large enough for several rows on every level, whose number is then dynamic
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,15 @@ def engine_stage(model: FasterRCNN, name: str, precision: str = FP32) -> Stage:
     inputs, outputs = FASTER_RCNN.inputs(step, levels), FASTER_RCNN.outputs(step, levels)
     divisor, fixed = model.transform.size_divisible, tensor_sizes(model)
     typical_height, typical_width = _typical_size_hw(model)
-    example = {"height": 8 * divisor, "width": 10 * divisor, "proposals": 6}
+    example_height, example_width = (_round_up(side, divisor) for side in EXAMPLE_SIZE_HW)
+    example = {"height": example_height, "width": example_width, "proposals": 6}
     typical = {"height": typical_height, "width": typical_width, "proposals": model.rpn.post_nms_top_n()}
     batch = Dim("batch", min=1, max=MAX_BATCH)
-    rows, columns = (Dim(side, min=1, max=MAX_SIDE_PX // divisor) for side in ("rows", "columns"))
-    open_dims = {
-        "height": divisor * rows,
-        "width": divisor * columns,
-        "proposals": Dim("proposals", min=1, max=MAX_ROIS),
-    }
+    height, width = (divisor * Dim(name, min=1, max=MAX_SIDE_PX // divisor) for name in ("rows", "columns"))
+    if divisor % pooled_strides(model)[-1]:
+        # The levels' sizes are then rounded, and the tracer would ask for rows that are not known to be two or more.
+        height = width = Dim.DYNAMIC
+    open_dims = {"height": height, "width": width, "proposals": Dim("proposals", min=1, max=MAX_ROIS)}
     return Stage(
         name,
         _in_precision(MODULES[name](model), precision),
@@ -106,7 +107,11 @@ def _typical_size_hw(model: FasterRCNN) -> tuple[int, int]:
     transform = model.transform
     width, height = transform.fixed_size or (transform.max_size, transform.min_size[-1])
     divisor = transform.size_divisible
-    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+    return _round_up(height, divisor), _round_up(width, divisor)
+
+
+def _round_up(side: int, divisor: int) -> int:
+    return math.ceil(side / divisor) * divisor
 
 
 def _in_precision(module: RpnModule | HeaderModule, precision: str) -> nn.Module:

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rcnn_backend.contract.chain import FASTER_RCNN
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.split import backbone_features, roi_pooler
+from rcnn_export.detector.split import pooler_with_strides
 from rcnn_export.repository.configs import detection_parameters, pool_parameters, proposal_parameters
 from rcnn_export.verify.compare import (
     PyramidScale,
@@ -57,7 +56,7 @@ class Verification:
             self.judgements[STAGES[-1], SERVED] = Judgement(bounds)
         self._first: Trace | None = None
         self._model = model
-        _fix_strides(model)
+        model.roi_heads.box_roi_pool = pooler_with_strides(model)
         self._stages = stages
         parameters = proposal_parameters(model)
         self._pre_nms_top_n = model.rpn.pre_nms_top_n()
@@ -206,15 +205,3 @@ class Verification:
             link,
             self._detection_rules,
         )
-
-
-@torch.no_grad()
-def _fix_strides(model: FasterRCNN) -> None:
-    """Lets MultiScaleRoIAlign infer the pyramid's strides, which it does once, from a square.
-
-    It takes the first picture it sees; from one of 1 to 40 it would infer wrong ones for good.
-    """
-    size = model.transform.size_divisible * 8
-    pooler = roi_pooler(model)
-    pooler.scales = pooler.map_levels = None
-    pooler(backbone_features(model, size), [torch.ones(1, 4)], [(size, size)])
