@@ -25,6 +25,9 @@ PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pi
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 TIMEOUT_S = 15.0
 ACCEPTED_S = 0.1  # until the server has a request
+GRPC, HTTP = "--grpc-restricted-protocol", "--http-restricted-api"
+DANGEROUS = {"model-repository", "shared-memory", "trace", "logging"}
+CLIENTS = {"inference", "metadata", "model-config", "statistics"}
 
 
 class Serving:
@@ -173,28 +176,59 @@ def test_dangerous_apis_are_locked(digits_repository: Path) -> None:
     assert serving.finish()[0] == 0
 
 
-def locked(access: Access, *flags: str, models_are_chosen: bool = True) -> dict[str, dict[str, set[str]]]:
+def locked(access: Access, *flags: str, host: str = "0.0.0.0") -> dict[str, dict[str, set[str]]]:
     """The APIs that each restriction's header names open."""
     found: dict[str, dict[str, set[str]]] = {}
-    for flag in lock(access, flags, models_are_chosen=models_are_chosen).flags:
+    for flag in lock(access, flags, host=host).flags:
         restriction, _, value = flag.partition("=")
-        apis, _, key = value.partition(":")
-        found.setdefault(restriction, {})[key.partition("=")[0]] = set(apis.split(","))
+        if restriction in (GRPC, HTTP):
+            apis, _, key = value.partition(":")
+            found.setdefault(restriction, {})[key.partition("=")[0]] = set(apis.split(","))
     return found
 
 
 def test_what_is_locked_with_which_header() -> None:
-    dangerous = {"model-repository", "shared-memory", "trace", "logging"}
-    clients = {"inference", "metadata", "model-config", "statistics"}
-    grpc, http_api = "--grpc-restricted-protocol", "--http-restricted-api"
-    assert locked(Access()) == {grpc: {"rcnn-serve": dangerous}, http_api: {"rcnn-serve": dangerous}}
-    with_token = locked(Access(shared_memory=True, token="secret"))[grpc]
-    assert with_token == {"rcnn-serve": dangerous - {"shared-memory"}, "token": {*clients, "shared-memory"}}
-    own = locked(Access(token="secret"), f"{grpc}=inference,trace:mine=1", models_are_chosen=False)
-    assert own[grpc] == {"rcnn-serve": {"shared-memory", "logging"}, "token": clients - {"inference"}}
-    assert own[http_api] == {"rcnn-serve": {"shared-memory", "trace", "logging"}, "token": clients}
-    admin = lock(Access(), [f"{http_api}=model-repository:admin=1=2"], models_are_chosen=True).admin_headers
-    assert admin == {"admin": "1=2"}
+    assert locked(Access()) == {GRPC: {"rcnn-serve": DANGEROUS}, HTTP: {"rcnn-serve": DANGEROUS}}
+    with_token = locked(Access(shared_memory=True, token="secret"))[GRPC]
+    assert with_token == {"rcnn-serve": DANGEROUS - {"shared-memory"}, "token": {*CLIENTS, "shared-memory"}}
+    own = locked(Access(token="secret"), f"{GRPC}=inference,trace:mine=1")
+    assert own[GRPC] == {"rcnn-serve": DANGEROUS - {"trace"}, "token": CLIENTS - {"inference"}}
+    assert own[HTTP] == {"rcnn-serve": DANGEROUS, "token": CLIENTS}
+    assert lock(Access(), [f"{HTTP}=model-repository:admin=1=2"], host="").admin_headers == {"admin": "1=2"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("flags", [(), ("--model-control-mode=none",), ("--model-control-mode=poll",)])
+def test_loading_models_is_locked_unless_the_mode_is_explicit(host: str, flags: tuple[str, ...]) -> None:
+    for access in (Access(), Access(token="secret")):
+        for apis in locked(access, *flags, host=host).values():
+            assert apis["rcnn-serve"] == DANGEROUS
+
+
+def test_in_explicit_mode_the_token_loads_models(certificates: Path) -> None:
+    """Without a token, only this host's clients do; over HTTP beside TLS, nobody does."""
+    explicit, loading = "--model-control-mode=explicit", {"model-repository"}
+    rest = {"rcnn-serve": DANGEROUS - loading}
+    with_token = {**rest, "token": CLIENTS | loading}
+    assert locked(Access(token="secret"), explicit) == {GRPC: with_token, HTTP: with_token}
+    assert lock(Access(token="secret"), [explicit], host="").admin_headers == {"token": "secret"}
+
+    assert locked(Access(), explicit) == locked(Access())
+    assert locked(Access(), explicit, host="127.0.0.1") == {GRPC: rest, HTTP: rest}
+    assert lock(Access(), [explicit], host="127.0.0.1").admin_headers == {}
+    assert locked(Access(), explicit, "--http-address=127.0.0.1") == {**locked(Access()), HTTP: rest}
+    assert (
+        locked(Access(), explicit, "--grpc-address=0.0.0.0", host="127.0.0.1")[GRPC] == locked(Access())[GRPC]
+    )
+
+    tls = {"tls_certificate": certificates / "server.pem", "tls_key": certificates / "server.key"}
+    only_health = {"rcnn-serve": DANGEROUS | CLIENTS}
+    for access in (Access(**tls), Access(**tls, token="secret")):
+        assert locked(access, explicit, host="127.0.0.1")[HTTP] == only_health
+        assert list(lock(access, [explicit], host="").admin_headers) == ["rcnn-serve"]
+    assert locked(Access(**tls, token="secret"), explicit)[GRPC] == with_token
+    own = locked(Access(token="secret"), explicit, f"{GRPC}=model-repository:mine=1")
+    assert own == {GRPC: {**rest, "token": CLIENTS}, HTTP: with_token}
 
 
 @pytest.mark.parametrize(

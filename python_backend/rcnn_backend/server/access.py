@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
-from rcnn_backend.server.flags import get_flag
+from rcnn_backend.server.flags import get_flag, is_for_this_host
 
 # What a client needs. Health stays open to all, for whoever checks it has no token.
 FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")
 # What runs any Python sent to it, reads and writes the server's memory, or writes any file it may.
 DANGEROUS = ("model-repository", "shared-memory", "trace", "logging")
 RESTRICTIONS = {"grpc": "--grpc-restricted-protocol", "http": "--http-restricted-api"}
+LOCK_HEADER = "rcnn-serve"  # over gRPC: triton-grpc-protocol-rcnn-serve
 TOKEN_HEADER = "token"  # over gRPC: triton-grpc-protocol-token
+OPEN = ""  # needs no header
 
 
 @dataclass(frozen=True)
@@ -48,38 +50,40 @@ class Access:
 
 @dataclass(frozen=True)
 class Locks:
-    """``flags`` for tritonserver; ``admin_headers`` open its model-repository API over HTTP."""
+    """``flags`` for tritonserver; ``admin_headers``: what its model-repository API needs over HTTP."""
 
     flags: list[str]
     admin_headers: dict[str, str]
 
 
-def lock(access: Access, flags: Sequence[str], *, models_are_chosen: bool) -> Locks:
+def lock(access: Access, flags: Sequence[str], *, host: str) -> Locks:
     """Restricts what the ``flags`` for tritonserver do not restrict themselves.
 
+    Clients load and unload models only with ``--model-control-mode=explicit``, and only with the token.
+    Without a token they do so where the protocol listens to this host alone.
+
     Args:
-        models_are_chosen: whether the models served stay as they are; where not, model-repository,
-            which loads others, stays open.
+        host: what the ports are opened at, unless the flags give another address.
     """
-    locked = [api for api in DANGEROUS if api != "model-repository" or models_are_chosen]
-    with_token = list(FOR_CLIENTS)
-    if access.shared_memory:
-        locked.remove("shared-memory")
-        with_token.append("shared-memory")
-    admin_key, made = secrets.token_hex(16), _tls_flags(access)
-    admin_headers = {"rcnn-serve": admin_key}
+    keys = {LOCK_HEADER: secrets.token_hex(16), TOKEN_HEADER: access.token}
+    explicit = get_flag(flags, "model-control-mode") == "explicit"
+    admin_headers, made = {}, _tls_flags(access)
     for protocol, restriction in RESTRICTIONS.items():
         given = _restricted(flags, restriction)
-        if protocol == "http" and "model-repository" in given:
-            admin_headers = given["model-repository"]
-        only_health = protocol == "http" and access.tls_certificate is not None
-        groups = [
-            (f"rcnn-serve={admin_key}", locked + (with_token if only_health else [])),
-            (f"{TOKEN_HEADER}={access.token}", with_token if access.token and not only_health else []),
-        ]
-        for key, apis in groups:
-            if open_ones := [api for api in apis if api not in given]:
-                made.append(f"{restriction}={','.join(open_ones)}:{key}")
+        for_clients = TOKEN_HEADER if access.token else OPEN
+        if protocol == "http" and access.tls_certificate:
+            for_clients = LOCK_HEADER
+        headers = dict.fromkeys(DANGEROUS, LOCK_HEADER) | dict.fromkeys(FOR_CLIENTS, for_clients)
+        if access.shared_memory:
+            headers["shared-memory"] = for_clients
+        if explicit and (for_clients != OPEN or is_for_this_host(host, flags, protocol)):
+            headers["model-repository"] = for_clients
+        for header, key in keys.items():
+            if apis := [api for api, needed in headers.items() if needed == header and api not in given]:
+                made.append(f"{restriction}={','.join(apis)}:{header}={key}")
+        if protocol == "http":
+            header = headers["model-repository"]
+            admin_headers = given.get("model-repository", {header: keys[header]} if header else {})
     return Locks(made, admin_headers)
 
 

@@ -77,7 +77,9 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
         prog="rcnn-serve",
         description="Serves a Triton model repository with the tritonserver that pip installed, else the one on PATH.",
         epilog="Any other flag goes to tritonserver: --log-verbose=1, --grpc-address=127.0.0.1, ... "
-        "With a --model-control-mode, its meaning decides which models are loaded.",
+        "With a --model-control-mode, its meaning decides which models are loaded. With "
+        "--model-control-mode=explicit, clients load models with the token of --token-file only; without a token, "
+        "only where the server listens to this host alone.",
         allow_abbrev=False,
     )
     parser.add_argument(

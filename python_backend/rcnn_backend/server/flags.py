@@ -9,6 +9,7 @@ from pathlib import Path
 from rcnn_backend.errors import ServerError
 
 PROTOCOLS = ("http", "grpc", "metrics")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # By how much a stub's shared memory grows. By Triton's 1 MiB it grew to four times what tensors of mixed
 # shapes need, for each new piece is too small for the next tensor.
 SHM_GROWTH_BYTES = 64 << 20
@@ -24,6 +25,11 @@ def get_flag(flags: Sequence[str], name: str) -> str:
 def address_of(host: str, flags: Sequence[str], protocol: str) -> str:
     """What the protocol's port is opened at."""
     return get_flag(flags, f"{protocol}-address") or host
+
+
+def is_for_this_host(host: str, flags: Sequence[str], protocol: str) -> bool:
+    """Whether only this host's programs reach the protocol's port."""
+    return address_of(host, flags, protocol) in LOOPBACK
 
 
 def choose_urls(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, str]:

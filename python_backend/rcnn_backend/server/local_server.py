@@ -24,6 +24,7 @@ from rcnn_backend.server.flags import (
     backend_flags,
     choose_urls,
     get_flag,
+    is_for_this_host,
     model_flags,
     trace_flags,
 )
@@ -34,7 +35,6 @@ from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
 from rcnn_backend.server.stub_processes import find_stubs, has_ended
 from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
@@ -168,8 +168,8 @@ def running_server(
     pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
     urls = choose_urls(host, ports or {}, flags)
     if access is None:
-        access = Access(shared_memory=address_of(host, flags, "grpc") in LOOPBACK)
-    locks = lock(access, flags, models_are_chosen=selection is not None)
+        access = Access(shared_memory=is_for_this_host(host, flags, "grpc"))
+    locks = lock(access, flags, host=host)
     if trace:
         trace.mkdir(parents=True, exist_ok=True)
 
