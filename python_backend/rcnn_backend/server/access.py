@@ -11,6 +11,7 @@ from rcnn_backend.server.flags import get_flag, is_for_this_host
 # What a client needs. Health stays open to all, for whoever checks it has no token.
 FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")
 # What runs any Python sent to it, reads and writes the server's memory, or writes any file it may.
+# Triton cannot open the repository's index alone: clients list the loaded models by their statistics.
 DANGEROUS = ("model-repository", "shared-memory", "trace", "logging")
 RESTRICTIONS = {"grpc": "--grpc-restricted-protocol", "http": "--http-restricted-api"}
 LOCK_HEADER = "rcnn-serve"  # over gRPC: triton-grpc-protocol-rcnn-serve

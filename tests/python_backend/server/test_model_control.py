@@ -91,3 +91,24 @@ def test_without_a_token_only_this_host_loads_models(repository: Path) -> None:
     own = [*EXPLICIT, "--grpc-address=127.0.0.1"]
     with running_server(repository, host=EVERYWHERE, flags=own) as server:
         assert loads_models(server) == (True, False)
+
+
+@pytest.mark.parametrize("flags", [(), EXPLICIT])
+@pytest.mark.parametrize("access", [Access(), Access(token="secret")])
+def test_clients_list_the_models_by_their_statistics(
+    repository: Path, flags: Sequence[str], access: Access
+) -> None:
+    loaded = {"first"} if flags else {"first", "second"}
+    with running_server(repository, host=EVERYWHERE, flags=flags, access=access) as server:
+        answer = over_grpc(server, "get_inference_statistics", headers=TOKEN)
+        assert {model.name for model in answer.model_stats} == loaded
+        token = {"token": "secret"}
+        answer = over_http(server, "GET", "/v2/models/stats", token)
+        assert {model["name"] for model in answer["model_stats"]} == loaded
+        if access.token:
+            assert over_http(server, "GET", "/v2/models/stats") == 403
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                over_grpc(server, "get_inference_statistics")
+        # Triton restricts the repository's index only together with loading and unloading.
+        index_is_open = bool(flags and access.token)
+        assert (over_http(server, "POST", "/v2/repository/index", token) == 403) is not index_is_open
