@@ -1,7 +1,9 @@
 """JPEG -> pixels on a GPU by nvImageCodec (nvJPEG); what it does not take is left to Pillow."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cupy
 import numpy as np
@@ -9,6 +11,8 @@ from nvidia import nvimgcodec
 
 from rcnn_backend.devices import Gpu
 from rcnn_backend.operators.picture_files import open_picture
+
+logger = logging.getLogger(__name__)
 
 END_OF_IMAGE = b"\xff\xd9"
 MAX_TRAILER_BYTES = 1 << 10  # after a complete JPEG's end
@@ -32,17 +36,46 @@ class JpegDecoder:
             apply_exif_orientation=True, color_spec=nvimgcodec.ColorSpec.SRGB
         )
         self._stream = device.stream
+        self._has_failed = False
 
     def decode(self, images: Sequence[bytes], max_image_pixels: int) -> list[cupy.ndarray | None]:
         """uint8 RGB [h, w, 3] of each image that is a complete JPEG within the limit and decodes, else None."""
         pixels: list[cupy.ndarray | None] = [None] * len(images)
         chosen = [index for index, data in enumerate(images) if is_for_gpu(data, max_image_pixels)]
         if chosen:
-            streams = [nvimgcodec.CodeStream(images[index]) for index in chosen]
-            decoded = self._decoder.decode(streams, params=self._params, cuda_stream=self._stream.ptr)
+            decoded = self._decode([images[index] for index in chosen])
             for index, image in zip(chosen, decoded, strict=True):
-                pixels[index] = None if image is None else _share(image)
+                if image is not None and is_usable(image.__cuda_array_interface__, max_image_pixels):
+                    pixels[index] = _share(image)
         return pixels
+
+    def _decode(self, images: Sequence[bytes]) -> list[nvimgcodec.Image | None]:
+        """In one batch; image by image if that fails, and None for each that fails by itself."""
+        try:
+            streams = [nvimgcodec.CodeStream(data) for data in images]
+            return list(self._decoder.decode(streams, params=self._params, cuda_stream=self._stream.ptr))
+        except Exception as error:  # nvImageCodec says nothing of their kinds
+            if not self._has_failed:
+                logger.warning(
+                    "nvImageCodec failed, and Pillow decodes what it cannot, which is slower; "
+                    "further failures are not logged",
+                    exc_info=error,
+                )
+            self._has_failed = True
+        if len(images) == 1:
+            return [None]
+        return [image for data in images for image in self._decode([data])]
+
+
+def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
+    """Whether a ``__cuda_array_interface__`` is uint8 [h, w, 3] within the limit: a header may say something else."""
+    shape = interface["shape"]
+    return (
+        interface["typestr"] == "|u1"
+        and len(shape) == 3
+        and shape[2] == 3
+        and 0 < shape[0] * shape[1] <= max_image_pixels
+    )
 
 
 def _share(image: nvimgcodec.Image) -> cupy.ndarray:
