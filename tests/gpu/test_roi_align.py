@@ -9,6 +9,7 @@ import pytest
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
 from rcnn_backend.contract.parameters import PoolParameters  # noqa: E402
+from rcnn_backend.operators.gpu import kernels  # noqa: E402
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align  # noqa: E402
 from torchvision.ops import MultiScaleRoIAlign  # noqa: E402
 
@@ -110,6 +111,27 @@ def test_other_samples_and_sizes(sampling_ratio: int, output_size: tuple[int, in
         changed = parameters(sampling_ratio=sampling_ratio, output_size_hw=output_size)
         pooled = pool([layout(feature) for feature in features], proposals, counts, changed)
         assert_close(pooled, torchvision_pooled(features, proposals, counts, output_size, sampling_ratio))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_gpu_with_little_shared_memory(monkeypatch: pytest.MonkeyPatch, dtype: type) -> None:
+    """Pools 14x14 from channels-last features by the kernel for contiguous ones."""
+    used, load = [], kernels.load
+
+    def record(source: str, expression: str, shared_bytes: int = 0) -> "cupy.RawKernel":
+        used.append(expression.split("<")[0])
+        assert shared_bytes <= 64 * 1024
+        return load(source, expression, shared_bytes)
+
+    monkeypatch.setattr(kernels, "max_shared_bytes", lambda: 64 * 1024)
+    monkeypatch.setattr(kernels, "load", record)
+    features, counts = pyramid(40, dtype), [30, 20, 0]
+    proposals = random_proposals(counts, 30)
+    layout = [channels_last(feature) for feature in features]
+    for size, kernel in (((14, 14), "pool_planar"), ((7, 7), "pool_channels_last")):
+        pooled = pool(layout, proposals, counts, parameters(output_size_hw=size))
+        assert_close(pooled, torchvision_pooled(features, proposals, counts, size, 2))
+        assert used.pop() == kernel
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])

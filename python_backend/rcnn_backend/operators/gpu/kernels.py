@@ -30,6 +30,11 @@ def load(source: str, expression: str, shared_bytes: int = 0) -> cupy.RawKernel:
     return kernel
 
 
+def max_shared_bytes() -> int:
+    """What a block can have on the current device, static and dynamic shared memory together."""
+    return _max_shared_bytes(cupy.cuda.runtime.getDevice())
+
+
 def cpp_type(dtype: Any) -> str:
     """The kernels' name for a floating-point type.
 
@@ -50,11 +55,16 @@ def _compile(source: str, expression: str, device: int) -> cupy.RawKernel:
 
 
 @cache
+def _max_shared_bytes(device: int) -> int:
+    return int(cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
+
+
+@cache
 def _allow_shared(kernel: cupy.RawKernel, expression: str, shared_bytes: int, device: int) -> None:
-    most = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
-    if shared_bytes > most:
+    needed, most = shared_bytes + kernel.shared_size_bytes, _max_shared_bytes(device)
+    if needed > most:
         raise ValueError(
-            f"{expression} needs {shared_bytes} bytes of shared memory a block for these shapes, GPU {device} "
+            f"{expression} needs {needed} bytes of shared memory a block for these shapes, GPU {device} "
             f"has {most}: export the detector with fewer proposals or detections an image"
         )
     kernel.max_dynamic_shared_size_bytes = max(shared_bytes, kernel.max_dynamic_shared_size_bytes)

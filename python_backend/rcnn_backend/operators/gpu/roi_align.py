@@ -89,9 +89,8 @@ def multi_scale_roi_align(
         kernels.load("roi_align", f"pool_adaptive<{cpp_type}>")(grid, (THREADS,), (*inputs, *sizes, pooled))
         return pooled
     instance = f"<{cpp_type}, {height}, {width}, {samples}>"
-    if height <= MAX_BIN_ROWS and all(_is_channels_last(feature) for feature in features):
-        lane_words = VECTOR_BYTES // 4 * height * width + 1
-        shared = WARP * lane_words * 4
+    shared = channels_last_shared_bytes((height, width), samples, kernels.max_shared_bytes())
+    if shared and all(_is_channels_last(feature) for feature in features):
         kernel = kernels.load("roi_align", "pool_channels_last" + instance, shared)
         grid = (rois, math.ceil(channels * dtype.itemsize / (WARP * VECTOR_BYTES)), batch)
         kernel(grid, (WARP * height,), (*inputs, pooled), shared_mem=shared)
@@ -103,6 +102,22 @@ def multi_scale_roi_align(
     grid = (rois, math.ceil(channels / block_channels), batch)
     kernel(grid, (THREADS,), (*inputs, np.int32(block_channels), pooled), shared_mem=shared)
     return pooled
+
+
+def channels_last_shared_bytes(
+    output_size_hw: tuple[int, int], sampling_ratio: int, max_shared_bytes: int
+) -> int:
+    """The dynamic shared memory of a block of ``pool_channels_last``; 0 if a GPU cannot run it on such an output.
+
+    Args:
+        max_shared_bytes: what a block can have on the GPU, static and dynamic together.
+    """
+    height, width = output_size_hw
+    static = (
+        height * (4 + 16 * sampling_ratio) + width * sampling_ratio * 12
+    )  # Rows and Samples in roi_align.cu
+    dynamic = WARP * (VECTOR_BYTES * height * width + 4)
+    return dynamic if height <= MAX_BIN_ROWS and static + dynamic <= max_shared_bytes else 0
 
 
 def _pyramid(features: Sequence[cupy.ndarray], parameters: PoolParameters) -> np.ndarray[Any, Any]:
