@@ -2,7 +2,10 @@
 
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import rcnn_backend
@@ -27,9 +30,19 @@ KERNELS = {
 }
 
 
-def compile_kernels(source: Path, expressions: list[str], architecture: str) -> bytes:
+@pytest.fixture
+def read_source(load_with_fakes: Callable[[str, dict[str, Any]], ModuleType]) -> Callable[[str], str]:
+    """What CuPy compiles."""
+    cupy = SimpleNamespace(RawKernel=object)
+    reader: Callable[[str], str] = load_with_fakes(
+        "rcnn_backend.operators.gpu.kernels", {"cupy": cupy}
+    ).read_source
+    return reader
+
+
+def compile_kernels(code: str, expressions: list[str], architecture: str) -> bytes:
     """The machine code; fails with the compiler's log."""
-    _, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
+    _, program = nvrtc.nvrtcCreateProgram(code.encode(), b"kernels.cu", 0, [], [])
     for expression in expressions:
         nvrtc.nvrtcAddNameExpression(program, expression.encode())
     options = [option.encode() for option in (*OPTIONS, f"-arch={architecture}")]
@@ -40,21 +53,45 @@ def compile_kernels(source: Path, expressions: list[str], architecture: str) -> 
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
     assert log.strip(b"\0 \n") == b"", log.decode()  # a warning is a mistake too
     _, size = nvrtc.nvrtcGetCUBINSize(program)
-    code = bytearray(size)
-    nvrtc.nvrtcGetCUBIN(program, code)
-    return bytes(code)
+    machine_code = bytearray(size)
+    nvrtc.nvrtcGetCUBIN(program, machine_code)
+    return bytes(machine_code)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiles(name: str, architecture: str) -> None:
-    assert compile_kernels(SOURCES / f"{name}.cu", KERNELS[name], architecture)[:4] == b"\x7fELF"
+def test_compiles(read_source: Callable[[str], str], name: str, architecture: str) -> None:
+    assert compile_kernels(read_source(name), KERNELS[name], architecture)[:4] == b"\x7fELF"
 
 
-def test_no_kernel_is_forgotten_and_each_file_stands_alone() -> None:
+def test_no_kernel_is_forgotten_and_each_file_needs_only_headers_beside_it(
+    read_source: Callable[[str], str],
+) -> None:
     assert {path.stem for path in SOURCES.glob("*.cu")} == set(KERNELS)
     for name, expressions in KERNELS.items():
-        code = (SOURCES / f"{name}.cu").read_text()
+        code = read_source(name)
         defined = re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", code)
         assert {expression.split("<")[0] for expression in expressions} == set(defined)
         assert "#include" not in code
+
+
+def test_what_files_share_is_written_once() -> None:
+    definition = re.compile(
+        r"^(?:template <.*> )?(?:struct|__device__ [\w ]+?) (\w+(?:<\w+>)?)[ (]", re.MULTILINE
+    )
+    files = [*SOURCES.glob("*.cu*")]
+    names = [name for path in files for name in set(definition.findall(path.read_text()))]
+    assert {"overlap", "Half", "clip", "from_float<Half>"} <= set(names)
+    assert {name for name in names if names.count(name) > 1} == {"clip"}  # of a number, and of a box
+
+
+def test_a_changed_header_is_other_code(
+    read_source: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CuPy looks for compiled kernels by the code that it is given."""
+    before = read_source("nms")
+    read_text = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: read_text(path) + "// changed\n" * (path.suffix == ".cuh")
+    )
+    assert read_source("nms") != before

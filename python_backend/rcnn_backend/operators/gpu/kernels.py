@@ -1,5 +1,6 @@
 """Compiles the CUDA kernels of ``cuda/*.cu`` with CuPy, one template instantiation at a time."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import cupy
 
 SOURCES = Path(__file__).parent / "cuda"
+INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 OPTIONS = ("-std=c++17",)
 CPP_TYPES = {"float32": "float", "float16": "Half"}
 DEFAULT_SHARED_BYTES = 48 * 1024  # a block may use more only when its kernel asks for it
@@ -47,10 +49,18 @@ def cpp_type(dtype: Any) -> str:
         raise ValueError(f"the kernels take float32 or float16, not {dtype}: convert the array") from None
 
 
+def read_source(source: str) -> str:
+    """The code of ``cuda/<source>.cu``, with each header that it includes in the place of its ``#include``.
+
+    CuPy's cache on disk takes no notice of what a header says.
+    """
+    code = (SOURCES / f"{source}.cu").read_text()
+    return INCLUDE.sub(lambda found: (SOURCES / found[1]).read_text(), code)
+
+
 @cache
 def _compile(source: str, expression: str, device: int) -> cupy.RawKernel:
-    code = (SOURCES / f"{source}.cu").read_text()
-    module = cupy.RawModule(code=code, options=OPTIONS, name_expressions=(expression,))
+    module = cupy.RawModule(code=read_source(source), options=OPTIONS, name_expressions=(expression,))
     return module.get_function(expression)
 
 

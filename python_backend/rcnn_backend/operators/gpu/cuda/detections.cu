@@ -9,6 +9,8 @@
 //   suppress_classes   greedy NMS of one class of one image
 //   gather_detections  the best D of an image's classes
 
+#include "boxes.cuh"
+
 using Order = unsigned long long;  // score, descending, then candidate number
 constexpr Order LAST = ~Order(0);
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -17,33 +19,13 @@ struct Thresholds {
     float score, nms, min_box_size, detections_per_img;
 };
 
-// NaN stays NaN.
-__device__ float clip(float value, float highest) {
-    return value < 0 ? 0 : value > highest ? highest : value;
-}
-
 __device__ float4 clip(float4 box, const float* image_size) {
     const float height = image_size[0], width = image_size[1];
     return {clip(box.x, width), clip(box.y, height), clip(box.z, width), clip(box.w, height)};
 }
 
 __device__ Order order_of(float score, unsigned candidate) {
-    const unsigned bits = __float_as_uint(score + 0.0f);  // -0 equals +0
-    const unsigned descending = bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
-    return static_cast<Order>(descending) << 32 | candidate;
-}
-
-// IoU(a, b) > threshold, rounded as in torchvision's CUDA nms; a is the better of the two. The union's
-// product is a fused multiply-add there, so the two boxes' roles matter to the last bit.
-__device__ bool overlap(float4 a, float area_a, float4 b, float threshold) {
-    const float width = fmaxf(fminf(a.z, b.z) - fmaxf(a.x, b.x), 0.0f);
-    const float height = fmaxf(fminf(a.w, b.w) - fmaxf(a.y, b.y), 0.0f);
-    const float intersection = __fmul_rn(width, height);
-    const float joint = __fsub_rn(__fmaf_rn(b.z - b.x, b.w - b.y, area_a), intersection);
-    const float limit = threshold * joint;
-    if (intersection < 0.999f * limit) return false;  // only near the limit does the rounding decide
-    if (intersection > 1.001f * limit) return true;
-    return __fdiv_rn(intersection, joint) > threshold;
+    return static_cast<Order>(descending(score)) << 32 | candidate;
 }
 
 // Sorts `count` orders ascending by a bitonic network; there is room for the next power of two.
@@ -124,7 +106,7 @@ __global__ void __launch_bounds__(256) suppress_classes(
         if (!left) break;
         const int best = 32 * word + __ffs(left) - 1;
         const float4 box = boxes[best];
-        const float box_area = __fmul_rn(box.z - box.x, box.w - box.y);
+        const float box_area = area(box);
         if (threadIdx.x == 0) kept[own * most + total] = orders[best];
         ++total;
         __syncthreads();

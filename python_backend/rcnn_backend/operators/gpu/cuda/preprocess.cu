@@ -1,20 +1,10 @@
 // uint8 pictures of any sizes -> the RPN's input: resize, normalise and pad a batch in one pass.
 // Shapes: B pictures; H x W the padded batch. A thread makes four pixels below each other, three channels.
 
+#include "half.cuh"
+
 constexpr int MAX_PICTURES = 48;  // a launch: kernel parameters have 4 KiB
 constexpr int ROWS = 4;
-
-struct Half {
-    unsigned short bits;
-};
-
-template <typename T> __device__ T from_float(float value);
-template <> __device__ float from_float<float>(float value) { return value; }
-template <> __device__ Half from_float<Half>(float value) {
-    Half half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(value));
-    return half;
-}
 
 struct Picture {  // gpu/preprocess.py fills these
     const unsigned char* pixels;

@@ -12,27 +12,10 @@
 //   pool_adaptive       a thread is a bin: as many samples as the RoI has pixels (sampling ratio 0), or
 //                       any number the others are not compiled for
 
+#include "half.cuh"
+
 constexpr int MAX_LEVELS = 8;
 constexpr unsigned ALL_LANES = 0xffffffffu;
-
-struct Half {
-    unsigned short bits;
-};
-
-__device__ float to_float(float value) { return value; }
-__device__ float to_float(Half value) {
-    float single;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(single) : "h"(value.bits));
-    return single;
-}
-
-template <typename T> __device__ T from_float(float value);
-template <> __device__ float from_float<float>(float value) { return value; }
-template <> __device__ Half from_float<Half>(float value) {
-    Half half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(value));
-    return half;
-}
 
 struct Level {  // gpu/roi_align.py fills these
     const void* data;
