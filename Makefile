@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -86,6 +86,9 @@ soak-long: $(DIGITS)  ## the same with 8 clients for half an hour, flat after th
 
 fuzz: $(DIGITS)  ## 20,000 hostile pictures: each gets boxes or INVALID_ARGUMENT, memory flat
 	$(BIN)/python tests/benchmarks/fuzz.py --inputs 20000 --requests 2000
+
+fuzz-gpu: $(VENV)/.gpu  ## 20,000 JPEGs, valid and hostile, decoded on this GPU: pixels or InvalidInputError, memory flat
+	$(BIN)/python tests/benchmarks/fuzz_gpu.py --inputs 20000
 
 verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh
