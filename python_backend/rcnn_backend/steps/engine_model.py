@@ -1,4 +1,4 @@
-"""A Triton model that is an engine: what ``backends/<name>/model.py`` of every engine runs.
+"""The Triton model that runs an engine, which every ``backends/<name>/model.py`` imports.
 
 Imported inside Triton's Python stub only.
 """

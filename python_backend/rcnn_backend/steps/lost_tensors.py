@@ -1,10 +1,11 @@
 """Proof that a Python step got the tensors that were sent to it.
 
 On a GPU, Triton keeps what goes between the steps of an ensemble in a pool of fixed size. Once
-that is full, a tensor can arrive as memory that nobody wrote, without any error. So whoever
-makes tensors sends samples of them along: of each image's part the first few elements, and the
-largest magnitude of its middle, which is not zero as memory that nobody wrote often is. An engine
-sends samples of what it got and of what it made, and the next Python step compares.
+that is full, a tensor can arrive as memory that nobody wrote, without any error. So every step sends
+samples of the tensors that it makes along with them: of each image the first few elements, and the
+largest magnitude in the middle of its part. The latter is rarely zero, and memory that nobody wrote
+often is. An engine sends samples of its inputs, too. The next Python step takes samples of what
+arrived and compares them with those that were sent.
 
 Shapes: B images, S samples of one tensor, which are NUM_SAMPLES.
 """
@@ -25,7 +26,7 @@ TINY = np.finfo(np.float32).tiny  # a GPU may make zero of what is smaller
 
 
 class Sent(NamedTuple):
-    """Samples of one tensor: of what arrived, and those that were sent with it."""
+    """Samples of one tensor: taken by the step that received it, and by the step that sent it."""
 
     name: str
     arrived: Float  # [B, S], float16 of a tensor that is, otherwise float32
@@ -78,9 +79,10 @@ class Arrived:
         self._halves = {name for name, tensor in tensors.items() if tensor.dtype == np.float16}
 
     def by_name(self) -> dict[str, Float]:
-        """[B, S] of each tensor, all of one that holds samples; on a GPU the stream is done by then.
+        """The samples [B, S] of each tensor, and the whole [B, n] of a tensor that holds samples of others.
 
-        Those of a float16 tensor are float16, all others float32.
+        Those of a float16 tensor are float16, all others float32. On a GPU, the stream must have been
+        synchronised before.
         """
         ends = np.cumsum(list(self._widths.values()))
         parts = np.split(self._samples, ends[:-1], axis=1)
@@ -91,7 +93,7 @@ class Arrived:
 
 
 def start_download(samples: Array) -> Any:
-    """Starts the copy to the host on the current stream."""
+    """Starts the copy to the host on the current stream; the array is filled once the stream is done."""
     import cupyx  # optional
 
     host = cupyx.empty_pinned(samples.shape, samples.dtype)
@@ -152,7 +154,11 @@ def _places(values: Float) -> npt.NDArray[np.int64]:
 
 
 def raise_if_lost(names: Sequence[str]) -> None:
-    """Raises LostTensorError if there is a name, saying which setting of the server to change."""
+    """Refuses a request of which tensors were lost.
+
+    Raises:
+        LostTensorError: there is a name; the message says which setting of the server to change.
+    """
     if names:
         raise LostTensorError(
             f"{', '.join(dict.fromkeys(names))} got lost between two steps: Triton's CUDA memory pool is full. "

@@ -77,7 +77,7 @@ class Step:
         self.run(warm_up, self.device)
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Runs something on the step's device, to its end: a warm-up."""
+        """Runs a function on the step's device, such as a warm-up, and waits until it is done there."""
         with self.device.active():
             function(*arguments)
             self.device.synchronize()
@@ -110,7 +110,7 @@ class Step:
                     self._add_samples(result)
             counts = [self._counts(result) for result in results if not isinstance(result, Exception)]
             self.device.synchronize()
-            self._tell(counts)
+            self._observe_counts(counts)
             return results
 
         return self._answer(requests, read_options, run)
@@ -147,7 +147,7 @@ class Step:
             counts = self._counts(outputs)
             self.device.synchronize()
             lost = self._find_lost(arrived, len(options)) if arrived else [[] for _ in options]
-            self._tell([counts])
+            self._observe_counts([counts])
             ends = itertools.accumulate(request.batch_size for request in accepted)
             return [
                 _own_part(outputs, lost, slice(end - request.batch_size, end))
@@ -157,7 +157,7 @@ class Step:
         return self._answer(requests, read_options, run)
 
     def _answer(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
-        """The responses to all requests; ``run`` gives outputs or an error for each that can be read."""
+        """The responses to all requests; ``run`` gives the outputs or the error of each one that can be read."""
         with self._end.executing:
             if self._end.is_near:
                 gone = UnusableDeviceError("the step's GPU failed, and its process is about to end")
@@ -168,10 +168,11 @@ class Step:
                     responses = self._compute(requests, read_options, run)
             except Exception as error:  # a GPU that failed can also refuse to be left
                 responses = [self._respond(error) for _ in requests]
-            self._metrics.took(time.perf_counter() - began)
+            self._metrics.observe_execution(time.perf_counter() - began)
             return responses
 
     def _compute(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
+        """What ``_answer`` returns, computed on the active device."""
         results = self._read(requests, read_options)
         accepted = {index: each for index, each in enumerate(results) if isinstance(each, Request)}
         batches = [list(accepted)] if accepted else []
@@ -192,16 +193,16 @@ class Step:
         return find_lost(sent_to(self._chain, self._declared, arrived.by_name()), batch)
 
     def _counts(self, outputs: Tensors) -> Array | None:
-        """How many each image has, on its way to the host."""
+        """Each image's value of the counted output; on a GPU its copy to the host has only begun."""
         if not self._counted:
             return None
         counts = outputs[self._counted]
         return counts if isinstance(counts, np.ndarray) else start_download(counts)
 
-    def _tell(self, counts: Sequence[Array | None]) -> None:
+    def _observe_counts(self, counts: Sequence[Array | None]) -> None:
         for numbers in counts:
             if numbers is not None:
-                self._metrics.found(numbers.ravel().tolist())
+                self._metrics.observe_counts(numbers.ravel().tolist())
 
     def _respond(self, result: Tensors | Exception) -> Any:
         """Triton's response with a request's outputs or its error."""
@@ -211,7 +212,7 @@ class Step:
             except Exception as error:
                 result = error
         if isinstance(result, InvalidInputError):
-            self._metrics.rejected(result.reason)
+            self._metrics.count_rejection(result.reason)
         elif not self.device.is_usable():
             self._end.begin()
         return make_error_response(result)
@@ -236,7 +237,7 @@ class Step:
         array = tensor.as_numpy()
         if array.dtype == np.object_ or not self.device.is_gpu:
             return array
-        self._metrics.came_by_cpu(array.nbytes)
+        self._metrics.count_cpu_bytes(array.nbytes)
         return self.device.upload(array)
 
     def _join(self, batches: list[Tensors]) -> Tensors:
