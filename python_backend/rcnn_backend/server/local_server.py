@@ -119,7 +119,8 @@ class RunningServer:
             lines = [f"tritonserver ended with exit code {code}", *(f"  {line}" for line in last_words(log))]
         kept = self.log
         if self.log and self.log_is_temporary:
-            kept = Path(tempfile.mkstemp(prefix="rcnn-serve-", suffix=".log")[1])
+            with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
+                kept = Path(copy.name)
             shutil.copyfile(self.log, kept)
         return "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
 

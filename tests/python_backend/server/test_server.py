@@ -251,6 +251,18 @@ def test_a_server_that_dies_is_told(repository: Path, temporary: Path) -> None:
     assert f"whole log: {log}" in stderr and "successfully loaded 'pair'" in log.read_text()
 
 
+def test_a_failure_that_is_told_leaves_no_open_file(repository: Path, temporary: Path) -> None:
+    with running_server(repository) as server:
+        open_files = list(Path("/proc/self/fd").iterdir())
+        messages = [server.failure() for _ in range(3)]
+        assert len(list(Path("/proc/self/fd").iterdir())) == len(open_files)
+    logs = list(temporary.iterdir())
+    assert len(logs) == 3
+    for log in logs:
+        assert any(f"whole log: {log}" in message for message in messages)
+        assert "successfully loaded 'pair'" in log.read_text()
+
+
 def test_flags_choose_the_models_by_their_own_control_mode(unexported: Path, tmp_path: Path) -> None:
     flags = ["--model-control-mode=explicit", "--load-model=plus_one", "--allow-metrics=false"]
     log = tmp_path / "server.log"
