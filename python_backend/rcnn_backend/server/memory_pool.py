@@ -6,11 +6,8 @@ to ordinary memory, which is only slower: so the pool is made to fit, and pinned
 """
 
 import math
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from rcnn_backend.contract.parameters import (
     read_parameters,
 )
 from rcnn_backend.errors import RepositoryError
+from rcnn_backend.server.gpus import find_gpus
 
 TRITON_DEFAULT_BYTES = 64 << 20
 GPU_SHARE = 0.4  # the engines and the kernels need the rest
@@ -128,35 +126,6 @@ def _output(configs: Mapping[str, ModelConfig], model: str, name: str) -> ModelO
             f"{model}/config.pbtxt has no output {name!r}, which a later step takes: export the detector again with rcnn-export"
         )
     return outputs[name]
-
-
-def find_gpus() -> tuple[int, int]:
-    """How many GPUs a CUDA program sees, and the bytes of the machine's smallest; (0, 0) without.
-
-    CUDA's numbers are not nvidia-smi's where GPUs differ, hence the smallest. Memory that
-    nvidia-smi cannot tell counts as 0.
-    """
-    query = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError):
-        return 0, 0
-    fields = [line.split(",")[1].strip() for line in answer.splitlines() if "," in line]  # MiB
-    num_visible = _num_visible(len(fields)) if fields else 0
-    if not num_visible:
-        return 0, 0
-    return num_visible, min(int(field) << 20 if field.isdecimal() else 0 for field in fields)
-
-
-def _num_visible(num_gpus: int) -> int:
-    """CUDA_VISIBLE_DEVICES lists indices or UUIDs, and CUDA stops at the first index that is none."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is None:
-        return num_gpus
-    valid = {str(index) for index in range(num_gpus)}
-    entries = [entry.strip() for entry in listed.split(",")]
-    visible = takewhile(lambda entry: entry in valid or entry.startswith(("GPU-", "MIG-")), entries)
-    return len(list(visible))
 
 
 def _largest_image(repository: Path, served: Sequence[str] | None) -> int:

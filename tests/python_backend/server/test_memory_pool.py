@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError
-from rcnn_backend.server.memory_pool import find_gpus, image_bytes, pool_bytes, size_pool
+from rcnn_backend.server.memory_pool import image_bytes, pool_bytes, size_pool
 from tritonclient.grpc.model_config_pb2 import TYPE_FP16, ModelConfig
 
 MODEL_REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
@@ -141,30 +141,6 @@ def test_the_pool_is_between_the_default_and_the_share() -> None:
     assert pool_bytes(150_000_000, images_in_flight=32, gpu_bytes=20 * GB) == 8 * GB
     assert pool_bytes(1_000_000, images_in_flight=8, gpu_bytes=80 * GB) == 67_108_864
     assert pool_bytes(150_000_000, images_in_flight=32, gpu_bytes=0) == 67_108_864
-
-
-def test_gpus_are_found(nvidia_smi: Callable[[str], None]) -> None:
-    assert find_gpus() == (0, 0)  # no nvidia-smi
-    nvidia_smi("echo '0, 81559'; echo '1, 24564'")
-    assert find_gpus() == (2, 24564 * 2**20)
-    nvidia_smi("echo '0, [N/A]'")
-    assert find_gpus() == (1, 0)
-    nvidia_smi("echo 'No devices were found'")
-    assert find_gpus() == (0, 0)
-    nvidia_smi("echo '0, 81559'; exit 9")
-    assert find_gpus() == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("visible", "num_gpus"),
-    [("", 0), ("-1", 0), ("1", 1), ("1,0", 2), ("0,-1,1", 1), ("0, 2", 1), ("GPU-8932f937,GPU-45cbf7b3", 2)],
-)
-def test_hidden_gpus_do_not_count(
-    visible: str, num_gpus: int, nvidia_smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nvidia_smi("echo '0, 81559'; echo '1, 81559'")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert find_gpus()[0] == num_gpus
 
 
 def test_flags_and_summary(repository: Path, nvidia_smi: Callable[[str], None]) -> None:

@@ -1,0 +1,101 @@
+"""The GPUs that a CUDA program started here sees, as nvidia-smi tells them.
+
+A GPU in MIG mode is cut into slices, each with memory of its own. A CUDA program sees a slice, while
+nvidia-smi's ``memory.total`` is that of the whole GPU or, in a container, not told.
+https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from itertools import takewhile
+from xml.etree import ElementTree
+
+UUIDS = ("GPU-", "MIG-")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A MIG device: ``gpu``: the position of the GPU that it is a part of; ``size``: its memory in bytes."""
+
+    gpu: int
+    uuid: str
+    size: int
+
+
+def find_gpus() -> tuple[int, int]:
+    """How many GPUs a CUDA program sees, and the bytes of the machine's smallest; (0, 0) without.
+
+    CUDA's numbers are not nvidia-smi's where GPUs differ, hence the smallest. Memory that
+    nvidia-smi cannot tell counts as 0. Where any GPU is cut into MIG slices, one GPU counts, because a
+    CUDA program sees one slice only; its memory is that of the slice that CUDA_VISIBLE_DEVICES names.
+    """
+    answer = _ask("--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
+    totals = [_bytes(line.split(",")[1]) for line in answer.splitlines() if "," in line]
+    if slices := _mig_slices():
+        return _find_slice(totals, slices)
+    num_visible = _num_visible(len(totals)) if totals else 0
+    return (num_visible, min(totals)) if num_visible else (0, 0)
+
+
+def _find_slice(totals: list[int], slices: list[Slice]) -> tuple[int, int]:
+    first, *_ = _listed() or ["0"]
+    if not first.isdecimal() and not first.startswith(UUIDS):
+        return 0, 0
+    cut = {part.gpu for part in slices}
+    whole = [total for gpu, total in enumerate(totals) if gpu not in cut]
+    named = [part.size for part in slices if first.startswith("MIG-") and part.uuid.startswith(first)]
+    return 1, min(named or [*whole, *(part.size for part in slices)])
+
+
+def _num_visible(num_gpus: int) -> int:
+    """CUDA_VISIBLE_DEVICES lists indices or UUIDs, and CUDA stops at the first index that is none."""
+    listed = _listed()
+    if listed is None:
+        return num_gpus
+    valid = {str(index) for index in range(num_gpus)}
+    return len(list(takewhile(lambda entry: entry in valid or entry.startswith(UUIDS), listed)))
+
+
+def _listed() -> list[str] | None:
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if listed is None else [entry.strip() for entry in listed.split(",")]
+
+
+def _mig_slices() -> list[Slice]:
+    """``nvidia-smi -L`` lists each GPU's slices under it, by number and UUID.
+
+    Their memory is in the XML alone, where not every driver has the UUIDs.
+    """
+    uuids: dict[tuple[int, str], str] = {}
+    gpu = -1
+    for line in _ask("-L").splitlines():
+        if line.startswith("GPU "):
+            gpu += 1
+        elif found := re.match(r"\s+MIG .*Device\s+(\d+): \(UUID: (\S+)\)", line):
+            uuids[gpu, found[1]] = found[2]
+    sizes: dict[tuple[int, str], int] = {}
+    if uuids:
+        with contextlib.suppress(ElementTree.ParseError):
+            for gpu, element in enumerate(ElementTree.fromstring(_ask("-q", "-x")).iterfind("gpu")):
+                for part in element.iterfind("mig_devices/mig_device"):
+                    place = gpu, part.findtext("index", "").strip()
+                    sizes[place] = _bytes(part.findtext("fb_memory_usage/total", ""))
+    return [Slice(place[0], uuid, sizes.get(place, 0)) for place, uuid in uuids.items()]
+
+
+def _bytes(mebibytes: str) -> int:
+    """Of ``4864`` or ``4864 MiB``; 0 of what tells no number, such as ``[N/A]``."""
+    number, *_ = [*mebibytes.split(), ""]
+    return int(number) << 20 if number.isdecimal() else 0
+
+
+def _ask(*arguments: str) -> str:
+    """What nvidia-smi answers; nothing where there is none or it fails."""
+    command = ["nvidia-smi", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
