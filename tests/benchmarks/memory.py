@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rcnn_backend.server.local_server import RunningServer
+from rcnn_backend.server.stub_processes import find_stubs
 from rich.table import Table
 
 GROWTH, SLACK_MIB = 0.02, 3.0  # what a process may gain between the first and the last fifth
@@ -67,7 +68,8 @@ class Memory:
 def memory_mib(server: RunningServer) -> dict[str, float]:
     """Resident memory of the server and of each model instance's process, and the memory of each GPU."""
     memory = {}
-    for pid, name in {server.process.pid: "tritonserver", **server.stubs}.items():
+    stubs = {pid: stub.instance for pid, stub in find_stubs(server.process.pid).items()}
+    for pid, name in {server.process.pid: "tritonserver", **stubs}.items():
         try:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         except OSError:  # it ended

@@ -53,7 +53,7 @@ class Serving:
             if f") S {self.process.pid} " in (folder / "stat").read_text()
             and b"tritonserver\0" in (folder / "cmdline").read_bytes()
         )
-        return {name: pid for pid, name in find_stubs(server).items()}
+        return {stub.instance: pid for pid, stub in find_stubs(server).items()}
 
     def start_clients(self, count: int) -> list[threading.Thread]:
         """Each asks until it gets another answer than boxes."""

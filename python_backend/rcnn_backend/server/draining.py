@@ -6,10 +6,10 @@ end, and the server tells that it is not ready.
 """
 
 import contextlib
-import http.client
-import json
 import time
 from collections.abc import Mapping, Sequence
+
+from rcnn_backend.server.repository_api import FAILURES, model_states, unload
 
 POLL_S = 0.05
 
@@ -22,24 +22,12 @@ def drain(url: str, models: Sequence[str], headers: Mapping[str, str], timeout_s
         headers: what opens the model-repository API.
     """
     deadline = time.monotonic() + timeout_s
-    try:
+    with contextlib.suppress(*FAILURES):
         for model in models:
-            _post(url, f"/v2/repository/models/{model}/unload", headers)
+            unload(url, model, headers)
         while time.monotonic() < deadline:
-            index = json.loads(_post(url, "/v2/repository/index", headers))
-            if not any(each["name"] in models and each.get("state") == "UNLOADING" for each in index):
+            states = model_states(url, headers)
+            if not any(name in models and state == "UNLOADING" for (name, _), state in states.items()):
                 return True
             time.sleep(POLL_S)
-    except (OSError, http.client.HTTPException, ValueError):
-        pass
     return False
-
-
-def _post(url: str, path: str, headers: Mapping[str, str]) -> bytes:
-    """The answer's body; the connection is closed at once, for Triton's end waits for open ones."""
-    with contextlib.closing(http.client.HTTPConnection(url, timeout=5)) as connection:
-        connection.request("POST", path, headers={**headers, "Connection": "close"})
-        answer = connection.getresponse()
-        if answer.status != http.client.OK:
-            raise http.client.HTTPException(f"{path}: {answer.status}")
-        return answer.read()

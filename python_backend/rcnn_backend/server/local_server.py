@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
@@ -32,7 +32,7 @@ from rcnn_backend.server.log import last_words, load_failures, still_loading
 from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
-from rcnn_backend.server.stub_processes import find_stubs, has_ended
+from rcnn_backend.server.stub_processes import StubWatch
 from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
 
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
@@ -58,7 +58,8 @@ class RunningServer:
     those that the flags switch off. ``models``: None where the flags choose them by a
     ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
     empty where none was sized. ``log``: None where it goes to stderr. ``admin_headers``: what opens
-    the HTTP API that unloads models. ``stubs``: the model instance by the id of its process.
+    the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the
+    server is ready.
     """
 
     process: subprocess.Popen[bytes]
@@ -69,7 +70,7 @@ class RunningServer:
     log_is_temporary: bool
     exit_timeout_s: float
     admin_headers: dict[str, str]
-    stubs: dict[int, str] = field(default_factory=dict)
+    watch: StubWatch | None = None
 
     @property
     def grpc_url(self) -> str:
@@ -99,8 +100,11 @@ class RunningServer:
         return 0 if drained else self.process.returncode
 
     def dead_steps(self) -> list[str]:
-        """The model instances whose process has ended, though the server lets none end while it serves."""
-        return [name for pid, name in self.stubs.items() if has_ended(pid)]
+        """The model instances whose process died, though their model is loaded.
+
+        Where models come and go (``--model-control-mode=explicit`` and ``poll``), none is told without HTTP.
+        """
+        return self.watch.look() if self.watch else []
 
     def kill(self) -> None:
         """Ends the server and its stubs at once."""
@@ -216,7 +220,9 @@ def running_server(
         )
         try:
             _wait_until_ready(server, ready_timeout_s)
-            server.stubs = find_stubs(process.pid) if selection else {}
+            models_stay = get_flag(flags, "model-control-mode") in ("", "none")
+            server.watch = StubWatch(process.pid, urls.get("http", ""), locks.admin_headers, models_stay)
+            server.dead_steps()  # finds the processes
             yield server
         finally:
             server.stop()

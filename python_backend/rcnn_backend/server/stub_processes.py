@@ -3,25 +3,98 @@
 Triton 24.10 starts none again that has died, and says that it is ready all the same.
 """
 
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rcnn_backend.server.repository_api import FAILURES, model_states
+
 ENDED = "ZX"  # zombie, dead
-INSTANCE_ARGUMENT = 8  # of the stub's command line
+MODEL_ARGUMENT, INSTANCE_ARGUMENT = 1, 8  # of the stub's command line
+RESCAN_S = 1.0
 
 
-def find_stubs(server_pid: int) -> dict[int, str]:
-    """The name of the model instance that each stub of the server runs, by process id."""
+@dataclass(frozen=True)
+class Stub:
+    """``instance``: the model instance's name, or the model's where a Triton does not give that.
+
+    ``model`` and ``version``: the folders that the model's file lies in.
+    """
+
+    instance: str
+    model: str
+    version: str
+
+
+@dataclass
+class StubWatch:
+    """Tells the stubs that died from those which Triton ended with their model.
+
+    ``url``: ``host:port`` of the HTTP endpoint, empty without. ``headers``: what opens the model-repository
+    API there. ``models_stay``: models neither come nor go, so a stub that ended is dead also where the
+    server cannot be asked. ``dead``: the model instances whose process died.
+    """
+
+    server_pid: int
+    url: str
+    headers: Mapping[str, str]
+    models_stay: bool
+    stubs: dict[int, Stub] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
+    next_scan: float = 0.0  # by time.monotonic
+
+    def look(self) -> list[str]:
+        """Looks at the processes; gives ``dead``, to which a stub that ended is added if its model is still loaded."""
+        if time.monotonic() >= self.next_scan:
+            self._scan()
+        if not (ended := [pid for pid in self.stubs if has_ended(pid)]):
+            return self.dead
+        states: Mapping[tuple[str, str], str] = {}
+        if self.url:
+            with contextlib.suppress(*FAILURES):
+                states = model_states(self.url, self.headers)
+        if not (states or self.models_stay):
+            return self.dead  # the server is asked again at the next look
+        self._scan()  # after asking: a model that was loaded anew by then has its new process
+        stubs = [self.stubs.pop(pid) for pid in ended]
+        running, untold = set(self.stubs.values()), "READY" if self.models_stay else ""
+        for stub in stubs:
+            if stub not in running and states.get((stub.model, stub.version), untold) == "READY":
+                self.dead.append(stub.instance)
+        return self.dead
+
+    def _scan(self) -> None:
+        self.stubs |= find_stubs(self.server_pid)
+        self.next_scan = time.monotonic() + RESCAN_S
+
+
+def find_stubs(server_pid: int) -> dict[int, Stub]:
+    """What each stub of the server runs, by process id."""
     stubs = {}
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
         try:
-            parent = int(_stat(pid)[1])
+            if int(_stat(pid)[1]) != server_pid:
+                continue
             arguments = (folder / "cmdline").read_text(errors="replace").split("\0")
         except (OSError, IndexError):  # it ended meanwhile
             continue
-        if parent == server_pid and arguments[0].endswith("/triton_python_backend_stub"):
-            stubs[pid] = arguments[INSTANCE_ARGUMENT]
+        if arguments[0].endswith("/triton_python_backend_stub"):
+            stubs[pid] = read_stub(arguments)
     return stubs
+
+
+def read_stub(arguments: list[str]) -> Stub:
+    """From the command line of a stub: ``stub <repository>/<model>/<version>/<file> ...``, at 8 the instance.
+
+    Another Triton's may be shorter: what it does not tell is empty.
+    """
+    file = arguments[MODEL_ARGUMENT] if len(arguments) > MODEL_ARGUMENT else ""
+    *_, model, version, _ = ["", "", "", *Path(file).parts]
+    instance = arguments[INSTANCE_ARGUMENT] if len(arguments) > INSTANCE_ARGUMENT else ""
+    return Stub(instance or model or "a Python model", model, version)
 
 
 def has_ended(pid: int) -> bool:

@@ -1,0 +1,191 @@
+"""A Python model's process that died is told; one that ended with its model is not. On the real tritonserver."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as triton
+from rcnn_backend.server import stub_processes
+from rcnn_backend.server.local_server import RunningServer, running_server
+from rcnn_backend.server.stub_processes import Stub, StubWatch, find_stubs, read_stub
+
+MODEL = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        tensors = [pb_utils.get_input_tensor_by_name(request, "x") for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())]) for x in tensors]
+"""
+CONFIG = """
+backend: "python"
+input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
+instance_group { count: COUNT kind: KIND_CPU }
+"""
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=first", "--load-model=second")
+ENDED_S, NOTICED_S = 15.0, 3.0
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """``first`` with one instance, ``second`` with two."""
+    for name, count in {"first": 1, "second": 2}.items():
+        folder = tmp_path / "models" / name
+        (folder / "1").mkdir(parents=True)
+        (folder / "config.pbtxt").write_text(CONFIG.replace("COUNT", str(count)))
+        (folder / "1" / "model.py").write_text(MODEL)
+    return tmp_path / "models"
+
+
+@contextlib.contextmanager
+def client_of(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        yield client
+
+
+def instances(server_pid: int) -> dict[str, int]:
+    """The process of each model instance."""
+    return {stub.instance: pid for pid, stub in find_stubs(server_pid).items()}
+
+
+def look_until(condition: Callable[[], bool], server: RunningServer, timeout_s: float) -> list[str]:
+    """What the server's watch tells, as rcnn-serve asks, until the condition holds or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and not condition():
+        server.dead_steps()
+        time.sleep(0.05)
+    return server.dead_steps()
+
+
+def test_a_model_that_is_unloaded_or_loaded_anew_is_no_death(repository: Path) -> None:
+    with running_server(repository, flags=EXPLICIT) as server, client_of(server) as client:
+        before = instances(server.process.pid)
+        assert set(before) == {"first_0_0", "second_0_0", "second_0_1"}
+        client.unload_model("first")
+        assert not look_until(lambda: "first_0_0" not in instances(server.process.pid), server, ENDED_S)
+        assert "first_0_0" not in instances(server.process.pid)
+
+        model = repository / "second" / "1" / "model.py"
+        model.write_text(MODEL + "\n# changed\n")
+        client.load_model("second")  # new processes first, then the end of the old ones
+        old = {before["second_0_0"], before["second_0_1"]}
+        assert not look_until(lambda: not old & set(find_stubs(server.process.pid)), server, ENDED_S)
+        assert not old & set(find_stubs(server.process.pid))
+
+        client.load_model("first")
+        look_until(lambda: False, server, stub_processes.RESCAN_S + 0.2)
+        os.kill(instances(server.process.pid)["first_0_0"], signal.SIGKILL)
+        assert look_until(lambda: bool(server.dead_steps()), server, NOTICED_S) == ["first_0_0"]
+
+
+def test_a_model_whose_folder_is_removed_under_poll_is_no_death(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # a new __pycache__ would have each model loaded anew
+    flags = ["--model-control-mode=poll", "--repository-poll-secs=1"]
+    with running_server(repository, flags=flags) as server:
+        (repository / "first").rename(repository.parent / "elsewhere")
+        assert not look_until(lambda: "first_0_0" not in instances(server.process.pid), server, ENDED_S)
+        running = instances(server.process.pid)
+        assert set(running) == {"second_0_0", "second_0_1"}
+        os.kill(running["second_0_1"], signal.SIGKILL)
+        assert look_until(lambda: bool(server.dead_steps()), server, NOTICED_S) == ["second_0_1"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--allow-http=false",), ("--model-control-mode=none",)])
+def test_a_death_is_told_where_models_stay(repository: Path, flags: tuple[str, ...]) -> None:
+    with running_server(repository, flags=flags) as server:
+        assert not server.dead_steps()
+        os.kill(instances(server.process.pid)["second_0_0"], signal.SIGKILL)
+        assert look_until(lambda: bool(server.dead_steps()), server, NOTICED_S) == ["second_0_0"]
+        assert server.dead_steps() == ["second_0_0"]
+
+
+def test_in_explicit_mode_a_killed_stub_ends_the_command_and_an_unloaded_model_does_not(
+    repository: Path, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    program = Path(sys.executable).with_name("rcnn-serve")
+    ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+    command = [program, repository, *EXPLICIT, *ports, "--token-file", token]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            serving = next(line for line in process.stdout if line.startswith("Serving"))
+            urls = dict(re.findall(r"(http|grpc) (\S+?:\d+)", serving))
+            (server_pid,) = (
+                int(folder.name)
+                for folder in Path("/proc").glob("[0-9]*")
+                if f") S {process.pid} " in (folder / "stat").read_text()
+                and b"tritonserver\0" in (folder / "cmdline").read_bytes()
+            )
+            with triton.InferenceServerClient(urls["grpc"]) as client:
+                client.unload_model("first", headers={"triton-grpc-protocol-token": "secret"})
+            deadline = time.monotonic() + ENDED_S
+            while "first_0_0" in instances(server_pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            running = instances(server_pid)
+            assert set(running) == {"second_0_0", "second_0_1"}
+            time.sleep(1)
+            assert process.poll() is None
+            os.kill(running["second_0_0"], signal.SIGKILL)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.terminate()
+    assert process.returncode == 1
+    assert "rcnn-serve: the process of second_0_0 ended" in stderr
+
+
+def test_stubs_of_another_triton_are_read_as_far_as_they_tell() -> None:
+    line = ["/backends/python/triton_python_backend_stub", "/models/rpn/3/model.py", *"abcdef", "rpn_0_1"]
+    assert read_stub([*line, "DEFAULT", ""]) == Stub("rpn_0_1", "rpn", "3")
+    assert read_stub([*line[:5], ""]) == Stub("rpn", "rpn", "3")
+    assert read_stub([*line[:8], "", ""]) == Stub("rpn", "rpn", "3")
+    assert read_stub([line[0], "model.py", ""]) == Stub("a Python model", "", "")
+    assert read_stub([line[0]]) == Stub("a Python model", "", "")
+
+
+@pytest.fixture
+def short_stub(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child of this process that is called as a stub is, with one argument."""
+    program = tmp_path / "triton_python_backend_stub"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "60"]) as child:
+        yield child
+        child.kill()
+
+
+def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Popen[bytes]) -> None:
+    watch = StubWatch(os.getpid(), "", {}, models_stay=True)
+    assert watch.look() == []
+    assert watch.stubs == {short_stub.pid: Stub("a Python model", "", "")}
+    short_stub.kill()
+    short_stub.wait()
+    assert watch.look() == ["a Python model"]
+
+
+def test_what_the_server_does_not_tell_is_asked_again(
+    short_stub: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str, headers: object) -> dict[tuple[str, str], str]:
+        raise http.client.HTTPException("403")
+
+    monkeypatch.setattr(stub_processes, "read_stub", lambda arguments: Stub("rpn_0", "rpn", "1"))
+    monkeypatch.setattr(stub_processes, "model_states", refuse)
+    watch = StubWatch(os.getpid(), "127.0.0.1:8000", {}, models_stay=False)
+    assert watch.look() == []
+    short_stub.kill()
+    short_stub.wait()
+    assert watch.look() == []
+    monkeypatch.setattr(stub_processes, "model_states", lambda url, headers: {("rpn", "1"): "READY"})
+    assert watch.look() == ["rpn_0"]
