@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
-from rcnn_backend.server.access import Access, lock
+from rcnn_backend.server.access import RESTRICTIONS, Access, lock
 from rcnn_backend.server.draining import drain
 from rcnn_backend.server.flags import (
     address_of,
@@ -154,7 +154,7 @@ def running_server(
         ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
         flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
             among them leaves it to them which models are loaded.
-        access: who may call what; by default shared memory is open if gRPC listens to this host alone.
+        access: who may call what; by default shared memory is open if gRPC and HTTP listen to this host alone.
         trace: a folder for traces of every request, which is made if it is not there.
         mps: the steps run their kernels side by side on a GPU, by a daemon that is started for them.
         images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
@@ -173,7 +173,7 @@ def running_server(
     pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
     urls = choose_urls(host, ports or {}, flags)
     if access is None:
-        access = Access(shared_memory=is_for_this_host(host, flags, "grpc"))
+        access = Access(shared_memory=all(is_for_this_host(host, flags, each) for each in RESTRICTIONS))
     locks = lock(access, flags, host=host)
     if trace:
         trace.mkdir(parents=True, exist_ok=True)

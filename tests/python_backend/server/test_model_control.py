@@ -112,3 +112,14 @@ def test_clients_list_the_models_by_their_statistics(
         # Triton restricts the repository's index only together with loading and unloading.
         index_is_open = bool(flags and access.token)
         assert (over_http(server, "POST", "/v2/repository/index", token) == 403) is not index_is_open
+
+
+def test_shared_memory_is_open_by_default_only_where_this_host_alone_reaches_the_server(
+    repository: Path,
+) -> None:
+    status = "/v2/systemsharedmemory/status"
+    with running_server(repository, ["first"]) as server:
+        assert over_http(server, "GET", status) == []
+    for flag in ("--http-address=0.0.0.0", "--grpc-address=0.0.0.0"):
+        with running_server(repository, ["first"], flags=[flag]) as server:
+            assert over_http(server, "GET", status) == 403
