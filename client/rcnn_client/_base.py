@@ -24,7 +24,6 @@ from ._contract import (
 )
 from ._detections import Detections
 from ._errors import (
-    DeadlineExceededError,
     InvalidParameterError,
     ModelNotFoundError,
     NotADetectorError,
@@ -127,24 +126,24 @@ class BaseDetector:
             encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
             tensor = encoded_input(encoded)
 
-        def infer(endpoint: int, tensor: InferInput) -> Plan[Any]:
+        def infer(endpoint: int, tensor: InferInput, limit: Deadline) -> Plan[Any]:
             return self._servers.attempt(
                 endpoint,
                 "infer",
                 model,
                 [tensor],
-                deadline=deadline,
+                deadline=limit,
                 image_name=name,
                 parameters=request.parameters,
                 request_id=options.request_id and options.request_id + suffix,
             )
 
-        def attempt(endpoint: int) -> Plan[Any]:
+        def attempt(endpoint: int, limit: Deadline) -> Plan[Any]:
             if pixels is None:
-                return infer(endpoint, tensor)
+                return infer(endpoint, tensor, limit)
             if not self._uses_shm:
-                return infer(endpoint, pixels_input(pixels))
-            return self._share(endpoint, pixels, deadline, infer)
+                return infer(endpoint, pixels_input(pixels), limit)
+            return self._share(endpoint, pixels, limit, infer)
 
         answer = yield from self._servers.retry(attempt, deadline)
         return request.keep(read_answer(answer, request.contract, name))
@@ -173,7 +172,7 @@ class BaseDetector:
         endpoint: int,
         pixels: NDArray[np.uint8],
         deadline: Deadline,
-        infer: Callable[[int, InferInput], Plan[T]],
+        infer: Callable[[int, InferInput, Deadline], Plan[T]],
     ) -> Plan[T]:
         """Call `infer` with the pixels in shared memory that this endpoint has opened."""
         region = self._regions.take(endpoint, pixels.nbytes)
@@ -188,7 +187,7 @@ class BaseDetector:
         lost = False
         try:
             region.write(pixels)
-            return (yield from infer(endpoint, pixels_input(pixels, region.name)))
+            return (yield from infer(endpoint, pixels_input(pixels, region.name), deadline))
         except ModelNotFoundError as error:
             lost = LOST in str(error)
             if not lost:
@@ -201,15 +200,7 @@ class BaseDetector:
                 self._regions.give_back(endpoint, region)
 
     def _is_ready(self, timeout_s: float | None) -> Plan[bool]:
-        deadline = self._deadline(timeout_s)
-        for endpoint in range(len(self._connection.urls)):
-            call = self._servers.attempt(endpoint, "is_model_ready", self._model, deadline=deadline)
-            try:
-                if (yield from call):
-                    return True
-            except (ServerUnavailableError, DeadlineExceededError):
-                continue
-        return False
+        return (yield from self._servers.is_ready(self._deadline(timeout_s)))
 
     def _info(self, timeout_s: float | None) -> Plan[DetectorInfo]:
         deadline, call = self._deadline(timeout_s), self._servers.call

@@ -24,6 +24,12 @@ CHANNEL_ARGS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # A connection is closed where data (TCP_USER_TIMEOUT, which gRPC sets only with keepalive) or a ping is not
+    # acknowledged within 20 s. Pings come seldom: a gRPC server with default settings counts those that come
+    # within 5 minutes of each other, and closes the connection after a few of them ("too_many_pings").
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
 ]
 
 

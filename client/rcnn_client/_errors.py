@@ -6,6 +6,9 @@ from tritonclient.utils import InferenceServerException
 
 from ._detections import Detections
 
+# Triton's words for a request that found the queue full, and for one that waited in it for too long.
+FULL_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
+
 
 class RcnnError(Exception):
     """Base of every error that this package raises."""
@@ -21,6 +24,10 @@ class InvalidParameterError(RcnnError, ValueError):
 
 class ServerUnavailableError(RcnnError, ConnectionError):
     """No Triton server answers at the address, or it takes no requests now."""
+
+
+class QueueFullError(ServerUnavailableError):
+    """The server works, and has as many requests waiting as it allows."""
 
 
 class CertificateError(RcnnError, ConnectionError):
@@ -102,6 +109,11 @@ def from_transport(
         )
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in said:
         return AccessDeniedError(f"{about}{url} refuses the call: {said}. Give it with Detector(headers=...)")
+    if status == "UNAVAILABLE" and any(words in said for words in FULL_QUEUE):
+        return QueueFullError(
+            f"{about}{url} has too many requests waiting for model {model!r}: {said}. "
+            "Send fewer at once (in_flight), or add a server"
+        )
     # CANCELLED: by the server, as it stopped. No available versions: loading, or unloading as it stops.
     if status in ("UNAVAILABLE", "CANCELLED") or "has no available versions" in said:
         return ServerUnavailableError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,11 +10,14 @@ from typing import Any, TypeVar
 from tritonclient.utils import InferenceServerException
 
 from ._connection import Connection
-from ._endpoints import Endpoints, backoff_s
+from ._endpoints import Endpoints, backoff_s, full_queue_backoff_s
 from ._errors import (
     CertificateError,
+    DeadlineExceededError,
     DetectorClosedError,
     InvalidParameterError,
+    QueueFullError,
+    RcnnError,
     ServerUnavailableError,
     from_transport,
     refused_handshake,
@@ -21,6 +25,9 @@ from ._errors import (
 from ._steps import Call, Plan, Sleep
 
 T = TypeVar("T")
+
+PROBE_TIMEOUT_S = 1.0
+MIN_SHARE_S = 1.0
 
 
 class Deadline:
@@ -39,6 +46,19 @@ class Deadline:
     def left_s(self) -> float:
         """Seconds until then, negative after it."""
         return self._end - time.monotonic()
+
+    def at_most(self, limit_s: float) -> Deadline:
+        """This deadline, or an earlier one `limit_s` seconds from now."""
+        earlier = copy.copy(self)
+        earlier._end = min(self._end, time.monotonic() + limit_s)
+        return earlier
+
+    def share(self) -> Deadline:
+        """The deadline of an attempt after which another server can be tried: a quarter of the time left.
+
+        It is at least a second, since less would not tell a server that hangs from one that is slow.
+        """
+        return self.at_most(max(self.left_s() / 4, MIN_SHARE_S))
 
 
 class Servers:
@@ -61,20 +81,40 @@ class Servers:
         """A method of tritonclient's on any server, retried."""
         return (
             yield from self.retry(
-                lambda endpoint: self.attempt(endpoint, method, *args, deadline=deadline), deadline
+                lambda endpoint, limit: self.attempt(endpoint, method, *args, deadline=limit), deadline
             )
         )
 
-    def retry(self, attempt: Callable[[int], Plan[T]], deadline: Deadline) -> Plan[T]:
-        """Do it on one server after the other until one is available, within the deadline."""
+    def retry(self, attempt: Callable[[int, Deadline], Plan[T]], deadline: Deadline) -> Plan[T]:
+        """Do it on one server after the other until one answers, within the deadline.
+
+        Args:
+            attempt: gets the server's index and the deadline of this attempt. While there is a server that was
+                not tried, an attempt gets a share of the time, so that one that hangs leaves time for another.
+        """
         count = 0
+        tried: set[int] = set()
         while True:
-            endpoint = self._endpoints.choose()
+            endpoint = self._endpoints.choose(tried)
+            tried.add(endpoint)
+            has_another = len(tried) < len(self.connection.urls) and count < self._retries
+            must_probe = has_another and self._endpoints.may_hang(endpoint)
+            if must_probe and not (yield from self._answers_probe(endpoint, deadline)):
+                continue
             try:
-                answer = yield from attempt(endpoint)
+                answer = yield from attempt(endpoint, deadline.share() if has_another else deadline)
+            except DeadlineExceededError:
+                self._endpoints.timed_out(endpoint)
+                if not has_another or deadline.left_s() <= 0:
+                    raise
+                count += 1
             except ServerUnavailableError as error:
-                self._endpoints.failed(endpoint)
-                wait_s = backoff_s(count)
+                if isinstance(error, QueueFullError):
+                    self._endpoints.answered(endpoint)
+                    wait_s = backoff_s(count) if has_another else full_queue_backoff_s(count)
+                else:
+                    self._endpoints.failed(endpoint)
+                    wait_s = backoff_s(count)
                 if count == self._retries or wait_s >= deadline.left_s():
                     if refused_handshake(error, self.connection.uses_tls):
                         raise CertificateError(str(error)) from error
@@ -84,6 +124,40 @@ class Servers:
             else:
                 self._endpoints.answered(endpoint)
                 return answer
+
+    def _answers_probe(self, endpoint: int, deadline: Deadline) -> Plan[bool]:
+        """Whether a server that let a call time out answers a call that costs it nothing."""
+        try:
+            yield from self.attempt(endpoint, "is_server_live", deadline=deadline.at_most(PROBE_TIMEOUT_S))
+        except DeadlineExceededError:
+            self._endpoints.hangs(endpoint)
+            return False
+        except ServerUnavailableError:
+            self._endpoints.failed(endpoint)
+            return False
+        except DetectorClosedError:
+            raise
+        except RcnnError:  # a refusal is an answer
+            pass
+        self._endpoints.answered(endpoint)
+        return True
+
+    def is_ready(self, deadline: Deadline) -> Plan[bool]:
+        """Whether one of the servers answers now and has the model loaded; those that may hang come last."""
+        endpoints = sorted(range(len(self.connection.urls)), key=self._endpoints.may_hang)
+        for endpoint in endpoints:
+            limit = deadline if endpoint == endpoints[-1] else deadline.share()
+            try:
+                ready = yield from self.attempt(endpoint, "is_model_ready", self._model, deadline=limit)
+            except DeadlineExceededError:
+                self._endpoints.timed_out(endpoint)
+            except ServerUnavailableError:
+                continue
+            else:
+                self._endpoints.answered(endpoint)
+                if ready:
+                    return True
+        return False
 
     def attempt(
         self,

@@ -6,8 +6,10 @@ of the first pixel (0: nothing found), so that every answer tells which picture 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +43,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.requests: list[service_pb2.ModelInferRequest] = []
         self.seconds_left: list[float | None] = []  # until the deadline of each call, as the server sees it
         self.metadata: list[dict[str, str]] = []  # the headers of each call
+        self.num_probes = 0
         self.ready = True
         self.url = ""
         self._server: grpc.Server | None = None
@@ -80,6 +83,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return [
             sent_pixels(request) for request in self.requests if request.model_name == "faster_rcnn_pixels"
         ]
+
+    def ServerLive(self, request, context):
+        self.num_probes += 1
+        return service_pb2.ServerLiveResponse(live=True)
 
     def ModelReady(self, request, context):
         return service_pb2.ModelReadyResponse(ready=self.ready and request.name in self.configs)
@@ -142,6 +149,46 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return answer
 
 
+class Path:
+    """A way to a server that can be frozen: what comes is taken and not passed on, and nobody is told."""
+
+    def __init__(self, url: str) -> None:
+        self._target = url
+        self._passes = threading.Event()
+        self._passes.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def freeze(self) -> None:
+        self._passes.clear()
+
+    def thaw(self) -> None:
+        self._passes.set()
+
+    def close(self) -> None:
+        self.thaw()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                here = self._listener.accept()[0]
+                host, port = self._target.split(":")
+                there = socket.create_connection((host, int(port)))
+                for ends in ((here, there), (there, here)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                self._passes.wait()
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 def sent_bytes(request: service_pb2.ModelInferRequest) -> bytes:
     """The picture in a request, taken from the wire form of a BYTES [1, 1] tensor: length, then content."""
     (tensor,), (raw,) = request.inputs, request.raw_input_contents
@@ -173,6 +220,14 @@ def other_server() -> Iterator[FakeTriton]:
     fake.start()
     yield fake
     fake.stop()
+
+
+@pytest.fixture
+def path_to_server(server: FakeTriton) -> Iterator[Path]:
+    """A way to `server` that can be frozen; `path_to_server.url` is its address."""
+    path = Path(server.url)
+    yield path
+    path.close()
 
 
 @pytest.fixture(scope="session")

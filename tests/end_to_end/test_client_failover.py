@@ -1,4 +1,4 @@
-"""A server is killed and started again under load: the callers notice nothing."""
+"""A server is killed and started again, or stopped by a signal, under load: the callers notice little."""
 
 import contextlib
 import os
@@ -74,6 +74,30 @@ def test_a_server_killed_and_started_again_under_load(
         for index, result in enumerate(load.answers):
             assert_same(result.detections, expected[index % 12])
     assert not list(Path("/dev/shm").glob("rcnn_client_*"))
+
+
+def test_a_server_that_hangs_under_load(
+    digits_repository: Path,
+    both_ensembles: RunningServer,
+    strips: list[np.ndarray],
+    expected: list[Detections],
+) -> None:
+    with (
+        running_server(digits_repository, MODELS) as victim,
+        Detector([victim.grpc_url, both_ensembles.grpc_url], "digits", timeout_s=8) as detector,
+    ):
+        detector.detect_batch(strips, score_thresh=0.0)
+        os.kill(victim.process.pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            answers = detector.detect_batch(strips * 2, in_flight=4, score_thresh=0.0)
+            took_s = time.monotonic() - began
+            ready = detector.is_ready()
+        finally:
+            os.kill(victim.process.pid, signal.SIGCONT)
+        for index, found in enumerate(answers):
+            assert_same(found, expected[index % 12])
+        assert ready and took_s < 6
 
 
 def wait_until_it_has_served(count: int, server: RunningServer) -> None:

@@ -1,0 +1,208 @@
+"""A server that hangs costs little while another one works, and a full queue is no reason to leave a server out."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from rcnn_client import (
+    DeadlineExceededError,
+    Detector,
+    InvalidParameterError,
+    ServerUnavailableError,
+    _connection,
+    _endpoints,
+    aio,
+)
+from rcnn_client._endpoints import Endpoints, full_queue_backoff_s
+from rcnn_client._servers import Deadline
+
+FULL = (grpc.StatusCode.UNAVAILABLE, "in ensemble 'faster_rcnn', Exceeds maximum queue size")
+
+
+class AsyncDetector:
+    """The calls of `aio.Detector`, each waited for."""
+
+    def __init__(self, *args, **kwargs):
+        self._loop = asyncio.new_event_loop()
+        self._detector = aio.Detector(*args, **kwargs)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._loop.run_until_complete(self._detector.close())
+        self._loop.close()
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self._loop.run_until_complete(
+            getattr(self._detector, name)(*args, **kwargs)
+        )
+
+
+each_detector = pytest.mark.parametrize("detector_class", [Detector, AsyncDetector])
+
+
+def timed(function, *args, **kwargs):
+    """What it returns, and how many seconds it takes."""
+    began = time.monotonic()
+    return function(*args, **kwargs), time.monotonic() - began
+
+
+@each_detector
+def test_one_that_hangs_costs_a_share_of_the_deadline_once(
+    detector_class, server, other_server, path_to_server, png, monkeypatch
+):
+    monkeypatch.setattr(_endpoints, "HUNG_COOL_DOWN_S", 2.0)
+    with detector_class([path_to_server.url, other_server.url], timeout_s=8) as detector:
+        detector.detect(png(1)), detector.detect(png(1))  # both are connected
+        path_to_server.freeze()
+        answers, took_s = timed(detector.detect_batch, [png(label) for label in range(1, 31)], in_flight=1)
+        assert [found.labels[0] for found in answers] == list(range(1, 31))
+        assert 2 < took_s < 5  # a quarter of 8 s, and a probe of 1 s
+        answers, took_s = timed(detector.detect_batch, [png(1)] * 20, in_flight=1)
+        assert len(answers) == 20 and took_s < 1
+        path_to_server.thaw()
+        time.sleep(2)
+        before = len(server.requests)
+        detector.detect_batch([png(1)] * 20, in_flight=1)
+        assert len(server.requests) - before == 10
+
+
+def test_threads_wait_for_one_that_hangs_only_once_each(server, other_server, path_to_server, png):
+    with (
+        Detector([path_to_server.url, other_server.url], timeout_s=8) as detector,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        detector.detect_batch([png(1)] * 8)
+        path_to_server.freeze()
+        answers, took_s = timed(list, pool.map(detector.detect, [png(2)] * 200))
+    assert all(found.labels[0] == 2 for found in answers) and took_s < 6
+
+
+def test_one_that_hangs_before_it_is_connected(other_server, path_to_server, png):
+    path_to_server.freeze()
+    with Detector([path_to_server.url, other_server.url], timeout_s=8) as detector:
+        answers, took_s = timed(detector.detect_batch, [png(3)] * 10, in_flight=1)
+    assert len(answers) == 10 and took_s < 6
+
+
+@each_detector
+def test_is_ready_asks_the_others(detector_class, server, other_server, path_to_server):
+    with detector_class([path_to_server.url, other_server.url], timeout_s=8) as detector:
+        assert detector.is_ready()
+        path_to_server.freeze()
+        assert timed(detector.is_ready)[1] < 4
+        ready, took_s = timed(detector.is_ready)
+        assert ready and took_s < 0.5  # the one that may hang is asked last
+        other_server.stop()
+        ready, took_s = timed(detector.is_ready, timeout_s=1.5)
+        assert not ready and took_s < 2
+
+
+def test_a_slow_server_is_probed_and_keeps_its_turns(server, other_server, png):
+    server.delay_s = lambda label: 1.5 if label == 9 else 0.0
+    with Detector([server.url, other_server.url], timeout_s=4) as detector:
+        detector.detect(png(1))  # its model's config comes from `server`, its answer from the other
+        assert detector.detect(png(9)).labels[0] == 9  # not answered by `server` within a second
+        detector.detect_batch([png(1)] * 20, in_flight=1)
+    assert server.num_probes == 1
+    assert len(server.requests) >= 10
+
+
+def test_a_picture_that_takes_long_everywhere_gets_the_rest_of_the_time(server, other_server, png):
+    server.delay_s = other_server.delay_s = lambda label: 2.0
+    with Detector([server.url, other_server.url], timeout_s=6) as detector:
+        assert detector.detect(png(1)).labels[0] == 1
+    assert len(server.requests) == len(other_server.requests) == 1
+
+
+def test_one_server_alone_gets_all_the_time(server, png):
+    server.delay_s = lambda label: 1.5
+    with Detector(server.url, timeout_s=3) as detector:
+        detector.detect(png(1))
+        with pytest.raises(DeadlineExceededError):
+            detector.detect(png(1), timeout_s=1)
+        detector.detect(png(1))
+    assert server.num_probes == 0 and len(server.requests) == 3
+
+
+@each_detector
+def test_a_full_queue_is_not_hammered(detector_class, server, png):
+    server.status = FULL
+    with detector_class(server.url) as detector:
+        began = time.monotonic()
+        with pytest.raises(ServerUnavailableError, match=r"too many requests waiting.*in_flight"):
+            detector.detect(png(1), timeout_s=3)
+        assert time.monotonic() - began < 3
+    assert 2 <= len(server.requests) <= 4
+
+
+def test_a_full_queue_gets_the_request_a_little_later(server, png):
+    server.status = FULL
+    with Detector(server.url) as detector:
+        threading.Timer(0.2, setattr, (server, "status", None)).start()
+        assert detector.detect(png(1)).labels[0] == 1
+    assert len(server.requests) == 2
+
+
+def test_one_with_a_full_queue_keeps_its_turns_and_the_other_is_asked_at_once(server, other_server, png):
+    with Detector([server.url, other_server.url]) as detector:
+        detector.detect(png(1)), detector.detect(png(1))
+        server.status = FULL
+        answers, took_s = timed(detector.detect_batch, [png(1)] * 20, in_flight=1)
+    assert len(answers) == 20 and took_s < 2
+    assert len(server.requests) >= 10
+
+
+def test_waits_for_a_full_queue_double_up_to_a_limit():
+    for attempt, limit_s in [(0, 0.5), (1, 1.0), (3, 4.0), (60, 8.0)]:
+        waits = [full_queue_backoff_s(attempt) for _ in range(300)]
+        assert limit_s / 2 <= min(waits) < 0.6 * limit_s and 0.9 * limit_s < max(waits) <= limit_s
+
+
+def test_turns_with_one_that_may_hang(monkeypatch):
+    monkeypatch.setattr(_endpoints, "HUNG_COOL_DOWN_S", 0.2)
+    endpoints = Endpoints(2)
+    endpoints.timed_out(0)
+    assert [endpoints.choose() for _ in range(4)] == [0, 1, 1, 1]  # the first caller probes it
+    endpoints.hangs(0)
+    assert [endpoints.choose() for _ in range(3)] == [1, 1, 1]
+    time.sleep(0.25)
+    assert endpoints.choose() == 0 and endpoints.may_hang(0)
+    endpoints.answered(0)
+    assert not endpoints.may_hang(0)
+    assert [endpoints.choose() for _ in range(3)] == [1, 0, 1]
+    assert [endpoints.choose(tried={0}) for _ in range(2)] == [1, 1]
+
+
+def test_a_deadline_has_shares():
+    assert Deadline(60).share().left_s() == pytest.approx(15, abs=0.1)
+    assert Deadline(3).share().left_s() == pytest.approx(1, abs=0.1)
+    assert Deadline(0.5).share().left_s() == pytest.approx(0.5, abs=0.1)
+    assert Deadline(60).share().timeout_s == 60
+    with pytest.raises(InvalidParameterError):
+        Deadline(0)
+
+
+def test_pings_find_a_dead_connection_and_come_seldom_enough_for_any_server(
+    server, path_to_server, png, monkeypatch
+):
+    arguments = dict(_connection.CHANNEL_ARGS)
+    assert arguments["grpc.keepalive_time_ms"] > 300_000  # what gRPC servers permit unless configured
+    faster = [
+        (name, value // 200 if "keepalive" in name or "ping" in name else value)
+        for name, value in arguments.items()
+    ]
+    # gRPC's measurement of bandwidth sends pings too, and a new ping waits for them, and for a minute to pass.
+    faster += [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.bdp_probe", 0)]
+    monkeypatch.setattr(_connection, "CHANNEL_ARGS", faster)
+    with Detector(path_to_server.url, retries=0) as detector:
+        detector.detect(png(1))
+        path_to_server.freeze()
+        began = time.monotonic()
+        with pytest.raises(ServerUnavailableError):
+            detector.detect(png(1), timeout_s=20)
+        assert time.monotonic() - began < 10
