@@ -81,6 +81,14 @@ class BaseDetector:
                 self._clients[endpoint] = self._connection.open(self._client_class, endpoint)
             return self._clients[endpoint]
 
+    def _take_clients(self) -> list[Any]:
+        """Closes the detector for new calls; the tritonclients that are left to be closed."""
+        with self._clients_lock:  # one that is being opened is taken, too
+            self._servers.closed = True
+            clients = list(self._clients.values())
+            self._clients.clear()
+            return clients
+
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 

@@ -61,8 +61,7 @@ class Detector(BaseDetector):
 
     def close(self) -> None:
         """Close the connections; calls still running end with `DetectorClosedError`."""
-        self._servers.closed = True
-        for client in list(self._clients.values()):
+        for client in self._take_clients():
             client.close()
         self._release()
 

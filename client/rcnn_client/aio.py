@@ -51,8 +51,7 @@ class Detector(BaseDetector):
 
     async def close(self) -> None:
         """Close the connections; calls still running end with `DetectorClosedError`."""
-        self._servers.closed = True
-        for client in list(self._clients.values()):
+        for client in self._take_clients():
             await client.close()
         await asyncio.to_thread(self._release)
 

@@ -3,6 +3,7 @@
 import inspect
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
@@ -20,6 +21,7 @@ from rcnn_client import (
     ServerError,
     ServerUnavailableError,
 )
+from rcnn_client._connection import Connection
 
 
 def test_the_public_names_are_sorted_and_the_errors_one_tree():
@@ -157,6 +159,29 @@ def test_a_closed_detector(server, png):
     detector.close()
     with pytest.raises(DetectorClosedError):
         detector.detect(png(1))
+
+
+def test_closing_closes_a_connection_that_is_being_opened(server, png, monkeypatch):
+    opening, opened = threading.Event(), []
+    open_connection = Connection.open
+
+    def open_slowly(self, client_class, endpoint):
+        opening.set()
+        time.sleep(0.3)
+        client = open_connection(self, client_class, endpoint)
+        close = client.close
+        monkeypatch.setattr(client, "close", lambda: opened.remove(client) or close())
+        opened.append(client)
+        return client
+
+    monkeypatch.setattr(Connection, "open", open_slowly)
+    detector = Detector(server.url)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(detector.detect, png(1))
+        opening.wait()
+        detector.close()
+        assert isinstance(call.exception(), DetectorClosedError)
+    assert opened == []
 
 
 def test_closing_ends_the_calls_that_still_run(server, png):
