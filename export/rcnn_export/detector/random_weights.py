@@ -5,6 +5,8 @@ from PIL import Image
 from torchvision.models.detection import FasterRCNN
 from torchvision.transforms.functional import to_tensor
 
+from rcnn_export.photos import load_photo
+
 # The spread that each predictor's outputs are given on the calibration picture. Sharper
 # pictures get more, so these leave room below saturation: no score ties at 1.0, no box
 # delta near its clamp, which would make boxes thousands of pixels wide.
@@ -65,8 +67,6 @@ def _calibrate(model: FasterRCNN) -> None:
 
 def _calibration_picture() -> torch.Tensor:
     """Two rows of two tiles, float32 RGB in 0..1, [3, 480, 640]."""
-    from rcnn_export.digits.backgrounds import load_photo  # here, for it takes seconds to import
-
     tiles = []
     for name, width in TILES:
         photo, height = load_photo(name), width * TILE_HEIGHT // TILE_WIDTH

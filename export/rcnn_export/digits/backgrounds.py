@@ -1,15 +1,12 @@
 """Cluttered backgrounds for the digits: real photos, gradients and noise, with lines and shapes on top.
 
-The photos are those inside the scikit-learn and scikit-image packages; nothing is downloaded. The two splits
-use different photos.
+The two splits use different photos.
 """
-
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
-from skimage import data
-from sklearn.datasets import load_sample_image
+
+from rcnn_export.photos import load_photo
 
 PHOTOS = {
     "train": (
@@ -38,13 +35,6 @@ def draw_background(split: str, size_hw: tuple[int, int], rng: np.random.Generat
     if rng.random() < 0.6:
         picture = _draw_clutter(picture, rng)
     return np.asarray(picture)
-
-
-@lru_cache
-def load_photo(name: str) -> Image.Image:
-    """Loads a photo by its file name in scikit-learn or its function's name in ``skimage.data``."""
-    pixels = load_sample_image(name) if name.endswith(".jpg") else getattr(data, name)()
-    return Image.fromarray(pixels).convert("RGB")
 
 
 def _photo_crop(split: str, size_hw: tuple[int, int], rng: np.random.Generator) -> Image.Image:

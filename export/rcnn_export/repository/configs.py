@@ -18,35 +18,25 @@ from rcnn_backend.contract.chain import (
     bind,
     level_names,
 )
-from rcnn_backend.contract.parameters import (
-    DetectionParameters,
-    PoolParameters,
-    PreprocessParameters,
-    ProposalParameters,
-)
-from torchvision.models.detection import FasterRCNN
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from rcnn_export.detector.load import Detector
-from rcnn_export.detector.split import (
-    backbone_features,
-    pooled_levels,
-    pooled_strides,
-    roi_pooler,
-    tensor_sizes,
+from rcnn_export.detector.parameters import (
+    detection_parameters,
+    pool_parameters,
+    preprocess_parameters,
+    proposal_parameters,
 )
+from rcnn_export.detector.split import pooled_levels, tensor_sizes
 from rcnn_export.engines.options import DEFAULT_ENGINE, FP16, TRITON_BACKENDS, EngineOptions
 
 TEMPLATE = FASTER_RCNN.family
 FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
-# On a CPU a batch of RoIs is padded to the next of these shares of the most there can be.
-PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
 CHOSEN_BY_HAND = (
     "max_image_bytes",
     "max_image_pixels",
     "padded_sizes_hw",
 )  # the torch model knows nothing of them
-POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
 
 
 def template_dir() -> Path:
@@ -105,55 +95,6 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
             config.parameters[key].string_value = json.dumps(value)
         texts[model_name] = text if config == original else _to_text(config, template)
     return texts
-
-
-def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
-    """GeneralizedRCNNTransform's settings in eval mode; what is CHOSEN_BY_HAND is the config's own."""
-    transform = model.transform
-    return PreprocessParameters(
-        min_size=transform.min_size[-1],
-        max_size=transform.max_size,
-        fixed_size_hw=list(transform.fixed_size[::-1]) if transform.fixed_size is not None else None,
-        image_mean=list(transform.image_mean),
-        image_std=list(transform.image_std),
-        size_divisible=transform.size_divisible,
-        max_image_pixels=0,
-    )
-
-
-def proposal_parameters(model: FasterRCNN) -> ProposalParameters:
-    """RegionProposalNetwork's settings in eval mode."""
-    most = model.rpn.post_nms_top_n()
-    return ProposalParameters(
-        score_thresh=model.rpn.score_thresh,
-        nms_thresh=model.rpn.nms_thresh,
-        min_box_size=model.rpn.min_size,
-        padded_counts=sorted({max(1, round(share * most)) for share in PADDED_SHARES}),
-        max_rpn_boxes=model.rpn.pre_nms_top_n() * len(backbone_features(model)),
-    )
-
-
-def pool_parameters(model: FasterRCNN) -> PoolParameters:
-    """MultiScaleRoIAlign's settings."""
-    pooler = roi_pooler(model)
-    return PoolParameters(
-        feature_strides=pooled_strides(model),
-        canonical_scale=pooler.canonical_scale,
-        canonical_level=pooler.canonical_level,
-        output_size_hw=list(pooler.output_size),
-        sampling_ratio=pooler.sampling_ratio,
-    )
-
-
-def detection_parameters(model: FasterRCNN) -> DetectionParameters:
-    """RoIHeads' settings in eval mode."""
-    heads = model.roi_heads
-    return DetectionParameters(
-        score_thresh=heads.score_thresh,
-        nms_thresh=heads.nms_thresh,
-        min_box_size=POSTPROCESS_MIN_BOX_SIZE,
-        detections_per_img=heads.detections_per_img,
-    )
 
 
 def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from rcnn_export.digits.backgrounds import load_photo
+from rcnn_export.photos import load_photo
 
 PHOTOS = ("china.jpg", "flower.jpg", "astronaut", "chelsea", "coffee", "rocket")
 # Width and height in pixels: a thumbnail, the largest that is not scaled down, and sizes between.

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from rcnn_backend.contract.chain import FASTER_RCNN
 from torchvision.models.detection import FasterRCNN
 
+from rcnn_export.detector.parameters import detection_parameters, pool_parameters, proposal_parameters
 from rcnn_export.detector.split import pooler_with_strides
-from rcnn_export.repository.configs import detection_parameters, pool_parameters, proposal_parameters
 from rcnn_export.verify.compare import (
     PyramidScale,
     judge_array,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.digits.backgrounds import load_photo
+from rcnn_export.photos import load_photo
 from rcnn_export.verify.reference import Trace, run_reference
 
 MODEL = "fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -1,0 +1,68 @@
+"""The settings of a torch detector that the steps between the engines follow."""
+
+from rcnn_backend.contract.parameters import (
+    DetectionParameters,
+    PoolParameters,
+    PreprocessParameters,
+    ProposalParameters,
+)
+from torchvision.models.detection import FasterRCNN
+
+from rcnn_export.detector.split import backbone_features, pooled_strides, roi_pooler
+
+# On a CPU a batch of RoIs is padded to the next of these shares of ``post_nms_top_n``, the largest number of RoIs.
+PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
+POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
+
+
+def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
+    """GeneralizedRCNNTransform's settings in eval mode.
+
+    The fields that it has no setting for (``max_image_bytes``, ``max_image_pixels``, ``padded_sizes_hw``) are
+    placeholders: the hand-written config decides them.
+    """
+    transform = model.transform
+    return PreprocessParameters(
+        min_size=transform.min_size[-1],
+        max_size=transform.max_size,
+        fixed_size_hw=list(transform.fixed_size[::-1]) if transform.fixed_size is not None else None,
+        image_mean=list(transform.image_mean),
+        image_std=list(transform.image_std),
+        size_divisible=transform.size_divisible,
+        max_image_pixels=0,
+    )
+
+
+def proposal_parameters(model: FasterRCNN) -> ProposalParameters:
+    """RegionProposalNetwork's settings in eval mode."""
+    max_proposals = model.rpn.post_nms_top_n()
+    return ProposalParameters(
+        score_thresh=model.rpn.score_thresh,
+        nms_thresh=model.rpn.nms_thresh,
+        min_box_size=model.rpn.min_size,
+        padded_counts=sorted({max(1, round(share * max_proposals)) for share in PADDED_SHARES}),
+        max_rpn_boxes=model.rpn.pre_nms_top_n() * len(backbone_features(model)),
+    )
+
+
+def pool_parameters(model: FasterRCNN) -> PoolParameters:
+    """MultiScaleRoIAlign's settings."""
+    pooler = roi_pooler(model)
+    return PoolParameters(
+        feature_strides=pooled_strides(model),
+        canonical_scale=pooler.canonical_scale,
+        canonical_level=pooler.canonical_level,
+        output_size_hw=list(pooler.output_size),
+        sampling_ratio=pooler.sampling_ratio,
+    )
+
+
+def detection_parameters(model: FasterRCNN) -> DetectionParameters:
+    """RoIHeads' settings in eval mode."""
+    heads = model.roi_heads
+    return DetectionParameters(
+        score_thresh=heads.score_thresh,
+        nms_thresh=heads.nms_thresh,
+        min_box_size=POSTPROCESS_MIN_BOX_SIZE,
+        detections_per_img=heads.detections_per_img,
+    )
