@@ -46,7 +46,7 @@ class JpegDecoder:
             decoded = self._decode([images[index] for index in chosen])
             for index, image in zip(chosen, decoded, strict=True):
                 if image is not None and is_usable(image.__cuda_array_interface__, max_image_pixels):
-                    pixels[index] = _share(image)
+                    pixels[index] = self._share(image)
         return pixels
 
     def _decode(self, images: Sequence[bytes]) -> list[nvimgcodec.Image | None]:
@@ -66,6 +66,17 @@ class JpegDecoder:
             return [None]
         return [image for data in images for image in self._decode([data])]
 
+    def _share(self, image: nvimgcodec.Image) -> cupy.ndarray:
+        """The image's memory, for use on the stream that it was decoded on: DLPack would wait for it.
+
+        The decoder and the stream must outlive it, because it is given back to the one on the other.
+        """
+        interface = image.__cuda_array_interface__
+        shape, strides = interface["shape"], interface["strides"]
+        owner = (self._decoder, self._stream, image)  # a tuple lets go of its last item first
+        memory = cupy.cuda.UnownedMemory(interface["data"][0], math.prod(shape), owner)
+        return cupy.ndarray(shape, np.uint8, cupy.cuda.MemoryPointer(memory, 0), strides)
+
 
 def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
     """Whether a ``__cuda_array_interface__`` is uint8 [h, w, 3] within the limit: a header may say something else."""
@@ -76,14 +87,6 @@ def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
         and shape[2] == 3
         and 0 < shape[0] * shape[1] <= max_image_pixels
     )
-
-
-def _share(image: nvimgcodec.Image) -> cupy.ndarray:
-    """The image's memory, for use on the stream that it was decoded on: DLPack would wait for it."""
-    interface = image.__cuda_array_interface__
-    shape, strides = interface["shape"], interface["strides"]
-    memory = cupy.cuda.UnownedMemory(interface["data"][0], math.prod(shape), image)
-    return cupy.ndarray(shape, np.uint8, cupy.cuda.MemoryPointer(memory, 0), strides)
 
 
 def is_for_gpu(data: bytes, max_image_pixels: int) -> bool:
