@@ -180,7 +180,7 @@ def test_many_proposals() -> None:
     scores, boxes = random_scores((4096, 2), random), random_boxes((4096, 2), random)
     expected = torchvision_found(scores, boxes, PARAMETERS)
     assert_equal(found_in(scores[None], boxes[None], [4096])[0], expected)
-    with pytest.raises(ValueError, match="suppress_classes needs 3162112 bytes of shared memory"):
+    with pytest.raises(ValueError, match="suppress_classes needs 3162128 bytes of shared memory"):
         found_in(np.zeros((1, 100_000, 1), np.float32), np.zeros((1, 100_000, 1, 4), np.float32), [1])
 
 
