@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import FP16, TENSORRT, EngineOptions
+from rcnn_export.engines.options import TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import parse_shapes, plan_profiles
+from rcnn_export.engines.precision import FP16
 from rcnn_export.repository.write import export_repository
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,7 +35,8 @@ from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.mps import CONTROL as mps_control
 from rcnn_client.tools.perf_analyzer import PerfAnalyzerError, find_perf_analyzer, write_input
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import ENGINE_FILES, FP16, FP32, EngineOptions
+from rcnn_export.engines.options import ENGINE_FILES, EngineOptions
+from rcnn_export.engines.precision import FP16, PRECISIONS
 from rcnn_export.repository.write import export_repository
 from rich.console import Console
 from stages import StageTime, measure_stages
@@ -64,7 +65,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         repository = arguments.repository or Path(temporary) / "repository"
         if not arguments.repository:
-            options = EngineOptions(arguments.engine, arguments.precision)
+            options = EngineOptions(arguments.engine, PRECISIONS[arguments.precision])
             export_repository(detector, repository, NAME, console.print, options)
         pipeline = Pipeline.load(repository, NAME, device)
         stages = measure_each_stage(detector, pipeline, arguments)
@@ -96,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="fasterrcnn_resnet50_fpn", help="as rcnn-export takes it")
     parser.add_argument("--weights", default="random", help="as rcnn-export takes it")
     parser.add_argument("--engine", choices=tuple(ENGINE_FILES), default="aoti")
-    parser.add_argument("--precision", choices=(FP32, FP16), default=FP16)
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default=FP16.name)
     parser.add_argument("--size", default="1333x800", help="of the pictures, WxH (default: %(default)s)")
     parser.add_argument(
         "--repository", type=Path, help=f"with such a detector named {NAME}, in place of exporting it"

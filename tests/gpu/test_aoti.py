@@ -12,7 +12,8 @@ from rcnn_backend.contract.chain import pyramid  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.pipeline import Pipeline  # noqa: E402
 from rcnn_export.detector.load import Detector  # noqa: E402
-from rcnn_export.engines.options import AOTI, FP16, EngineOptions  # noqa: E402
+from rcnn_export.engines.options import AOTI, EngineOptions  # noqa: E402
+from rcnn_export.engines.precision import FP16  # noqa: E402
 from rcnn_export.repository.write import export_repository  # noqa: E402
 
 pytestmark = pytest.mark.gpu

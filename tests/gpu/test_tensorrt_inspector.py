@@ -18,8 +18,9 @@ from rcnn_backend.engines.rebuild import check_config
 from rcnn_backend.engines.tensorrt import list_profiles, list_tensors
 from rcnn_backend.engines.tensorrt_package import ErrorLog, find_installed, trt
 from rcnn_export.detector.load import Detector
-from rcnn_export.engines.options import FP16, TENSORRT, EngineOptions
+from rcnn_export.engines.options import TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import parse_shapes, plan_profiles
+from rcnn_export.engines.precision import FP16
 from rcnn_export.repository.write import export_repository
 
 pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("digits")]

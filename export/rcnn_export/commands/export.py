@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rcnn_export.detector.load import TORCHVISION_MODELS, Detector, load_detector
-from rcnn_export.engines.options import ENGINE_FILES, FP16, FP32, ONNX, TENSORRT, EngineOptions
+from rcnn_export.engines.options import ENGINE_FILES, ONNX, TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import EXAMPLE, parse_shapes, plan_profiles
+from rcnn_export.engines.precision import FP32, PRECISIONS
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.write import export_repository
 
@@ -51,14 +52,15 @@ def _engine_options(arguments: argparse.Namespace, detector: Detector) -> Engine
     plan = PlanOptions(
         arguments.version_compatible, arguments.hardware_compatible, tuple(arguments.compute_capability)
     )
+    precision = PRECISIONS[arguments.precision]
     if arguments.engine != TENSORRT:
         if arguments.shapes or plan != PlanOptions():
             raise ExportError(
                 "--shapes, --version-compatible, --hardware-compatible and --compute-capability are TensorRT's: "
                 f"they need --engine {TENSORRT}"
             )
-        return EngineOptions(arguments.engine, arguments.precision)
-    return EngineOptions(TENSORRT, arguments.precision, plan_profiles(detector.model, arguments.shapes), plan)
+        return EngineOptions(arguments.engine, precision)
+    return EngineOptions(TENSORRT, precision, plan_profiles(detector.model, arguments.shapes), plan)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=(FP32, FP16),
-        default=FP32,
+        choices=tuple(PRECISIONS),
+        default=FP32.name,
         help="of the networks; boxes and scores are computed in fp32 either way (default: %(default)s)",
     )
     plans = parser.add_argument_group("TensorRT plans")

@@ -22,10 +22,10 @@ from tritonclient.utils import InferenceServerException
 
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.options import ENGINE_FILES
+from rcnn_export.engines.precision import PRECISIONS, Precision
 from rcnn_export.engines.stages import MAX_BATCH
 from rcnn_export.errors import ExportError
 from rcnn_export.verify.bisect import bisect, check_builder
-from rcnn_export.verify.differences import FP16_BOUNDS, FP32_BOUNDS
 from rcnn_export.verify.engines import load_pipeline
 from rcnn_export.verify.pipeline_stages import PipelineStages, unpad_detections
 from rcnn_export.verify.reference import ImageDetections
@@ -57,10 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
         report(f"Loaded {detector.model_name} with weights {detector.weights}")
         pipeline = load_pipeline(arguments.repository, arguments.name, arguments.engine)
-        bounds = FP32_BOUNDS if pipeline.input_dtype == np.float32 else FP16_BOUNDS
+        precision = read_precision(arguments.repository, arguments.name)
         pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
         verification = Verification(
-            detector.model, PipelineStages(pipeline), served=bool(arguments.server), bounds=bounds
+            detector.model, PipelineStages(pipeline), served=bool(arguments.server), precision=precision
         )
         server = triton.InferenceServerClient(arguments.server) if arguments.server else None
         for number, batch in enumerate(deal(pictures, arguments.batch)):
@@ -109,6 +109,23 @@ def load_reference(repository: Path, name: str, model: str | None, weights: str 
             "--model and --weights of the export, or export again (random weights may differ between CPUs)"
         )
     return detector
+
+
+def read_precision(repository: Path, name: str) -> Precision:
+    """The precision that the engines were exported in.
+
+    Raises:
+        RepositoryError: no manifest.
+        ExportError: a precision that is not known here.
+    """
+    version_dir = repository / f"{name}_rpn" / VERSION
+    exported = read_manifest(version_dir)["precision"]
+    if exported not in PRECISIONS:
+        raise ExportError(
+            f"{version_dir} was exported in {exported}, and this rcnn-verify knows {', '.join(PRECISIONS)}: "
+            "verify with the version that exported it"
+        )
+    return PRECISIONS[exported]
 
 
 def read_pictures(paths: Sequence[Path]) -> list[Picture]:
@@ -206,7 +223,7 @@ def _print_layer(
         console.print(f"{stage} is computed between the engines: there is no layer to name")
         return
     version_dir = arguments.repository / f"{arguments.name}_{step}" / VERSION
-    found = bisect(version_dir, verification.first_inputs(step, dtype), verification.bounds.array)
+    found = bisect(version_dir, verification.first_inputs(step, dtype), verification.precision.bounds.array)
     console.print(f"{step}: {found}" if found else f"{step}: every layer agrees with ONNX Runtime's")
 
 

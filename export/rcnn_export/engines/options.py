@@ -7,23 +7,26 @@ import torch
 from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import Profile
 
+from rcnn_export.engines.precision import FP32, Precision
+
 ONNX, AOTI, TENSORRT = "onnx", "aoti", "tensorrt"
 ENGINE_FILES = {ONNX: "model.onnx", AOTI: "model.pt2", TENSORRT: "model.plan"}
 TRITON_BACKENDS = {ONNX: "onnxruntime", AOTI: "pytorch", TENSORRT: "tensorrt"}
 
-FP32, FP16 = "fp32", "fp16"
-
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Boxes and scores are computed in FP32 in either precision.
+    """The engine, the precision and, of TensorRT plans, how they are built.
 
-    ``profiles``: of the TensorRT plans of ``rpn`` and ``header``; by default ``plan_shapes.plan_profiles``.
-    ``plan``: how they are built.
+    Attributes:
+        engine: ONNX, AOTI or TENSORRT.
+        precision: of the networks.
+        profiles: of the TensorRT plans of ``rpn`` and ``header``; by default those of ``plan_profiles``.
+        plan: how TensorRT builds the plans.
     """
 
     engine: str = ONNX
-    precision: str = FP32
+    precision: Precision = FP32
     profiles: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
     plan: PlanOptions = field(default_factory=PlanOptions)
 

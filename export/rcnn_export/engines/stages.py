@@ -15,14 +15,12 @@ from torch.export import Dim
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.split import HeaderModule, RpnModule, pooled_levels, pooled_strides, tensor_sizes
-from rcnn_export.engines.half_precision import to_half
-from rcnn_export.engines.options import FP16, FP32
+from rcnn_export.engines.precision import FP32, Precision
 
 MODULES: dict[str, Callable[[FasterRCNN], RpnModule | HeaderModule]] = {
     "rpn": RpnModule,
     "header": HeaderModule,
 }
-DTYPES = {FP32: torch.float32, FP16: torch.float16}
 MAX_BATCH = 128
 MAX_SIDE_PX = 8192
 MAX_ROIS = 1 << 14
@@ -48,12 +46,12 @@ class Stage:
     axes: dict[str, list[str | int]]
 
 
-def engine_stages(model: FasterRCNN, precision: str = FP32) -> list[Stage]:
+def engine_stages(model: FasterRCNN, precision: Precision = FP32) -> list[Stage]:
     """All networks of the detector, in the order the data flows."""
     return [engine_stage(model, step.name, precision) for step in FASTER_RCNN.engines]
 
 
-def engine_stage(model: FasterRCNN, name: str, precision: str = FP32) -> Stage:
+def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> Stage:
     """The network of one step. Pictures have sides that are multiples of the detector's ``size_divisible``."""
     step, levels = FASTER_RCNN.step(name), len(pooled_levels(model))
     inputs, outputs = FASTER_RCNN.inputs(step, levels), FASTER_RCNN.outputs(step, levels)
@@ -84,9 +82,9 @@ def engine_stage(model: FasterRCNN, name: str, precision: str = FP32) -> Stage:
     )
 
 
-def _example(tensor: Tensor, sizes: dict[str, int], precision: str) -> torch.Tensor:
+def _example(tensor: Tensor, sizes: dict[str, int], precision: Precision) -> torch.Tensor:
     """Two images."""
-    dtype = DTYPES[precision] if tensor.data_type == NETWORK else torch.float32
+    dtype = precision.dtype if tensor.data_type == NETWORK else torch.float32
     return torch.rand(2, *bind(tensor.shape, sizes), dtype=dtype)
 
 
@@ -114,8 +112,7 @@ def _round_up(side: int, divisor: int) -> int:
     return math.ceil(side / divisor) * divisor
 
 
-def _in_precision(module: RpnModule | HeaderModule, precision: str) -> nn.Module:
-    if precision == FP16:
-        for name in module.NETWORKS:
-            setattr(module, name, to_half(getattr(module, name)))
+def _in_precision(module: RpnModule | HeaderModule, precision: Precision) -> nn.Module:
+    for name in module.NETWORKS:
+        setattr(module, name, precision.prepare(getattr(module, name)))
     return module.eval()

@@ -28,7 +28,7 @@ from rcnn_export.detector.parameters import (
     proposal_parameters,
 )
 from rcnn_export.detector.split import pooled_levels, tensor_sizes
-from rcnn_export.engines.options import DEFAULT_ENGINE, FP16, TRITON_BACKENDS, EngineOptions
+from rcnn_export.engines.options import DEFAULT_ENGINE, TRITON_BACKENDS, EngineOptions
 
 TEMPLATE = FASTER_RCNN.family
 FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
@@ -46,7 +46,7 @@ def template_dir() -> Path:
 
 
 def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
-    """The text of each model's config.pbtxt, by model name; in FP16 what goes to and from a network is FP16.
+    """The text of each model's config.pbtxt, by model name. Tensors that go to and from a network have the type of the export's precision.
 
     A file that needs no change is passed on as it is, comments and all.
     """
@@ -89,8 +89,8 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
             for tensor in tensors:
                 shape = declared[tensor.name]
                 tensor.dims[:] = bind(shape.shape, sizes)
-                if shape.data_type == NETWORK and options.precision == FP16:
-                    tensor.data_type = DataType.TYPE_FP16
+                if shape.data_type == NETWORK:
+                    tensor.data_type = DataType.Value(options.precision.triton_type)
         for key, value in parameters.get(template.removeprefix(TEMPLATE).lstrip("_"), {}).items():
             config.parameters[key].string_value = json.dumps(value)
         texts[model_name] = text if config == original else _to_text(config, template)

@@ -77,7 +77,7 @@ def export_repository(
             (staging / whole / "labels.txt").write_text(labels)
         precision = options.precision
         for stage in engine_stages(detector.model, precision):
-            report(f"Exporting the {stage.name}, {precision}, for {options.engine}")
+            report(f"Exporting the {stage.name}, {precision.name}, for {options.engine}")
             version_dir = staging / f"{name}_{stage.name}" / VERSION
             _write_engine(stage, detector, options, version_dir)
             if options.engine == TENSORRT:
@@ -107,7 +107,7 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         "weights": detector.weights,
         "weights_sha256": detector.weights_hash,
         "class_names": detector.class_names,
-        "precision": options.precision,
+        "precision": options.precision.name,
         "inputs": stage.inputs,
         "outputs": stage.outputs,
         "shapes": stage.axes,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_export.verify.differences import Bounds, Judgement
+from rcnn_export.engines.precision import Bounds
+from rcnn_export.verify.differences import Judgement
 from rcnn_export.verify.matching import (
     UNMATCHED,
     Float,

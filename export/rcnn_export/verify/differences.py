@@ -1,4 +1,4 @@
-"""What a judgement of a stage says, and the bounds it is made by."""
+"""How far a stage is from torchvision's: the differences found, and whether they are within bounds."""
 
 import math
 from collections import Counter
@@ -8,43 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_export.verify.matching import Float
+from rcnn_export.engines.precision import FP32, Bounds
 from rcnn_export.verify.ties import Mismatch
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far an export may be from torchvision's FP32.
-
-    ``array``: of an array's largest magnitude in the image. ``box_of_side``: of a box's longer side
-    before clipping, where that is more than ``box_px``: a box's side is exp(delta) times its anchor's,
-    so a delta within ``array`` moves the edges of a very large box by more than ``box_px``.
-    ``matched_share``: of the detections end to end; what is explained may not become the rule.
-    ``explains``: each row that finds no partner needs an explanation; else ``matched_share`` of the rows
-    of each stage must find one.
-    """
-
-    array: float
-    box_px: float
-    box_of_side: float
-    score: float
-    matched_share: float
-    explains: bool = True
-
-    def boxes_px(self, boxes: Float) -> npt.NDArray[np.floating]:
-        """How far the edges of unclipped boxes [..., 4] may be off: [...]."""
-        longer_side = (boxes[..., 2:] - boxes[..., :2]).max(axis=-1)
-        bounds: npt.NDArray[np.floating] = np.maximum(self.box_px, self.box_of_side * longer_side)
-        return bounds
-
-
-# FP32: sums of thousands of terms, added in another order; boxes and scores far below what an eye or
-# a mAP sees.
-FP32_BOUNDS = Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, matched_share=0.99)
-# FP16, with 11 bits of each number. In ONNX Runtime the sample with its trained weights stays within a fifth
-# of these, and each network of torchvision's models with random weights, by itself, within half. End to end their
-# nearly tied scores fall on either side of cuts and thresholds, so rows are counted and not explained.
-FP16_BOUNDS = Bounds(array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, matched_share=0.9, explains=False)
 
 
 @dataclass
@@ -75,7 +40,7 @@ class Difference:
 class Judgement:
     """One stage over any number of batches."""
 
-    bounds: Bounds = FP32_BOUNDS
+    bounds: Bounds = FP32.bounds
     differences: dict[str, Difference] = field(default_factory=dict)
     matched: int = 0
     rows: int = 0  # of the side that has more

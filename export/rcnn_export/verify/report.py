@@ -64,8 +64,9 @@ def print_verdict(console: Console, verification: Verification) -> None:
     elif not verification.holds:
         share = f"{verification.matched_share:.2%}"
         console.print(
-            f"[red]Does not hold: {share} of the detections match, {verification.bounds.matched_share:.0%} must[/red]"
+            f"[red]Does not hold: {share} of the detections match, {verification.precision.bounds.matched_share:.0%} must[/red]"
         )
     else:
-        rest = "explained" if verification.bounds.explains else "within what FP16 may do"
+        precision = verification.precision
+        rest = "explained" if precision.bounds.explains else f"within the bounds of {precision.name}"
         console.print(f"Holds: {verification.matched_share:.2%} of the detections match, the rest is {rest}")

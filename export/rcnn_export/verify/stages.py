@@ -11,6 +11,7 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.parameters import detection_parameters, pool_parameters, proposal_parameters
 from rcnn_export.detector.split import pooler_with_strides
+from rcnn_export.engines.precision import FP32, Precision
 from rcnn_export.verify.compare import (
     PyramidScale,
     judge_array,
@@ -20,7 +21,7 @@ from rcnn_export.verify.compare import (
     judge_proposals,
     judge_rpn_boxes,
 )
-from rcnn_export.verify.differences import FP32_BOUNDS, Bounds, Judgement
+from rcnn_export.verify.differences import Judgement
 from rcnn_export.verify.pipeline_stages import PipelineStages
 from rcnn_export.verify.reference import ImageDetections, Trace, run_reference
 from rcnn_export.verify.ties import Link, SelectionRules
@@ -46,14 +47,14 @@ class Verification:
         model: FasterRCNN,
         stages: PipelineStages,
         served: bool = False,
-        bounds: Bounds = FP32_BOUNDS,
+        precision: Precision = FP32,
     ) -> None:
-        self.bounds = bounds
+        self.precision = precision
         self.judgements = {
-            (stage, mode): Judgement(bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
+            (stage, mode): Judgement(precision.bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
         }
         if served:
-            self.judgements[STAGES[-1], SERVED] = Judgement(bounds)
+            self.judgements[STAGES[-1], SERVED] = Judgement(precision.bounds)
         self._first: Trace | None = None
         self._model = model
         model.roi_heads.box_roi_pool = pooler_with_strides(model)
@@ -127,7 +128,7 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Every stage holds, and enough detections match."""
-        return self.first_divergence is None and self.matched_share >= self.bounds.matched_share
+        return self.first_divergence is None and self.matched_share >= self.precision.bounds.matched_share
 
     def _judge(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
         """Judges what the stages ``made`` of what they were ``given``; returns the links between proposals."""

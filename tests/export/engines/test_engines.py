@@ -18,8 +18,8 @@ from rcnn_backend.engines.plan_build import build_plan
 from rcnn_export.detector.load import TORCHVISION_MODELS, load_detector
 from rcnn_export.engines.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
-from rcnn_export.engines.options import FP16
 from rcnn_export.engines.plan_shapes import plan_profiles
+from rcnn_export.engines.precision import FP16
 from rcnn_export.engines.stages import Stage, engine_stages
 from torchvision.models.detection import FasterRCNN
 

@@ -11,7 +11,8 @@ from PIL import Image
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.half_precision import ChannelAffine, to_half
-from rcnn_export.engines.options import FP16, ONNX
+from rcnn_export.engines.options import ONNX
+from rcnn_export.engines.precision import FP16
 from rcnn_export.engines.stages import engine_stage
 from rcnn_export.verify.engines import load_pipeline
 from torch import nn
@@ -71,7 +72,7 @@ def test_verify_holds_by_the_bounds_of_fp16(
 ) -> None:
     assert verify_pictures(plan_repository) == verify.HOLDS
     shown = capsys.readouterr().out
-    assert "Holds: 100.00% of the detections match, the rest is within what FP16 may do" in shown
+    assert "Holds: 100.00% of the detections match, the rest is within the bounds of fp16" in shown
 
 
 def test_verify_finds_a_wrong_stage_in_fp16(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rcnn_export.engines.precision import FP16, FP32, Bounds
 from rcnn_export.verify.compare import (
     PyramidScale,
     judge_array,
@@ -11,7 +12,7 @@ from rcnn_export.verify.compare import (
     judge_proposals,
     judge_rpn_boxes,
 )
-from rcnn_export.verify.differences import FP16_BOUNDS, FP32_BOUNDS, Bounds, Judgement
+from rcnn_export.verify.differences import Judgement
 from rcnn_export.verify.matching import UNMATCHED
 from rcnn_export.verify.reference import Float, ImageDetections
 from rcnn_export.verify.ties import Link, SelectionRules
@@ -45,7 +46,7 @@ def test_array_of_another_shape() -> None:
 
 def test_bound_of_a_box_grows_with_its_size() -> None:
     boxes = array([[0, 0, 100, 50], [-20000, 0, 5000, 50]])
-    np.testing.assert_allclose(FP32_BOUNDS.boxes_px(boxes), [FP32_BOUNDS.box_px, 0.25])
+    np.testing.assert_allclose(FP32.bounds.boxes_px(boxes), [FP32.bounds.box_px, 0.25])
 
 
 def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:
@@ -171,18 +172,18 @@ def test_no_proposals_and_no_detections() -> None:
 
 def test_fp16_counts_rows_and_explains_none() -> None:
     """Nine of ten rows must match: of 20, 18 do and 17 do not suffice. A shape must."""
-    judgement = Judgement(FP16_BOUNDS, matched=18, rows=20, unexplained=["two rows"])
+    judgement = Judgement(FP16.bounds, matched=18, rows=20, unexplained=["two rows"])
     assert judgement.holds
     judgement.matched = 17
     assert not judgement.holds
-    wrong = Judgement(FP16_BOUNDS)
+    wrong = Judgement(FP16.bounds)
     judge_array(wrong, "picture 0", array([[1.0, 2]]), array([[1.0]]))
     assert not wrong.holds
 
 
 @pytest.mark.parametrize(
     ("same_input", "bounds", "holds"),
-    [(True, FP16_BOUNDS, False), (False, FP16_BOUNDS, True), (False, FP32_BOUNDS, False)],
+    [(True, FP16.bounds, False), (False, FP16.bounds, True), (False, FP32.bounds, False)],
 )
 def test_a_header_row_out_of_bounds_is_a_mismatch_only_if_its_roi_differed(
     same_input: bool, bounds: Bounds, holds: bool

@@ -214,6 +214,15 @@ def test_other_weights_are_refused(editable: Path, capsys: pytest.CaptureFixture
     assert "is not what" in capsys.readouterr().err
 
 
+def test_a_precision_of_another_version_is_refused(
+    editable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = editable / "digits_rpn" / "1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"fp32"', '"fp4"'))
+    assert run(editable) == verify.UNUSABLE
+    assert "was exported in fp4, and this rcnn-verify knows fp32, fp16" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,86 @@
+"""What the precisions of an export differ in, each as one object."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from rcnn_export.engines.half_precision import to_half
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far an export may be from torchvision's FP32.
+
+    Attributes:
+        array: the largest difference in an array, as a share of the array's largest magnitude in the image.
+        box_px: the largest difference of a box's edge, in pixels.
+        box_of_side: the same for large boxes before clipping, as a share of the box's longer side; the larger of
+            the two bounds counts. A box's side is exp(delta) times its anchor's, so a delta within ``array`` moves
+            the edges of a very large box by more than ``box_px``.
+        score: the largest difference of a score.
+        matched_share: the smallest share of detections that must match end to end, explained ones not counted.
+        explains: True: every row without a partner needs an explanation. False: rows are only counted, and
+            ``matched_share`` of the rows of each stage must have a partner.
+    """
+
+    array: float
+    box_px: float
+    box_of_side: float
+    score: float
+    matched_share: float
+    explains: bool = True
+
+    def boxes_px(self, boxes: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+        """The bound in pixels for the edges of each of the unclipped boxes [..., 4]: [...]."""
+        longer_side = (boxes[..., 2:] - boxes[..., :2]).max(axis=-1)
+        bounds: npt.NDArray[np.floating] = np.maximum(self.box_px, self.box_of_side * longer_side)
+        return bounds
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the networks of an export compute. Boxes and scores are computed in FP32 whatever it is.
+
+    Attributes:
+        name: in commands and manifests.
+        dtype: of the tensors that go into a network, and of the features that come out.
+        triton_type: the same type in a model configuration.
+        prepare: makes a network of this precision out of a torch module in FP32, which stays as it is.
+        bounds: how far the export's answers may be from torchvision's.
+    """
+
+    name: str
+    dtype: torch.dtype
+    triton_type: str
+    prepare: Callable[[nn.Module], nn.Module]
+    bounds: Bounds
+
+
+def _as_it_is(network: nn.Module) -> nn.Module:
+    return network
+
+
+FP32 = Precision(
+    "fp32",
+    torch.float32,
+    "TYPE_FP32",
+    _as_it_is,
+    # Sums of thousands of terms, added in another order. Boxes and scores differ by far less than an eye or a
+    # mAP sees.
+    Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, matched_share=0.99),
+)
+FP16 = Precision(
+    "fp16",
+    torch.float16,
+    "TYPE_FP16",
+    to_half,
+    # Each number has 11 bits. In ONNX Runtime the sample with its trained weights stays within a fifth of these
+    # bounds, and each network of torchvision's models with random weights, by itself, within half. End to end
+    # their nearly tied scores fall on either side of cuts and thresholds, so rows are counted and not explained.
+    Bounds(array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, matched_share=0.9, explains=False),
+)
+PRECISIONS = {precision.name: precision for precision in (FP32, FP16)}
