@@ -1,6 +1,6 @@
 """Judges each stage of a pipeline by torchvision's: how far apart, which rows pair, what explains the rest.
 
-Every function takes the reference first, a batch at a time, and serves both judgements of a
+Every function takes the reference first, a batch at a time, and serves both comparisons of a
 stage: fed the reference's own input (the links between the stage's inputs are identities),
 and end to end (the links come from the stages before).
 """
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_export.engines.precision import Bounds
-from rcnn_export.verify.differences import Judgement
+from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.matching import (
     UNMATCHED,
     Float,
@@ -48,30 +48,32 @@ class PyramidScale:
     largest_feature: float  # magnitude, in the image
 
 
-def judge_array(judgement: Judgement, where: str, reference: Float, judged: Float) -> None:
+def compare_array(comparison: Comparison, where: str, reference: Float, judged: Float) -> None:
     """One dense array of an image, relative to the reference's largest magnitude in it."""
     if reference.shape != judged.shape:
-        judgement.difference("relative").add(np.array([np.nan]), judgement.bounds.array)
-        judgement.unexplained.append(
+        comparison.difference("relative").add(np.array([np.nan]), comparison.bounds.array)
+        comparison.unexplained.append(
             f"{where}: shape {list(judged.shape)}, torchvision's is {list(reference.shape)}"
         )
         return
     scale = float(np.abs(reference).max()) or 1.0
-    judgement.difference("relative").add(np.abs(reference - judged) / scale, judgement.bounds.array)
+    comparison.difference("relative").add(np.abs(reference - judged) / scale, comparison.bounds.array)
 
 
-def judge_rpn_boxes(judgement: Judgement, where: str, reference: Float, judged: Float, top_n: int) -> Link:
+def compare_rpn_boxes(
+    comparison: Comparison, where: str, reference: Float, judged: Float, top_n: int
+) -> Link:
     """The best anchors of each level, [N, 6] on each side."""
     a, b = _rpn_rows(reference), _rpn_rows(judged)
-    bounds = judgement.bounds.boxes_px(a.boxes)
-    matching = match_rows(a, b, bounds, judgement.bounds.score)
+    bounds = comparison.bounds.boxes_px(a.boxes)
+    matching = match_rows(a, b, bounds, comparison.bounds.score)
     only_a, only_b = explain_top_k(a, b, matching, top_n)
-    _judge_rows(judgement, where, a, b, bounds, matching, only_a, only_b)
+    _compare_rows(comparison, where, a, b, bounds, matching, only_a, only_b)
     return link_rows(matching, only_a, only_b)
 
 
-def judge_proposals(
-    judgement: Judgement,
+def compare_proposals(
+    comparison: Comparison,
     where: str,
     rpn_boxes: tuple[Float, Float],
     proposals: tuple[Float, Float],
@@ -84,15 +86,15 @@ def judge_proposals(
         _proposal_selection(rows, boxes, size_hw) for rows, boxes in zip(rpn_boxes, proposals, strict=True)
     )
     rows_a, rows_b = _kept_rows(a, proposals[0]), _kept_rows(b, proposals[1])
-    bounds = judgement.bounds.boxes_px(rpn_boxes[0][a.kept, 1:5])
-    matching = match_rows(rows_a, rows_b, bounds, judgement.bounds.score)
+    bounds = comparison.bounds.boxes_px(rpn_boxes[0][a.kept, 1:5])
+    matching = match_rows(rows_a, rows_b, bounds, comparison.bounds.score)
     only_a, only_b = explain_selection(a, b, matching, link, rules)
-    _judge_rows(judgement, where, rows_a, rows_b, bounds, matching, only_a, only_b)
+    _compare_rows(comparison, where, rows_a, rows_b, bounds, matching, only_a, only_b)
     return link_rows(matching, only_a, only_b)
 
 
-def judge_pooled(
-    judgement: Judgement,
+def compare_pooled(
+    comparison: Comparison,
     pooled: tuple[Float, Float],
     proposals: tuple[Float, Float],
     link: Link,
@@ -112,17 +114,17 @@ def judge_pooled(
     differences = np.abs(pooled[0][in_a] - pooled[1][in_b]) / scale  # [pairs, C, h, w]
     shift_px = np.abs(proposals[0][in_a] - proposals[1][in_b]).max(axis=1, initial=0)  # [pairs]
     bounds = (
-        judgement.bounds.array + 4 * shift_px / pyramid.finest_stride_px * pyramid.largest_feature / scale
+        comparison.bounds.array + 4 * shift_px / pyramid.finest_stride_px * pyramid.largest_feature / scale
     )
     flipped = (differences.max(axis=(1, 2, 3), initial=0) > bounds) & (
         _is_at_boundary(proposals[0][in_a], pyramid.boundaries_px)
         | _is_at_boundary(proposals[1][in_b], pyramid.boundaries_px)
     )
-    judgement.difference("relative").add(differences[~flipped], bounds[~flipped, None, None, None])
-    judgement.matched += int((~flipped).sum())
-    judgement.rows += len(in_a)
+    comparison.difference("relative").add(differences[~flipped], bounds[~flipped, None, None, None])
+    comparison.matched += int((~flipped).sum())
+    comparison.rows += len(in_a)
     if flipped.any():
-        judgement.explained["size at a level boundary"] += int(flipped.sum())
+        comparison.explained["size at a level boundary"] += int(flipped.sum())
     matching = Matching(link.matching.a_to_b.copy(), link.matching.b_to_a.copy())
     lost_a, lost_b = link.lost_a.copy(), link.lost_b.copy()
     matching.a_to_b[in_a[flipped]] = matching.b_to_a[in_b[flipped]] = UNMATCHED
@@ -130,8 +132,8 @@ def judge_pooled(
     return Link(matching, lost_a, lost_b)
 
 
-def judge_header(
-    judgement: Judgement,
+def compare_header(
+    comparison: Comparison,
     class_scores: tuple[Float, Float],
     class_boxes: tuple[Float, Float],
     link: Link,
@@ -144,7 +146,7 @@ def judge_header(
             pair out of bounds is one: its RoIs differed.
     """
     in_a, in_b = link.matching.pairs()
-    bounds = judgement.bounds
+    bounds = comparison.bounds
     scores = np.abs(class_scores[0][in_a] - class_scores[1][in_b])  # [pairs, K]
     boxes = class_boxes[0][in_a]
     shifts = np.abs(boxes - class_boxes[1][in_b]).max(axis=2)  # [pairs, K]
@@ -152,14 +154,14 @@ def judge_header(
     judged = np.ones(len(in_a), bool)
     if not (same_input or bounds.explains):
         judged = (scores <= bounds.score).all(axis=1) & (shifts <= bounds_px).all(axis=1)
-    judgement.difference("score").add(scores[judged], bounds.score)
-    judgement.difference("px").add(shifts[judged], bounds_px[judged])
-    judgement.matched += int(judged.sum())
-    judgement.rows += len(in_a)
+    comparison.difference("score").add(scores[judged], bounds.score)
+    comparison.difference("px").add(shifts[judged], bounds_px[judged])
+    comparison.matched += int(judged.sum())
+    comparison.rows += len(in_a)
 
 
-def judge_detections(
-    judgement: Judgement,
+def compare_detections(
+    comparison: Comparison,
     where: str,
     class_scores: tuple[Float, Float],
     class_boxes: tuple[Float, Float],
@@ -174,15 +176,15 @@ def judge_detections(
         image_size: resized height and width, original height and width.
     """
     a, b = (
-        _detection_selection(scores, boxes, found, image_size, judgement.bounds)
+        _detection_selection(scores, boxes, found, image_size, comparison.bounds)
         for scores, boxes, found in zip(class_scores, class_boxes, detections, strict=True)
     )
     rows_a, rows_b = (Rows(found.boxes, found.scores, found.labels) for found in detections)
-    bounds = np.full(len(rows_a), judgement.bounds.box_px, np.float32)
-    matching = match_rows(rows_a, rows_b, bounds, judgement.bounds.score)
+    bounds = np.full(len(rows_a), comparison.bounds.box_px, np.float32)
+    matching = match_rows(rows_a, rows_b, bounds, comparison.bounds.score)
     candidates = _link_classes(link, class_scores[0].shape[1])
     only_a, only_b = explain_selection(a, b, matching, candidates, rules)
-    _judge_rows(judgement, where, rows_a, rows_b, bounds, matching, only_a, only_b)
+    _compare_rows(comparison, where, rows_a, rows_b, bounds, matching, only_a, only_b)
 
 
 def clip(boxes: Float, size_hw: Float) -> Float:
@@ -250,8 +252,8 @@ def _is_at_boundary(boxes: Float, boundaries_px: npt.NDArray[np.floating]) -> np
     return near
 
 
-def _judge_rows(
-    judgement: Judgement,
+def _compare_rows(
+    comparison: Comparison,
     where: str,
     a: Rows,
     b: Rows,
@@ -264,15 +266,15 @@ def _judge_rows(
     in_a, in_b = matching.pairs()
     for mismatch in only_a:
         nearest = nearest_row(
-            a.take(np.array([mismatch.row])), b, bounds_px[mismatch.row], judgement.bounds.score
+            a.take(np.array([mismatch.row])), b, bounds_px[mismatch.row], comparison.bounds.score
         )
-        if nearest is not None and not mismatch.explained and judgement.bounds.explains:
+        if nearest is not None and not mismatch.explained and comparison.bounds.explains:
             in_a, in_b = np.append(in_a, mismatch.row), np.append(in_b, nearest)
-    judgement.difference("px").add(
+    comparison.difference("px").add(
         np.abs(a.boxes[in_a] - b.boxes[in_b]).max(axis=1, initial=0), bounds_px[in_a]
     )
-    judgement.difference("score").add(np.abs(a.scores[in_a] - b.scores[in_b]), judgement.bounds.score)
-    judgement.matched += len(matching.pairs()[0])
-    judgement.rows += max(len(a), len(b))
-    judgement.count(where, only_a, "torchvision")
-    judgement.count(where, only_b, "the pipeline")
+    comparison.difference("score").add(np.abs(a.scores[in_a] - b.scores[in_b]), comparison.bounds.score)
+    comparison.matched += len(matching.pairs()[0])
+    comparison.rows += max(len(a), len(b))
+    comparison.count(where, only_a, "torchvision")
+    comparison.count(where, only_b, "the pipeline")

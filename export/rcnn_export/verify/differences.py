@@ -37,7 +37,7 @@ class Difference:
 
 
 @dataclass
-class Judgement:
+class Comparison:
     """One stage over any number of batches."""
 
     bounds: Bounds = FP32.bounds

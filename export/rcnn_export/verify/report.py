@@ -4,7 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rcnn_export.verify.differences import Judgement
+from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.stages import Verification
 
 FINDINGS_SHOWN = 10
@@ -23,9 +23,9 @@ def make_table(verification: Verification, title: str) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("holds")
     shown = ""
-    for (stage, mode), judgement in verification.judgements.items():
-        counts = _counts(judgement)
-        for index, (quantity, difference) in enumerate(judgement.differences.items()):
+    for (stage, mode), comparison in verification.comparisons.items():
+        counts = _counts(comparison)
+        for index, (quantity, difference) in enumerate(comparison.differences.items()):
             table.add_row(
                 "" if shown == stage else stage,
                 "" if index else mode,
@@ -39,25 +39,25 @@ def make_table(verification: Verification, title: str) -> Table:
     return table
 
 
-def _counts(judgement: Judgement) -> tuple[str, str, str, str]:
-    holds = "[green]yes[/green]" if judgement.holds else "[red]no[/red]"
-    if not (judgement.rows or judgement.unexplained):  # a dense array has no rows to pair
+def _counts(comparison: Comparison) -> tuple[str, str, str, str]:
+    holds = "[green]yes[/green]" if comparison.holds else "[red]no[/red]"
+    if not (comparison.rows or comparison.unexplained):  # a dense array has no rows to pair
         return "", "", "", holds
-    matched = f"{judgement.matched}/{judgement.rows}"
-    return matched, str(judgement.explained.total()), str(len(judgement.unexplained)), holds
+    matched = f"{comparison.matched}/{comparison.rows}"
+    return matched, str(comparison.explained.total()), str(len(comparison.unexplained)), holds
 
 
 def print_verdict(console: Console, verification: Verification) -> None:
     """What was explained, what was not, and whether it holds."""
-    for (stage, mode), judgement in verification.judgements.items():
-        for reason, count in judgement.explained.items():
+    for (stage, mode), comparison in verification.comparisons.items():
+        for reason, count in comparison.explained.items():
             console.print(f"{stage}, {mode}: {count} explained: {reason}")
-        if judgement.holds:
+        if comparison.holds:
             continue
-        for finding in judgement.unexplained[:FINDINGS_SHOWN]:
+        for finding in comparison.unexplained[:FINDINGS_SHOWN]:
             console.print(f"[red]{stage}, {mode}: {finding}[/red]")
-        if len(judgement.unexplained) > FINDINGS_SHOWN:
-            console.print(f"{stage}, {mode}: {len(judgement.unexplained) - FINDINGS_SHOWN} more")
+        if len(comparison.unexplained) > FINDINGS_SHOWN:
+            console.print(f"{stage}, {mode}: {len(comparison.unexplained) - FINDINGS_SHOWN} more")
     if verification.first_divergence:
         stage, mode = verification.first_divergence
         console.print(f"[red]Does not hold. The first stage that diverges: {stage} ({mode})[/red]")

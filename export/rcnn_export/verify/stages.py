@@ -14,14 +14,14 @@ from rcnn_export.detector.split import pooler_with_strides
 from rcnn_export.engines.precision import FP32, Precision
 from rcnn_export.verify.compare import (
     PyramidScale,
-    judge_array,
-    judge_detections,
-    judge_header,
-    judge_pooled,
-    judge_proposals,
-    judge_rpn_boxes,
+    compare_array,
+    compare_detections,
+    compare_header,
+    compare_pooled,
+    compare_proposals,
+    compare_rpn_boxes,
 )
-from rcnn_export.verify.differences import Judgement
+from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.pipeline_stages import PipelineStages
 from rcnn_export.verify.reference import ImageDetections, Trace, run_reference
 from rcnn_export.verify.ties import Link, SelectionRules
@@ -35,11 +35,11 @@ Images = Sequence[npt.NDArray[np.uint8]]
 
 
 class Verification:
-    """The judgements of every stage, over all batches so far.
+    """The comparisons of every stage, over all batches so far.
 
-    ``judgements[stage, ALONE]``: the stage was given torchvision's own input of it.
-    ``judgements[stage, END_TO_END]``: it was given what the stages before it made.
-    ``judgements["detections", SERVED]``: what a server answered.
+    ``comparisons[stage, ALONE]``: the stage was given torchvision's own input of it.
+    ``comparisons[stage, END_TO_END]``: it was given what the stages before it made.
+    ``comparisons["detections", SERVED]``: what a server answered.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Verification:
         precision: Precision = FP32,
     ) -> None:
         self.precision = precision
-        self.judgements = {
-            (stage, mode): Judgement(precision.bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
+        self.comparisons = {
+            (stage, mode): Comparison(precision.bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
         }
         if served:
-            self.judgements[STAGES[-1], SERVED] = Judgement(precision.bounds)
+            self.comparisons[STAGES[-1], SERVED] = Comparison(precision.bounds)
         self._first: Trace | None = None
         self._model = model
         model.roi_heads.box_roi_pool = pooler_with_strides(model)
@@ -91,12 +91,12 @@ class Verification:
         """
         reference = run_reference(self._model, images)
         self._first = self._first or reference
-        self._judge(name, ALONE, reference, given=reference, made=self._stages.run_each(images, reference))
+        self._compare(name, ALONE, reference, given=reference, made=self._stages.run_each(images, reference))
         ours = self._stages.run(images)
-        links = self._judge(name, END_TO_END, reference, given=ours, made=ours)
+        links = self._compare(name, END_TO_END, reference, given=ours, made=ours)
         for image, found in enumerate(served or ()):
             # What the server chose from is not known; the same code in process chose from this.
-            self._judge_detections(name, SERVED, image, reference, ours, found, links[image])
+            self._compare_detections(name, SERVED, image, reference, ours, found, links[image])
 
     def first_inputs(self, step: str, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
         """What torchvision gives the engine ``step``, rpn or header, for the first picture; features in ``dtype``."""
@@ -110,18 +110,18 @@ class Verification:
     def matched_share(self) -> float:
         """Of the detections, torchvision's and those end to end (or served), the share that was matched."""
         final = [
-            judgement
-            for (stage, mode), judgement in self.judgements.items()
+            comparison
+            for (stage, mode), comparison in self.comparisons.items()
             if stage == STAGES[-1] and mode != ALONE
         ]
-        return min(judgement.matched / judgement.rows if judgement.rows else 1.0 for judgement in final)
+        return min(comparison.matched / comparison.rows if comparison.rows else 1.0 for comparison in final)
 
     @property
     def first_divergence(self) -> tuple[str, str] | None:
-        """The first stage that does not hold, and in which judgement: by itself if any does not so."""
+        """The first stage that does not hold, and in which comparison: by itself if any does not so."""
         for wanted in (ALONE, END_TO_END, SERVED):
-            for (stage, mode), judgement in self.judgements.items():
-                if mode == wanted and not judgement.holds:
+            for (stage, mode), comparison in self.comparisons.items():
+                if mode == wanted and not comparison.holds:
                     return stage, mode
         return None
 
@@ -130,7 +130,7 @@ class Verification:
         """Every stage holds, and enough detections match."""
         return self.first_divergence is None and self.matched_share >= self.precision.bounds.matched_share
 
-    def _judge(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
+    def _compare(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
         """Judges what the stages ``made`` of what they were ``given``; returns the links between proposals."""
         links = []
         for image, size in enumerate(reference.image_sizes):
@@ -139,23 +139,23 @@ class Verification:
             def carry(link: Link, count: int) -> Link:
                 return Link.identity(count) if mode == ALONE else link
 
-            judgement = self.judgements["input", mode]
-            judge_array(judgement, where, reference.input[image], made.input[image])
-            judge_array(judgement, where, size, made.image_sizes[image])
+            comparison = self.comparisons["input", mode]
+            compare_array(comparison, where, reference.input[image], made.input[image])
+            compare_array(comparison, where, size, made.image_sizes[image])
 
-            judgement = self.judgements["features", mode]
+            comparison = self.comparisons["features", mode]
             for ours, theirs in zip(reference.features, made.features, strict=True):
-                judge_array(judgement, where, ours[image], theirs[image])
+                compare_array(comparison, where, ours[image], theirs[image])
 
-            link = judge_rpn_boxes(
-                self.judgements["rpn_boxes", mode],
+            link = compare_rpn_boxes(
+                self.comparisons["rpn_boxes", mode],
                 where,
                 reference.rpn_boxes[image],
                 made.rpn_boxes[image],
                 self._pre_nms_top_n,
             )
-            link = judge_proposals(
-                self.judgements["proposals", mode],
+            link = compare_proposals(
+                self.comparisons["proposals", mode],
                 where,
                 (reference.rpn_boxes[image], given.rpn_boxes[image]),
                 (reference.proposals[image], made.proposals[image]),
@@ -163,22 +163,22 @@ class Verification:
                 carry(link, len(reference.rpn_boxes[image])),
                 self._proposal_rules,
             )
-            link = judge_pooled(
-                self.judgements["roialigned_feature", mode],
+            link = compare_pooled(
+                self.comparisons["roialigned_feature", mode],
                 (reference.roialigned_feature[image], made.roialigned_feature[image]),
                 (reference.proposals[image], given.proposals[image]),
                 carry(link, len(reference.proposals[image])),
                 self._pyramid_scale(reference, image),
             )
             link = carry(link, len(reference.proposals[image]))
-            judge_header(
-                self.judgements["header", mode],
+            compare_header(
+                self.comparisons["header", mode],
                 (reference.class_scores[image], made.class_scores[image]),
                 (reference.class_boxes[image], made.class_boxes[image]),
                 link,
                 same_input=mode == ALONE,
             )
-            self._judge_detections(name, mode, image, reference, given, made.detections[image], link)
+            self._compare_detections(name, mode, image, reference, given, made.detections[image], link)
             links.append(link)
         return links
 
@@ -186,7 +186,7 @@ class Verification:
         largest = max(float(np.abs(level[image]).max()) for level in reference.features)
         return PyramidScale(self._level_boundaries_px, self._finest_stride_px, largest)
 
-    def _judge_detections(
+    def _compare_detections(
         self,
         name: str,
         mode: str,
@@ -196,8 +196,8 @@ class Verification:
         made: ImageDetections,
         link: Link,
     ) -> None:
-        judge_detections(
-            self.judgements["detections", mode],
+        compare_detections(
+            self.comparisons["detections", mode],
             f"{name}, picture {image}",
             (reference.class_scores[image], given.class_scores[image]),
             (reference.class_boxes[image], given.class_boxes[image]),

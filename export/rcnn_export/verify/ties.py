@@ -28,7 +28,7 @@ class SelectionRules:
     keeps_score_at_thresh: bool
     nms_thresh: float
     min_box_size: float  # pixels
-    most: int
+    max_kept: int  # rows, the best ones
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _cause(row: int, own: _Side, other: _Side, rules: SelectionRules) -> _Cause:
     suppressors = _suppressors(counterpart, other, rules)
     if len(suppressors):
         return _suppressed(candidate, counterpart, suppressors, own, other, rules)
-    if len(other.selection.kept) >= rules.most:
+    if len(other.selection.kept) >= rules.max_kept:
         cut = float(rivals.scores[other.selection.kept[other.known()]].min())
         if abs(score - cut) <= TOLERANCE:
             return _Cause("score at the cut", explained=True)

@@ -5,20 +5,20 @@ import pytest
 from rcnn_export.engines.precision import FP16, FP32, Bounds
 from rcnn_export.verify.compare import (
     PyramidScale,
-    judge_array,
-    judge_detections,
-    judge_header,
-    judge_pooled,
-    judge_proposals,
-    judge_rpn_boxes,
+    compare_array,
+    compare_detections,
+    compare_header,
+    compare_pooled,
+    compare_proposals,
+    compare_rpn_boxes,
 )
-from rcnn_export.verify.differences import Judgement
+from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.matching import UNMATCHED
 from rcnn_export.verify.reference import Float, ImageDetections
 from rcnn_export.verify.ties import Link, SelectionRules
 
 RULES = SelectionRules(
-    score_thresh=0.05, keeps_score_at_thresh=False, nms_thresh=0.5, min_box_size=1e-2, most=100
+    score_thresh=0.05, keeps_score_at_thresh=False, nms_thresh=0.5, min_box_size=1e-2, max_kept=100
 )
 PYRAMID = PyramidScale(np.array([112.0, 224.0]), finest_stride_px=4, largest_feature=2.0)
 
@@ -31,17 +31,17 @@ def array(values: object) -> Float:
     ("judged", "holds"), [(100.0009, True), (100.0011, False), (np.nan, False), (np.inf, False)]
 )
 def test_array_is_relative_to_the_largest_magnitude(judged: float, holds: bool) -> None:
-    judgement = Judgement()
-    judge_array(judgement, "picture", array([-100, 1]), array([-100, 1]))
-    judge_array(judgement, "picture", array([-100, 1]), array([-judged, 1]))
-    assert judgement.holds is holds
+    comparison = Comparison()
+    compare_array(comparison, "picture", array([-100, 1]), array([-100, 1]))
+    compare_array(comparison, "picture", array([-100, 1]), array([-judged, 1]))
+    assert comparison.holds is holds
 
 
 def test_array_of_another_shape() -> None:
-    judgement = Judgement()
-    judge_array(judgement, "batch 0, picture 1", np.zeros((2, 3)), np.zeros((2, 4)))
-    assert judgement.unexplained == ["batch 0, picture 1: shape [2, 4], torchvision's is [2, 3]"]
-    assert not judgement.holds
+    comparison = Comparison()
+    compare_array(comparison, "batch 0, picture 1", np.zeros((2, 3)), np.zeros((2, 4)))
+    assert comparison.unexplained == ["batch 0, picture 1: shape [2, 4], torchvision's is [2, 3]"]
+    assert not comparison.holds
 
 
 def test_bound_of_a_box_grows_with_its_size() -> None:
@@ -50,12 +50,12 @@ def test_bound_of_a_box_grows_with_its_size() -> None:
 
 
 def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:
-    judgement = Judgement()
+    comparison = Comparison()
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
     judged = array([[0.9, 0, 0, 50, 50, 0], [0.8, 103, 0, 150, 50, 0]])
-    link = judge_rpn_boxes(judgement, "picture", reference, judged, 1000)
-    assert not judgement.holds and judgement.matched == 1 and judgement.rows == 2
-    assert judgement.difference("px").largest == 3
+    link = compare_rpn_boxes(comparison, "picture", reference, judged, 1000)
+    assert not comparison.holds and comparison.matched == 1 and comparison.rows == 2
+    assert comparison.difference("px").largest == 3
     assert link.matching.a_to_b.tolist() == [0, UNMATCHED] and not link.lost_a.any()
 
 
@@ -63,28 +63,28 @@ def test_proposals_follow_the_links_of_the_rpn_boxes() -> None:
     """Row 1 of torchvision is at the cut of the RPN's top 2 and missing on the other side."""
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
     judged = array([[0.9, 0, 0, 50, 50, 0], [0.79995, 200, 0, 250, 50, 0]])
-    link = judge_rpn_boxes(Judgement(), "picture", reference, judged, 2)
+    link = compare_rpn_boxes(Comparison(), "picture", reference, judged, 2)
     assert link.lost_a.tolist() == link.lost_b.tolist() == [False, True]
-    judgement = Judgement()
+    comparison = Comparison()
     proposals = reference[:, 1:5], judged[:, 1:5]
     size_hw = array([60, 300])
-    link = judge_proposals(judgement, "picture", (reference, judged), proposals, size_hw, link, RULES)
-    assert judgement.holds and judgement.matched == 1
-    assert judgement.explained == {"explained upstream": 2}
+    link = compare_proposals(comparison, "picture", (reference, judged), proposals, size_hw, link, RULES)
+    assert comparison.holds and comparison.matched == 1
+    assert comparison.explained == {"explained upstream": 2}
     assert link.lost_a.tolist() == [False, True]
 
 
-def pooled_judgement(box: list[float], other: list[float], difference: float) -> tuple[Judgement, Link]:
-    judgement = Judgement()
+def pooled_comparison(box: list[float], other: list[float], difference: float) -> tuple[Comparison, Link]:
+    comparison = Comparison()
     pooled = np.ones((1, 1, 2, 2), np.float32)
-    link = judge_pooled(
-        judgement,
+    link = compare_pooled(
+        comparison,
         (pooled, pooled + np.float32(difference)),
         (array([box]), array([other])),
         Link.identity(1),
         PYRAMID,
     )
-    return judgement, link
+    return comparison, link
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def pooled_judgement(box: list[float], other: list[float], difference: float) ->
 )
 def test_level_of_a_roi_may_flip_at_a_boundary_alone(side: float, explained: bool) -> None:
     box = [0, 0, side, side]
-    judgement, link = pooled_judgement(box, box, 0.5)
-    assert judgement.holds is explained
-    assert judgement.explained.total() == explained
+    comparison, link = pooled_comparison(box, box, 0.5)
+    assert comparison.holds is explained
+    assert comparison.explained.total() == explained
     assert link.matching.a_to_b.tolist() == ([UNMATCHED] if explained else [0])
     assert link.lost_a.tolist() == [explained]
 
@@ -102,8 +102,8 @@ def test_level_of_a_roi_may_flip_at_a_boundary_alone(side: float, explained: boo
 @pytest.mark.parametrize(("difference", "holds"), [(0.0019, True), (0.0022, False)])
 def test_features_may_move_as_far_as_their_roi_did(difference: float, holds: bool) -> None:
     """0.001 px at stride 4 of features up to 2: 4 * 0.001 / 4 * 2 = 0.002."""
-    judgement, _ = pooled_judgement([0, 0, 50, 50], [0, 0, 50.001, 50], difference)
-    assert judgement.holds is holds
+    comparison, _ = pooled_comparison([0, 0, 50, 50], [0, 0, 50.001, 50], difference)
+    assert comparison.holds is holds
 
 
 def test_header_compares_linked_rows_only() -> None:
@@ -112,12 +112,12 @@ def test_header_compares_linked_rows_only() -> None:
     scores = array([[0.5], [0.1]]), array([[0.50009], [0.9]])
     boxes = np.zeros((2, 1, 4), np.float32), np.zeros((2, 1, 4), np.float32)
     boxes[1][1] += 7
-    judgement = Judgement()
-    judge_header(judgement, scores, boxes, link)
-    assert judgement.holds and judgement.matched == 1
+    comparison = Comparison()
+    compare_header(comparison, scores, boxes, link)
+    assert comparison.holds and comparison.matched == 1
     boxes[1][0] += 0.06
-    judge_header(judgement, scores, boxes, link)
-    assert not judgement.holds
+    compare_header(comparison, scores, boxes, link)
+    assert not comparison.holds
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_detections(score: float, label: int, shift: float, holds: bool) -> None
     class_boxes = array([[[0, 0, 10, 10], [20, 20, 40, 40]]])
     expected = ImageDetections(array([[40, 40, 80, 80]]), array([0.9]), np.array([2]))
     found = ImageDetections(array([[40 + shift, 40, 80, 80]]), array([score]), np.array([label]))
-    judgement = Judgement()
-    judge_detections(
-        judgement,
+    comparison = Comparison()
+    compare_detections(
+        comparison,
         "picture",
         (class_scores, class_scores),
         (class_boxes, class_boxes),
@@ -141,24 +141,24 @@ def test_detections(score: float, label: int, shift: float, holds: bool) -> None
         Link.identity(1),
         RULES,
     )
-    assert judgement.holds is holds
-    assert judgement.matched == holds
+    assert comparison.holds is holds
+    assert comparison.matched == holds
 
 
 def test_no_proposals_and_no_detections() -> None:
     nothing = ImageDetections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     empty = np.zeros((0, 4), np.float32)
     rpn_boxes = array([[0.9, 0, 0, 50, 50, 0]])
-    judgement = Judgement()
-    link = judge_proposals(
-        judgement, "picture", (rpn_boxes, rpn_boxes), (empty, empty), array([9, 9]), Link.identity(1), RULES
+    comparison = Comparison()
+    link = compare_proposals(
+        comparison, "picture", (rpn_boxes, rpn_boxes), (empty, empty), array([9, 9]), Link.identity(1), RULES
     )
     pooled = np.zeros((0, 4, 7, 7), np.float32)
-    link = judge_pooled(judgement, (pooled, pooled), (empty, empty), link, PYRAMID)
+    link = compare_pooled(comparison, (pooled, pooled), (empty, empty), link, PYRAMID)
     scores, boxes = np.zeros((0, 3), np.float32), np.zeros((0, 3, 4), np.float32)
-    judge_header(judgement, (scores, scores), (boxes, boxes), link)
-    judge_detections(
-        judgement,
+    compare_header(comparison, (scores, scores), (boxes, boxes), link)
+    compare_detections(
+        comparison,
         "picture",
         (scores, scores),
         (boxes, boxes),
@@ -167,17 +167,17 @@ def test_no_proposals_and_no_detections() -> None:
         link,
         RULES,
     )
-    assert judgement.holds and judgement.rows == 0
+    assert comparison.holds and comparison.rows == 0
 
 
 def test_fp16_counts_rows_and_explains_none() -> None:
     """Nine of ten rows must match: of 20, 18 do and 17 do not suffice. A shape must."""
-    judgement = Judgement(FP16.bounds, matched=18, rows=20, unexplained=["two rows"])
-    assert judgement.holds
-    judgement.matched = 17
-    assert not judgement.holds
-    wrong = Judgement(FP16.bounds)
-    judge_array(wrong, "picture 0", array([[1.0, 2]]), array([[1.0]]))
+    comparison = Comparison(FP16.bounds, matched=18, rows=20, unexplained=["two rows"])
+    assert comparison.holds
+    comparison.matched = 17
+    assert not comparison.holds
+    wrong = Comparison(FP16.bounds)
+    compare_array(wrong, "picture 0", array([[1.0, 2]]), array([[1.0]]))
     assert not wrong.holds
 
 
@@ -189,10 +189,10 @@ def test_a_header_row_out_of_bounds_is_a_mismatch_only_if_its_roi_differed(
     same_input: bool, bounds: Bounds, holds: bool
 ) -> None:
     """One of ten RoIs has a box that is 4 px off."""
-    judgement = Judgement(bounds)
+    comparison = Comparison(bounds)
     scores, boxes = np.zeros((10, 1), np.float32), np.tile(array([0, 0, 9, 9]), (10, 1, 1))
     moved = boxes.copy()
     moved[3, 0, 2] += 4
-    judge_header(judgement, (scores, scores), (boxes, moved), Link.identity(10), same_input)
-    assert judgement.holds == holds
-    assert judgement.matched == (9 if holds else 10)
+    compare_header(comparison, (scores, scores), (boxes, moved), Link.identity(10), same_input)
+    assert comparison.holds == holds
+    assert comparison.matched == (9 if holds else 10)

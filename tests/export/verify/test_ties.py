@@ -10,7 +10,7 @@ from rcnn_export.verify.matching import UNMATCHED, Matching, Rows
 from rcnn_export.verify.ties import Link, Selection, SelectionRules, explain_selection, explain_top_k
 
 RULES = SelectionRules(
-    score_thresh=0.05, keeps_score_at_thresh=False, nms_thresh=0.5, min_box_size=1e-2, most=100
+    score_thresh=0.05, keeps_score_at_thresh=False, nms_thresh=0.5, min_box_size=1e-2, max_kept=100
 )
 FAR = [1000, 0, 1100, 100]  # overlaps nothing
 
@@ -163,7 +163,7 @@ def spread(count: int) -> list[list[float]]:
 
 
 def test_displaced_by_as_many_explained_rows() -> None:
-    rules = SelectionRules(0.05, False, 0.5, 1e-2, most=3)
+    rules = SelectionRules(0.05, False, 0.5, 1e-2, max_kept=3)
     rows = same(spread(5), [0.9, 0.8, 0.7, 0.6, 0.5])
     only_a, only_b = explain(*rows, [1, 2, 3], [0, 1, 2], rules, lost_b=(0,))
     assert only_a == {3: (True, "displaced by explained rows")}
@@ -172,7 +172,7 @@ def test_displaced_by_as_many_explained_rows() -> None:
 
 def test_displaced_by_fewer_explained_rows() -> None:
     """One extra row cannot push out two; the better of them is counted as pushed out."""
-    rules = SelectionRules(0.05, False, 0.5, 1e-2, most=2)
+    rules = SelectionRules(0.05, False, 0.5, 1e-2, max_kept=2)
     rows = same(spread(4), [0.9, 0.8, 0.7, 0.6])
     only_a, _ = explain(*rows, [2, 3], [0, 1], rules, lost_b=(0,))
     assert only_a[2] == (True, "displaced by explained rows")
@@ -187,7 +187,7 @@ def test_a_list_that_is_not_full_displaces_nothing() -> None:
 
 @pytest.mark.parametrize(("gap", "explained"), [(5e-5, True), (2e-4, False)])
 def test_score_at_the_cut(gap: float, explained: bool) -> None:
-    rules = SelectionRules(0.05, False, 0.5, 1e-2, most=2)
+    rules = SelectionRules(0.05, False, 0.5, 1e-2, max_kept=2)
     rows = same(spread(3), [0.9, 0.8, 0.8 - gap])
     only_a, only_b = explain(*rows, [0, 2], [0, 1], rules)
     assert only_a[2][0] is explained and only_b[1][0] is explained

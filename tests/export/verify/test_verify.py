@@ -176,18 +176,18 @@ def test_swapped_levels_of_the_pyramid_are_found(
     verification = Verification(digits.model, stages)
     verification.add("batch 0", images)
     assert verification.first_divergence == ("features", ALONE)
-    assert verification.judgements["rpn_boxes", ALONE].holds
-    assert not verification.judgements["roialigned_feature", END_TO_END].holds
-    assert verification.judgements["roialigned_feature", ALONE].holds
+    assert verification.comparisons["rpn_boxes", ALONE].holds
+    assert not verification.comparisons["roialigned_feature", END_TO_END].holds
+    assert verification.comparisons["roialigned_feature", ALONE].holds
 
 
 def test_too_few_matches_do_not_hold(digits: Detector, digits_repository: Path) -> None:
     """Mismatches are explained one by one, but they may not be the rule."""
     verification = Verification(digits.model, PipelineStages(Pipeline.load(digits_repository, "digits")))
-    judgement = verification.judgements["detections", END_TO_END]
-    judgement.matched, judgement.rows = 99, 100
+    comparison = verification.comparisons["detections", END_TO_END]
+    comparison.matched, comparison.rows = 99, 100
     assert verification.holds
-    judgement.matched = 98
+    comparison.matched = 98
     assert verification.first_divergence is None and not verification.holds
 
 
