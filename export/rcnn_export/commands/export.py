@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _engine_options(arguments: argparse.Namespace, detector: Detector) -> EngineOptions:
-    """What the arguments ask for.
+    """The options that the arguments give.
 
     Raises:
-        ExportError: an option of plans without ``--engine tensorrt``, or shapes that are no profiles.
+        ExportError: an option of plans without ``--engine tensorrt``, or shapes that cannot be profiles.
     """
     plan = PlanOptions(
         arguments.version_compatible, arguments.hardware_compatible, tuple(arguments.compute_capability)
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         default="DEFAULT",
         help="a .pth or .safetensors file, a torchvision weights name such as COCO_V1, "
-        "or random to try the road (default: %(default)s)",
+        "or random to try an export without weights (default: %(default)s)",
     )
     parser.add_argument(
         "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"
@@ -115,21 +115,23 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="BxHxW,BxHxW,BxHxW",
-        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE}; once for "
-        "each profile (default: one profile for what the detector's transform makes, up to 8 pictures)",
+        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE}; "
+        "once for each profile (default: one profile for what the detector's transform makes, up to 8 pictures)",
     )
     plans.add_argument(
-        "--version-compatible", action="store_true", help="the plans run on later TensorRTs, too"
+        "--version-compatible", action="store_true", help="the plans run on later versions of TensorRT too"
     )
     plans.add_argument(
-        "--hardware-compatible", action="store_true", help="they run on every GPU from Ampere on, slower"
+        "--hardware-compatible",
+        action="store_true",
+        help="the plans run on every GPU from Ampere on, but slower",
     )
     plans.add_argument(
         "--compute-capability",
         action="append",
         default=[],
         metavar="MAJOR.MINOR",
-        help="build for GPUs of this kind, without one; only TensorRT-RTX can (default: the GPU here)",
+        help="build for GPUs of this kind on a machine without one; TensorRT-RTX only (default: this machine's GPU)",
     )
     parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
     return parser

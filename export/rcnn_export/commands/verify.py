@@ -1,4 +1,4 @@
-"""The command ``rcnn-verify``: an exported detector beside torchvision's, stage by stage."""
+"""The command ``rcnn-verify``: compares an exported detector with torchvision's, stage by stage."""
 
 import argparse
 import itertools
@@ -42,7 +42,7 @@ Picture = tuple[str, bytes]  # its name, and an encoded file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Verifies a detector; exit code 0 if every stage holds, 1 if not, 2 with the reason if it cannot."""
+    """Verifies a detector; exit code 0 if every stage holds, 1 if one diverges, 2 with the reason if it cannot run."""
     arguments = _parser().parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, TABLE_WIDTH)
@@ -141,8 +141,8 @@ def read_pictures(paths: Sequence[Path]) -> list[Picture]:
 def deal(pictures: Sequence[Picture], sizes: Sequence[int]) -> list[list[Picture]]:
     """The pictures in batches of each size in turn.
 
-    Each picture is in one batch at least and there is one batch of each size at least; what
-    is missing of the last batches is filled up from the first picture on.
+    Each picture is in one batch at least and there is one batch of each size at least; the
+    last batches are filled up with the first pictures.
     """
     batches: list[list[Picture]] = []
     supply, dealt = itertools.cycle(pictures), 0
@@ -168,8 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rcnn-verify",
         description="Runs pictures through torchvision (eager, FP32, CPU) and through an exported detector, and "
-        "says stage by stage how far they differ: each stage fed torchvision's own input of it, and end to end. "
-        "Exit code 0: every stage holds. 1: one does not. 2: it could not be tried.",
+        "says stage by stage how far they differ. Each stage runs alone, on torchvision's own input, and end to end. "
+        "Exit code 0: every stage holds. 1: a stage diverges. 2: the comparison could not run.",
     )
     parser.add_argument(
         "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s"
@@ -204,11 +204,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bisect",
         action="store_true",
-        help="when a TensorRT plan diverges, name the first layer that TensorRT computes otherwise than ONNX "
-        "Runtime; builds the plan anew with every layer's output",
+        help="when a TensorRT plan diverges, name the first layer whose output differs from ONNX "
+        "Runtime's; builds the plan again with every layer's output",
     )
     parser.add_argument(
-        "--server", metavar="HOST:PORT", help="judge also what the server there answers (gRPC)"
+        "--server", metavar="HOST:PORT", help="compare also the answers of the server at this gRPC address"
     )
     return parser
 
@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print_layer(
     console: Console, arguments: argparse.Namespace, verification: Verification, dtype: np.dtype[Any]
 ) -> None:
-    """The first layer of the first diverging engine that TensorRT computes otherwise than ONNX Runtime."""
+    """Prints the first layer of the diverging engine whose output in TensorRT differs from ONNX Runtime's."""
     stage, _ = verification.first_divergence or ("", "")
     step = ENGINE_OF_STAGE.get(stage)
     if step is None:

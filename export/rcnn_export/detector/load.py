@@ -2,7 +2,7 @@
 
 A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 ``package.module:function``, any function that returns a
-``torchvision.models.detection.FasterRCNN``; where it takes ``num_classes`` it is given them.
+``torchvision.models.detection.FasterRCNN``. A function with a parameter ``num_classes`` is given the number.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ RANDOM_SEED = 0
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector in eval mode on the CPU, and what its manifest says of it.
+    """A detector in eval mode on the CPU, and what its manifest says about it.
 
     ``class_names[label]`` names a label; label 0 is the background.
     """

@@ -1,4 +1,4 @@
-"""Seeded random weights that make a detector detect: to try the road from export to boxes."""
+"""Seeded random weights with which a detector finds something, to try an export without trained weights."""
 
 import torch
 from PIL import Image
@@ -27,9 +27,9 @@ TILES = (("china.jpg", 320), ("flower.jpg", 320), ("coffee", 160), ("astronaut",
 
 @torch.no_grad()
 def calibrate(model: FasterRCNN) -> None:
-    """Scales random weights in place so that proposals and detections vary and happen.
+    """Scales random weights in place, so that there are proposals and detections and their scores vary.
 
-    An untrained detector scores everything alike, which would try nothing downstream.
+    An untrained detector gives everything the same score, so the later steps would have nothing to do.
     Batch normalisation takes its statistics from one picture made of real photos, and each
     predictor's outputs on it are given the spread of a trained one's. Runs in one thread:
     the weights are the same to the bit whatever the number of cores (another kind of CPU

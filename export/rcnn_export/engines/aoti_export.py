@@ -86,7 +86,7 @@ def _upsample_nearest(x: Tensor, size: Sequence[int] | None, scale_factors: Sequ
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's notes on its own code help nobody here."""
+    """Hides torch's warnings about its own code, which the user can do nothing about."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)

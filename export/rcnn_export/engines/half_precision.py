@@ -1,7 +1,7 @@
-"""FP16 as a property of the module: half weights, and the maths that would suffer from it in FP32.
+"""FP16 as a property of the module: half weights, and FP32 for the arithmetic that would lose too much.
 
-Whatever is made of the module, ONNX or a compiled package, has the same types; no engine builder
-is left to choose. RpnModule and HeaderModule decode boxes and take softmax in FP32 themselves.
+Whatever is made of the module, ONNX or a compiled package, has the same types, and no engine builder
+chooses them. RpnModule and HeaderModule decode boxes and take softmax in FP32 themselves.
 """
 
 import copy

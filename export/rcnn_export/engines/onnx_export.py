@@ -22,7 +22,7 @@ def export_program(stage: Stage) -> ExportedProgram:
 
 
 def export_onnx(stage: Stage) -> onnx.ModelProto:
-    """The stage as an ONNX graph with named axes; graph_checks cleans and judges it."""
+    """The stage as an ONNX graph with named axes, before ``clean_graph``."""
     with _quiet():
         program = torch.onnx.export(
             export_program(stage),
@@ -44,7 +44,7 @@ def export_onnx(stage: Stage) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's progress notes and its own deprecation warnings help nobody here."""
+    """Hides the exporter's progress notes and deprecation warnings, which the user can do nothing about."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""The optimisation profiles of a detector's plans, from the sizes of the batches it is to take.
+"""The optimisation profiles of a detector's plans, from the batch sizes and picture sizes that it must take.
 
     --shapes 1x320x320,4x800x1344,8x1344x1344      smallest, best and largest batch of one profile
 
@@ -20,10 +20,12 @@ DEFAULT_BATCHES = (1, 4, 8)
 
 
 def parse_shapes(text: str) -> ShapeRange:
-    """One profile's smallest, best and largest B x H x W; of two the last is also the best, one is all.
+    """One profile's smallest, best and largest B x H x W.
+
+    Of two shapes the last is also the best; a single one is all three.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text is something else.
     """
     shapes = [tuple(int(side) for side in part.split("x")) for part in text.split(",") if _is_shape(part)]
     if len(shapes) != len(text.split(",")) or not 1 <= len(shapes) <= 3:
@@ -60,18 +62,18 @@ def _default_shapes(model: FasterRCNN) -> list[ShapeRange]:
 
 
 def _rpn_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profile]:
-    """One for each of the shapes.
+    """One profile for each of the shapes.
 
     Raises:
-        ExportError: two overlap, so that it is not told which one runs; a batch size lies in none,
-            though smaller and larger ones do; or a side is not padded to.
+        ExportError: two overlap, so that either could run; none takes a batch size below the largest; or a side is no
+            multiple of what pictures are padded to.
     """
     divisor = model.transform.size_divisible
     for range_ in shapes:
         if any(side % divisor for shape in range_ for side in shape[1:]):
             raise ExportError(
                 f"--shapes {_to_text(range_)}: pictures are padded to multiples of {divisor}, so heights and "
-                "widths must be such, too"
+                "widths must be such multiples"
             )
     for index, one in enumerate(shapes):
         for other in shapes[index + 1 :]:
@@ -90,7 +92,7 @@ def _rpn_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profi
 
 
 def _header_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profile]:
-    """One for each range of batch sizes that the shapes have, overlapping ones joined."""
+    """One profile for each range of batch sizes in the shapes; overlapping ranges are joined."""
     counts = proposal_parameters(model).padded_counts
     channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
     output_size = model.roi_heads.box_roi_pool.output_size

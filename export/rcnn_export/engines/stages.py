@@ -32,8 +32,12 @@ EXAMPLE_SIZE_HW = (256, 320)  # large enough for several rows on every level, wh
 class Stage:
     """A module on its way to an engine.
 
-    ``typical``: the shape of each input that a compiler should choose its kernels for. ``dynamic_shapes``: which
-    axes of each input vary. ``axes`` names each axis of each tensor; a name that is no number is dynamic.
+    Attributes:
+        name: the step's in the chain, such as ``rpn``.
+        typical: the shape of each input that a compiler should choose its kernels for.
+        dynamic_shapes: for each input its dynamic axes, as ``torch.export.export`` takes them.
+        axes: the axes of each input and output, by its name: a number is the length of a fixed axis, a text is
+            the name of a dynamic one.
     """
 
     name: str
@@ -101,7 +105,7 @@ def _axes(tensor: Tensor, fixed: dict[str, int]) -> list[str | int]:
 
 
 def _typical_size_hw(model: FasterRCNN) -> tuple[int, int]:
-    """Of a picture as wide as ``max_size`` allows, padded."""
+    """Height and width of a padded picture that is as wide as ``max_size`` allows."""
     transform = model.transform
     width, height = transform.fixed_size or (transform.max_size, transform.min_size[-1])
     divisor = transform.size_divisible

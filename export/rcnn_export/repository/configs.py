@@ -48,7 +48,7 @@ def template_dir() -> Path:
 def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
     """The text of each model's config.pbtxt, by model name. Tensors that go to and from a network have the type of the export's precision.
 
-    A file that needs no change is passed on as it is, comments and all.
+    A file that needs no change is passed on with its comments.
     """
     model = detector.model
     levels = len(pooled_levels(model))
@@ -102,7 +102,7 @@ def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _list_profiles(config: ModelConfig, count: int) -> None:
-    """Triton uses a plan's first profile alone unless it is told of the others."""
+    """Lists all profiles: Triton uses only a plan's first unless the config names the others."""
     if count > 1:
         config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, profile=map(str, range(count)))
 

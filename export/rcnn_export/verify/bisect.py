@@ -1,4 +1,4 @@
-"""Names the first layer of a graph that TensorRT computes otherwise than ONNX Runtime, with Polygraphy.
+"""Names the first layer of a graph whose output in TensorRT differs from ONNX Runtime's, with Polygraphy.
 
 Both run the graph with the output of every layer kept, on the same input; the layers are
 compared in the graph's order. With that many outputs TensorRT fuses less than in the plan
@@ -29,7 +29,7 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """``difference``: the largest, of the largest magnitude in the layer's output."""
+    """``difference``: the largest, as a share of the largest magnitude in the layer's output."""
 
     node: str
     operator: str
@@ -44,7 +44,7 @@ class LayerDifference:
 
 
 def check_builder() -> None:
-    """Refuses to begin where ``bisect`` cannot work.
+    """Checks that TensorRT's builder, which ``bisect`` needs, is installed.
 
     Raises:
         ExportError: TensorRT's builder is not installed.
@@ -57,7 +57,7 @@ def check_builder() -> None:
 
 
 def bisect(version_dir: Path, inputs: Tensors, bound: float) -> LayerDifference | None:
-    """The first layer of ``model.onnx`` whose output TensorRT has otherwise by more than ``bound``.
+    """The first layer of ``model.onnx`` whose output in TensorRT differs from ONNX Runtime's by more than ``bound``.
 
     Needs a GPU, and what ``check_builder`` looks for.
     """
@@ -71,20 +71,20 @@ def bisect(version_dir: Path, inputs: Tensors, bound: float) -> LayerDifference 
         trt.NetworkFromOnnxPath(str(path), strongly_typed=True), outputs=constants.MARK_ALL
     )
     config = trt.CreateConfig(tf32=False, profiles=[profile])
-    judged = trt.TrtRunner(trt.EngineFromNetwork(network, config))
-    return first_difference(onnx.load(path), judged, inputs, bound)
+    compared = trt.TrtRunner(trt.EngineFromNetwork(network, config))
+    return first_difference(onnx.load(path), compared, inputs, bound)
 
 
 def first_difference(
-    model: onnx.ModelProto, judged: BaseRunner, inputs: Tensors, bound: float
+    model: onnx.ModelProto, compared: BaseRunner, inputs: Tensors, bound: float
 ) -> LayerDifference | None:
-    """The first layer of ``model`` whose floating-point output ``judged`` has otherwise than ONNX Runtime.
+    """The first layer of ``model`` whose floating-point output in ``compared`` differs from ONNX Runtime's.
 
     Args:
-        bound: of the largest magnitude in the output.
+        bound: as a share of the largest magnitude in the output.
     """
-    with judged:
-        found = dict(judged.infer(dict(inputs)))
+    with compared:
+        found = dict(compared.infer(dict(inputs)))
     with keep_all_outputs(model) as reference:
         expected = dict(reference.infer(dict(inputs)))
     for node in model.graph.node:

@@ -1,8 +1,8 @@
-"""Judges each stage of a pipeline by torchvision's: how far apart, which rows pair, what explains the rest.
+"""Compares each stage of a pipeline with torchvision's: the differences, the rows that pair, and the others' reasons.
 
-Every function takes the reference first, a batch at a time, and serves both comparisons of a
-stage: fed the reference's own input (the links between the stage's inputs are identities),
-and end to end (the links come from the stages before).
+In every pair of arguments torchvision's comes first. The same functions compare a stage alone, which
+was given torchvision's own input (the links between the stage's inputs are identities), and end to end
+(the links come from the stages before).
 """
 
 from collections.abc import Sequence
@@ -48,23 +48,23 @@ class PyramidScale:
     largest_feature: float  # magnitude, in the image
 
 
-def compare_array(comparison: Comparison, where: str, reference: Float, judged: Float) -> None:
+def compare_array(comparison: Comparison, where: str, reference: Float, exported: Float) -> None:
     """One dense array of an image, relative to the reference's largest magnitude in it."""
-    if reference.shape != judged.shape:
+    if reference.shape != exported.shape:
         comparison.difference("relative").add(np.array([np.nan]), comparison.bounds.array)
         comparison.unexplained.append(
-            f"{where}: shape {list(judged.shape)}, torchvision's is {list(reference.shape)}"
+            f"{where}: shape {list(exported.shape)}, torchvision's is {list(reference.shape)}"
         )
         return
     scale = float(np.abs(reference).max()) or 1.0
-    comparison.difference("relative").add(np.abs(reference - judged) / scale, comparison.bounds.array)
+    comparison.difference("relative").add(np.abs(reference - exported) / scale, comparison.bounds.array)
 
 
 def compare_rpn_boxes(
-    comparison: Comparison, where: str, reference: Float, judged: Float, top_n: int
+    comparison: Comparison, where: str, reference: Float, exported: Float, top_n: int
 ) -> Link:
     """The best anchors of each level, [N, 6] on each side."""
-    a, b = _rpn_rows(reference), _rpn_rows(judged)
+    a, b = _rpn_rows(reference), _rpn_rows(exported)
     bounds = comparison.bounds.boxes_px(a.boxes)
     matching = match_rows(a, b, bounds, comparison.bounds.score)
     only_a, only_b = explain_top_k(a, b, matching, top_n)
@@ -142,8 +142,8 @@ def compare_header(
     """Scores [R, K] and boxes [R, K, 4] of each side, RoI by RoI.
 
     Args:
-        same_input: both sides were given the same RoIs. Else, where mismatches need no explanation, a
-            pair out of bounds is one: its RoIs differed.
+        same_input: both sides were given the same RoIs. Otherwise, where mismatches need no explanation, a pair
+            out of bounds counts as a mismatch, because its RoIs differed.
     """
     in_a, in_b = link.matching.pairs()
     bounds = comparison.bounds
@@ -151,12 +151,12 @@ def compare_header(
     boxes = class_boxes[0][in_a]
     shifts = np.abs(boxes - class_boxes[1][in_b]).max(axis=2)  # [pairs, K]
     bounds_px = bounds.boxes_px(boxes)
-    judged = np.ones(len(in_a), bool)
+    is_pair = np.ones(len(in_a), bool)
     if not (same_input or bounds.explains):
-        judged = (scores <= bounds.score).all(axis=1) & (shifts <= bounds_px).all(axis=1)
-    comparison.difference("score").add(scores[judged], bounds.score)
-    comparison.difference("px").add(shifts[judged], bounds_px[judged])
-    comparison.matched += int(judged.sum())
+        is_pair = (scores <= bounds.score).all(axis=1) & (shifts <= bounds_px).all(axis=1)
+    comparison.difference("score").add(scores[is_pair], bounds.score)
+    comparison.difference("px").add(shifts[is_pair], bounds_px[is_pair])
+    comparison.matched += int(is_pair.sum())
     comparison.rows += len(in_a)
 
 
@@ -204,7 +204,7 @@ def _proposal_selection(rpn_boxes: Float, proposals: Float, size_hw: Float) -> S
 
 
 def _kept_rows(selection: Selection, boxes: Float) -> Rows:
-    """``boxes`` as they came, with the scores and groups of the candidates they are; group -1 if none."""
+    """``boxes`` with the scores and groups of the candidates that were kept; group -1 if a box is no candidate."""
     known = selection.kept != UNMATCHED
     return Rows(
         boxes,
@@ -262,7 +262,7 @@ def _compare_rows(
     only_a: Sequence[Mismatch],
     only_b: Sequence[Mismatch],
 ) -> None:
-    """Counts in the pairs; of a row that nothing explains, how far the nearest row is."""
+    """Adds the pairs' differences, and those of each unexplained row to the row that is nearest to it."""
     in_a, in_b = matching.pairs()
     for mismatch in only_a:
         nearest = nearest_row(

@@ -14,7 +14,7 @@ from rcnn_export.verify.ties import Mismatch
 
 @dataclass
 class Difference:
-    """How far one quantity of a stage is apart; ``worst`` is in units of the bound, at most 1 holds."""
+    """The differences of one quantity of a stage. ``worst`` is the largest in units of its bound: up to 1 it holds."""
 
     largest: float = 0.0
     total: float = 0.0
@@ -22,7 +22,7 @@ class Difference:
     worst: float = 0.0
 
     def add(self, differences: npt.NDArray[np.floating], bounds: npt.NDArray[np.floating] | float) -> None:
-        """Counts in differences, each with its bound; one that is no number is out of bounds."""
+        """Adds differences, each with its bound. NaN is out of bounds."""
         if differences.size:
             largest, worst = float(differences.max()), float((differences / bounds).max())
             self.largest = max(self.largest, math.inf if math.isnan(largest) else largest)
@@ -32,7 +32,7 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Of all that were counted in."""
+        """Of all differences that were added."""
         return self.total / self.count if self.count else 0.0
 
 
@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def holds(self) -> bool:
-        """Whether all is within its bounds or explained."""
+        """Whether everything is within its bounds or explained."""
         if any(difference.worst > 1 for difference in self.differences.values()):
             return False
         if self.bounds.explains:
@@ -61,7 +61,7 @@ class Comparison:
         return self.differences.setdefault(quantity, Difference())
 
     def count(self, where: str, mismatches: Sequence[Mismatch], side: str) -> None:
-        """Counts in the mismatches of one side."""
+        """Adds the mismatches of one side."""
         for mismatch in mismatches:
             if mismatch.explained:
                 self.explained[mismatch.reason] += 1

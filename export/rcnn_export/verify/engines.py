@@ -1,4 +1,4 @@
-"""The engines that rcnn-verify judges: each runs where it must, the steps between them on the CPU."""
+"""The engines that rcnn-verify runs: each on the device that it needs, the steps between them on the CPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ class HostEngine:
 
 
 def load_pipeline(repository: Path, name: str, engine: str = "") -> Pipeline:
-    """The detector ``name`` on the CPU but for its engines.
+    """The detector ``name``, all on the CPU except engines that need a GPU.
 
     Args:
         engine: one of ENGINE_FILES; by default the one that a server would load.
@@ -62,5 +62,5 @@ def _open_gpu() -> Gpu:
     except Exception as error:  # no CuPy, no driver, no device: each with an exception of its own
         raise RepositoryError(
             f"these engines run on an NVIDIA GPU, and none can be used here ({type(error).__name__}: {error}). Verify "
-            "there, with `pip install 'rcnn-backend[gpu]'`; --engine onnx judges the graphs that plans are built from"
+            "there, with `pip install 'rcnn-backend[gpu]'`; --engine onnx verifies the graphs that plans are built from"
         ) from error

@@ -1,4 +1,4 @@
-"""Pairs the rows of two sets of boxes one to one; their order says nothing, ties come out permuted.
+"""Pairs the rows of two sets of boxes one to one. Their order does not matter, because ties may swap rows.
 
 Boxes are (x1, y1, x2, y2) in pixels. A row's group is its pyramid level or its label; rows
 of different groups never pair.
@@ -54,11 +54,11 @@ class Matching:
 
 
 def match_rows(a: Rows, b: Rows, box_bounds_px: Float, score_bound: float) -> Matching:
-    """Pairs as many rows as lie within the bounds of each other, and of those the nearest.
+    """Pairs as many rows as possible within the bounds, and among such pairings takes the nearest.
 
     Args:
         a: the reference.
-        b: what is judged by it.
+        b: what is compared with it.
         box_bounds_px: [rows of a], how far each coordinate of a row may be off.
         score_bound: how far a score may be off.
     """
@@ -87,8 +87,8 @@ def nearest_row(row: Rows, others: Rows, box_bound_px: float, score_bound: float
 def find_boxes(boxes: Float, candidates: Rows) -> Indices:
     """Which candidate each of ``boxes`` [n, 4] is, or UNMATCHED: the coordinates are the same to the bit.
 
-    Of candidates with the same box, the best of each group is taken, and the better before
-    the worse: what is left of them after NMS within groups.
+    Of candidates with the same box only the best of each group is taken, as NMS within groups does;
+    the groups are taken in the order of their scores.
     """
     order = np.argsort(-candidates.scores, kind="stable")
     places: dict[bytes, dict[int, int]] = {}

@@ -1,4 +1,4 @@
-"""The exported pipeline run stage by stage: each alone on any input, or all in a row."""
+"""Runs the exported pipeline stage by stage: each stage alone on a given input, or all of them in turn."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ Counts = npt.NDArray[np.int32]
 
 
 class PipelineStages:
-    """The stages of a ``Pipeline``, with the padding between them put on and taken off.
+    """The stages of a ``Pipeline``, which add and remove the padding between them.
 
     Arguments and results are the fields of a ``Trace``, FP32; a network of an FP16 export is given FP16.
     """
@@ -54,7 +54,7 @@ class PipelineStages:
         )
 
     def run_each(self, images: Sequence[npt.NDArray[np.uint8]], given: Trace) -> Trace:
-        """Each stage by itself, on what ``given`` has as that stage's input."""
+        """Each stage alone: its input is taken from ``given``."""
         return Trace(
             *self.preprocess(images),
             *self.rpn(given.input),

@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is judged by.
+"""torchvision's Faster R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is compared with.
 
 Shapes: B images, C channels, N anchors kept an image, R proposals an image, K foreground
 classes. Boxes are (x1, y1, x2, y2); in pixels of the resized image unless said otherwise.
@@ -29,7 +29,7 @@ class ImageDetections:
 
 @dataclass
 class Trace:
-    """What each stage made of a batch, whoever ran it; padding is removed."""
+    """The output of each stage for one batch, from torchvision or from an export, without padding."""
 
     input: Float  # [B, 3, H, W]
     image_sizes: Float  # [B, 4]: resized height and width, original height and width
@@ -104,7 +104,7 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
 def _rpn_boxes(
     model: FasterRCNN, objectness: torch.Tensor, boxes: torch.Tensor, anchors_per_level: list[int]
 ) -> torch.Tensor:
-    """The rows [B, N, 6] that filter_proposals goes on with after its top-k."""
+    """The rows [B, N, 6] that are left after filter_proposals' top-k, in the layout of ``Trace.rpn_boxes``."""
     top = model.rpn._get_top_n_idx(objectness, anchors_per_level)  # [B, N]
     levels = torch.cat([torch.full((count,), float(level)) for level, count in enumerate(anchors_per_level)])
     scores = torch.sigmoid(objectness.gather(1, top))[:, :, None]

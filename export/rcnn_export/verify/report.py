@@ -11,13 +11,13 @@ FINDINGS_SHOWN = 10
 
 
 def make_table(verification: Verification, title: str) -> Table:
-    """A row for each stage, way of judging it and quantity."""
+    """A row for each stage, mode (alone, end to end, served) and quantity."""
     caption = (
         "alone: fed torchvision's own input of the stage; end to end: fed what the stages before it made; "
         "px: boxes; relative: to the largest magnitude in the picture"
     )
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)
-    for column in ("stage", "judged", "unit"):
+    for column in ("stage", "run", "unit"):
         table.add_column(column, no_wrap=True)
     for column in ("largest", "mean", "of bound", "matched", "explained", "unexplained"):
         table.add_column(column, justify="right", no_wrap=True)

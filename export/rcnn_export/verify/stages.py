@@ -1,4 +1,4 @@
-"""Judges a pipeline by torchvision, batch by batch, stage by stage, each stage twice."""
+"""Compares a pipeline with torchvision, batch by batch and stage by stage; each stage is compared twice."""
 
 import math
 from collections.abc import Sequence
@@ -83,10 +83,10 @@ class Verification:
         self._level_boundaries_px = pooling.canonical_scale * 2.0 ** (levels - pooling.canonical_level)
 
     def add(self, name: str, images: Images, served: Sequence[ImageDetections] | None = None) -> None:
-        """Judges one batch of uint8 RGB images [h, w, 3].
+        """Compares one batch of uint8 RGB images [h, w, 3].
 
         Args:
-            name: how the findings call the batch.
+            name: of the batch, for the findings.
             served: a server's detections of the same batch.
         """
         reference = run_reference(self._model, images)
@@ -108,7 +108,7 @@ class Verification:
 
     @property
     def matched_share(self) -> float:
-        """Of the detections, torchvision's and those end to end (or served), the share that was matched."""
+        """The share of the final detections, end to end or served, that match torchvision's; the smaller of the two."""
         final = [
             comparison
             for (stage, mode), comparison in self.comparisons.items()
@@ -118,7 +118,7 @@ class Verification:
 
     @property
     def first_divergence(self) -> tuple[str, str] | None:
-        """The first stage that does not hold, and in which comparison: by itself if any does not so."""
+        """The first stage that does not hold, and its mode. A stage that diverges alone comes before any other."""
         for wanted in (ALONE, END_TO_END, SERVED):
             for (stage, mode), comparison in self.comparisons.items():
                 if mode == wanted and not comparison.holds:
@@ -131,7 +131,7 @@ class Verification:
         return self.first_divergence is None and self.matched_share >= self.precision.bounds.matched_share
 
     def _compare(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
-        """Judges what the stages ``made`` of what they were ``given``; returns the links between proposals."""
+        """Compares what the stages ``made`` of what they were ``given``; returns the links between proposals."""
         links = []
         for image, size in enumerate(reference.image_sizes):
             where = f"{name}, picture {image}"

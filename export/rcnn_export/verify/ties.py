@@ -1,4 +1,4 @@
-"""Why one side of a comparison kept a row that the other did not: a tie broken otherwise, or an error.
+"""Why one side of a comparison kept a row that the other did not: a near tie, or an error.
 
 Two runs that differ by rounding may decide differently where a decision hangs on less than
 TOLERANCE. Each stage that selects rows (top-k, score threshold, NMS, the best n) is asked
@@ -33,7 +33,7 @@ class SelectionRules:
 
 @dataclass(frozen=True)
 class Selection:
-    """What one side chose from, and which candidate each row is that it kept (or UNMATCHED)."""
+    """The candidates that one side chose from, and for each row that it kept the candidate's index, or UNMATCHED."""
 
     candidates: Rows
     kept: Indices
@@ -59,7 +59,7 @@ class Link:
 
 @dataclass
 class Mismatch:
-    """A row that one side has alone."""
+    """A row that only one side has."""
 
     row: int
     explained: bool
@@ -67,7 +67,7 @@ class Mismatch:
 
 
 def link_rows(matching: Matching, only_a: Sequence[Mismatch], only_b: Sequence[Mismatch]) -> Link:
-    """The link that the next stage gets of a stage whose rows were matched and explained."""
+    """The link for the next stage, from the matched and explained rows of this one."""
     lost_a, lost_b = np.zeros(len(matching.a_to_b), bool), np.zeros(len(matching.b_to_a), bool)
     lost_a[[mismatch.row for mismatch in only_a if mismatch.explained]] = True
     lost_b[[mismatch.row for mismatch in only_b if mismatch.explained]] = True
@@ -99,7 +99,7 @@ def explain_selection(
 
     Args:
         a: the reference's selection.
-        b: the judged side's.
+        b: the export's selection.
         kept: pairs the kept rows.
         candidates: links the candidates; of the same candidates, ``Link.identity``.
         rules: how both select.
@@ -132,7 +132,11 @@ class _Side:
 
 @dataclass
 class _Cause:
-    """Explained, or not, or explained as soon as the other side's rows ``needs`` are, or by counting."""
+    """Why a row is missing on the other side.
+
+    ``needs``: rows of the other side; when all of them are explained, so is this one. ``displaced``: the row lost
+    its place in the list to others, so it is explained if an explained row took the place.
+    """
 
     reason: str
     explained: bool = False
@@ -193,7 +197,7 @@ def _suppressed(
     other: _Side,
     rules: SelectionRules,
 ) -> _Cause:
-    """Every row that may have suppressed the counterpart needs an excuse for not doing so on this side."""
+    """Explains, for each row that may have suppressed the counterpart, why it did not do so on this side."""
     ours, theirs = own.selection.candidates, other.selection.candidates
     reason, needs = "IoU at the threshold", []
     for row in suppressors.tolist():
@@ -226,7 +230,7 @@ def _follow_chains(causes_a: dict[int, _Cause], causes_b: dict[int, _Cause]) -> 
 
 
 def _count_displaced(causes: dict[int, _Cause], others: dict[int, _Cause], own: _Side) -> None:
-    """Explains as many displaced rows as explained rows came to, or left, the list in their stead."""
+    """Explains displaced rows, the best first: as many as there are explained rows that took their places."""
     places = sum(cause.explained and not cause.displaced for cause in others.values())
     displaced = [row for row, cause in causes.items() if cause.displaced]
     scores = own.selection.candidates.scores[own.selection.kept[displaced]]

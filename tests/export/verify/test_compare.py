@@ -28,12 +28,12 @@ def array(values: object) -> Float:
 
 
 @pytest.mark.parametrize(
-    ("judged", "holds"), [(100.0009, True), (100.0011, False), (np.nan, False), (np.inf, False)]
+    ("exported", "holds"), [(100.0009, True), (100.0011, False), (np.nan, False), (np.inf, False)]
 )
-def test_array_is_relative_to_the_largest_magnitude(judged: float, holds: bool) -> None:
+def test_array_is_relative_to_the_largest_magnitude(exported: float, holds: bool) -> None:
     comparison = Comparison()
     compare_array(comparison, "picture", array([-100, 1]), array([-100, 1]))
-    compare_array(comparison, "picture", array([-100, 1]), array([-judged, 1]))
+    compare_array(comparison, "picture", array([-100, 1]), array([-exported, 1]))
     assert comparison.holds is holds
 
 
@@ -52,8 +52,8 @@ def test_bound_of_a_box_grows_with_its_size() -> None:
 def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:
     comparison = Comparison()
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
-    judged = array([[0.9, 0, 0, 50, 50, 0], [0.8, 103, 0, 150, 50, 0]])
-    link = compare_rpn_boxes(comparison, "picture", reference, judged, 1000)
+    exported = array([[0.9, 0, 0, 50, 50, 0], [0.8, 103, 0, 150, 50, 0]])
+    link = compare_rpn_boxes(comparison, "picture", reference, exported, 1000)
     assert not comparison.holds and comparison.matched == 1 and comparison.rows == 2
     assert comparison.difference("px").largest == 3
     assert link.matching.a_to_b.tolist() == [0, UNMATCHED] and not link.lost_a.any()
@@ -62,13 +62,13 @@ def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:
 def test_proposals_follow_the_links_of_the_rpn_boxes() -> None:
     """Row 1 of torchvision is at the cut of the RPN's top 2 and missing on the other side."""
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
-    judged = array([[0.9, 0, 0, 50, 50, 0], [0.79995, 200, 0, 250, 50, 0]])
-    link = compare_rpn_boxes(Comparison(), "picture", reference, judged, 2)
+    exported = array([[0.9, 0, 0, 50, 50, 0], [0.79995, 200, 0, 250, 50, 0]])
+    link = compare_rpn_boxes(Comparison(), "picture", reference, exported, 2)
     assert link.lost_a.tolist() == link.lost_b.tolist() == [False, True]
     comparison = Comparison()
-    proposals = reference[:, 1:5], judged[:, 1:5]
+    proposals = reference[:, 1:5], exported[:, 1:5]
     size_hw = array([60, 300])
-    link = compare_proposals(comparison, "picture", (reference, judged), proposals, size_hw, link, RULES)
+    link = compare_proposals(comparison, "picture", (reference, exported), proposals, size_hw, link, RULES)
     assert comparison.holds and comparison.matched == 1
     assert comparison.explained == {"explained upstream": 2}
     assert link.lost_a.tolist() == [False, True]

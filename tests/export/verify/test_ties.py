@@ -1,6 +1,6 @@
 """A row on one side alone is explained by what decided it, and by nothing else.
 
-In every case side a is torchvision and side b is judged; boxes are 100 pixels high, so that
+In every case side a is torchvision and side b is the export; boxes are 100 pixels high, so that
 two of the same left edge and widths w <= 100 have IoU w / 100.
 """
 
