@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from rcnn_backend.contract.chain import detector_of
+from rcnn_backend.contract.chain import FUSED, detector_of
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.contract.manifest import (
     ONNX,
@@ -132,7 +132,7 @@ def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConf
     configs = read_configs(repository)
     if unknown := [name for name in models if name not in configs]:
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
-    detectors = {detector_of(name) for name in models} & set(configs)
+    detectors = {name.removesuffix(f"_{FUSED}") for name in models} & set(configs)
     steps = {step.model_name for name in detectors for step in configs[name].ensemble_scheduling.step}
     chosen = steps | set(models) if models else set(configs)
     return {
