@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
             log_to_stderr=not options.log_file and any(flag.startswith("--log-") for flag in flags),
         ) as server:
             start_of_service = server.log.stat().st_size if server.log else 0
-            print(_ready_message(server, options.repository), flush=True)
             try:
+                print(_ready_message(server, options.repository), flush=True)
                 _relay_log(server, start_of_service)
             except KeyboardInterrupt:
                 print("Stopping; a second Ctrl-C or SIGTERM kills the server", flush=True)

@@ -90,11 +90,14 @@ def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
 
 
 def is_for_gpu(data: bytes, max_image_pixels: int) -> bool:
-    """Whether it is a complete JPEG, YCbCr or grey, of at most ``max_image_pixels``."""
+    """Whether it is a complete JPEG in colour, YCbCr, of at most ``max_image_pixels``.
+
+    nvImageCodec 0.9 leaves the pixels of some grey JPEGs unwritten, without an error: Pillow decodes them.
+    """
     try:
         with open_picture(data, formats=("JPEG",)) as image:
             return (
-                image.mode in ("RGB", "L")
+                image.mode == "RGB"
                 and image.info.get("adobe_transform") != 0  # RGB without a transform
                 and image.width * image.height <= max_image_pixels
                 and END_OF_IMAGE in data[-MAX_TRAILER_BYTES:]
