@@ -34,7 +34,7 @@ from ._info import DetectorInfo, read_info, step_models
 from ._options import Options, Request
 from ._servers import Deadline, Servers
 from ._shm import LOST, Region, Regions
-from ._steps import Plan, Run
+from ._steps import Plan, Run, copy
 
 T = TypeVar("T")
 
@@ -132,7 +132,10 @@ class BaseDetector:
             pixels = None
             is_encoded = isinstance(image, bytes)
             encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
-            tensor = encoded_input(encoded)
+            tensor = yield from copy(encoded_input, encoded, num_bytes=len(encoded))
+
+        if pixels is not None and not self._uses_shm:
+            tensor = yield from copy(pixels_input, pixels, num_bytes=pixels.nbytes)
 
         def infer(endpoint: int, tensor: InferInput, limit: Deadline) -> Plan[Any]:
             return self._servers.attempt(
@@ -147,11 +150,9 @@ class BaseDetector:
             )
 
         def attempt(endpoint: int, limit: Deadline) -> Plan[Any]:
-            if pixels is None:
-                return infer(endpoint, tensor, limit)
-            if not self._uses_shm:
-                return infer(endpoint, pixels_input(pixels), limit)
-            return self._share(endpoint, pixels, limit, infer)
+            if pixels is not None and self._uses_shm:
+                return self._share(endpoint, pixels, limit, infer)
+            return infer(endpoint, tensor, limit)
 
         answer = yield from self._servers.retry(attempt, deadline)
         return request.keep(read_answer(answer, request.contract, name))
@@ -185,16 +186,10 @@ class BaseDetector:
         """Call `infer` with the pixels in shared memory that this endpoint has opened."""
         region = self._regions.take(endpoint, pixels.nbytes)
         if region is None:
-            region = Region(pixels.nbytes)
-            self._regions.opening(endpoint, region)
-            call = ("register_system_shared_memory", region.name, f"/{region.name}", region.byte_size)
-            try:
-                yield from self._servers.attempt(endpoint, *call, deadline=deadline)
-            finally:
-                region.unlink()
+            region = yield from self._open_region(endpoint, pixels.nbytes, deadline)
         lost = False
         try:
-            region.write(pixels)
+            yield from copy(region.write, pixels, num_bytes=pixels.nbytes, must_finish=True)
             return (yield from infer(endpoint, pixels_input(pixels, region.name), deadline))
         except ModelNotFoundError as error:
             lost = LOST in str(error)
@@ -206,6 +201,20 @@ class BaseDetector:
                 self._regions.forget(endpoint)
             else:
                 self._regions.give_back(endpoint, region)
+
+    def _open_region(self, endpoint: int, byte_size: int, deadline: Deadline) -> Plan[Region]:
+        """A new region of shared memory that this endpoint has opened."""
+        made: list[Region] = []  # a list, so that it is known even if this task is cancelled meanwhile
+        try:
+            yield Run(lambda: made.append(Region(byte_size)), (), must_finish=True)
+            region = made[0]
+            self._regions.opening(endpoint, region)
+            call = ("register_system_shared_memory", region.name, f"/{region.name}", region.byte_size)
+            yield from self._servers.attempt(endpoint, *call, deadline=deadline)
+            return region
+        finally:
+            for region in made:
+                region.unlink()
 
     def _is_ready(self, timeout_s: float | None) -> Plan[bool]:
         return (yield from self._servers.is_ready(self._deadline(timeout_s)))

@@ -44,6 +44,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.seconds_left: list[float | None] = []  # until the deadline of each call, as the server sees it
         self.metadata: list[dict[str, str]] = []  # the headers of each call
         self.num_probes = 0
+        self.shared_memory: dict[str, np.ndarray] = {}
         self.ready = True
         self.url = ""
         self._server: grpc.Server | None = None
@@ -73,6 +74,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         config.name, config.input[0].name = "faster_rcnn_pixels", "pixels"
         config.input[0].data_type = model_config_pb2.TYPE_UINT8
         self.configs[config.name] = config
+
+    def SystemSharedMemoryRegister(self, request, context):
+        memory = np.memmap(f"/dev/shm{request.key}", np.uint8, "r", shape=(request.byte_size,))
+        self.shared_memory[request.name] = memory
+        return service_pb2.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(self, request, context):
+        self.shared_memory.pop(request.name)
+        return service_pb2.SystemSharedMemoryUnregisterResponse()
 
     def sent_bytes(self) -> list[bytes]:
         """The encoded pictures that came."""
@@ -113,12 +123,19 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             with self._lock:
                 self._in_flight -= 1
 
+    def _read_pixels(self, request):
+        (tensor,) = request.inputs
+        if "shared_memory_region" not in tensor.parameters:
+            return sent_pixels(request)
+        memory = self.shared_memory[tensor.parameters["shared_memory_region"].string_param]
+        return memory[: np.prod(tensor.shape)].reshape(tensor.shape[1:])
+
     def _infer(self, request, context):
         if self.status:
             context.abort(*self.status)
         try:
             if request.model_name == "faster_rcnn_pixels":
-                picture = Image.fromarray(sent_pixels(request))
+                picture = Image.fromarray(self._read_pixels(request))
             else:
                 picture = Image.open(io.BytesIO(sent_bytes(request))).convert("RGB")
         except OSError:

@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from rcnn_client import (
     DetectorClosedError,
     InvalidImageError,
     ServerUnavailableError,
+    _base,
     aio,
 )
+from rcnn_client._shm import Region
 
 
 def test_every_kind_of_picture(server, png, tmp_path):
@@ -106,3 +110,91 @@ def test_closing_ends_the_calls_that_still_run(server, png):
         await detector.close()
 
     asyncio.run(run())
+
+
+def slowed(function):
+    """The function, which takes 0.3 s longer, in which other threads run."""
+
+    def slow(*args):
+        time.sleep(0.3)
+        return function(*args)
+
+    return slow
+
+
+async def longest_pause_s(call):
+    """For how long at most the event loop did nothing else while it carried out the call."""
+    pauses = []
+
+    async def beat():
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.005)
+            pauses.append(time.monotonic() - last)
+            last = time.monotonic()
+
+    heart = asyncio.create_task(beat())
+    await asyncio.sleep(0.02)
+    await call
+    heart.cancel()
+    return max(pauses)
+
+
+def test_copies_of_large_pictures_do_not_block_the_event_loop(server, monkeypatch):
+    server.add_pixels_model()
+    array = np.full((700, 700, 3), 4, np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "BMP")
+    for name in ("pixels_input", "encoded_input"):
+        monkeypatch.setattr(_base, name, slowed(getattr(_base, name)))
+
+    async def run():
+        async with aio.Detector(server.url) as detector:
+            return [await longest_pause_s(detector.detect(image)) for image in (array, buffer.getvalue())]
+
+    assert max(asyncio.run(run())) < 0.25
+
+
+def test_shared_memory_is_made_and_filled_without_blocking_the_event_loop(server, monkeypatch):
+    server.add_pixels_model()
+    monkeypatch.setattr(_base, "Region", slowed(_base.Region))
+    monkeypatch.setattr(Region, "write", slowed(Region.write))
+
+    async def run():
+        async with aio.Detector(server.url, transport="shm") as detector:
+            return await longest_pause_s(detector.detect(np.full((700, 700, 3), 4, np.uint8)))
+
+    assert asyncio.run(run()) < 0.25
+
+
+def test_a_cancelled_task_leaves_no_shared_memory_and_gives_none_back_that_is_written_to(server, monkeypatch):
+    server.add_pixels_model()
+    events = []
+
+    def write(region, pixels):
+        time.sleep(0.3)
+        events.append("written")
+
+    async def cancel_after(detector, delay_s):
+        task = asyncio.create_task(detector.detect(np.full((700, 700, 3), 4, np.uint8)))
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def run():
+        async with aio.Detector(server.url, transport="shm") as detector:
+            await detector.detect(np.full((4, 4, 3), 4, np.uint8))
+            monkeypatch.setattr(_base, "Region", slowed(Region))
+            await cancel_after(detector, 0.1)
+            assert not list(Path("/dev/shm").glob(f"rcnn_client_{os.getpid()}_*"))
+            monkeypatch.setattr(_base, "Region", Region)
+            monkeypatch.setattr(Region, "write", write)
+            give_back = detector._regions.give_back
+            monkeypatch.setattr(
+                detector._regions, "give_back", lambda *args: events.append("given back") or give_back(*args)
+            )
+            await cancel_after(detector, 0.15)
+
+    asyncio.run(run())
+    assert events == ["written", "given back"]
