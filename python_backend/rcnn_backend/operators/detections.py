@@ -55,11 +55,11 @@ def detect(
         return Detections(
             *gpu.detect(class_scores, class_boxes, num_proposals, image_sizes, parameters, detections_per_img)
         )
-    batch, most = len(class_scores), detections_per_img
+    batch, max_detections = len(class_scores), detections_per_img
     found = Detections(
-        np.zeros((batch, most, 4), np.float32),
-        np.zeros((batch, most), np.float32),
-        np.zeros((batch, most), np.int64),
+        np.zeros((batch, max_detections, 4), np.float32),
+        np.zeros((batch, max_detections), np.float32),
+        np.zeros((batch, max_detections), np.int64),
         np.zeros((batch, 1), np.int32),
     )
     for image in range(batch):

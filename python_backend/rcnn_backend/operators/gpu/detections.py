@@ -46,7 +46,7 @@ def detect(
         ValueError: more proposals than the GPU's shared memory can sort.
     """
     batch, rois, classes = class_scores.shape
-    most = detections_per_img
+    max_detections = detections_per_img
     thresholds = [
         (limits.score_thresh, limits.nms_thresh, limits.min_box_size, limits.detections_per_img)
         for limits in parameters
@@ -56,13 +56,13 @@ def detect(
     num_proposals = cupy.ascontiguousarray(num_proposals, np.int32)
     image_sizes = cupy.ascontiguousarray(image_sizes, np.float32)
     limits = cupy.asarray(np.array(thresholds, np.float32))  # [B, 4]
-    kept = cupy.empty((batch, classes, most), np.uint64)
+    kept = cupy.empty((batch, classes, max_detections), np.uint64)
     kept_counts = cupy.empty((batch, classes), np.int32)
-    boxes = cupy.empty((batch, most, 4), np.float32)
-    scores = cupy.empty((batch, most), np.float32)
-    labels = cupy.empty((batch, most), np.int64)
+    boxes = cupy.empty((batch, max_detections, 4), np.float32)
+    scores = cupy.empty((batch, max_detections), np.float32)
+    labels = cupy.empty((batch, max_detections), np.int64)
     num_detections = cupy.empty((batch, 1), np.int32)
-    shape = np.int32(rois), np.int32(classes), np.int32(most)
+    shape = np.int32(rois), np.int32(classes), np.int32(max_detections)
 
     # 1. Each class of each image: threshold, sort, greedy suppression.
     capacity = _power_of_two(max(rois, 32))
@@ -84,7 +84,7 @@ def detect(
         shared_mem=shared,
     )
     # 2. Each image: the best of its classes, scaled back, padded and counted.
-    capacity = _power_of_two(most + GATHER_THREADS)
+    capacity = _power_of_two(max_detections + GATHER_THREADS)
     shared = capacity * ORDER_BYTES
     inputs = class_scores, class_boxes, image_sizes, limits, kept, kept_counts
     kernels.load("detections", "gather_detections", shared)(

@@ -71,10 +71,10 @@ def _max_shared_bytes(device: int) -> int:
 
 @cache
 def _allow_shared(kernel: cupy.RawKernel, expression: str, shared_bytes: int, device: int) -> None:
-    needed, most = shared_bytes + kernel.shared_size_bytes, _max_shared_bytes(device)
-    if needed > most:
+    needed, max_bytes = shared_bytes + kernel.shared_size_bytes, _max_shared_bytes(device)
+    if needed > max_bytes:
         raise ValueError(
             f"{expression} needs {needed} bytes of shared memory a block for these shapes, GPU {device} "
-            f"has {most}: export the detector with fewer proposals or detections an image"
+            f"has {max_bytes}: export the detector with fewer proposals or detections an image"
         )
     kernel.max_dynamic_shared_size_bytes = max(shared_bytes, kernel.max_dynamic_shared_size_bytes)

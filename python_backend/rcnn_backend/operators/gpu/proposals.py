@@ -57,7 +57,7 @@ def filter_proposals(
     if rpn_boxes.ndim != 3 or rpn_boxes.shape[2] != 6 or not rpn_boxes.shape[1]:
         raise ValueError(f"rpn_boxes is {rpn_boxes.shape}: expected [B, N, 6] with N at least 1")
     batch, rows = rpn_boxes.shape[:2]
-    most, words = parameters.padded_counts[-1], math.ceil(rows / WORD_BITS)
+    max_proposals, words = parameters.padded_counts[-1], math.ceil(rows / WORD_BITS)
     rpn_boxes = cupy.ascontiguousarray(rpn_boxes, np.float32)
     image_sizes = cupy.ascontiguousarray(image_sizes, np.float32)
     boxes = cupy.empty((batch, rows, 4), np.float32)
@@ -66,10 +66,10 @@ def filter_proposals(
     masks = cupy.empty((batch, rows, words), np.uint64)
     kept = cupy.empty((batch, rows), np.int32)
     kept_counts = cupy.empty((batch, rows), np.int32)
-    proposals = cupy.empty((batch, most, 4), np.float32)
+    proposals = cupy.empty((batch, max_proposals, 4), np.float32)
     num_proposals = cupy.empty((batch, 1), np.int32)
 
-    blocks, n, r = math.ceil(rows / THREADS), np.int32(rows), np.int32(most)
+    blocks, n, r = math.ceil(rows / THREADS), np.int32(rows), np.int32(max_proposals)
     limits = np.float32(parameters.score_thresh), np.float32(parameters.min_box_size)
     # 1. Clip, drop, sort each level.
     kernels.load("nms", "sort_candidates")(
@@ -90,7 +90,7 @@ def filter_proposals(
     )
     # 4. The best of all levels, padded and counted.
     kernels.load("nms", "gather_proposals")(
-        (math.ceil(max(rows, most) / THREADS), batch),
+        (math.ceil(max(rows, max_proposals) / THREADS), batch),
         (THREADS,),
         (boxes, scores, segments, kept, kept_counts, n, r, proposals, num_proposals),
     )
