@@ -13,7 +13,7 @@ Array = Any  # NumPy on the CPU, CuPy on a GPU
 
 
 class Device(Protocol):
-    """What a step needs to know of the place it runs at."""
+    """The place where a step computes."""
 
     is_gpu: bool
 
@@ -27,13 +27,13 @@ class Device(Protocol):
         """Whether it still computes after a failure; a GPU may refuse everything from then on."""
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
-        """The array there."""
+        """Copies the array to the device."""
 
     def download(self, arrays: Sequence[Array]) -> list[npt.NDArray[Any]]:
-        """The arrays on the CPU, once they are computed."""
+        """Copies the arrays to the CPU once they are computed."""
 
     def import_array(self, tensor: Any) -> Array:
-        """Of anything that speaks DLPack; it shares the memory if that is there."""
+        """An array from any object with DLPack. It shares the object's memory if that lies on the device."""
 
     def concatenate(self, arrays: list[Array]) -> Array:
         """Joins arrays along their first axis."""
@@ -91,7 +91,7 @@ class Gpu:
 
     @property
     def compute_capability(self) -> str:
-        """Of this GPU, such as ``8.9``."""
+        """The compute capability of this GPU, such as ``8.9``."""
         digits: str = self._device.compute_capability
         return f"{digits[:-1]}.{digits[-1]}"
 

@@ -159,7 +159,7 @@ class Pipeline:
 
     @functools.cached_property
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
-        """``run_networks``; where the device and both engines allow it, as CUDA graphs."""
+        """``run_networks``, as CUDA graphs if the device and all engines allow it."""
         run = functools.partial(run_networks, self.engines, self.proposal_parameters, self.pool_parameters)
         if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run

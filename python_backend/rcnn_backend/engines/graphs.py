@@ -1,4 +1,4 @@
-"""CUDA graphs: what ran once for some shapes of inputs runs again as a single launch."""
+"""CUDA graphs: a computation that ran for some shapes of inputs is launched again as one graph."""
 
 import contextlib
 import logging
@@ -70,7 +70,7 @@ class GraphCache:
         return graph.outputs
 
     def _try_capture(self, shapes: Shapes, inputs: Sequence[cupy.ndarray]) -> Graph | None:
-        """None if it fails."""
+        """The graph, or None if the capture fails."""
         try:
             return self._capture(inputs)
         except Exception as error:  # of as many kinds as there are libraries
@@ -111,7 +111,7 @@ class SharedArrays:
         self._memory: list[cupy.ndarray] = []
 
     def like(self, arrays: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
-        """One for each; what was given out before keeps its memory."""
+        """An array for each of ``arrays``. Arrays that were given out before keep their memory."""
         self._memory += [cupy.empty(0, np.uint8) for _ in arrays[len(self._memory) :]]
         for index, array in enumerate(arrays):
             if self._memory[index].nbytes < array.nbytes:
@@ -123,7 +123,7 @@ class SharedArrays:
 
 
 def _remember(cache: OrderedDict[Shapes, V], shapes: Shapes, value: V, size: int) -> None:
-    """As the entry used last; of more than ``size``, the one unused for longest goes."""
+    """Stores an entry as the one used last. Above ``size`` entries, the one unused for longest is forgotten."""
     cache[shapes] = value
     cache.move_to_end(shapes)
     if len(cache) > size:
@@ -136,7 +136,7 @@ def _copy(sources: Iterable[cupy.ndarray], targets: Iterable[cupy.ndarray]) -> N
 
 
 def _allocate(size: int) -> cupy.cuda.MemoryPointer:
-    """As a pool does by itself; but to CuPy's own error it answers by freeing what the graphs work in."""
+    """Allocates as CuPy's pool does, with another error: to CuPy's own the pool answers by freeing memory of the graphs."""
     try:
         return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -56,7 +56,7 @@ class OnnxEngine:
 def open_session(
     path: Path, options: onnxruntime.SessionOptions, providers: Sequence[Any]
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session that tells its faults in one sentence and its warnings not at all.
+    """An ONNX Runtime session whose faults are told in one sentence. Its warnings are not shown.
 
     Raises:
         RepositoryError: the file cannot be loaded.

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider: CuPy arrays in and out, nothing by way of the host."""
+"""ONNX Runtime's CUDA provider: CuPy arrays in and out, without a copy through the host."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ class OnnxGpuEngine:
         return {name: self._to_array(value) for name, value in values.items()}
 
     def _session_for(self, shapes: Shapes) -> onnxruntime.InferenceSession:
-        """The session that ran these shapes before, else a new one, else the one unused for longest."""
+        """The session that ran these shapes before. Without one, a new session, or the one unused for longest."""
         session = self._sessions.pop(shapes, None)
         if session is None and self._unused is not None:
             session, self._unused = self._unused, None
@@ -99,7 +99,7 @@ class OnnxGpuEngine:
         return session
 
     def _to_array(self, value: onnxruntime.OrtValue) -> cupy.ndarray:
-        """Shares the value's memory, and keeps it."""
+        """An array over the value's memory, which it keeps alive."""
         shape, dtype = value.shape(), np.dtype(DTYPES[value.data_type()])
         size = int(np.prod(shape)) * dtype.itemsize
         memory = cupy.cuda.UnownedMemory(value.data_ptr(), size, value, self._device_id)
@@ -108,7 +108,7 @@ class OnnxGpuEngine:
 
 @cache
 def _share_working_memory(device_id: int) -> None:
-    """One arena for all sessions of this process on the GPU; it grows by what is asked for."""
+    """One memory arena on the GPU for all sessions of this process. It grows by the size that is asked for."""
     info = onnxruntime.OrtMemoryInfo(
         "Cuda", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, device_id, onnxruntime.OrtMemType.DEFAULT
     )

@@ -1,4 +1,4 @@
-"""ONNX -> TensorRT plan. What the networks compute in is the graph's: they are strongly typed.
+"""ONNX -> TensorRT plan. The graph decides what the networks compute in: they are strongly typed.
 
 No builder flag chooses a precision, so that one graph builds alike on TensorRT 10 and 11: half
 weights and casts are in the ONNX, and so would be the Q and DQ nodes of INT8 or FP8.
@@ -79,7 +79,7 @@ def build_plan(
 
 
 def check_target(options: PlanOptions) -> None:
-    """Refuses what nothing here can build for.
+    """Refuses a target that nothing on this machine can build for.
 
     Raises:
         RepositoryError: no GPU, or one was named that this TensorRT does not know.
@@ -91,13 +91,13 @@ def check_target(options: PlanOptions) -> None:
 
 
 def timing_cache(repository: Path) -> Path | None:
-    """Where builds by this TensorRT remember how fast each kernel is; TensorRT-RTX times none."""
+    """The file in which this TensorRT remembers how fast each kernel is; None for TensorRT-RTX, which times no kernels."""
     installed = find_installed()
     return None if installed.package == "tensorrt_rtx" else repository / f".timing-cache-{installed.version}"
 
 
 def find_compute_capability(device_id: int = 0) -> str:
-    """Of the GPU here, such as ``8.9``.
+    """The compute capability of the GPU here, such as ``8.9``.
 
     Raises:
         RepositoryError: there is none, or no CuPy to ask it by.
@@ -132,7 +132,7 @@ def _add_profiles(
 
 
 class _Monitor(trt.IProgressMonitor):
-    """TensorRT's phases as bars, for as long as each takes."""
+    """Shows TensorRT's phases as progress bars."""
 
     def __init__(self, progress: Progress) -> None:
         trt.IProgressMonitor.__init__(self)
@@ -151,7 +151,7 @@ class _Monitor(trt.IProgressMonitor):
 
 
 def _write(path: Path, data: bytes) -> None:
-    """All of it or nothing."""
+    """Writes the file completely or not at all."""
     new = path.with_name(f".{path.name}.new")
     try:
         new.write_bytes(data)

@@ -34,7 +34,7 @@ Profile = Mapping[str, ShapeRange]  # by the input's name
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
-    """The first profile that takes all the shapes, by its place.
+    """The number of the first profile that takes all the shapes.
 
     Raises:
         InvalidInputError: none does; the message has each such tensor with the ranges of all profiles.

@@ -1,4 +1,4 @@
-"""The TensorRT that is installed here, whichever package it comes in; nothing else imports one.
+"""The installed TensorRT, whichever package it comes in. No other module imports one.
 
     from rcnn_backend.engines.tensorrt_package import trt
 

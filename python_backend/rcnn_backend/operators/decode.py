@@ -101,13 +101,13 @@ def _check_num_scans(data: bytes) -> None:
 
 
 def _most_scans(data: bytes) -> int:
-    """How often a scan's marker may stand in it: as data.count, in a quarter of the time."""
+    """An upper bound of the number of scans; takes a quarter of the time of ``data.count``."""
     values = np.frombuffer(data, np.uint8)
     return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == START_OF_SCAN)))
 
 
 class ImageDecoder:
-    """Makes the pictures of several requests pixels on a step's device.
+    """Turns the pictures of several requests into pixels on a step's device.
 
     On a GPU, JPEGs are decoded there if nvImageCodec is installed; Pillow decodes everything else.
     """
@@ -154,7 +154,7 @@ class ImageDecoder:
         return images
 
     def decode_requests(self, requests: Sequence[Sequence[bytes]]) -> list[list[Array] | InvalidInputError]:
-        """For each request its pictures, uint8 RGB [h, w, 3], or the first fault among them."""
+        """The pictures of each request, uint8 RGB [h, w, 3], or the first fault among them."""
         if self._jpeg_decoder:
             everything = [
                 data if self._is_for_decoder(data) else b"" for request in requests for data in request

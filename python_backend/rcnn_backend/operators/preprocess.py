@@ -51,7 +51,7 @@ def preprocess(
 def preprocess_requests(
     requests: Sequence[Sequence[Array]], parameters: PreprocessParameters, dtype: npt.DTypeLike = np.float32
 ) -> list[tuple[Array, Array]]:
-    """What ``preprocess`` makes of each request's images, with one call for all that get the same H and W.
+    """Preprocesses each request's images, with one call for all requests that get the same H and W.
 
     Taken together, the images of such requests get that H and W too: they fit into it, and
     a smaller size that held them all would have been each request's own.

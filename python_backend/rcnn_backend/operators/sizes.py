@@ -37,7 +37,7 @@ def padded_size_hw(sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessPa
 
 
 def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessParameters) -> list[list[int]]:
-    """The requests, by index, whose images get the same H and W, together."""
+    """Groups the requests, by index, whose images get the same H and W."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, images in enumerate(requests):
         sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]

@@ -58,7 +58,7 @@ class Locks:
 
 
 def lock(access: Access, flags: Sequence[str], *, host: str) -> Locks:
-    """Restricts what the ``flags`` for tritonserver do not restrict themselves.
+    """Restricts the APIs that the user's ``flags`` for tritonserver leave open.
 
     Clients load and unload models only with ``--model-control-mode=explicit``, and only with the token.
     Without a token they do so where the protocol listens to this host alone.
@@ -102,7 +102,7 @@ def _tls_flags(access: Access) -> list[str]:
 
 
 def _restricted(flags: Sequence[str], restriction: str) -> dict[str, dict[str, str]]:
-    """The header that opens each API which the flags restrict, by API."""
+    """For each API that the flags restrict, the header that opens it."""
     restricted: dict[str, dict[str, str]] = {}
     for flag in flags:
         if flag.startswith(f"{restriction}="):

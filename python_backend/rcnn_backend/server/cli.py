@@ -21,7 +21,7 @@ MAX_TEMPORARY_LOG_BYTES = 16 << 20
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until a signal or the server's end; returns its exit code, 1 when it did not start."""
+    """Serves until a signal comes or the server ends. Returns the server's exit code, or 1 if it did not start."""
     options, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops it as Ctrl-C does
     try:
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _StepDiedError(RuntimeError):
-    """The process of a Python step has ended, which Triton does not mend."""
+    """The process of a Python step has ended. Triton does not start it again."""
 
 
 def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -168,7 +168,7 @@ def parse_arguments(argv: Iterable[str]) -> tuple[argparse.Namespace, list[str]]
 
 
 def read_access(options: argparse.Namespace) -> Access:
-    """What the options say of who may call what.
+    """Who may call which API, as the options say.
 
     Raises:
         ServerError: a file is missing or empty, or one option needs another.
@@ -182,7 +182,7 @@ def read_access(options: argparse.Namespace) -> Access:
 
 
 def _join_values(argv: Iterable[str], known: set[str]) -> list[str]:
-    """``--flag value`` as ``--flag=value`` for flags not ``known``: their values are no REPOSITORY."""
+    """Joins ``--flag value`` to ``--flag=value`` for unknown flags, so that no value is taken for REPOSITORY."""
     joined: list[str] = []
     for argument in argv:
         last = joined[-1] if joined else ""
@@ -213,7 +213,7 @@ def _ready_message(server: RunningServer, repository: Path) -> str:
 
 
 def _relay_log(server: RunningServer, offset: int) -> None:
-    """Until the server ends, shows what its log gains: warnings, errors and what models print.
+    """Shows new lines of the server's log until it ends: warnings, errors and what models print.
 
     Raises:
         _StepDiedError: the process of a step ended and the server did not.

@@ -15,7 +15,7 @@ POLL_S = 0.05
 
 
 def drain(url: str, models: Sequence[str], headers: Mapping[str, str], timeout_s: float) -> bool:
-    """Unloads ``models`` and waits for their requests; whether all were answered in time.
+    """Unloads ``models`` and waits for their requests. Returns whether all were answered in time.
 
     Args:
         url: ``host:port`` of the HTTP endpoint.

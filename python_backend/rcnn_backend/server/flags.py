@@ -1,4 +1,4 @@
-"""The flags of tritonserver: read from those given, and made."""
+"""Reads the flags that the user gives for tritonserver, and makes others."""
 
 import contextlib
 import errno
@@ -17,13 +17,13 @@ REQUESTS_A_TRACE_FILE = 10
 
 
 def get_flag(flags: Sequence[str], name: str) -> str:
-    """The value of ``--name=value`` among the flags, the last one as in tritonserver; empty without."""
+    """The value of ``--name=value``; of several the last counts, as in tritonserver; empty if there is none."""
     values = [flag.partition("=")[2] for flag in flags if flag.partition("=")[0] == f"--{name}"]
     return values[-1] if values else ""
 
 
 def address_of(host: str, flags: Sequence[str], protocol: str) -> str:
-    """What the protocol's port is opened at."""
+    """The address that the protocol's port listens on."""
     return get_flag(flags, f"{protocol}-address") or host
 
 
@@ -33,7 +33,7 @@ def is_for_this_host(host: str, flags: Sequence[str], protocol: str) -> bool:
 
 
 def choose_urls(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, str]:
-    """``host:port`` to reach each protocol at; each port is tried, so that a taken one is an error here."""
+    """``host:port`` of each protocol. Each port is tried here, so that a taken one is an error at once."""
     urls = {}
     with contextlib.ExitStack() as listeners:
         for protocol in PROTOCOLS:

@@ -87,13 +87,13 @@ def _mig_slices() -> list[Slice]:
 
 
 def _bytes(mebibytes: str) -> int:
-    """Of ``4864`` or ``4864 MiB``; 0 of what tells no number, such as ``[N/A]``."""
+    """The number in ``4864`` or ``4864 MiB``; 0 where there is none, as in ``[N/A]``."""
     number, *_ = [*mebibytes.split(), ""]
     return int(number) << 20 if number.isdecimal() else 0
 
 
 def _ask(*arguments: str) -> str:
-    """What nvidia-smi answers; nothing where there is none or it fails."""
+    """What nvidia-smi prints; empty if it is missing or fails."""
     command = ["nvidia-smi", *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout

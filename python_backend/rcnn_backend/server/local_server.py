@@ -78,7 +78,7 @@ class RunningServer:
         return self.urls["grpc"]
 
     def stop(self) -> int:
-        """Lets the server answer what it accepted and end, kills it if it does not; its exit code.
+        """Lets the server answer what it accepted and end, or kills it. Returns its exit code.
 
         That is 0 once every request is answered, also where Triton then fails to end in time, as it does
         while a client of its HTTP endpoint keeps a connection open.
@@ -113,7 +113,7 @@ class RunningServer:
         self.process.wait()
 
     def failure(self) -> str:
-        """Why the server ended or does not become ready, told from its log, which is kept and named."""
+        """Why the server ended or does not become ready, as its log says. The log is kept, and the text names it."""
         code, log = self.process.poll(), self.log.read_text(errors="replace") if self.log else ""
         if reasons := load_failures(log):
             lines = [f"model {name} failed to load: {reason}" for name, reason in reasons.items()]

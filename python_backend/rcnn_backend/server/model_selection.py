@@ -13,7 +13,7 @@ from rcnn_backend.errors import RepositoryError
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """``served``: names to load; ``skipped``: why each other one is not, and what to run for it."""
+    """``served``: the names to load. ``skipped``: why each other model is not served, and the command that mends it."""
 
     served: list[str]
     skipped: dict[str, str]

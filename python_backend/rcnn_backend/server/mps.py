@@ -19,7 +19,7 @@ TIMEOUT_S = 30.0
 
 @contextlib.contextmanager
 def running_mps(folder: Path) -> Iterator[Mapping[str, str]]:
-    """A daemon for the server alone, until the block is left; gives what its processes have in the environment.
+    """Runs a daemon for this server alone while the block is open. Gives the environment variables of its clients.
 
     Args:
         folder: for the daemon's pipes and logs.

@@ -32,7 +32,7 @@ def unload(url: str, model: str, headers: Mapping[str, str]) -> None:
 
 
 def _post(url: str, path: str, headers: Mapping[str, str]) -> bytes:
-    """The answer's body; the connection is closed at once, for Triton's end waits for open ones."""
+    """The answer's body. The connection is closed at once, because Triton waits for open ones when it ends."""
     with contextlib.closing(http.client.HTTPConnection(url, timeout=5)) as connection:
         connection.request("POST", path, headers={**headers, "Connection": "close"})
         answer = connection.getresponse()

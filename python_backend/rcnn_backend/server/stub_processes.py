@@ -98,7 +98,7 @@ def read_stub(arguments: list[str]) -> Stub:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether the process is gone, or only its parent's last look at it is missing."""
+    """Whether the process has ended, also if its parent has not collected it yet (a zombie)."""
     try:
         return _stat(pid)[0] in ENDED
     except (OSError, IndexError):
@@ -106,5 +106,5 @@ def has_ended(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent and the rest of /proc/<pid>/stat, from behind the command's name on."""
+    """The fields of /proc/<pid>/stat after the command's name: state, parent and so on."""
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -161,7 +161,7 @@ def server_environment(install: TritonInstall, backends: Path, folder: Path) -> 
 
 
 def _check_libraries(program: Path, environment: dict[str, str]) -> None:
-    """What ``ldd`` does: the loader lists the libraries it finds instead of starting the program."""
+    """Lists the libraries that the loader finds for a program, as ``ldd`` does."""
     tracing = {**environment, "LD_TRACE_LOADED_OBJECTS": "1"}
     traced = subprocess.run([program], env=tracing, capture_output=True, text=True)
     lines = (traced.stdout + traced.stderr).splitlines()
