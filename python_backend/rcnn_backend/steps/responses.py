@@ -22,7 +22,7 @@ def _tensor(name: str, array: Array) -> Any:
     if isinstance(array, np.ndarray):
         return pb_utils.Tensor(name, np.ascontiguousarray(array))
     contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
-    # The array itself: for a capsule Triton would not wait.
+    # Pass the array itself: Triton synchronises with an array's stream, but not with a raw DLPack capsule's.
     return pb_utils.Tensor.from_dlpack(name, contiguous)
 
 
