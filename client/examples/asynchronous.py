@@ -1,4 +1,4 @@
-"""Asks about several pictures at once from an asyncio program, and waits two seconds at most for each.
+"""Detects in several pictures at the same time with asyncio, and waits at most two seconds for each.
 
 python client/examples/asynchronous.py photo.jpg other.jpg --url localhost:8001
 """
@@ -11,7 +11,7 @@ from rcnn_client import RcnnError, aio
 
 
 async def detect_all(url: str, model: str, pictures: Sequence[str]) -> None:
-    """Prints what is in each picture, or why there is no answer."""
+    """Print what is in each picture, or why there is no answer."""
     async with aio.Detector(url, model) as detector:
         calls = (detector.detect(picture, score_thresh=0.5, timeout_s=2) for picture in pictures)
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -25,7 +25,7 @@ async def detect_all(url: str, model: str, pictures: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Detect in several pictures at once.")
+    parser = argparse.ArgumentParser(description="Detect in several pictures at the same time.")
     parser.add_argument("pictures", nargs="+")
     parser.add_argument("--url", default="localhost:8001")
     parser.add_argument("--model", default="faster_rcnn")

@@ -11,8 +11,8 @@ from rcnn_client.tools.detect_cli import main as rcnn_detect
 
 
 def main() -> int:
-    """Runs rcnn-serve and rcnn-detect together; the exit code is rcnn-detect's."""
-    parser = argparse.ArgumentParser(description="Serve a detector, ask it about a picture, stop it again.")
+    """Run rcnn-serve and rcnn-detect together; returns the exit code of rcnn-detect."""
+    parser = argparse.ArgumentParser(description="Serve a detector, send it a picture, then stop the server.")
     parser.add_argument("picture", type=Path)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", default="faster_rcnn")

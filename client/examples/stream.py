@@ -1,4 +1,4 @@
-"""Detects in every picture of a folder, as fast as the server answers; a line of JSON for each.
+"""Detects in every picture of a folder as fast as the server answers, and prints a line of JSON for each.
 
 python client/examples/stream.py photos --url localhost:8001 > detections.jsonl
 """
@@ -12,7 +12,7 @@ from rcnn_client import Detector
 
 
 def main() -> int:
-    """0, or 1 if a picture failed; what was wrong with it goes to stderr."""
+    """Returns 0, or 1 if a picture failed; the reason is printed on stderr."""
     parser = argparse.ArgumentParser(description="Detect in every picture of a folder.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--url", default="localhost:8001")

@@ -1,4 +1,4 @@
-"""Everything that the sync and the async detector have in common: all but how a step is carried out."""
+"""What the sync and the async detector share: everything except how a step is carried out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class BaseDetector:
-    """The settings of a detector, and the plan of each of its methods."""
+    """The settings of a detector, and a plan for each of its methods."""
 
     _client_class: ClassVar[Any]  # tritonclient's
 
@@ -82,8 +82,8 @@ class BaseDetector:
             return self._clients[endpoint]
 
     def _take_clients(self) -> list[Any]:
-        """Closes the detector for new calls; the tritonclients that are left to be closed."""
-        with self._clients_lock:  # one that is being opened is taken, too
+        """Refuse new calls from now on; returns the tritonclients that the caller must close."""
+        with self._clients_lock:  # waits for a client that is being opened
             self._servers.closed = True
             clients = list(self._clients.values())
             self._clients.clear()
@@ -93,8 +93,8 @@ class BaseDetector:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 
     def _prepare(self, options: Options, deadline: Deadline) -> Plan[Request]:
-        """The request that the options make; asks once for what the model promises."""
-        if self._contract is None:  # callers that come here together all ask; none waits for another
+        """The request for these options. The first call asks the server for the model's config."""
+        if self._contract is None:  # threads that get here at the same time may all ask; that is harmless
             reply = yield from self._servers.call("get_model_config", self._model, deadline=deadline)
             self._contract = read_model_config(reply.config)
         return Request(options, self._contract)
@@ -111,10 +111,10 @@ class BaseDetector:
     def _detect(
         self, image: Any, name: str, request: Request, deadline: Deadline, suffix: str = ""
     ) -> Plan[Detections]:
-        """Detect in one picture, which errors call `name`; `suffix` goes to the request's id.
+        """Detect in one picture. Errors call it `name`; `suffix` is added to the request's id.
 
         Raises:
-            NotADetectorError: the server takes no pixels, and they are to go through shared memory.
+            NotADetectorError: transport is "shm", and the server has no model that takes pixels.
         """
         options = request.options
         model = self._model
@@ -164,7 +164,7 @@ class BaseDetector:
             return encode_image(image)
 
     def _ask_for_pixels(self, contract: Contract, deadline: Deadline) -> Plan[str]:
-        """The model that takes pixels, empty where there is none: the detector itself, or the one beside it."""
+        """The name of the model that takes pixels: the detector or its `_pixels` model; empty if there is none."""
         if self._pixels_model is None:
             name = self._model if contract.takes_pixels else self._model + PIXELS_SUFFIX
             if not contract.takes_pixels:
@@ -183,7 +183,7 @@ class BaseDetector:
         deadline: Deadline,
         infer: Callable[[int, InferInput, Deadline], Plan[T]],
     ) -> Plan[T]:
-        """Call `infer` with the pixels in shared memory that this endpoint has opened."""
+        """Call `infer` with the pixels in shared memory."""
         region = self._regions.take(endpoint, pixels.nbytes)
         if region is None:
             region = yield from self._open_region(endpoint, pixels.nbytes, deadline)

@@ -35,15 +35,17 @@ class Detector(BaseDetector):
 
     Args:
         url: host:port of the server's gRPC endpoint, or a list of them. Servers, and the addresses that a
-            host name resolves to, take turns; one that fails is left out until it answers again.
+            host name resolves to, take turns. A server that fails or hangs is left out until it answers again.
         model: name of the detector in the server's model repository.
-        timeout_s: limit of every call, in seconds, retries included.
-        retries: how often a call is sent again, to the next server, where none takes it; after waits that
-            double from at most 0.05 s, at random.
-        tls: certificates for an encrypted connection; None: not encrypted.
-        headers: sent with every call, as a token.
-        transport: "shm" gives arrays to a server on this host through shared memory. Anything else than an
-            array goes over gRPC as always.
+        timeout_s: limit of every call in seconds, including its retries. While another server can still be
+            tried, one server gets a quarter of the time that is left, but at least a second.
+        retries: how many times a call is sent again, to the next server, after a server was unavailable or
+            did not answer in time. The waits in between are random. Their limit starts at 0.05 s, or at 0.5 s
+            where the queues of all servers are full, and doubles each time.
+        tls: certificates for an encrypted connection. If None, the connection is not encrypted.
+        headers: sent with every call, for example a token.
+        transport: "shm" passes arrays to a server on the same host through shared memory. Files, bytes and
+            `PIL.Image` always go over gRPC.
 
     Raises:
         InvalidParameterError: an argument is outside its range.
@@ -71,7 +73,7 @@ class Detector(BaseDetector):
         Args:
             image: a path, the bytes of an encoded picture, a `PIL.Image` (its EXIF orientation is applied), or
                 a uint8 array [height, width, 3] in RGB order or [height, width] in grey. Files and bytes are
-                sent as they are, pixels without loss.
+                sent as they are; pixels are sent without loss.
             options: see `DetectOptions`.
 
         Raises:
@@ -90,8 +92,8 @@ class Detector(BaseDetector):
         A picture that fails does not stop the others.
 
         Raises:
-            BatchError: some pictures failed; it carries the detections of those that went well.
-            RcnnError: as `detect` raises, where it concerns no picture.
+            BatchError: some pictures failed; it holds the detections of the others.
+            RcnnError: an error that concerns no single picture, see `detect`.
         """
         return gather(self.detect_stream(images, in_flight=in_flight, **options))
 
@@ -100,9 +102,9 @@ class Detector(BaseDetector):
     ) -> Generator[Result[AnyImage], None, None]:
         """Detect in any number of pictures; yields a `Result` for each, in their order.
 
-        Takes pictures only as fast as answers are taken: it holds twice `in_flight` at most, each with its
-        answer once it has one. A picture that fails gets its error as its answer. `images` is read in the
-        caller's thread. What it raises, ends the stream after the answers to the pictures before.
+        Pictures are read only as fast as you take the results: at most twice `in_flight` pictures are held at
+        a time. The result of a picture that failed holds the error. `images` is read in the caller's thread.
+        If it raises an exception, the stream first yields the results of the pictures before it, then raises.
 
         >>> for result in detector.detect_stream(Path("photos").glob("*.jpg")):
         ...     print(result.image, result.error or len(result.detections))
@@ -110,20 +112,20 @@ class Detector(BaseDetector):
         Args:
             images: pictures as `detect` takes them.
             in_flight: how many pictures may be at the server at once.
-            options: see `DetectOptions`; `timeout_s` counts for each picture from when it is sent.
+            options: see `DetectOptions`; `timeout_s` applies to each picture and starts when it is sent.
 
         Raises:
-            RcnnError: as `detect` raises, where it concerns no picture.
+            RcnnError: an error that concerns no single picture, see `detect`.
         """
         check_stream(images, in_flight)
         return self._stream(images, in_flight, Options(**options))
 
     def is_ready(self, *, timeout_s: float | None = None) -> bool:
-        """Whether a server answers now and has the model loaded."""
+        """Whether at least one server answers now and has loaded the model."""
         return self._run(self._is_ready(timeout_s))
 
     def info(self, *, timeout_s: float | None = None) -> DetectorInfo:
-        """What the server tells about the detector; asked anew each time."""
+        """Ask the server about the detector; every call asks again."""
         return self._run(self._info(timeout_s))
 
     def _stream(
@@ -151,7 +153,7 @@ class Detector(BaseDetector):
             if failure is not None:
                 raise failure
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # not waiting lets Ctrl-C out
+            pool.shutdown(wait=False, cancel_futures=True)  # waiting would delay Ctrl-C
 
     def _answer(self, image: AnyImage, index: int, request: Request) -> Result[AnyImage]:
         try:
@@ -160,7 +162,7 @@ class Detector(BaseDetector):
             return Result(image, error)
 
     def _run(self, plan: Plan[T]) -> T:
-        """Carry the plan out in this thread."""
+        """Carry out the plan in this thread."""
         resume: Callable[[Any], Step] = plan.send
         value: Any = None
         while True:

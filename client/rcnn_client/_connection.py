@@ -1,4 +1,4 @@
-"""Where the servers are and what every call to them carries: addresses, certificates, headers."""
+"""The connection to the servers: addresses, certificates, headers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.lb_policy_name", "round_robin"),  # among the addresses that a name resolves to
-    # A server that was restarted is found again within 2 s, and one that does not answer given up after 5 s.
+    # A restarted server is found again within 2 s; an attempt to connect is given up after 5 s.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.min_reconnect_backoff_ms", 5000),
@@ -38,9 +38,9 @@ class TLSConfig:
     """An encrypted connection; each file is PEM.
 
     Attributes:
-        root_certificates: file of those that may have signed the server's certificate; None: the usual
-            public authorities.
-        certificate, private_key: files of the client's own, for a server that asks for them (mutual TLS).
+        root_certificates: file with the authorities that may have signed the server's certificate; None means
+            the usual public authorities.
+        certificate, private_key: files of the client's own certificate, if the server asks for one (mutual TLS).
     """
 
     root_certificates: FilePath | None = None
@@ -48,10 +48,10 @@ class TLSConfig:
     private_key: FilePath | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """The files' contents, checked.
+        """Read and check the files.
 
         Raises:
-            InvalidParameterError: a file cannot be read, holds no such thing, or one of a pair is missing.
+            InvalidParameterError: a file cannot be read or has another content, or one of a pair is missing.
         """
         if (self.certificate is None) != (self.private_key is None):
             raise InvalidParameterError("tls: certificate and private_key belong together; one was given")
@@ -74,10 +74,10 @@ class Connection:
 
     Args:
         url: host:port, or several.
-        headers: sent with every call; names in any case.
+        headers: sent with every call; names may be in upper or lower case.
 
     Raises:
-        InvalidParameterError: one of them is no such thing.
+        InvalidParameterError: an address, certificate or header is not valid.
     """
 
     def __init__(

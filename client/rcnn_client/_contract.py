@@ -31,12 +31,12 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Contract:
-    """What the client must know of the served model to ask it.
+    """What the client must know about the served model.
 
     Attributes:
         class_names: index is the label; index 0 is the background.
-        max_detections: D, the most that one picture can get.
-        takes_pixels: whether it takes pixels, alone or instead of an encoded picture.
+        max_detections: D, the largest number of detections for one picture.
+        takes_pixels: whether the model has the input `pixels`.
     """
 
     class_names: list[str]
@@ -45,13 +45,13 @@ class Contract:
 
 
 def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED) -> Contract:
-    """Check that a config (inference.ModelConfig) is a detector's, and take from it what a client needs.
+    """Check that a config (inference.ModelConfig) is a detector's, and read what the client needs.
 
     Args:
         expected_inputs: ENCODED or PIXELS.
 
     Raises:
-        NotADetectorError: it is not; the message says what differs.
+        NotADetectorError: it is not a detector's; the message says what differs.
     """
 
     def types(tensors: Any) -> dict[str, str]:
@@ -87,7 +87,7 @@ def encoded_input(encoded: bytes) -> InferInput:
 
 
 def pixels_input(pixels: NDArray[np.uint8], region: str | None = None) -> InferInput:
-    """`pixels` UINT8 [1, height, width, 3]; with a `region`, of the shared memory of that name."""
+    """`pixels` UINT8 [1, height, width, 3]; if a `region` is named, they are in that shared memory."""
     tensor = InferInput("pixels", [1, *pixels.shape], "UINT8")
     if region is None:
         # NumPy makes it contiguous much faster than tritonclient would, and lets other threads run.
@@ -101,7 +101,7 @@ def read_answer(answer: InferResult, contract: Contract, image_name: str) -> Det
     """Output tensors of one picture -> its detections, padding cut off.
 
     Raises:
-        ServerError: tensors of other shapes than the contract's, or a label without a name.
+        ServerError: the shapes differ from the contract's, or a label has no class name.
     """
     tensors = {name: answer.as_numpy(name) for name in OUTPUTS}
     boxes, scores, labels, num_detections = tensors.values()

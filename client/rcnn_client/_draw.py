@@ -25,8 +25,8 @@ class _Label(NamedTuple):
 def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
     """Draw each detection's box, class name and score on a copy of the picture.
 
-    One colour per class; line width and text grow with the picture; each label lies inside the picture and,
-    where a place around its box allows, clear of the labels of better detections.
+    Each class has its own colour. Line width and text size grow with the picture. Each label lies inside the
+    picture and, if there is room around its box, does not cover the labels of better detections.
 
     Args:
         image: the picture that was sent, in any mode; its EXIF orientation is applied.
@@ -63,7 +63,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _class_colour(label: int) -> Colour:
-    """Colour of a class: neighbouring labels lie a golden section apart on the colour circle."""
+    """Colour of a class; the hues of neighbouring labels are far apart (golden section of the colour circle)."""
     hue = label * 0.618034 % 1
     saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.7))[label // 12 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)

@@ -30,10 +30,10 @@ class Endpoints:
         self._lock = threading.Lock()
 
     def choose(self, tried: Collection[int] = ()) -> int:
-        """The index of the endpoint whose turn it is.
+        """The index of the endpoint that gets the next call.
 
-        Endpoints that are up come first, then those that were not `tried` before, then those that are down for
-        the shortest time still.
+        Endpoints that are up come before those that are down. Among equals, those not in `tried` come first.
+        Among those that are down, the one that is up again first is chosen.
         """
         with self._lock:
             count, now = len(self._down_until), time.monotonic()
@@ -76,11 +76,11 @@ class Endpoints:
 
 
 def backoff_s(attempt: int) -> float:
-    """The wait after failure number `attempt`, from 0: at random below a limit that doubles each time."""
+    """The wait after failure number `attempt`, from 0: random, below a limit that doubles each time."""
     return random.uniform(0, min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2**attempt))
 
 
 def full_queue_backoff_s(attempt: int) -> float:
-    """The wait where every server has a full queue: longer, and never less than half of its limit."""
+    """The wait where the queues of all servers are full: longer, and at least half of its limit."""
     limit_s = min(LAST_FULL_QUEUE_BACKOFF_S, FIRST_FULL_QUEUE_BACKOFF_S * 2**attempt)
     return random.uniform(limit_s / 2, limit_s)

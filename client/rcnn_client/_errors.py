@@ -1,4 +1,4 @@
-"""The one exception tree, and the one place where a transport error becomes a member of it."""
+"""All exceptions of the package, and the function that translates transport errors into them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class InvalidParameterError(RcnnError, ValueError):
 
 
 class ServerUnavailableError(RcnnError, ConnectionError):
-    """No Triton server answers at the address, or it takes no requests now."""
+    """No Triton server answers at the address, or it accepts no requests now."""
 
 
 class QueueFullError(ServerUnavailableError):
-    """The server works, and has as many requests waiting as it allows."""
+    """The server works, but as many requests are waiting as it allows."""
 
 
 class CertificateError(RcnnError, ConnectionError):
@@ -35,7 +35,7 @@ class CertificateError(RcnnError, ConnectionError):
 
 
 class AccessDeniedError(RcnnError, PermissionError):
-    """The server wants a header that was not sent, or with another value."""
+    """The server expects a header that was missing or had another value."""
 
 
 class DeadlineExceededError(RcnnError, TimeoutError):
@@ -47,7 +47,7 @@ class ModelNotFoundError(RcnnError, LookupError):
 
 
 class NotADetectorError(RcnnError):
-    """The served model has other inputs or outputs than a detector, or carries no class names."""
+    """The inputs or outputs of the served model are not a detector's, or its config has no class names."""
 
 
 class ServerError(RcnnError):
@@ -59,7 +59,7 @@ class DetectorClosedError(RcnnError):
 
 
 class BatchError(RcnnError):
-    """Some pictures of a batch failed; raised after every picture has its answer or its error.
+    """Some pictures of a batch failed; raised when every picture has its answer or its error.
 
     Attributes:
         results: one entry per picture, in the order given: its `Detections`, or None where it failed.
@@ -89,8 +89,8 @@ def from_transport(
 ) -> RcnnError:
     """Translate tritonclient's error by its gRPC status.
 
-    `image_name` is set where the call carried a picture; as the parameters sent with it were checked before,
-    INVALID_ARGUMENT then speaks of the picture.
+    `image_name` is set if the call carried a picture. INVALID_ARGUMENT then means the picture, because the
+    parameters were checked before they were sent.
     """
     status = str(error.status() or "no status").removeprefix("StatusCode.")
     said = (error.message() or "no details").rstrip(".")
@@ -114,7 +114,7 @@ def from_transport(
             f"{about}{url} has too many requests waiting for model {model!r}: {said}. "
             "Send fewer at once (in_flight), or add a server"
         )
-    # CANCELLED: by the server, as it stopped. No available versions: loading, or unloading as it stops.
+    # CANCELLED: the server stopped. "No available versions": the model is being loaded or unloaded.
     if status in ("UNAVAILABLE", "CANCELLED") or "has no available versions" in said:
         return ServerUnavailableError(
             f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}"

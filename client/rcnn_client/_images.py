@@ -1,4 +1,4 @@
-"""Any accepted picture -> what goes over the wire: encoded bytes, or pixels."""
+"""Turns any accepted picture into what is sent: encoded bytes, or pixels."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from ._errors import InvalidImageError
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
-# A protobuf message ends at 2 GiB; what else the request holds takes far less than 1 MiB.
+# A protobuf message holds at most 2 GiB; the rest of the request takes far less than 1 MiB.
 MAX_ENCODED_BYTES = 2**31 - 2**20
 
 
 def image_name(image: Any, name: str = "image") -> str:
-    """What error messages call the picture: its path, where it has one, or the `name`."""
+    """What error messages call the picture: its path if it has one, otherwise `name`."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else name
 
 
 def encode_image(image: ImageInput) -> bytes:
-    """Encode a picture without loss: files and bytes as they are, pixels as BMP, or PNG where BMP cannot.
+    """Encode a picture without loss: files and bytes stay as they are; pixels become a BMP, or a PNG if
+    BMP does not support their mode.
 
-    BMP because it is only a copy: an 800x1333 picture is 3.2 MB and takes 2 to 8 ms to encode, and as long to
-    decode; PNG at compression level 1 takes 90 to 130 ms and 30 ms, and saves about half of the bytes.
+    BMP is fast because it only copies: an 800x1333 picture is 3.2 MB and takes 2 to 8 ms to encode, and the
+    same to decode. PNG at compression level 1 takes 90 to 130 ms and 30 ms, for about half of the bytes.
 
     Args:
         image: path of an encoded picture, its bytes, a `PIL.Image` (its EXIF orientation is applied), or a
             uint8 array [height, width, 3] in RGB order or [height, width] in grey.
 
     Raises:
-        InvalidImageError: the file cannot be read, the array is no such array, or the picture is of a kind
-            that no format holds.
+        InvalidImageError: the file cannot be read, the array has another type or shape, or neither BMP nor PNG
+            supports the picture's mode.
     """
     if isinstance(image, str | os.PathLike):
         data = _read_file(Path(image))
@@ -105,7 +106,7 @@ def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The array as RGB [height, width, 3]; a view of it, which may not be contiguous.
 
     Raises:
-        InvalidImageError: it is no uint8 array [height, width, 3] or [height, width], or too large.
+        InvalidImageError: it is not a uint8 array [height, width, 3] or [height, width], or it is too large.
     """
     pixels = _check_array(array)
     if pixels.ndim == 2:

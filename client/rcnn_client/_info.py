@@ -1,4 +1,4 @@
-"""What a server tells about a detector."""
+"""What a server says about a detector."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class DetectorInfo:
     Attributes:
         model: its name; `versions`: those that are served.
         class_names: index is the label; index 0 is the background.
-        max_batch_size: the most pictures in one request of a client that puts several into one.
-        max_detections: the most detections per picture.
-        max_image_pixels: the most pixels of a picture, width times height; None where the model does not say.
-        takes_pixels: whether arrays are sent as they are, and not encoded first.
-        engine: the backend of Triton that runs the network, as "onnxruntime" or "tensorrt".
-        precision: of the features between the two halves of the network, as "fp32"; None where the model
-            does not say.
-        server: name and version, as "triton 2.51.0".
+        max_batch_size: how many pictures a request may hold; this client sends one picture per request.
+        max_detections: the largest number of detections per picture.
+        max_image_pixels: the largest width times height of a picture; None if the model does not say.
+        takes_pixels: whether arrays are sent as pixels; otherwise they are encoded first.
+        engine: the Triton backend that runs the network, for example "onnxruntime" or "tensorrt".
+        precision: data type of the features between the two halves of the network, for example "fp32"; None
+            if the model does not say.
+        server: name and version, for example "triton 2.51.0".
     """
 
     model: str
@@ -48,7 +48,7 @@ def step_models(config: Any) -> list[str]:
 def read_info(
     contract: Contract, config: Any, steps: list[Any], model: Any, server: Any, takes_pixels: bool
 ) -> DetectorInfo:
-    """Put together Triton's own messages: the model's config, its steps' configs and the two metadata."""
+    """Combine what Triton sent: the model's config, its steps' configs, and the metadata of model and server."""
     limits = [_parameter(part, "max_image_pixels") for part in (config, *steps)]
     network = next((part for part in steps if _feature_types(part)), config)
     precision = next((_name(data_type) for data_type in _feature_types(network)), None)

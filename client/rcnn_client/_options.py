@@ -1,4 +1,4 @@
-"""What may differ from call to call."""
+"""The options of a single call."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class DetectOptions(TypedDict, total=False):
 
     Attributes:
         score_thresh: keep detections whose score is above this (0 to 1).
-        nms_thresh: of two boxes of a class that overlap by more than this IoU (0 to 1), keep the better.
-        detections_per_img: the most detections per picture, of all classes, up to what the model was
-            exported for. Where one of these three is None, the model's own value holds.
+        nms_thresh: of two boxes of a class that overlap by more than this IoU (0 to 1), only the better is kept.
+        detections_per_img: the largest number of detections per picture, of all classes; at most what the
+            model was exported for. If one of these three is None, the model's own value applies.
         classes: names of the classes to keep; None keeps all.
-        top_k: keep the best so many of what is left.
-        timeout_s: limit of each picture, in seconds, retries included; None: the detector's own.
-        request_id: names the request in the server's log; in a list or stream, followed by -0, -1, ...
+        top_k: of the remaining detections, keep only this many, the best first.
+        timeout_s: limit for each picture in seconds, including retries; None means the detector's own limit.
+        request_id: names the request in the server's log; in a batch or stream, -0, -1, ... is added.
     """
 
     score_thresh: float | None
@@ -43,7 +43,7 @@ class Options:
     """A call's `DetectOptions`.
 
     Raises:
-        InvalidParameterError: one is outside its range; what the model decides is checked later.
+        InvalidParameterError: an option is outside its range. Limits that depend on the model are checked later.
     """
 
     score_thresh: float | None = None
@@ -70,10 +70,10 @@ class Options:
 
 
 class Request:
-    """What `Options` mean for a model: the parameters to send, and the detections to keep.
+    """`Options` for a certain model: the parameters to send, and which detections to keep.
 
     Raises:
-        InvalidParameterError: the model has no such class, or gives fewer detections.
+        InvalidParameterError: the model lacks one of the classes, or was exported for fewer detections.
     """
 
     def __init__(self, options: Options, contract: Contract) -> None:
@@ -96,7 +96,7 @@ class Request:
             )
 
     def keep(self, found: Detections) -> Detections:
-        """Those of the classes asked for, the best `top_k`."""
+        """The best `top_k` detections of the wanted classes."""
         if self.options.classes is None and self.options.top_k is None:
             return found
         wanted = np.ones(len(found), bool)

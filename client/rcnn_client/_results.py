@@ -17,11 +17,11 @@ AnyImage = TypeVar("AnyImage")
 
 @dataclass(frozen=True, eq=False)
 class Result(Generic[AnyImage]):
-    """One picture of a stream, and what became of it.
+    """One picture of a stream, and its answer.
 
     Attributes:
         image: the picture, as it was given.
-        answer: its detections, or the error that took their place.
+        answer: its detections, or the error if it failed.
     """
 
     image: AnyImage
@@ -41,7 +41,7 @@ class Result(Generic[AnyImage]):
 
 
 def check_stream(images: Any, in_flight: int) -> None:
-    """Raises InvalidParameterError where one picture was given for several, or none may be in flight."""
+    """Raises InvalidParameterError if `images` is a single picture, or `in_flight` is less than 1."""
     if isinstance(images, str | bytes | np.ndarray | Image.Image):
         raise InvalidParameterError(
             f"images is a {type(images).__name__}, expected several pictures, as a list; detect takes one"
@@ -51,7 +51,7 @@ def check_stream(images: Any, in_flight: int) -> None:
 
 
 def window(in_flight: int) -> int:
-    """How many pictures a stream holds: so many more than in flight that one slow answer holds up none."""
+    """How many pictures a stream holds; more than are in flight, so that a slow answer does not stop the others."""
     return 2 * in_flight
 
 
@@ -59,7 +59,7 @@ def gather(results: Iterable[Result[Any]]) -> list[Detections]:
     """Every picture's detections.
 
     Raises:
-        BatchError: some have an error in their place.
+        BatchError: some pictures failed.
     """
     answers = [result.answer for result in results]
     errors = {index: answer for index, answer in enumerate(answers) if isinstance(answer, RcnnError)}

@@ -1,4 +1,4 @@
-"""The servers behind a detector: whose turn it is, what every call carries, and when it is sent again."""
+"""The servers behind a detector: which one gets a call, what every call carries, and when it is sent again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Deadline:
     """`timeout_s` seconds from now.
 
     Raises:
-        InvalidParameterError: it is no positive number of seconds.
+        InvalidParameterError: `timeout_s` is not a positive, finite number.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -44,7 +44,7 @@ class Deadline:
         self._end = time.monotonic() + timeout_s
 
     def left_s(self) -> float:
-        """Seconds until then, negative after it."""
+        """Seconds left; negative after the deadline."""
         return self._end - time.monotonic()
 
     def at_most(self, limit_s: float) -> Deadline:
@@ -62,11 +62,11 @@ class Deadline:
 
 
 class Servers:
-    """Plans of calls to one server or to whichever is available.
+    """Plans of calls to one server, or to any that is available.
 
     Args:
-        model: what errors name.
-        retries: how often a call is sent again after its first failure.
+        model: the name that errors mention.
+        retries: how many times a call is sent again after its first failure.
     """
 
     def __init__(self, connection: Connection, model: str, retries: int) -> None:
@@ -78,7 +78,7 @@ class Servers:
         self._endpoints = Endpoints(len(connection.urls))
 
     def call(self, method: str, *args: Any, deadline: Deadline) -> Plan[Any]:
-        """A method of tritonclient's on any server, retried."""
+        """Call a method of tritonclient on any server, with retries."""
         return (
             yield from self.retry(
                 lambda endpoint, limit: self.attempt(endpoint, method, *args, deadline=limit), deadline
@@ -86,11 +86,12 @@ class Servers:
         )
 
     def retry(self, attempt: Callable[[int, Deadline], Plan[T]], deadline: Deadline) -> Plan[T]:
-        """Do it on one server after the other until one answers, within the deadline.
+        """Carry out the attempt on one server after the other until one answers, within the deadline.
 
         Args:
-            attempt: gets the server's index and the deadline of this attempt. While there is a server that was
-                not tried, an attempt gets a share of the time, so that one that hangs leaves time for another.
+            attempt: gets the server's index and the deadline of this attempt. While there is a server that has
+                not been tried, an attempt gets only a share of the time, so that a server that hangs leaves
+                time for the others.
         """
         count = 0
         tried: set[int] = set()
@@ -126,7 +127,7 @@ class Servers:
                 return answer
 
     def _answers_probe(self, endpoint: int, deadline: Deadline) -> Plan[bool]:
-        """Whether a server that let a call time out answers a call that costs it nothing."""
+        """Whether a server that let a call time out answers a short call."""
         try:
             yield from self.attempt(endpoint, "is_server_live", deadline=deadline.at_most(PROBE_TIMEOUT_S))
         except DeadlineExceededError:
@@ -168,7 +169,7 @@ class Servers:
         image_name: str | None = None,
         **kwargs: Any,
     ) -> Plan[Any]:
-        """A method of tritonclient's on this server, once; its errors translated.
+        """Call a method of tritonclient once on this server, and translate its errors.
 
         Raises:
             RcnnError: the call failed.

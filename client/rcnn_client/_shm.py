@@ -1,8 +1,8 @@
-"""Pixels for a server on this host, by way of system shared memory.
+"""Passes pixels to a server on this host through system shared memory.
 
 A region has a name in /dev/shm only until the server has opened it: from then on it lives as long as the
-client's and the server's mappings do, so nothing is left behind however this process ends. The name of one
-that was killed in between is removed by the next client on this host.
+client's and the server's mappings do, so nothing is left behind however this process ends. If the process is
+killed before the server has opened the region, the next client on this host removes the name.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ LOST = "Unable to find shared memory region"
 
 
 class Region:
-    """`byte_size` bytes or a few more; `name` is the server's for it.
+    """Shared memory of at least `byte_size` bytes; the server knows it by its `name`.
 
     Raises:
-        ServerError: there is no such memory here, or not enough of it.
+        ServerError: this host has no shared memory, or too little of it.
     """
 
     def __init__(self, byte_size: int) -> None:
         self.name = f"{PREFIX}{os.getpid()}_{secrets.token_hex(8)}"
-        self.byte_size = 1 << (byte_size - 1).bit_length()  # few sizes, so that most fit most pictures
+        self.byte_size = (
+            1 << (byte_size - 1).bit_length()
+        )  # a power of 2: few sizes, so that a region fits many pictures
         try:
             remove_abandoned()
             self._descriptor = create_locked(FOLDER / self.name)
             try:
-                # At once: where there is too little, writing would be a SIGBUS.
+                # Reserve it now: without this, writing where memory is short would end the process (SIGBUS).
                 os.posix_fallocate(self._descriptor, 0, self.byte_size)
                 self._memory = mmap.mmap(self._descriptor, self.byte_size)
             except BaseException:
@@ -58,17 +60,17 @@ class Region:
             ) from error
 
     def write(self, pixels: NDArray[np.uint8]) -> None:
-        """Puts uint8 [height, width, 3] at the region's start."""
+        """Copy uint8 [height, width, 3] to the start of the region."""
         np.copyto(np.frombuffer(self._memory, np.uint8, pixels.size).reshape(pixels.shape), pixels)
 
     def unlink(self) -> None:
-        """Takes the name away; the memory stays."""
+        """Remove the name; the memory stays."""
         (FOLDER / self.name).unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
 def create_locked(path: Path) -> int:
-    """A new file, open and locked as long as this process has it open."""
+    """Create a file and lock it; the lock lasts as long as this process has it open."""
     import fcntl  # not on Windows, which has no /dev/shm either
 
     while True:
@@ -80,7 +82,7 @@ def create_locked(path: Path) -> int:
 
 
 def remove_abandoned() -> None:
-    """Takes away the names that nobody holds a lock on: their processes were killed."""
+    """Remove the names that nobody holds a lock on: their processes were killed."""
     import fcntl
 
     for path in FOLDER.glob(f"{PREFIX}*"):
@@ -94,7 +96,7 @@ def remove_abandoned() -> None:
 
 
 class Regions:
-    """The regions that each server has opened, and which of them no picture is in. Safe between threads."""
+    """The regions that each server has opened, and which of them are free. Safe to share between threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -103,7 +105,7 @@ class Regions:
         self._lock = threading.Lock()
 
     def take(self, endpoint: int, byte_size: int) -> Region | None:
-        """The smallest free region that holds so much, if there is one."""
+        """Take the smallest free region of at least `byte_size` bytes; None if there is none."""
         with self._lock:
             fitting = [region for region in self._free[endpoint] if region.byte_size >= byte_size]
             if not fitting:
@@ -113,22 +115,22 @@ class Regions:
             return region
 
     def opening(self, endpoint: int, region: Region) -> None:
-        """The server is about to open it."""
+        """Note that the server is about to open the region."""
         with self._lock:
             self._opened[endpoint].add(region.name)
 
     def give_back(self, endpoint: int, region: Region) -> None:
-        """No picture is in it any more, or none whose answer is waited for."""
+        """Mark the region as free: nobody waits for an answer about its picture any more."""
         with self._lock:
             self._free[endpoint].append(region)
 
     def forget(self, endpoint: int) -> None:
-        """The server was restarted."""
+        """Forget the free regions of a server that was restarted."""
         with self._lock:
             self._free.pop(endpoint, None)
 
     def release(self) -> None:
-        """Has every server close what it opened, as far as it answers within a second."""
+        """Ask every server to close its regions; each server gets a second to answer."""
         with self._lock:
             opened = {endpoint: names for endpoint, names in self._opened.items() if names}
             self._opened.clear()
@@ -147,7 +149,7 @@ class Regions:
                     name, headers=self._connection.headers, client_timeout=left_s
                 )
             except InferenceServerException as error:
-                if "in use" in (error.message() or ""):  # by a request that was given up
+                if "in use" in (error.message() or ""):  # by a request whose client no longer waits
                     time.sleep(0.02)
                     continue
             return

@@ -1,7 +1,7 @@
-"""What a call of the client does, written once as generators that do no input or output themselves.
+"""The steps of a call, so that the sync and the async detector can share its logic.
 
-A plan yields steps. The sync and the async detector carry each step out and send its result, or throw its
-error, back into the plan; what the plan returns is the answer.
+A plan is a generator that does no input or output itself. It yields steps. The detector carries out each
+step and sends the result, or throws the error, back into the plan. The plan returns the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGE_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Call:
-    """A method of an endpoint's tritonclient, with its arguments; gives what the method returns."""
+    """Call a method of an endpoint's tritonclient; the result is what the method returns."""
 
     endpoint: int
     method: str
@@ -28,18 +28,18 @@ class Call:
 
 @dataclass(frozen=True)
 class Sleep:
-    """Waits; gives nothing."""
+    """Wait; there is no result."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """A function that blocks or computes for milliseconds; gives what it returns.
+    """Call a function that blocks or computes for milliseconds; the result is what it returns.
 
     Attributes:
-        must_finish: the plan goes on only when the function has returned, even if its task is cancelled: they
-            share something.
+        must_finish: even if the task is cancelled, the plan continues only after the function has returned.
+            Needed where the function writes to memory that the plan then frees.
     """
 
     function: Callable[..., Any]
@@ -52,7 +52,7 @@ Plan: TypeAlias = Generator[Step, Any, T]
 
 
 def copy(function: Callable[..., Any], *args: Any, num_bytes: int, must_finish: bool = False) -> Plan[Any]:
-    """A function that copies `num_bytes`: called at once, or as a step where there are many of them."""
+    """Call a function that copies `num_bytes`: directly if they are few, otherwise as a step."""
     if num_bytes < LARGE_BYTES:
         return function(*args)
     return (yield Run(function, args, must_finish))

@@ -79,7 +79,10 @@ class Detector(BaseDetector):
         in_flight: int = 16,
         **options: Unpack[DetectOptions],
     ) -> AsyncGenerator[Result[AnyImage], None]:
-        """As `rcnn_client.Detector.detect_stream`; `images` is read in a task of its own, if plain in a thread."""
+        """As `rcnn_client.Detector.detect_stream`.
+
+        `images` is read in a separate task. If it is not an async iterable, it is read in a thread.
+        """
         check_stream(images, in_flight)
         return self._stream(images, in_flight, Options(**options))
 
@@ -131,7 +134,7 @@ class Detector(BaseDetector):
                 return Result(image, error)
 
     async def _run(self, plan: Plan[T]) -> T:
-        """Carry the plan out in this task."""
+        """Carry out the plan in this task."""
         resume: Callable[[Any], Step] = plan.send
         value: Any = None
         while True:
@@ -155,7 +158,7 @@ class Detector(BaseDetector):
         try:
             return await getattr(self._client(step.endpoint), step.method)(*step.args, **step.kwargs)
         except asyncio.CancelledError as error:
-            if self._servers.closed:  # by the channel, not by the task's owner
+            if self._servers.closed:  # the channel cancelled the call, not the owner of the task
                 raise ConnectionError("the channel was closed") from error
             raise
 
@@ -174,7 +177,7 @@ async def _run_in_thread(step: Run) -> Any:
 async def _read_ahead(
     images: Iterable[AnyImage] | AsyncIterable[AnyImage], free_places: asyncio.Semaphore
 ) -> AsyncIterator[AnyImage]:
-    """The images, each once there is a place for it."""
+    """Yields each image as soon as there is a free place for it."""
     if isinstance(images, AsyncIterable):
         await free_places.acquire()
         async for image in images:

@@ -53,7 +53,7 @@ def test_a_server_that_goes_away_ends_the_run(server, tmp_path, png, capsys):
     server.status = (grpc.StatusCode.INTERNAL, "out of memory")
     assert main([str(tmp_path), "--url", server.url, "--in-flight", "4"]) == 1
     err = capsys.readouterr().err
-    assert "failed on 10 pictures in a row; the rest is not sent" in err
+    assert "failed on 10 pictures in a row; the remaining pictures are not sent" in err
     assert len(server.requests) < 40
 
 
@@ -77,7 +77,7 @@ def test_ctrl_c_and_on_again(server, folder, tmp_path):
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
     assert run.wait(timeout=10) == 130
-    assert run.stderr.read() == "rcnn-detect: interrupted; the same command with --resume goes on\n"
+    assert run.stderr.read() == "rcnn-detect: interrupted; to continue, run the same command with --resume\n"
     assert labels(lines_of(journal)) == [1, 2, 3]
     server.delay_s = lambda label: 0.0
     assert main([*command, "--resume"]) == 0

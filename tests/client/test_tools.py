@@ -66,7 +66,7 @@ def test_a_missing_extra_is_one_line(command, package):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr == (
-        f"rcnn-{command}: {package} is not installed; get what this command needs with "
+        f"rcnn-{command}: {package} is not installed; install what this command needs with "
         f"pip install 'rcnn-client[{command}]'\n"
     )
 

@@ -1,4 +1,4 @@
-"""The commands rcnn-eval and rcnn-perf; what they need beyond the client comes with the client's extras."""
+"""The commands rcnn-eval and rcnn-perf; the packages they need are extras of the client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rcnn_perf() -> int:
 
 
 def _run(name: str, module: str) -> int:
-    """Run the `main` of a module; where a package of the extra `name` is missing, a line says so."""
+    """Run the `main` of a module; if a package of the extra `name` is missing, say how to install it."""
     try:
         main = importlib.import_module(module).main
     except ModuleNotFoundError as error:
@@ -25,7 +25,7 @@ def _run(name: str, module: str) -> int:
         if package == "rcnn_client":
             raise
         print(
-            f"rcnn-{name}: {package} is not installed; get what this command needs with "
+            f"rcnn-{name}: {package} is not installed; install what this command needs with "
             f"pip install 'rcnn-client[{name}]'",
             file=sys.stderr,
         )

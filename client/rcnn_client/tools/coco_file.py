@@ -1,4 +1,4 @@
-"""COCO's instances format, as far as an evaluation reads it."""
+"""COCO's instances format: the parts that an evaluation reads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def read_instances(path: Path) -> dict[str, Any]:
     """Read a COCO instances file.
 
     Returns:
-        its content, with `images`, `annotations` and `categories`; what is in them is not checked.
+        its content, with `images`, `annotations` and `categories`; their records are not checked.
 
     Raises:
-        ValueError: it cannot be read, or is no such file; the message names it.
+        ValueError: it cannot be read, or is not a COCO instances file; the message names it.
     """
     try:
         content = json.loads(path.read_text())
@@ -33,17 +33,17 @@ def read_instances(path: Path) -> dict[str, Any]:
 
 
 def box_record(image_id: Any, category_id: int, box: Sequence[float], **extras: Any) -> dict[str, Any]:
-    """A COCO record of a box x1, y1, x2, y2 (COCO has x1, y1, width, height), and what else it holds."""
+    """A COCO record (x1, y1, width, height) of a box x1, y1, x2, y2, with `extras` as further fields."""
     x1, y1, x2, y2 = box
     bbox = [x1, y1, x2 - x1, y2 - y1]
     return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **extras}
 
 
 def check_instances(content: dict[str, Any], path: Path) -> None:
-    """Check what an evaluation needs of each record; boxes are taken as they are, as pycocotools does.
+    """Check the fields that an evaluation needs. Boxes are not checked; pycocotools does not either.
 
     Raises:
-        ValueError: a record lacks a field, refers to what is not there, two categories share a name, or a list is empty.
+        ValueError: a record lacks a field or has an unknown id, two categories share a name, or a list is empty.
     """
     needs = {
         "images": {"id", "file_name", "width", "height"},
@@ -81,11 +81,11 @@ def match_classes(class_names: list[str], categories: Records) -> dict[int, int]
         categories: `id` and `name`.
 
     Returns:
-        label -> category id. A class that is no category is not in it: what it finds is not scored, as
-        where a file annotates a few classes only.
+        label -> category id. A class without a category is left out, and its detections are not scored: a file
+        may annotate only a few of the classes.
 
     Raises:
-        ValueError: a category is no class of the server, which could never find it; the message names all.
+        ValueError: some categories are no classes of the server; the message names all of them.
     """
     id_of = {category["name"]: category["id"] for category in categories}
     unknown = [name for name in id_of if name not in class_names[1:]]

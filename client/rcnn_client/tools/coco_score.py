@@ -35,7 +35,7 @@ class Scores:
 
     Attributes:
         ap, ap50, ap75: averaged over IoU 0.50 to 0.95, and at IoU 0.50 and 0.75.
-        ap_small, ap_medium, ap_large: of boxes under 32x32 px, under 96x96 px, and of the others.
+        ap_small, ap_medium, ap_large: of boxes below 32x32 px, of those from there to 96x96 px, and of the larger ones.
         classes: in the order of the category ids.
         precision: [T, R, K], the highest precision at that recall or a higher one; -1 where the class has
             no box.

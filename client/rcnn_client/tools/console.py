@@ -1,4 +1,4 @@
-"""What the tools share: their arguments, the progress bar, and what goes to stderr."""
+"""What the tools share: arguments, the progress bar, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ stderr = Console(stderr=True, highlight=False)
 
 class _ImagesPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Text of the column; empty before the first picture."""
+        """The text of the column; empty until the first picture is done."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:.1f} images/s" if speed else "", style="progress.data.speed")
 
@@ -35,7 +35,7 @@ def progress_bar() -> Progress:
 
 
 def complain(prog: str, error: object) -> int:
-    """Say on stderr what went wrong; returns the exit code, 1."""
+    """Print on stderr what went wrong; returns the exit code, 1."""
     print(f"{prog}: {error}", file=sys.stderr)
     return 1
 
@@ -54,7 +54,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number from 1 on; argparse shows this function's name where the text is no number."""
+    """Parse a whole number, at least 1; if the text is not a number, argparse shows this function's name."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -62,7 +62,7 @@ def positive(text: str) -> int:
 
 
 def probability(text: str) -> float:
-    """Parse a number from 0 to 1; argparse shows this function's name where the text is no number."""
+    """Parse a number from 0 to 1; if the text is not a number, argparse shows this function's name."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")

@@ -33,7 +33,7 @@ from .detect_inputs import (
 )
 from .detect_outputs import Found, JsonLines, as_json, draw, table
 
-GIVE_UP_AFTER = 10  # pictures in a row that the server failed on
+GIVE_UP_AFTER = 10  # so many pictures in a row on which the server failed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,23 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidParameterError as error:
         complain(PROG, error)
         return 2
-    except BrokenPipeError:  # whoever read stdout has enough; Python must not flush it again
+    except BrokenPipeError:  # the reader of stdout has closed it; Python must not flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (RcnnError, OSError, ValueError, RuntimeError) as error:
         return complain(PROG, error)
     except KeyboardInterrupt:
-        again = "; the same command with --resume goes on" if args.json not in (None, STDIO) else ""
+        again = "; to continue, run the same command with --resume" if args.json not in (None, STDIO) else ""
         complain(PROG, f"interrupted{again}")
         return 130
 
 
 class _Run:
-    """One run: the connection, the files that are written, and what failed."""
+    """One run: the connection, the output files, and the count of pictures that failed."""
 
     def __init__(self, args: argparse.Namespace, sources: list[Source]) -> None:
         self._args, self._sources = args, sources
-        self._pending: deque[Picture] = deque()  # those at the server, in their order
+        self._pending: deque[Picture] = deque()  # sent and not yet answered, in their order
         self._num_answered = self._num_earlier = self._num_failed = 0
         with ExitStack() as stack:
             self._ids = ImageIds(args.annotations)
@@ -97,7 +97,7 @@ class _Run:
         self._stack.close()
 
     def detect(self) -> int:
-        """Carry the run out; returns the exit code, 0 or 1.
+        """Detect in all pictures; returns the exit code, 0 or 1.
 
         Raises:
             RcnnError: the server, or the model, cannot be used at all.
@@ -118,15 +118,18 @@ class _Run:
             in_a_row = in_a_row + 1 if server_failed else 0
             if in_a_row == GIVE_UP_AFTER:
                 stream.close()
-                complain(PROG, f"the server failed on {in_a_row} pictures in a row; the rest is not sent")
+                complain(
+                    PROG,
+                    f"the server failed on {in_a_row} pictures in a row; the remaining pictures are not sent",
+                )
                 break
         self._sum_up()
         return 1 if self._num_failed else 0
 
     def _start_progress(self, stack: ExitStack) -> Progress:
-        """A progress bar where somebody sees it and it disturbs nothing."""
+        """A progress bar, shown only if stderr is a terminal and no results go to stdout as a file."""
         args, total = self._args, count_pictures(self._sources)
-        # rich leads stdout through the bar's console, which is stderr: not where stdout goes elsewhere
+        # while the bar is shown, rich redirects stdout to the bar's console, stderr; keep a redirected stdout as it is
         self._table_to = None if sys.stdout.isatty() else sys.stdout
         progress = progress_bar()
         progress.disable = not stderr.is_terminal or total == 1 or STDIO in (args.out, args.json, args.coco)
@@ -134,7 +137,7 @@ class _Run:
         return progress if progress.disable else stack.enter_context(progress)
 
     def _images(self) -> Iterator[Path | bytes | NDArray[np.uint8]]:
-        """What is to be sent; what is not, is dealt with on the way."""
+        """Yields the images to send; the others are reported or skipped here."""
         for picture in read_pictures(self._sources):
             if isinstance(picture, Unreadable):
                 self._fail(picture.file, None, picture.reason)
@@ -155,7 +158,7 @@ class _Run:
             yield picture.image
 
     def _skip(self) -> None:
-        """Count a picture that an earlier run answered, and leave it out of the speed."""
+        """Count a picture that an earlier run answered; it does not count for the speed."""
         self._num_earlier += 1
         if (total := self._progress.tasks[0].total) is not None:
             self._progress.update(self._task, total=total - 1)

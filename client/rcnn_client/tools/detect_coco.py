@@ -14,7 +14,7 @@ from .detect_outputs import Found
 
 
 class ImageIds:
-    """The ids of COCO results: those of an annotation file, or the pictures' numbers and the model's labels.
+    """The ids in COCO results: from an annotation file, or else the pictures' numbers and the model's labels.
 
     Raises:
         ValueError: the annotation file cannot be used.
@@ -32,15 +32,15 @@ class ImageIds:
             self._image_ids = {image["file_name"]: image["id"] for image in content["images"]}
 
     def match(self, class_names: list[str]) -> None:
-        """Match the model's classes, of which index 0 is the background, to the annotated categories; once.
+        """Match the model's classes (index 0 is the background) to the annotated categories.
 
         Raises:
-            ValueError: a category is no class of the model.
+            ValueError: a category is not a class of the model.
         """
         self._category_ids = match_classes(class_names, self._categories)
 
     def image_id(self, picture: Picture) -> Any:
-        """The id of a picture: of the annotated file name that its path ends with, the longest first.
+        """The id of a picture: the longest annotated file name that its path ends with decides.
 
         Raises:
             ValueError: it is not annotated.
@@ -54,12 +54,12 @@ class ImageIds:
         raise ValueError(f"is not in {self._annotations}, so it has no image id")
 
     def category_id(self, label: int) -> int | None:
-        """The id of a class; None where it is no annotated category."""
+        """The category id of a class; None if the class is not annotated."""
         return label if self._annotations is None else self._category_ids.get(label)
 
 
 class CocoResults:
-    """COCO's results format, a list of records, written as they come.
+    """Writes COCO's results format, a list of records, one picture after the other.
 
     Args:
         target: a file, which is overwritten, or "-" for stdout.
@@ -86,7 +86,7 @@ class CocoResults:
             self._stream.close()
 
     def write(self, picture: Picture, found: Found) -> None:
-        """Add the records of a picture; `file_name` is there for people, COCO's tools pass over it."""
+        """Add the records of a picture; `file_name` is for human readers, COCO's tools ignore it."""
         for each in found:
             category_id = self._ids.category_id(each["label"])
             if category_id is None:

@@ -1,4 +1,4 @@
-"""What rcnn-detect looks at: files, folders, patterns, videos, cameras and stdin, as one row of pictures."""
+"""The inputs of rcnn-detect: files, folders, patterns, videos, cameras and stdin, as one series of pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".w
 
 
 class UsageError(ValueError):
-    """The arguments cannot be used together, or not here; the message says which and why."""
+    """The arguments cannot be used, alone or together; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Source:
     Attributes:
         given: path, URL, "camera:N" or "-" for stdin.
         is_video: whether it is read frame by frame.
-        drawing: where its drawing goes, "-" for stdout; a frame's number is put before the suffix. None:
-            nowhere.
+        drawing: the file for its drawing, "-" for stdout; for a video, the frame's number is added before the
+            suffix. None means that it is not drawn.
     """
 
     given: str
@@ -45,11 +45,11 @@ class Picture:
     """A picture to detect in.
 
     Attributes:
-        number: its place among all pictures of the run, from 1 on.
+        number: its position among all pictures of the run, from 1.
         file: its source, as it was given.
-        frame: its place in a video, from 0 on; None where the source is no video.
+        frame: its position in a video, from 0; None if the source is not a video.
         image: what is sent: a path, encoded bytes, or a frame as uint8 [height, width, 3] in RGB order.
-        drawing: where its drawing goes, if anywhere.
+        drawing: the file for its drawing, if it is drawn.
     """
 
     number: int
@@ -60,26 +60,26 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """What the user knows it by: its file, followed by # and the frame."""
+        """How messages call it: its file, and for a frame # and its number."""
         return self.file if self.frame is None else f"{self.file}#{self.frame}"
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A source that gave no pictures, or no more of them, and why."""
+    """A source that could not be read, or not to its end, and the reason."""
 
     file: str
     reason: str
 
 
 def find_sources(inputs: Sequence[str], out: str | None) -> list[Source]:
-    """The sources that the arguments name, each with the place of its drawing.
+    """The sources that the arguments name, each with the file for its drawing.
 
     Raises:
-        UsageError: a folder or pattern holds no picture, or a drawing cannot be where `out` says.
+        UsageError: a folder or pattern holds no picture, or the drawings cannot be written to `out`.
         RuntimeError: there is a video, and OpenCV is not installed.
     """
-    found: list[tuple[str, str]] = []  # as given, and its name below the folder of drawings
+    found: list[tuple[str, str]] = []  # as given, and its path inside the folder of drawings
     for given in inputs:
         found += _expand(given, out)
     if inputs.count(STDIO) > 1:
@@ -95,7 +95,7 @@ def find_sources(inputs: Sequence[str], out: str | None) -> list[Source]:
 
 
 def read_pictures(sources: Sequence[Source]) -> Iterator[Picture | Unreadable]:
-    """Every picture of the sources, in their order; files are left to be read by who takes them."""
+    """Yields every picture of the sources, in their order. Files are not read here, only named."""
     numbers = count(1)
     for source in sources:
         if not source.is_video:
@@ -113,7 +113,7 @@ def read_pictures(sources: Sequence[Source]) -> Iterator[Picture | Unreadable]:
 
 
 def count_pictures(sources: Sequence[Source]) -> int | None:
-    """How many pictures the sources hold; None where only reading them tells."""
+    """How many pictures the sources hold; None if they must be read to find out."""
     return None if any(source.is_video for source in sources) else len(sources)
 
 
@@ -134,7 +134,7 @@ def _expand(given: str, out: str | None) -> list[tuple[str, str]]:
 
 
 def _pictures_below(folder: Path, out: str | None) -> list[tuple[str, str]]:
-    """A folder's pictures and those of its subfolders, by name; drawings of an earlier run are none of them."""
+    """The pictures of a folder and its subfolders, by name, without the drawings of an earlier run."""
     drawn = Path(out).resolve() if out else None
     if drawn and (drawn == folder.resolve() or not drawn.is_relative_to(folder.resolve())):
         drawn = None
@@ -147,12 +147,12 @@ def _pictures_below(folder: Path, out: str | None) -> list[tuple[str, str]]:
         and not (drawn and path.resolve().is_relative_to(drawn))
     ]
     if not paths:
-        raise UsageError(f"{folder} holds no picture: expected files as .jpg or .png")
+        raise UsageError(f"{folder} holds no picture: expected files such as .jpg or .png")
     return [(str(path), str(path.relative_to(folder))) for path in paths]
 
 
 def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path | None]:
-    """Where the drawings go: all into a folder under their own names, or the only one into a file."""
+    """The files for the drawings: inside a folder under their own names, or one file for a single picture."""
     if out is None:
         return [None] * len(names)
     path = Path(out)
@@ -164,12 +164,12 @@ def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path |
             )
         return [path]
     if path.suffix and not path.is_dir() and is_single:
-        raise UsageError(f"--out {out}: expected a folder, or a file as .png or .jpg")
+        raise UsageError(f"--out {out}: expected a folder, or a file such as .png or .jpg")
     return [path / _drawing_name(name) for name in names]
 
 
 def _drawing_name(name: str) -> Path:
-    """JPEGs and frames stay JPEGs, which are quick to write; all else becomes PNG."""
+    """JPEGs and frames are written as JPEG, which is quick; everything else as PNG."""
     path = Path(name)
     if path.suffix.lower() in (".jpg", ".jpeg"):
         return path
@@ -218,8 +218,8 @@ def _frames(given: str) -> Iterator[NDArray[np.uint8]]:
             raise OSError("No such file" if missing else "OpenCV cannot open it: is it a video, or a camera?")
         is_empty = True
         while True:
-            there_is_one, frame = video.read()
-            if not there_is_one:
+            has_frame, frame = video.read()
+            if not has_frame:
                 break
             is_empty = False
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)

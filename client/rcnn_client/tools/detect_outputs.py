@@ -1,4 +1,4 @@
-"""What rcnn-detect writes: a table, drawings, lines of JSON that a run can be resumed from."""
+"""The outputs of rcnn-detect: a table, drawings, and lines of JSON from which a run can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Found = list[dict[str, Any]]  # one picture's detections: class, label, score, b
 
 
 def as_json(detections: Detections) -> Found:
-    """The detections for JSON, every float32 written so that it reads back the same."""
+    """The detections for JSON; each float32 is written so that reading it gives the same value."""
     columns = detections.class_names, detections.labels.tolist(), detections.scores, detections.boxes
     return [
         {"class": name, "label": label, "score": float(str(score)), "box": [float(str(edge)) for edge in box]}
@@ -29,7 +29,7 @@ def as_json(detections: Detections) -> Found:
 
 
 def table(name: str, detections: Detections) -> str:
-    """Lines for people: the picture's name, then a row for each detection."""
+    """A table to read: the picture's name, then a row for each detection."""
     count = len(detections)
     lines = [f"{name}: {count or 'no'} detection{'' if count == 1 else 's'}"]
     if count:
@@ -42,7 +42,7 @@ def table(name: str, detections: Detections) -> str:
 
 
 def draw(picture: Picture, detections: Detections) -> str | None:
-    """Write the picture's drawing, if it has one; returns why it could not be written, or None."""
+    """Write the picture's drawing, if one is wanted; returns why that failed, or None."""
     if picture.drawing is None:
         return None
     try:
@@ -65,32 +65,31 @@ def draw(picture: Picture, detections: Detections) -> str | None:
 
 
 class JsonLines:
-    """One line of JSON for each picture, written when everything else about the picture is.
+    """Writes one line of JSON for each picture, after all other outputs of the picture.
 
-    The file is the journal of the run: each line holds the settings, so that a run that was interrupted is
-    resumed only with the same ones. Lines of pictures that failed, and a last line that was cut short, are
-    taken out when it is.
+    A later run can resume from the file. Each line holds the settings of its run, and only a run with the same
+    settings can resume. It first removes the lines of pictures that failed, and an incomplete last line.
 
     Args:
         target: a file, or "-" for stdout.
-        settings: what decides the answers; goes into every line.
-        resume: whether to go on with a file that exists.
+        settings: what the answers depend on; written to every line.
+        resume: whether to continue a file that exists.
 
     Raises:
-        UsageError: the file exists and is not to be resumed, or is no such file, or of other settings.
+        UsageError: the file exists and `resume` is false, or it cannot be resumed.
         OSError: it cannot be written.
     """
 
     def __init__(self, target: str, settings: Mapping[str, Any], resume: bool) -> None:
         self._settings = dict(settings)
-        self._offsets: dict[str, int] = {}  # where the line of each picture is that was answered before
+        self._offsets: dict[str, int] = {}  # of the line of each picture that was answered before
         self._stream: TextIO = sys.stdout
         if target != STDIO:
             path = Path(target)
             if path.is_file() and path.stat().st_size:
                 if not resume:
-                    raise UsageError(f"--json {path} exists: add --resume to go on with it, or delete it")
-                self._take_up(path)
+                    raise UsageError(f"--json {path} exists: add --resume to continue it, or delete it")
+                self._keep_answered(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = path.open("a", encoding="utf-8")
         self._path = Path(target)
@@ -109,7 +108,7 @@ class JsonLines:
         return name in self._offsets
 
     def earlier(self, name: str) -> Found:
-        """What was found in a picture that was answered before."""
+        """The detections of a picture that was answered before."""
         with self._path.open("rb") as file:
             file.seek(self._offsets[name])
             found: Found = json.loads(file.readline())["detections"]
@@ -123,8 +122,8 @@ class JsonLines:
                 line[key] = value
         print(json.dumps(line | self._settings, ensure_ascii=False), file=self._stream, flush=True)
 
-    def _take_up(self, path: Path) -> None:
-        """Keep the lines of pictures that were answered, and note where each is."""
+    def _keep_answered(self, path: Path) -> None:
+        """Remove all lines but those of pictures that were answered, and note their offsets."""
         kept = path.with_name(f"{path.name}.resumed")
         with path.open("rb") as before, kept.open("wb") as after:
             for number, raw in enumerate(before, start=1):
@@ -143,7 +142,7 @@ class JsonLines:
                     kept.unlink()
                     raise UsageError(
                         f"--json {path}: line {number} was written with {_listed(settings)}, this run has "
-                        f"{_listed(self._settings)}: give the same, or another file"
+                        f"{_listed(self._settings)}: give the same settings, or another file"
                     )
                 if "error" not in line:
                     self._offsets[name] = after.tell()

@@ -1,6 +1,6 @@
-"""How far two models' boxes of a picture lie apart, and both drawn side by side.
+"""How much two models' boxes for a picture differ, and a drawing of both side by side.
 
-n, m: detections of the one and of the other model. Boxes are x1, y1, x2, y2 in pixels of the picture.
+n, m: number of detections of the first and of the second model. Boxes are x1, y1, x2, y2 in pixels of the picture.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pycocotools import mask
 
 from .. import Detections, draw_detections
 
-SHOWN_SCORE = 0.5  # boxes under this score are neither drawn nor counted
+SHOWN_SCORE = 0.5  # boxes with a lower score are neither drawn nor counted
 SAME_OBJECT_IOU = 0.5
-PANEL_SIDE = 640  # the shortest that the long side of a drawn picture is, in pixels
+PANEL_SIDE = 640  # smaller pictures are enlarged until their long side has this many pixels
 GAP = 8
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How two answers for a picture differ, over the boxes that either model gives a score of 0.5 or more.
+    """How two answers for a picture differ; counts the boxes with a score of 0.5 or more from either model.
 
     Attributes:
-        total: sum over these boxes of 1 - IoU with the other model's box, 1 where it has none.
+        total: sum of 1 - IoU of each box with the other model's box; a box without a counterpart adds 1.
         only_first, only_second: how many boxes have no counterpart.
-        largest_shift_px: the largest move of an edge between counterparts.
+        largest_shift_px: the largest distance between the same edges of two counterparts.
     """
 
     total: float
@@ -44,8 +44,8 @@ class Difference:
 def difference(first: Detections, second: Detections) -> Difference:
     """Compare two answers for one picture.
 
-    Counterparts are of one class and overlap by an IoU of 0.5 or more; pairs are made from the highest IoU
-    down. A box whose counterpart has a score under 0.5 has one all the same.
+    Counterparts have the same class and an IoU of 0.5 or more; pairs with a higher IoU are formed first. A
+    counterpart may have a score below 0.5.
     """
     ious = _class_ious(first, second)  # [n, m]
     shown_first, shown_second = first.scores >= SHOWN_SCORE, second.scores >= SHOWN_SCORE
@@ -66,7 +66,7 @@ def difference(first: Detections, second: Detections) -> Difference:
 
 
 def _class_ious(first: Detections, second: Detections) -> np.ndarray:
-    """IoU of each box with each, 0 between classes; float64 [n, m]. Classes compare by name."""
+    """IoU of each first box with each second box, 0 if their class names differ; float64 [n, m]."""
     if not len(first) or not len(second):
         return np.zeros((len(first), len(second)))
     sides = [
@@ -83,7 +83,7 @@ def draw_side_by_side(image: Image.Image, panels: list[tuple[str, Detections]], 
 
     Args:
         image: the picture that was sent; its EXIF orientation is applied.
-        panels: title and detections of each model; those under a score of 0.5 are left out.
+        panels: title and detections of each model; those with a score below 0.5 are left out.
         caption: line under the picture.
     """
     upright = ImageOps.exif_transpose(image).convert("RGB")
@@ -112,7 +112,7 @@ def _shown(detections: Detections, scale: float) -> Detections:
 def _write(
     draw: ImageDraw.ImageDraw, text: str, left_middle: tuple[float, float], width: float, font_size: int
 ) -> None:
-    """Write a line in a font small enough for it to fit."""
+    """Write a line of text, in a font small enough to fit."""
     font = ImageFont.load_default(font_size)
     while font.getlength(text) > width and font_size > 7:
         font_size -= 1

@@ -1,4 +1,4 @@
-"""rcnn-eval: an annotation file and its pictures in; COCO average precision through a server out."""
+"""rcnn-eval: measures COCO average precision of a served detector on annotated pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .evaluation import Answers, Dataset, Endpoint, ask, score_all
 
 PROG = "rcnn-eval"
 DRAWN_PICTURES = 10
-LEAST_DIFFERENCE = 0.01  # less is rounding
+MIN_DIFFERENCE = 0.01  # less is rounding
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_against(text: str, endpoint: Endpoint) -> Endpoint:
-    """Parse HOST:PORT/MODEL, HOST:PORT or MODEL; the part that is missing is the first endpoint's."""
+    """Parse HOST:PORT/MODEL, HOST:PORT or MODEL; a missing part is taken from `endpoint`."""
     url, slash, model = text.rpartition("/")
     if not slash and ":" in text:
         return Endpoint(text, endpoint.model)
@@ -88,7 +88,7 @@ def _draw_differences(dataset: Dataset, first: Answers, second: Answers, folder:
         if picture.image_id in first.detections and picture.image_id in second.detections:
             pair = first.detections[picture.image_id], second.detections[picture.image_id]
             compared.append((difference(*pair), picture, pair))
-    differing = [entry for entry in compared if entry[0].total >= LEAST_DIFFERENCE]
+    differing = [entry for entry in compared if entry[0].total >= MIN_DIFFERENCE]
     differing.sort(key=lambda entry: -entry[0].total)
     print(f"boxes differ in {len(differing)} of {len(compared)} pictures")
     folder.mkdir(exist_ok=True)
@@ -117,7 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         "scores are over the others), 2 on wrong usage.",
     )
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file (JSON)")
-    parser.add_argument("images", type=Path, metavar="FOLDER", help="what its file names are relative to")
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that the file names in ANNOTATIONS are relative to",
+    )
     add_server_arguments(parser)
     parser.add_argument(
         "--against",
@@ -130,21 +135,21 @@ def _parser() -> argparse.ArgumentParser:
         type=probability,
         default=0.001,
         metavar="0..1",
-        help="score the detections above this (default: %(default)s; torchvision's published AP is at 0.05)",
+        help="use detections whose score is above this (default: %(default)s; torchvision's published AP uses 0.05)",
     )
     parser.add_argument(
         "--concurrency",
         type=positive,
         default=8,
         metavar="N",
-        help="pictures at the server at once (default: %(default)s)",
+        help="how many pictures are at the server at the same time (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("rcnn-eval"),
         metavar="FOLDER",
-        help="gets precision_recall.png, scores.json, results.json (COCO results), and with --against "
+        help="output folder: precision_recall.png, scores.json, results.json (COCO results), and with --against "
         "results_against.json and the most different pictures under differences/ (default: %(default)s)",
     )
     return parser

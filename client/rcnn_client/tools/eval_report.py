@@ -1,4 +1,4 @@
-"""What rcnn-eval shows: tables, the precision-recall plot and scores as JSON."""
+"""The report of rcnn-eval: tables, the precision-recall plot and scores as JSON."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ METRICS = {
     "AP medium (under 96x96 px)": "ap_medium",
     "AP large": "ap_large",
 }
-MOST_COLOURED = 10  # classes drawn in their own colour
+MAX_COLOURED = 10  # classes drawn in their own colour
 
 
 def metrics_table(scores: Sequence[Scores]) -> Table:
-    """COCO's metrics; with two models both, and the difference."""
+    """COCO's metrics; for two models also their difference."""
     table = Table(title="COCO average precision, 0 to 1", title_justify="left")
     table.add_column("")
     for title in ("first", "second", "difference") if len(scores) == 2 else ("all classes",):
         table.add_column(title, justify="right")
     for title, key in METRICS.items():
-        table.add_row(title, *_beside([getattr(each, key) for each in scores]))
+        table.add_row(title, *_with_difference([getattr(each, key) for each in scores]))
     return table
 
 
 def class_table(scores: Sequence[Scores]) -> Table:
-    """Average precision by class; with two models AP of both, and the difference."""
+    """Average precision by class; for two models the AP of both and the difference."""
     table = Table(title="By class", title_justify="left")
     table.add_column("class", overflow="fold")
     compared = len(scores) == 2
@@ -48,14 +48,16 @@ def class_table(scores: Sequence[Scores]) -> Table:
     for of_class, *other in zip(*(each.classes for each in scores), strict=True):
         aps = [of_class.ap, *(each.ap for each in other)]
         cells = (
-            _beside(aps) if compared else [_number(ap) for ap in (of_class.ap, of_class.ap50, of_class.ap75)]
+            _with_difference(aps)
+            if compared
+            else [_number(ap) for ap in (of_class.ap, of_class.ap50, of_class.ap75)]
         )
         table.add_row(escape(of_class.name), str(of_class.num_boxes), *cells)
     return table
 
 
 def as_json(name: str, scores: Scores) -> dict[str, Any]:
-    """The numbers of the tables; null where nothing is annotated."""
+    """The numbers of the tables; null if nothing is annotated."""
     by_class = {
         each.name: {
             "boxes": each.num_boxes,
@@ -68,7 +70,7 @@ def as_json(name: str, scores: Scores) -> dict[str, Any]:
 
 
 def plot(names: Sequence[str], scores: Sequence[Scores], path: Path) -> None:
-    """Write precision against recall as PNG, a row per model: the mean over classes, and each class."""
+    """Plot precision over recall as a PNG. Each model has a row: the mean over classes, and every class."""
     figure = Figure(figsize=(11, 4.6 * len(scores)), dpi=120, layout="constrained")
     rows = figure.subplots(len(scores), 2, squeeze=False)
     for name, each, (mean_axes, class_axes) in zip(names, scores, rows, strict=True):
@@ -92,10 +94,10 @@ def _plot_means(axes: Axes, scores: Scores) -> None:
 
 
 def _plot_classes(axes: Axes, scores: Scores) -> None:
-    """Every class in its own colour; where they are too many, the worst ones, and the others in grey."""
+    """Plot each class in its own colour; if there are too many, only the worst ones, and the others in grey."""
     recalls = np.linspace(0, 1, scores.precision.shape[1])
     annotated = [(position, each) for position, each in enumerate(scores.classes) if each.ap >= 0]
-    worst = sorted(annotated, key=lambda entry: entry[1].ap50)[:MOST_COLOURED]
+    worst = sorted(annotated, key=lambda entry: entry[1].ap50)[:MAX_COLOURED]
     for position, each in annotated:
         curve = scores.precision[0][:, position]
         if (position, each) in worst:
@@ -125,8 +127,8 @@ def _number(value: float) -> str:
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _beside(values: Sequence[float]) -> list[str]:
-    """The values, and how much the second of two is above the first."""
+def _with_difference(values: Sequence[float]) -> list[str]:
+    """The values as text; for two values also the second minus the first."""
     cells = [_number(value) for value in values]
     if len(values) == 2:
         cells.append("-" if min(values) < 0 else f"{values[1] - values[0]:+.3f}")

@@ -1,4 +1,4 @@
-"""The pictures of an annotation file through one or several models, and their COCO results."""
+"""Sends the pictures of an annotation file to one or several models, and collects their COCO results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Dataset:
 
     @staticmethod
     def read(annotations: Path, folder: Path) -> Dataset:
-        """Read the annotation file; the pictures are not looked at yet.
+        """Read the annotation file; the pictures are not read yet.
 
         Raises:
             ValueError: the file cannot be used; the message says where it is wrong.
@@ -60,7 +60,7 @@ class Dataset:
 
 @dataclass
 class Answers:
-    """What a model answered: detections by image id, and why a picture failed, by its path."""
+    """The answers of a model: detections by image id, and for pictures that failed the reason by path."""
 
     endpoint: Endpoint
     category_of: dict[int, int]
@@ -88,7 +88,7 @@ def ask(
     in_flight: int,
     advance: Callable[[], None],
 ) -> Answers:
-    """Run every picture through a model; a picture that cannot be used is among those that failed.
+    """Send every picture to a model; a picture that cannot be used counts as failed.
 
     Args:
         score_thresh: keep detections whose score is above this.
@@ -97,7 +97,7 @@ def ask(
 
     Raises:
         RcnnError: the server or the model cannot be used at all.
-        ValueError: the model's classes are not the annotated ones.
+        ValueError: an annotated category is not a class of the model.
     """
     with Detector(endpoint.url, endpoint.model) as detector:
         answers = Answers(endpoint, match_classes(detector.info().class_names, dataset.categories))
@@ -125,11 +125,11 @@ def ask(
 
 
 def check_picture(picture: Picture) -> None:
-    """Check that a file is the picture that was annotated; reads no more than its header.
+    """Check that a file is the annotated picture; only its header is read.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no picture, or its upright size is not the annotated one.
+        ValueError: it is not a picture, or its upright size differs from the annotation.
     """
     try:
         with Image.open(picture.path) as image:
@@ -146,7 +146,7 @@ def check_picture(picture: Picture) -> None:
 
 
 def score_all(dataset: Dataset, all_answers: Sequence[Answers]) -> tuple[set[Any], list[Scores]]:
-    """Score each model on the pictures that all of them answered, so that their scores compare.
+    """Score each model on the pictures that all models answered, so that the scores are comparable.
 
     Returns:
         the image ids of these pictures, and the scores in the order of the answers.

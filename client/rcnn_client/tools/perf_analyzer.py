@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer: where it is, how it runs here, its input and its results."""
+"""Finds and runs NVIDIA's perf_analyzer, writes its input and reads its results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """A perf_analyzer that runs, and the folders of the libraries it needs."""
+    """A working perf_analyzer, and the folders of the libraries it needs."""
 
     program: Path
     library_path: str
@@ -50,7 +50,7 @@ class PerfAnalyzer:
             data: what `write_input` wrote.
 
         Raises:
-            PerfAnalyzerError: it ended with an error: a request failed, or too few were answered in time.
+            PerfAnalyzerError: it failed: a request failed, or too few were answered in time.
         """
         report = data.with_name("perf_analyzer.csv")
         report.unlink(missing_ok=True)
@@ -86,10 +86,10 @@ class PerfAnalyzer:
 
 
 def find_perf_analyzer(folder: Path) -> PerfAnalyzer:
-    """Find a perf_analyzer that runs: on PATH, or in this environment, where tritonclient's wheel puts it.
+    """Find a working perf_analyzer: on PATH, or in this environment, where tritonclient's wheel puts it.
 
-    Libraries that the system lacks are taken from installed wheels: NVIDIA's own, or those that a wheel
-    carries for itself under a changed name.
+    Libraries that the system lacks are taken from installed wheels: from NVIDIA's own, or from a wheel that
+    contains a renamed copy.
 
     Args:
         folder: an empty folder for links to libraries, which must last as long as perf_analyzer is used.
@@ -136,7 +136,7 @@ def find_library(name: str, packages: Iterable[Path]) -> Path | None:
 
 
 def write_input(pictures: Iterable[Path], path: Path) -> None:
-    """Write perf_analyzer's input: one request per picture, in turn.
+    """Write perf_analyzer's input: one request per picture.
 
     A BYTES element goes over the wire as a 4-byte little-endian length and its content.
     """
@@ -149,7 +149,7 @@ def write_input(pictures: Iterable[Path], path: Path) -> None:
 
 
 def _reason(said: str) -> str:
-    """The lines that name an error; without one the last line."""
+    """The lines that mention an error, or else the last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     named = [line for line in lines if re.search(r"error|fail|No valid requests", line, re.IGNORECASE)]
     return "perf_analyzer: " + (" ".join(dict.fromkeys(named[:4])) or (lines or ["it said nothing"])[-1])

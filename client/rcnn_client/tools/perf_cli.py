@@ -1,4 +1,4 @@
-"""rcnn-perf: a folder of pictures in; throughput, latency and the share of each step out."""
+"""rcnn-perf: measures throughput, latency and the time of each step with a folder of pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .perf_report import Measurement, latency_table, plot, step_table
 from .triton_statistics import Statistics
 
 PROG = "rcnn-perf"
-MOST_PICTURES = 100  # perf_analyzer holds its whole input in memory
+MAX_PICTURES = 100  # perf_analyzer holds its whole input in memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose_pictures(folder: Path) -> list[Path]:
-    """Pictures of a folder, by file extension; of more than 100 so many, evenly spread over the names.
+    """The pictures of a folder, by file extension; if there are more than 100, every n-th of them by name.
 
     Raises:
         ValueError: there is none.
@@ -61,13 +61,13 @@ def choose_pictures(folder: Path) -> list[Path]:
     extensions = Image.registered_extensions()
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in extensions)
     if not pictures:
-        raise ValueError(f"{folder} holds no picture: expected files as .jpg or .png")
-    count = min(len(pictures), MOST_PICTURES)
+        raise ValueError(f"{folder} holds no picture: expected files such as .jpg or .png")
+    count = min(len(pictures), MAX_PICTURES)
     return [pictures[position * len(pictures) // count] for position in range(count)]
 
 
 def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
-    """Send each picture once; those that fail are named and left out, as perf_analyzer stops at the first."""
+    """Send each picture once; returns those that were answered. perf_analyzer would stop at any other."""
     usable = []
     with progress_bar() as progress, Detector(args.url, args.model) as detector:
         task = progress.add_task("warming up", total=len(pictures))
@@ -83,7 +83,7 @@ def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
 def _measure(
     analyzer: PerfAnalyzer, statistics: Statistics, args: argparse.Namespace
 ) -> tuple[list[Measurement], int]:
-    """Measure each concurrency; one that fails is told, and the next ones are measured. Also the exit code."""
+    """Measure each concurrency; failures are printed. Returns the measurements and the exit code."""
     measurements, code = [], 0
     for concurrency in args.concurrency:
         before = statistics.read()
@@ -103,13 +103,16 @@ def _measure(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Measures a detector on a Triton server with perf_analyzer: throughput, latency, and where "
-        "the time goes inside the server, at one concurrency after the other.",
+        description="Measures a detector on a Triton server with perf_analyzer: throughput, latency, and the "
+        "time spent in each step inside the server, for each concurrency.",
         epilog="Exit code: 0 if everything was measured, 1 if something failed (the reason is on stderr), 2 on "
         "wrong usage.",
     )
     parser.add_argument(
-        "images", type=Path, metavar="FOLDER", help=f"its pictures are sent in turn, {MOST_PICTURES} at most"
+        "images",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder whose pictures are sent, at most {MAX_PICTURES} of them",
     )
     add_server_arguments(parser)
     parser.add_argument(
@@ -118,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[1, 4, 16],
         metavar="N",
-        help="requests in flight (default: 1 4 16)",
+        help="how many requests are at the server at the same time; one or several values (default: 1 4 16)",
     )
     parser.add_argument(
         "--seconds",
@@ -132,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("rcnn-perf"),
         metavar="FOLDER",
-        help="gets input.json (perf_analyzer's input), measurements.json and throughput_latency.png (default: "
+        help="output folder: input.json (perf_analyzer's input), measurements.json and throughput_latency.png (default: "
         "%(default)s)",
     )
     return parser

@@ -1,4 +1,4 @@
-"""What rcnn-perf shows: tables and the plot of throughput against latency."""
+"""The report of rcnn-perf: tables, and a plot of latency over throughput."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .triton_statistics import StepTime
 
 @dataclass(frozen=True)
 class Measurement:
-    """One concurrency: latencies are None where perf_analyzer did not finish."""
+    """The results for one concurrency; latencies are None if perf_analyzer did not finish."""
 
     concurrency: int
     latencies: Latencies | None
@@ -44,9 +44,9 @@ def latency_table(measurements: Sequence[Measurement]) -> Table:
 
 
 def step_table(model: str, measurements: Sequence[Measurement]) -> Table:
-    """Where the time goes inside the server: each step's queue, computing and share, by concurrency.
+    """The time spent inside the server, by concurrency: each step's queue, computing and share.
 
-    Steps are shown without the model's name before theirs.
+    The names of steps are shown without the model's name in front.
     """
     table = Table(title="Inside the server, mean of a request", title_justify="left")
     table.add_column("concurrency", justify="right")
@@ -69,7 +69,7 @@ def step_table(model: str, measurements: Sequence[Measurement]) -> Table:
 
 
 def plot(title: str, measurements: Sequence[Measurement], path: Path) -> None:
-    """Write latency against throughput as PNG, a point per concurrency; nothing where nothing was measured."""
+    """Plot latency over throughput as a PNG, one point per concurrency. Without measurements, write nothing."""
     measured = [(each.concurrency, each.latencies) for each in measurements if each.latencies]
     if not measured:
         return

@@ -1,4 +1,4 @@
-"""Triton's own statistics of a model and of the steps it is composed of."""
+"""Triton's own statistics of a model and of its steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a step did between two readings.
+    """The mean times of a step between two readings.
 
     Attributes:
-        queue_ms, compute_ms: mean per request; computing includes the copies of tensors in and out.
+        queue_ms, compute_ms: mean per request; computing includes copying the input and output tensors.
         images_per_batch: how many images the step ran at once, on average.
     """
 
@@ -53,7 +53,7 @@ class Statistics:
         self._client.close()
 
     def read(self) -> dict[str, Any]:
-        """Counters since the server started, by model: the model's own and its steps'."""
+        """The counters since the server started, by name: those of the model and of its steps."""
         statistics = {}
         for name in {self._model, *self._steps}:
             reply = self._call(self._client.get_inference_statistics, name)
@@ -66,7 +66,7 @@ class Statistics:
         return int(counts[1] - counts[0])
 
     def step_times(self, before: dict[str, Any], after: dict[str, Any]) -> list[StepTime]:
-        """Times of each step between two readings, in the order the data flows."""
+        """The times of each step between two readings, in the order in which the data flows."""
         return [step_time(name, before[name], after[name]) for name in self._steps]
 
     def _call(self, method: Any, name: str) -> Any:
@@ -81,12 +81,12 @@ class Statistics:
 def step_time(name: str, before: Any, after: Any) -> StepTime:
     """Time of a step between two readings of its counters (inference.ModelStatistics)."""
 
-    def grown(field: str) -> tuple[int, float]:
+    def increase(field: str) -> tuple[int, float]:
         durations = [getattr(reading.inference_stats, field) for reading in (before, after)]
         return durations[1].count - durations[0].count, (durations[1].ns - durations[0].ns) / 1e6
 
-    (queued, queue_ms), (computed, infer_ms) = grown("queue"), grown("compute_infer")
-    copies_ms = grown("compute_input")[1] + grown("compute_output")[1]
+    (queued, queue_ms), (computed, infer_ms) = increase("queue"), increase("compute_infer")
+    copies_ms = increase("compute_input")[1] + increase("compute_output")[1]
     batches = after.execution_count - before.execution_count
     images = after.inference_count - before.inference_count
     compute_ms = infer_ms + copies_ms
