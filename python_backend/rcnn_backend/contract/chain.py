@@ -16,6 +16,7 @@ Shapes are those of one image, without the batch axis. A word stands for a size 
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from rcnn_backend.contract.samples import NUM_SAMPLES, SUFFIX
@@ -182,7 +183,8 @@ def samples_of(step: ChainStep, levels: int) -> Tensor:
     return Tensor(step.name + SUFFIX, FP32, (NUM_SAMPLES * len(expand(step.sampled, levels)),))
 
 
-def sample_columns(step: ChainStep, levels: int) -> dict[str, slice]:
+@cache  # it is asked for every batch
+def sample_columns(step: ChainStep, levels: int) -> Mapping[str, slice]:
     """Where the samples of each tensor stand in those that the step sends."""
     names = [tensor.name for tensor in expand(step.sampled, levels)]
     return {name: slice(first * NUM_SAMPLES, (first + 1) * NUM_SAMPLES) for first, name in enumerate(names)}
