@@ -16,7 +16,7 @@ from ._detections import Detections
 from ._errors import RcnnError
 from ._images import ImageInput
 from ._info import DetectorInfo
-from ._options import DetectOptions, Options, Request
+from ._options import DetectOptions, Options, Request, read_options
 from ._results import Result, check_stream, gather, window
 from ._steps import Plan, Run, Sleep, Step
 
@@ -73,16 +73,18 @@ class Detector(BaseDetector):
         Args:
             image: a path, the bytes of an encoded picture, a `PIL.Image` (its EXIF orientation is applied), or
                 a uint8 array [height, width, 3] in RGB order or [height, width] in grey. Files and bytes are
-                sent as they are; pixels are sent without loss.
+                sent as they are; pixels are sent without loss. OpenCV's arrays are in BGR order: pass
+                `frame[:, :, ::-1]`.
             options: see `DetectOptions`.
 
         Raises:
             InvalidImageError: the picture cannot be read, or the server refused it.
             InvalidParameterError: an option is outside its range.
+            TypeError: there is no such option.
             ServerUnavailableError, DeadlineExceededError, CertificateError, AccessDeniedError,
                 ModelNotFoundError, NotADetectorError, ServerError: the server, or the model, cannot answer.
         """
-        return self._run(self._detect_one(image, Options(**options)))
+        return self._run(self._detect_one(image, read_options(options)))
 
     def detect_batch(
         self, images: Iterable[AnyImage], *, in_flight: int = 16, **options: Unpack[DetectOptions]
@@ -118,7 +120,7 @@ class Detector(BaseDetector):
             RcnnError: an error that concerns no single picture, see `detect`.
         """
         check_stream(images, in_flight)
-        return self._stream(images, in_flight, Options(**options))
+        return self._stream(images, in_flight, read_options(options))
 
     def is_ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether at least one server answers now and has loaded the model."""

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ._detections import Detection, Detections
+from ._images import ImageInput, open_image
 
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are exclusive
 Colour = tuple[int, int, int]
@@ -22,20 +23,23 @@ class _Label(NamedTuple):
     colour: Colour
 
 
-def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
+def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     """Draw each detection's box, class name and score on a copy of the picture.
 
     Each class has its own colour. Line width and text size grow with the picture. Each label lies inside the
     picture and, if there is room around its box, does not cover the labels of better detections.
 
     Args:
-        image: the picture that was sent, in any mode; its EXIF orientation is applied.
+        image: the picture that was sent, as `Detector.detect` takes it; its EXIF orientation is applied.
         detections: its boxes, in pixels of the upright picture.
 
     Returns:
         the drawn picture, mode RGB, upright.
+
+    Raises:
+        InvalidImageError: the picture cannot be read or decoded.
     """
-    canvas = _to_rgb(ImageOps.exif_transpose(image))
+    canvas = _to_rgb(ImageOps.exif_transpose(open_image(image)))
     draw = ImageDraw.Draw(canvas)
     short_side = min(canvas.size)
     line_width = max(2, round(short_side / 250))

@@ -102,6 +102,25 @@ def _encode_array(array: NDArray[np.uint8]) -> bytes:
     return _encode_pil(Image.fromarray(_check_array(array)))
 
 
+def open_image(image: ImageInput) -> Image.Image:
+    """A picture that `encode_image` takes, as a loaded `PIL.Image`; EXIF orientation is not yet applied.
+
+    Raises:
+        InvalidImageError: it cannot be read, or Pillow cannot decode it.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(_check_array(image))
+    encoded = encode_image(image)
+    try:
+        opened = Image.open(io.BytesIO(encoded))
+        opened.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidImageError(f"{image_name(image)}: Pillow cannot decode it: {error}") from error
+    return opened
+
+
 def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The array as RGB [height, width, 3]; a view of it, which may not be contiguous.
 

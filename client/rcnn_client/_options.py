@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypedDict
@@ -57,16 +57,34 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("score_thresh", "nms_thresh"):
             thresh = getattr(self, name)
-            if thresh is not None and not 0 <= thresh <= 1:
-                raise InvalidParameterError(f"{name} is {thresh}, expected 0 to 1")
+            if thresh is not None and not (isinstance(thresh, int | float | np.number) and 0 <= thresh <= 1):
+                raise InvalidParameterError(f"{name} is {thresh!r}, expected a number from 0 to 1")
         for name in ("detections_per_img", "top_k"):
             count = getattr(self, name)
-            if count is not None and count < 1:
-                raise InvalidParameterError(f"{name} is {count}, expected at least 1")
-        if isinstance(self.classes, str):
+            if count is not None and not (isinstance(count, int | np.integer) and count >= 1):
+                raise InvalidParameterError(f"{name} is {count!r}, expected an integer, at least 1")
+        if isinstance(self.classes, str) or not isinstance(self.classes, Collection | None):
             raise InvalidParameterError(f"classes is {self.classes!r}, expected a list of names")
         if self.timeout_s is not None:
             Deadline(self.timeout_s)
+        if not isinstance(self.request_id, str):
+            raise InvalidParameterError(f"request_id is {self.request_id!r}, expected a string")
+
+
+def read_options(given: DetectOptions) -> Options:
+    """Check a call's options.
+
+    Raises:
+        TypeError: there is no such option; the message lists those that there are.
+        InvalidParameterError: an option is outside its range.
+    """
+    known = [field.name for field in dataclasses.fields(Options)]
+    if unknown := [name for name in given if name not in known]:
+        raise TypeError(
+            f"unknown option {', '.join(unknown)}: the options are {', '.join(known)}; detect_batch and "
+            "detect_stream also take in_flight"
+        )
+    return Options(**given)
 
 
 class Request:
@@ -88,7 +106,7 @@ class Request:
                     f"detections_per_img is {options.detections_per_img}, expected 1 to "
                     f"{contract.max_detections}, the most that the model was exported for"
                 )
-            self.parameters["detections_per_img"] = operator.index(options.detections_per_img)
+            self.parameters["detections_per_img"] = int(options.detections_per_img)
         known = contract.class_names[1:]
         if unknown := [name for name in options.classes or () if name not in known]:
             raise InvalidParameterError(
@@ -97,11 +115,6 @@ class Request:
 
     def keep(self, found: Detections) -> Detections:
         """The best `top_k` detections of the wanted classes."""
-        if self.options.classes is None and self.options.top_k is None:
-            return found
-        wanted = np.ones(len(found), bool)
         if self.options.classes is not None:
-            wanted = np.isin(found.class_names, list(self.options.classes))
-        rows = np.flatnonzero(wanted)[: self.options.top_k]
-        names = [found.class_names[row] for row in rows]
-        return Detections(found.boxes[rows], found.scores[rows], found.labels[rows], names)
+            found = found[np.isin(found.class_names, list(self.options.classes))]
+        return found[: self.options.top_k]

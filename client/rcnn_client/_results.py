@@ -11,11 +11,12 @@ from PIL import Image
 
 from ._detections import Detections
 from ._errors import BatchError, InvalidParameterError, RcnnError
+from ._images import image_name
 
 AnyImage = TypeVar("AnyImage")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result(Generic[AnyImage]):
     """One picture of a stream, and its answer.
 
@@ -26,6 +27,9 @@ class Result(Generic[AnyImage]):
 
     image: AnyImage
     answer: Detections | RcnnError
+
+    def __repr__(self) -> str:
+        return f"<Result of {image_name(self.image, type(self.image).__name__)}: {self.answer!r}>"
 
     @property
     def error(self) -> RcnnError | None:

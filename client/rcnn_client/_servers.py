@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from ._connection import Connection
@@ -38,8 +39,8 @@ class Deadline:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        if not 0 < timeout_s < float("inf"):
-            raise InvalidParameterError(f"timeout_s is {timeout_s}, expected a positive number of seconds")
+        if not (isinstance(timeout_s, int | float | np.number) and 0 < timeout_s < float("inf")):
+            raise InvalidParameterError(f"timeout_s is {timeout_s!r}, expected a positive number of seconds")
         self.timeout_s = timeout_s
         self._end = time.monotonic() + timeout_s
 

@@ -21,7 +21,7 @@ from ._detections import Detections
 from ._errors import RcnnError
 from ._images import ImageInput
 from ._info import DetectorInfo
-from ._options import DetectOptions, Options, Request
+from ._options import DetectOptions, Options, Request, read_options
 from ._results import Result, check_stream, gather, window
 from ._steps import Plan, Run, Sleep, Step
 
@@ -60,7 +60,7 @@ class Detector(BaseDetector):
 
     async def detect(self, image: ImageInput, **options: Unpack[DetectOptions]) -> Detections:
         """As `rcnn_client.Detector.detect`."""
-        return await self._run(self._detect_one(image, Options(**options)))
+        return await self._run(self._detect_one(image, read_options(options)))
 
     async def detect_batch(
         self,
@@ -84,7 +84,7 @@ class Detector(BaseDetector):
         `images` is read in a separate task. If it is not an async iterable, it is read in a thread.
         """
         check_stream(images, in_flight)
-        return self._stream(images, in_flight, Options(**options))
+        return self._stream(images, in_flight, read_options(options))
 
     async def is_ready(self, *, timeout_s: float | None = None) -> bool:
         """As `rcnn_client.Detector.is_ready`."""

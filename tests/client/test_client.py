@@ -215,13 +215,35 @@ def test_classes_and_top_k_are_kept_by_the_client(server, png):
             ({"classes": ["class 7", "cat"]}, "classes has 'cat', expected some of: class 1, class 2"),
             ({"classes": ["__background__"]}, "classes has '__background__'"),
             ({"classes": "class 7"}, "expected a list of names"),
-            ({"top_k": 0}, "top_k is 0, expected at least 1"),
+            ({"classes": 7}, "expected a list of names"),
+            ({"top_k": 0}, "top_k is 0, expected an integer, at least 1"),
+            ({"top_k": 1.5}, "top_k is 1.5, expected an integer"),
+            ({"detections_per_img": "3"}, "detections_per_img is '3', expected an integer"),
+            ({"score_thresh": "0.5"}, "score_thresh is '0.5', expected a number from 0 to 1"),
             ({"timeout_s": 0}, "timeout_s is 0, expected a positive"),
+            ({"timeout_s": "5"}, "timeout_s is '5', expected a positive"),
+            ({"request_id": 5}, "request_id is 5, expected a string"),
         ]:
             with pytest.raises(InvalidParameterError, match=reason):
                 detector.detect(png(7), **options)
-        with pytest.raises(TypeError, match="threshold"):
-            detector.detect(png(7), threshold=0.5)
+
+
+@pytest.mark.parametrize("method", ["detect", "detect_batch", "detect_stream"])
+def test_an_unknown_option_names_the_known_ones(method):
+    with Detector("localhost:1") as detector, pytest.raises(TypeError) as caught:
+        getattr(detector, method)([], threshold=0.5, conf=1)
+    assert str(caught.value) == (
+        "unknown option threshold, conf: the options are score_thresh, nms_thresh, detections_per_img, classes, "
+        "top_k, timeout_s, request_id; detect_batch and detect_stream also take in_flight"
+    )
+
+
+def test_an_opencv_frame_with_its_channels_reversed_arrives_as_rgb(server):
+    server.add_pixels_model()
+    frame = np.zeros((4, 6, 3), np.uint8)
+    frame[:] = (0, 0, 9)  # red in OpenCV's BGR order
+    with Detector(server.url) as detector:
+        assert detector.detect(frame[:, :, ::-1])[0].class_name == "class 9"
 
 
 def test_request_ids(server, png):

@@ -1,9 +1,11 @@
 """What `draw_detections` puts on a picture, judged by its pixels."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from rcnn_client import Detections, draw_detections
+from rcnn_client import Detections, InvalidImageError, draw_detections
 
 GREY = (120, 120, 120)
 
@@ -108,3 +110,33 @@ def test_other_modes(mode):
     )
     drawn = draw_detections(image, detections(((20, 30, 60, 50), 0.9, 1)))
     assert drawn.mode == "RGB" and np.abs(np.asarray(drawn)[0, 0].astype(int) - 120).max() < 3
+
+
+def test_a_picture_is_taken_in_every_form_that_detect_takes(tmp_path):
+    image, found = Image.new("RGB", (80, 60), GREY), detections(((20, 30, 60, 50), 0.9, 1))
+    image.save(path := tmp_path / "photo.png")
+    expected = np.asarray(draw_detections(image, found))
+    grey = np.asarray(image)[:, :, 0]
+    for form in (path, str(path), path.read_bytes(), np.asarray(image), grey, grey[:, :, None]):
+        assert np.array_equal(np.asarray(draw_detections(form, found)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("missing.jpg", None, "cannot be read: No such file"),
+        ("text.jpg", b"no picture", "Pillow cannot decode it: cannot identify image file"),
+        ("cut.png", "cut short", "Pillow cannot decode it: "),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_on(tmp_path, name, content, reason):
+    if content == "cut short":
+        buffer = io.BytesIO()
+        Image.effect_noise((90, 90), 50).save(buffer, "PNG")
+        content = buffer.getvalue()[:2000]
+    if content:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidImageError, match=f"{name}: {reason}"):
+        draw_detections(tmp_path / name, detections())
+    with pytest.raises(InvalidImageError, match="expected uint8"):
+        draw_detections(np.zeros((4, 4, 3)), detections())

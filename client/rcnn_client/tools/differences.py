@@ -5,6 +5,7 @@ n, m: number of detections of the first and of the second model. Boxes are x1, y
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +104,8 @@ def draw_side_by_side(image: Image.Image, panels: list[tuple[str, Detections]], 
 
 
 def _shown(detections: Detections, scale: float) -> Detections:
-    rows = np.flatnonzero(detections.scores >= SHOWN_SCORE)
-    names = [detections.class_names[row] for row in rows]
-    boxes = detections.boxes[rows] * np.float32(scale)
-    return Detections(boxes, detections.scores[rows], detections.labels[rows], names)
+    shown = detections[detections.scores >= SHOWN_SCORE]
+    return dataclasses.replace(shown, boxes=shown.boxes * np.float32(scale))
 
 
 def _write(
