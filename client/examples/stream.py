@@ -26,7 +26,7 @@ def main() -> int:
                 print(result.error, file=sys.stderr)
                 continue
             found = [detection._asdict() for detection in result.detections]
-            print(json.dumps({"picture": result.image.name, "detections": found}))
+            print(json.dumps({"file": result.image.name, "detections": found}))
     return 1 if failed else 0
 
 

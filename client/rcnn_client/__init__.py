@@ -7,49 +7,20 @@
 `rcnn_client.aio` has the same `Detector` for asyncio.
 """
 
-from ._client import Detector
-from ._connection import TLSConfig
-from ._detections import Detection, Detections
-from ._draw import draw_detections
-from ._errors import (
-    AccessDeniedError,
-    BatchError,
-    CertificateError,
-    DeadlineExceededError,
-    DetectorClosedError,
-    InvalidImageError,
-    InvalidParameterError,
-    ModelNotFoundError,
-    NotADetectorError,
-    RcnnError,
-    ServerError,
-    ServerUnavailableError,
-)
-from ._images import ImageInput
-from ._info import DetectorInfo
-from ._options import DetectOptions
-from ._results import Result
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AccessDeniedError",
-    "BatchError",
-    "CertificateError",
-    "DeadlineExceededError",
-    "DetectOptions",
-    "Detection",
-    "Detections",
-    "Detector",
-    "DetectorClosedError",
-    "DetectorInfo",
-    "ImageInput",
-    "InvalidImageError",
-    "InvalidParameterError",
-    "ModelNotFoundError",
-    "NotADetectorError",
-    "RcnnError",
-    "Result",
-    "ServerError",
-    "ServerUnavailableError",
-    "TLSConfig",
-    "draw_detections",
-]
+if TYPE_CHECKING:
+    from ._api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when one is first asked for: that takes a second, and `--help` needs none of them."""
+    api = import_module("._api", __name__)
+    if name != "__all__" and name not in api.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__getattr__("__all__")]

@@ -87,7 +87,7 @@ class Detector(BaseDetector):
         return self._run(self._detect_one(image, read_options(options)))
 
     def detect_batch(
-        self, images: Iterable[AnyImage], *, in_flight: int = 16, **options: Unpack[DetectOptions]
+        self, images: Iterable[ImageInput], *, in_flight: int = 16, **options: Unpack[DetectOptions]
     ) -> list[Detections]:
         """Detect in several pictures, one request each; the answers come back in their order.
 

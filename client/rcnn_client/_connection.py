@@ -38,14 +38,15 @@ class TLSConfig:
     """An encrypted connection; each file is PEM.
 
     Attributes:
-        root_certificates: file with the authorities that may have signed the server's certificate; None means
-            the usual public authorities.
-        certificate, private_key: files of the client's own certificate, if the server asks for one (mutual TLS).
+        ca: file with the authorities that may have signed the server's certificate; None means the usual
+            public authorities.
+        cert, key: files of the client's own certificate and its private key, if the server asks for one
+            (mutual TLS).
     """
 
-    root_certificates: FilePath | None = None
-    certificate: FilePath | None = None
-    private_key: FilePath | None = None
+    ca: FilePath | None = None
+    cert: FilePath | None = None
+    key: FilePath | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Read and check the files.
@@ -53,15 +54,15 @@ class TLSConfig:
         Raises:
             InvalidParameterError: a file cannot be read or has another content, or one of a pair is missing.
         """
-        if (self.certificate is None) != (self.private_key is None):
-            raise InvalidParameterError("tls: certificate and private_key belong together; one was given")
+        if (self.cert is None) != (self.key is None):
+            raise InvalidParameterError("tls: cert and key belong together; one was given")
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            if self.root_certificates is not None:
-                context.load_verify_locations(self.root_certificates)
-            if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.private_key, password="")
-            files = (self.root_certificates, self.private_key, self.certificate)
+            if self.ca is not None:
+                context.load_verify_locations(self.ca)
+            if self.cert is not None:
+                context.load_cert_chain(self.cert, self.key, password="")
+            files = (self.ca, self.key, self.cert)
             return grpc.ssl_channel_credentials(*(path and Path(path).read_bytes() for path in files))
         except (OSError, ssl.SSLError) as error:  # an SSLError is an OSError without a file name
             raise InvalidParameterError(

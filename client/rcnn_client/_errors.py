@@ -105,7 +105,7 @@ def from_transport(
     if status == "UNAVAILABLE" and "handshake failed" in said:
         return CertificateError(
             f"{about}no secure connection to {url}: {said}. Was the server's certificate signed by one of "
-            "tls.root_certificates, for this host name, and does the server use TLS?"
+            "tls.ca, for this host name, and does the server use TLS?"
         )
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in said:
         return AccessDeniedError(f"{about}{url} refuses the call: {said}. Give it with Detector(headers=...)")
@@ -135,7 +135,7 @@ def _advice(said: str, uses_tls: bool) -> str:
     if not _hung_up(said):
         return "Is the server running there, and is this its gRPC port (8001 unless changed)?"
     if uses_tls:
-        return "Does it ask for a client certificate, and does it trust the one of tls.certificate?"
+        return "Does it ask for a client certificate, and does it trust tls.cert?"
     return "Does it expect TLS (Detector(tls=TLSConfig(...)))?"
 
 

@@ -64,7 +64,7 @@ class Detector(BaseDetector):
 
     async def detect_batch(
         self,
-        images: Iterable[AnyImage] | AsyncIterable[AnyImage],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
         in_flight: int = 16,
         **options: Unpack[DetectOptions],

@@ -165,9 +165,9 @@ def test_waits_double_up_to_a_limit():
 def test_certificates_are_checked_before_any_call(tmp_path):
     (tmp_path / "empty.pem").touch()
     for tls, reason in [
-        (TLSConfig(root_certificates=tmp_path / "none.pem"), "No such file"),
-        (TLSConfig(root_certificates=tmp_path / "empty.pem"), "expected PEM files"),
-        (TLSConfig(certificate="client.pem"), "certificate and private_key belong together"),
+        (TLSConfig(ca=tmp_path / "none.pem"), "No such file"),
+        (TLSConfig(ca=tmp_path / "empty.pem"), "expected PEM files"),
+        (TLSConfig(cert="client.pem"), "cert and key belong together"),
     ]:
         with pytest.raises(InvalidParameterError, match=reason):
             Detector(tls=tls)

@@ -4,7 +4,10 @@ import grpc
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from rcnn_client import Detections
 from rcnn_client.tools.detect_cli import main
+from rcnn_client.tools.detect_outputs import table
+from rich.cells import cell_len
 
 RED = 3  # what the fake server labels "class 3"
 
@@ -21,7 +24,7 @@ def test_table(server, photo, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         f"{photo}: 2 detections",
-        "  label    score       x1       y1       x2       y2",
+        "  class    score       x1       y1       x2       y2",
         "  class 3  0.900      0.0      0.0    320.0    240.0",
         "  class 3  0.600      0.0      0.0    320.0    240.0",
     ]
@@ -29,7 +32,7 @@ def test_table(server, photo, capsys):
 
 
 def test_threshold_and_no_detections(server, photo, capsys):
-    assert main([str(photo), "--url", server.url, "--threshold", "0.95"]) == 0
+    assert main([str(photo), "--url", server.url, "--score-thresh", "0.95"]) == 0
     assert capsys.readouterr().out == f"{photo}: no detections\n"
     assert server.requests[0].parameters["score_thresh"].double_param == 0.95
 
@@ -103,8 +106,8 @@ def test_a_server_that_fails(server, photo, capsys):
     ("arguments", "reason"),
     [
         ([], "PICTURE"),
-        (["{photo}", "--threshold", "1.5"], "1.5 is not between 0 and 1"),
-        (["{photo}", "--threshold", "high"], "invalid probability"),
+        (["{photo}", "--score-thresh", "1.5"], "1.5 is not between 0 and 1"),
+        (["{photo}", "--score-thresh", "high"], "invalid probability"),
         (["{photo}", "--out", "boxed.xyz"], "expected a folder, or a file such as .png"),
         (["{photo}", "--out", "{photo}"], "would overwrite a picture"),
         (["{photo}", "other.jpg", "--out", "boxed.png"], "several pictures need a folder"),
@@ -112,7 +115,7 @@ def test_a_server_that_fails(server, photo, capsys):
         (["{photo}", "--unknown"], "--unknown"),
         (["{photo}", "--out", "-", "--json", "-"], "only one of"),
         (["{photo}", "--resume"], "--resume needs --json FILE"),
-        (["{photo}", "--annotations", "a.json"], "--annotations needs --coco"),
+        (["{photo}", "--annotations", "a.json"], "--annotations only gives --coco its ids"),
         (["{photo}", "--header", "token"], "'token' is not 'NAME: VALUE'"),
         (["nowhere/*.jpg"], "nowhere/*.jpg: no file has such a name"),
         (["-", "-"], "stdin holds one picture"),
@@ -128,10 +131,11 @@ def test_wrong_usage(server, photo, capsys, arguments, reason):
     assert server.requests == []
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
-    out = capsys.readouterr().out
-    for option in ("--url", "--model", "--threshold", "--out", "exit codes"):
-        assert option in out
+def test_a_long_class_name_leaves_the_table_80_columns():
+    names = ["a name of a class that is longer than the table has room for", "犬" * 20, "cat"]
+    boxes = np.array([[0, 0, 4000, 3000]] * 3, np.float32)
+    found = Detections(boxes, np.ones(3, np.float32), np.array([1, 2, 3]), names)
+    _, *lines = table("photo.jpg", found).splitlines()
+    assert {cell_len(line) for line in lines} == {80}
+    assert lines[1].startswith("  a name of a class that is longer t…  1.000 ")
+    assert lines[2].startswith(f"  {'犬' * 17}…  1.000 ")

@@ -36,11 +36,11 @@ def test_a_folder_in_order_as_json(server, folder, tmp_path, capsys):
     assert lines[4] == {
         "file": f"{folder}/sub/5.png",
         "detections": [
-            {"class": "class 5", "label": 5, "score": 0.9, "box": [0.0, 0.0, 40.0, 30.0]},
-            {"class": "class 5", "label": 5, "score": 0.6, "box": [0.0, 0.0, 40.0, 30.0]},
+            {"class_name": "class 5", "label": 5, "score": 0.9, "box": [0.0, 0.0, 40.0, 30.0]},
+            {"class_name": "class 5", "label": 5, "score": 0.6, "box": [0.0, 0.0, 40.0, 30.0]},
         ],
         "model": "faster_rcnn",
-        "threshold": 0.5,
+        "score_thresh": 0.5,
         "classes": None,
     }
     assert capsys.readouterr() == ("", "")
@@ -124,8 +124,8 @@ def test_a_journal_of_another_run_is_refused(server, folder, tmp_path, capsys):
     assert main(command) == 0
     before = journal.read_text()
     for change, reason in (
-        (["--threshold", "0.7"], 'line 1 was written with model "faster_rcnn", threshold 0.5'),
-        (["--classes", "class 1"], 'this run has model "faster_rcnn", threshold 0.5, classes ["class 1"]'),
+        (["--score-thresh", "0.7"], 'line 1 was written with model "faster_rcnn", score_thresh 0.5'),
+        (["--classes", "class 1"], 'this run has model "faster_rcnn", score_thresh 0.5, classes ["class 1"]'),
     ):
         with pytest.raises(SystemExit):
             main([*command, *change])
@@ -141,7 +141,7 @@ def test_a_journal_of_another_run_is_refused(server, folder, tmp_path, capsys):
 def test_coco_by_order_and_label(server, folder, tmp_path):
     out = tmp_path / "results.json"
     (folder / "2.png").write_bytes(b"not a picture")  # keeps its number
-    assert main([str(folder), "--url", server.url, "--coco", str(out), "--threshold", "0.8"]) == 1
+    assert main([str(folder), "--url", server.url, "--coco", str(out), "--score-thresh", "0.8"]) == 1
     records = json.loads(out.read_text())
     assert [(record["image_id"], record["category_id"]) for record in records] == [
         (1, 1), (3, 3), (4, 4), (5, 5), (6, 6),
@@ -175,10 +175,22 @@ def test_coco_with_the_ids_of_an_annotation_file(metadata, server, folder, tmp_p
     out = ["--coco", str(tmp_path / "results.json"), "--annotations", str(tmp_path / "instances.json")]
     assert main([f"{folder}/1.png", f"{folder}/2.png", f"{folder}/sub", "--url", server.url, *out]) == 1
     assert f"{folder}/2.png: is not in {tmp_path}/instances.json" in capsys.readouterr().err
+    assert len(server.requests) == 3  # 2.png was not sent
     records = json.loads((tmp_path / "results.json").read_text())
     assert [(record["image_id"], record["category_id"]) for record in records] == [(105, 50)] * 2 + [
         (106, 60)
     ] * 2
+
+    # The lines of JSON need no ids.
+    pictures = [f"{folder}/1.png", f"{folder}/2.png", f"{folder}/sub", "--url", server.url]
+    journal = ["--json", str(tmp_path / "found.jsonl"), "--resume"]
+    for num_sent in (4, 0):
+        server.requests.clear()
+        assert main([*pictures, *journal, *out]) == 1
+        assert len(server.requests) == num_sent
+        assert f"{folder}/2.png: is not in {tmp_path}/instances.json" in capsys.readouterr().err
+        assert labels(lines_of(tmp_path / "found.jsonl")) == [1, 2, 5, 6]
+        assert json.loads((tmp_path / "results.json").read_text()) == records
 
 
 def test_nothing_found_is_an_empty_list(server, tmp_path, png):

@@ -65,9 +65,10 @@ def test_scores_by_hand(dataset, run, server, tmp_path, capsys):
     assert run() == 0
     assert {request.parameters["score_thresh"].double_param for request in server.requests} == {0.001}
     (scores,) = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (scores["url"], scores["model"]) == (server.url, "faster_rcnn")
     assert scores["classes"] == {
-        "class 3": pytest.approx({"boxes": 1, "ap": 1, "ap50": 1, "ap75": 1}),
-        "class 5": pytest.approx({"boxes": 1, "ap": 0.5, "ap50": 1, "ap75": 0}),
+        "class 3": pytest.approx({"num_boxes": 1, "ap": 1, "ap50": 1, "ap75": 1}),
+        "class 5": pytest.approx({"num_boxes": 1, "ap": 0.5, "ap50": 1, "ap75": 0}),
     }
     assert [scores[metric] for metric in ("ap", "ap50", "ap75")] == pytest.approx([0.75, 1, 0.5])
     # 20x20 px is small, 72x50 px is medium.
@@ -84,7 +85,7 @@ def test_scores_by_hand(dataset, run, server, tmp_path, capsys):
 
 def test_results_are_cocos(dataset, run, server, tmp_path):
     dataset(TWO)
-    run("--score-thresh", "0.5", "--concurrency", "1")
+    run("--score-thresh", "0.5", "--in-flight", "1")
     assert {request.parameters["score_thresh"].double_param for request in server.requests} == {0.5}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results == [
@@ -96,10 +97,10 @@ def test_results_are_cocos(dataset, run, server, tmp_path):
         assert plot.width > 1000
 
 
-def test_no_more_than_the_concurrency_at_once(dataset, run, server):
+def test_no_more_than_so_many_in_flight(dataset, run, server):
     server.delay_s = lambda label: 0.02
     dataset([(3, (20, 20), [0, 0, 20, 20])] * 20)
-    assert run("--concurrency", "3") == 0
+    assert run("--in-flight", "3") == 0
     assert server.most_in_flight == 3 and len(server.requests) == 20
 
 
@@ -215,7 +216,7 @@ def test_against_another_model(dataset, run, server, tmp_path, capsys):
     dataset(TWO)
     (tmp_path / "out" / "differences").mkdir(parents=True)
     (tmp_path / "out" / "differences" / "01_stale.png").touch()
-    assert run("--against", "other", "--concurrency", "1") == 0
+    assert run("--against", "other", "--in-flight", "1") == 0
     first, second = json.loads((tmp_path / "out" / "scores.json").read_text())
     # 80 of 100 px, 72 annotated: IoU 0.9, right at all but 0.95.
     assert (first["ap"], second["ap"]) == (pytest.approx(0.75), pytest.approx(0.95))
@@ -244,7 +245,7 @@ def test_a_picture_that_one_of_two_models_failed_on_is_scored_for_neither(datase
         return 0.0
 
     server.delay_s = fail_once
-    assert run("--against", server.url, "--concurrency", "1") == 1
+    assert run("--against", server.url, "--in-flight", "1") == 1
     for scores in json.loads((tmp_path / "out" / "scores.json").read_text()):
-        assert scores["classes"]["class 3"]["boxes"] == 0
+        assert scores["classes"]["class 3"]["num_boxes"] == 0
         assert scores["ap"] == pytest.approx(0.5)

@@ -58,9 +58,10 @@ def test_difference_by_hand():
 @pytest.mark.parametrize(
     ("command", "package"), [("eval", "pycocotools"), ("eval", "matplotlib"), ("perf", "rich")]
 )
-def test_a_missing_extra_is_one_line(command, package):
+def test_a_missing_extra_is_one_line(command, package, tmp_path):
+    arguments = ["instances.json", str(tmp_path)][command == "perf" :]
     code = (
-        f"import sys; sys.modules[{package!r}] = None; "
+        f"import sys; sys.argv[1:] = {arguments}; sys.modules[{package!r}] = None; "
         f"from rcnn_client.tools import rcnn_{command}; sys.exit(rcnn_{command}())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -177,7 +177,7 @@ def test_the_streaming_example(both_ensembles: RunningServer, tmp_path: Path) ->
     (tmp_path / "corrupt.jpg").write_bytes(PICTURES[0].read_bytes()[:300])
     done = run_example("stream.py", tmp_path, "--url", both_ensembles.grpc_url, "--model", "digits")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["picture"] for line in lines] == [path.name for path in PICTURES]
+    assert [line["file"] for line in lines] == [path.name for path in PICTURES]
     assert all(line["detections"][0]["class_name"] in "0123456789" for line in lines)
     assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path}/corrupt.jpg: ")
 

@@ -42,7 +42,7 @@ def test_a_folder_drawn_as_json_and_as_coco(both_ensembles: RunningServer, tmp_p
     with Detector(both_ensembles.grpc_url, "digits") as detector:
         for picture, line in zip(pictures, lines, strict=True):
             found = detector.detect(picture, score_thresh=0.5)
-            assert len(found) and [each["class"] for each in line["detections"]] == found.class_names
+            assert len(found) and [each["class_name"] for each in line["detections"]] == found.class_names
             assert [each["score"] for each in line["detections"]] == pytest.approx(
                 found.scores.tolist(), abs=1e-5
             )
@@ -80,7 +80,7 @@ def test_a_video(both_ensembles: RunningServer, tmp_path: Path, capsys: pytest.C
     )
     assert len(frames) == 3 and expected
     for line in frames:  # MJPG loses a little
-        assert sorted(each["class"] for each in line["detections"] if each["score"] > 0.8) == expected
+        assert sorted(each["class_name"] for each in line["detections"] if each["score"] > 0.8) == expected
     with Image.open(tmp_path / "frames" / "clip_000002.jpg") as drawn, Image.open(picture) as sent:
         difference = np.abs(np.asarray(drawn, float) - np.asarray(sent.convert("RGB"), float))
         assert np.median(difference) < 10

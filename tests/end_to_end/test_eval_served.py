@@ -107,7 +107,7 @@ def test_perf(
 ) -> None:
     pictures = annotations.parent
     arguments = ["--url", server.grpc_url, "--model", "digits", "--seconds", "3", "--out", str(tmp_path)]
-    assert perf_cli.main([str(pictures), *arguments, "--concurrency", "1", "3"]) == 0
+    assert perf_cli.main([str(pictures), *arguments, "--in-flight", "1", "3"]) == 0
 
     data = json.loads((tmp_path / "input.json").read_text())["data"]
     sent = [base64.b64decode(entry["image"]["b64"]) for entry in data]
@@ -115,13 +115,13 @@ def test_perf(
     assert all(int.from_bytes(element[:4], "little") == len(element) - 4 for element in sent)
 
     measured = json.loads((tmp_path / "measurements.json").read_text())
-    assert [each["concurrency"] for each in measured] == [1, 3]
+    assert [each["in_flight"] for each in measured] == [1, 3]
     for each in measured:
         latencies = each["latencies"]
         assert 0 < latencies["p50_ms"] <= latencies["p90_ms"] <= latencies["p99_ms"]
         # Little's law: in flight = throughput x latency.
         in_flight = latencies["images_per_s"] * latencies["p50_ms"] / 1000
-        assert in_flight == pytest.approx(each["concurrency"], rel=0.5)
+        assert in_flight == pytest.approx(each["in_flight"], rel=0.5)
         assert each["num_failed"] == 0
         assert [step["name"] for step in each["steps"]] == [
             f"digits_{step}" for step in ("preprocess", "rpn", "proposals", "header", "detections")
@@ -143,7 +143,7 @@ def test_perf_names_a_bad_picture_and_measures_the_others(
     for path in sorted(annotations.parent.glob("*.jpg"))[:2]:
         shutil.copy(path, pictures)
     (pictures / "broken.jpg").write_bytes(b"no picture")
-    arguments = ["--url", server.grpc_url, "--model", "digits", "--seconds", "2", "--concurrency", "1"]
+    arguments = ["--url", server.grpc_url, "--model", "digits", "--seconds", "2", "--in-flight", "1"]
     assert perf_cli.main([str(pictures), *arguments, "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert f"rcnn-perf: {pictures / 'broken.jpg'}: " in err and "not an image of a known format" in err

@@ -1,4 +1,4 @@
-"""The commands rcnn-eval and rcnn-perf; the packages they need are extras of the client."""
+"""The commands rcnn-detect, rcnn-eval and rcnn-perf; rcnn-eval and rcnn-perf need extras of the client."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import importlib
 import sys
 
 
+def rcnn_detect() -> int:
+    """Run rcnn-detect; returns its exit code."""
+    return _run("detect")
+
+
 def rcnn_eval() -> int:
     """Run rcnn-eval; returns its exit code."""
-    return _run("eval", "rcnn_client.tools.eval_cli")
+    return _run("eval")
 
 
 def rcnn_perf() -> int:
     """Run rcnn-perf; returns its exit code."""
-    return _run("perf", "rcnn_client.tools.perf_cli")
+    return _run("perf")
 
 
-def _run(name: str, module: str) -> int:
-    """Run the `main` of a module; if a package of the extra `name` is missing, say how to install it."""
+def _run(name: str) -> int:
+    """Run a command's `main`; if a package of the extra `name` is missing, say how to install it."""
+    # --help, --version and wrong usage end here, before the imports that take a second
+    importlib.import_module(f"{__name__}.{name}_arguments").parse(None)
     try:
-        main = importlib.import_module(module).main
+        main = importlib.import_module(f"{__name__}.{name}_cli").main
     except ModuleNotFoundError as error:
         package = (error.name or "rcnn_client").partition(".")[0]
-        if package == "rcnn_client":
+        if name == "detect" or package == "rcnn_client":
             raise
         print(
             f"rcnn-{name}: {package} is not installed; install what this command needs with "

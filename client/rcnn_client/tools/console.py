@@ -1,8 +1,7 @@
-"""What the tools share: arguments, the progress bar, and messages on stderr."""
+"""What the commands print on stderr: the progress bar and messages."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from rich.console import Console
@@ -36,34 +35,7 @@ def progress_bar() -> Progress:
 
 def complain(prog: str, error: object) -> int:
     """Print on stderr what went wrong; returns the exit code, 1."""
+    if isinstance(error, OSError) and error.filename is not None:  # str(error) would begin with [Errno 2]
+        error = f"{error.filename}: {error.strerror}"
     print(f"{prog}: {error}", file=sys.stderr)
     return 1
-
-
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--url` and `--model`, as rcnn-detect has them."""
-    parser.add_argument(
-        "--url",
-        default="localhost:8001",
-        metavar="HOST:PORT",
-        help="gRPC address of the server (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
-    )
-
-
-def positive(text: str) -> int:
-    """Parse a whole number, at least 1; if the text is not a number, argparse shows this function's name."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def probability(text: str) -> float:
-    """Parse a number from 0 to 1; if the text is not a number, argparse shows this function's name."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value

@@ -6,31 +6,37 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import TLSConfig
-from .console import positive, probability
-from .detect_inputs import STDIO
+from .arguments import STDIO, add_in_flight, add_version, probability, seconds
 
 PROG = "rcnn-detect"
 
 _DESCRIPTION = """\
-Finds objects in pictures and videos, and prints the label, score (0 to 1) and box (x1, y1, x2, y2
-in pixels) of each. A detection server does the work (NVIDIA Triton, started for example with
-rcnn-serve). This command only sends it the pictures, so it needs no GPU and no weights."""
+Finds objects in pictures and videos, and prints the class, score (0 to 1) and
+box (x1, y1, x2, y2 in pixels) of each. A detection server does the work
+(NVIDIA Triton, started for example with rcnn-serve). This command only sends
+it the pictures, so it needs no GPU and no weights."""
 
 _EPILOG = """\
 examples:
-  rcnn-detect photo.jpg --out boxed.png             a table, and the picture with its boxes drawn
-  rcnn-detect photos/ --out drawn/ --threshold 0.7  every picture of a folder and its subfolders
-  rcnn-detect photos/ --json found.jsonl --resume   one line of JSON per picture; continues where it stopped
+  rcnn-detect photo.jpg --out boxed.png
+      a table, and the picture with its boxes drawn
+  rcnn-detect photos/ --out drawn/ --score-thresh 0.7
+      every picture of a folder and its subfolders
+  rcnn-detect photos/ --json found.jsonl --resume
+      one line of JSON per picture; continues where it stopped
   rcnn-detect 'day*/*.png' --coco results.json --annotations instances.json
+      COCO results, with the ids of an annotation file
   rcnn-detect clip.mp4 --classes person,dog --out frames/
-  rcnn-detect camera:0 --json -                     until Ctrl-C
+      only some classes; every frame of a video
+  rcnn-detect camera:0 --json -
+      until Ctrl-C
   cat photo.jpg | rcnn-detect - --out - > boxed.png
 
 exit codes:
-  0  every picture was answered
-  1  a picture failed (stderr says which and why; the others were still sent), or the server failed
-  2  wrong usage
+  0    every picture was answered
+  1    a picture failed (stderr says which and why; the others were still
+       sent), or the server failed
+  2    wrong usage
   130  interrupted with Ctrl-C; the output up to that point is complete
 """
 
@@ -45,15 +51,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     if args.resume and args.json in (None, STDIO):
         parser.error("--resume needs --json FILE, the results of the earlier run")
     if args.annotations and args.coco is None:
-        parser.error("--annotations needs --coco: it gives the ids for that file")
+        parser.error("--annotations only gives --coco its ids; add --coco FILE, or leave it out")
     return parser, args
-
-
-def tls_config(args: argparse.Namespace) -> TLSConfig | None:
-    """The certificates that the arguments name; None means no encryption."""
-    if not (args.tls or args.tls_ca or args.tls_cert or args.tls_key):
-        return None
-    return TLSConfig(args.tls_ca, args.tls_cert, args.tls_key)
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -84,13 +83,16 @@ def _parser() -> argparse.ArgumentParser:
         "stdin",
     )
 
+    add_version(parser)
+
     what = parser.add_argument_group("what is kept")
     what.add_argument(
-        "--threshold",
+        "--score-thresh",
         type=probability,
         default=0.5,
         metavar="0..1",
-        help="keep detections whose score is above this (default: %(default)s)",
+        help="keep detections whose score is above this (default: %(default)s, which suits reading; in Python the "
+        "default is the model's own threshold, 0.05 in torchvision)",
     )
     what.add_argument(
         "--classes",
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     where = parser.add_argument_group(
-        "what is written (by default a table on stdout; not with --json, --coco or --out -)"
+        "what is written (a table on stdout, unless --json, --coco or --out - is given)"
     )
     where.add_argument(
         "--out",
@@ -141,16 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
     )
-    server.add_argument(
-        "--in-flight",
-        type=positive,
-        default=16,
-        metavar="N",
-        help="how many pictures are at the server at the same time (default: %(default)s)",
-    )
+    add_in_flight(server)
     server.add_argument(
         "--timeout-s",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="how long a picture may take, in seconds (default: %(default)g)",

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from .._client import Detector
+from .._connection import TLSConfig
 from .._detections import Detections
 from .._errors import InvalidImageError, InvalidParameterError, RcnnError
+from .arguments import STDIO
 from .console import complain, progress_bar, stderr
-from .detect_arguments import PROG, parse, tls_config
+from .detect_arguments import PROG, parse
 from .detect_coco import CocoResults, ImageIds
 from .detect_inputs import (
-    STDIO,
     Picture,
     Source,
     Unreadable,
@@ -65,7 +66,7 @@ class _Run:
     def __init__(self, args: argparse.Namespace, sources: list[Source]) -> None:
         self._args, self._sources = args, sources
         self._pending: deque[Picture] = deque()  # sent and not yet answered, in their order
-        self._num_answered = self._num_earlier = self._num_failed = 0
+        self._num_answered = self._num_earlier = self._num_failed = self._num_without_id = 0
         with ExitStack() as stack:
             self._ids = ImageIds(args.annotations)
             self._detector = stack.enter_context(
@@ -73,12 +74,12 @@ class _Run:
                     args.url,
                     args.model,
                     timeout_s=args.timeout_s,
-                    tls=tls_config(args),
+                    tls=_tls_config(args),
                     headers=dict(args.header),
                 )
             )
             self._progress = self._start_progress(stack)
-            settings = {"model": args.model, "threshold": args.threshold, "classes": args.classes}
+            settings = {"model": args.model, "score_thresh": args.score_thresh, "classes": args.classes}
             self._lines = self._coco = None
             if args.json:
                 self._lines = stack.enter_context(JsonLines(args.json, settings, args.resume))
@@ -104,7 +105,7 @@ class _Run:
         """
         args, in_a_row = self._args, 0
         stream = self._detector.detect_stream(
-            self._images(), in_flight=args.in_flight, score_thresh=args.threshold, classes=args.classes
+            self._images(), in_flight=args.in_flight, score_thresh=args.score_thresh, classes=args.classes
         )
         for position, result in enumerate(stream):
             picture = self._pending.popleft()
@@ -124,7 +125,7 @@ class _Run:
                 )
                 break
         self._sum_up()
-        return 1 if self._num_failed else 0
+        return 1 if self._num_failed or self._num_without_id else 0
 
     def _start_progress(self, stack: ExitStack) -> Progress:
         """A progress bar, shown only if stderr is a terminal and no results go to stdout as a file."""
@@ -142,18 +143,17 @@ class _Run:
             if isinstance(picture, Unreadable):
                 self._fail(picture.file, None, picture.reason)
                 continue
-            try:
-                if self._coco:
-                    self._ids.image_id(picture)
-            except ValueError as error:
-                self._fail(picture.file, picture.frame, str(error))
-                self._progress.advance(self._task)
-                continue
             if self._lines and picture.name in self._lines:
-                if self._coco:
-                    self._coco.write(picture, self._lines.earlier(picture.name))
+                self._write_coco(picture, self._lines.earlier(picture.name))
                 self._skip()
                 continue
+            if self._coco and not self._lines and not self._args.out:  # nothing else needs the answer
+                try:
+                    self._ids.image_id(picture)
+                except ValueError as error:
+                    self._fail(picture.file, picture.frame, str(error))
+                    self._progress.advance(self._task)
+                    continue
             self._pending.append(picture)
             yield picture.image
 
@@ -167,14 +167,22 @@ class _Run:
         args, found = self._args, as_json(detections)
         if not self._lines and not self._coco and args.out != STDIO:
             print(table(picture.name, detections), file=self._table_to)
-        if self._coco:
-            self._coco.write(picture, found)
+        self._write_coco(picture, found)
         if reason := draw(picture, detections):
             self._fail(picture.file, picture.frame, reason, found)
             return
         self._num_answered += 1
         if self._lines:
             self._lines.write(picture.file, picture.frame, found, None)
+
+    def _write_coco(self, picture: Picture, found: Found) -> None:
+        """Add the records of a picture to the COCO results; one without an image id is left out of them."""
+        try:
+            if self._coco:
+                self._coco.write(picture, found)
+        except ValueError as error:
+            self._num_without_id += 1
+            complain(PROG, f"{picture.name}: {error}; --coco leaves it out")
 
     def _fail(self, file: str, frame: int | None, reason: str, found: Found | None = None) -> None:
         self._num_failed += 1
@@ -188,6 +196,13 @@ class _Run:
         if total > 1 and (self._num_earlier or self._num_failed):
             earlier = f", {self._num_earlier} answered by an earlier run" if self._num_earlier else ""
             complain(PROG, f"{self._num_answered} answered{earlier}, {self._num_failed} failed")
+
+
+def _tls_config(args: argparse.Namespace) -> TLSConfig | None:
+    """The certificates that the arguments name; None means no encryption."""
+    if not (args.tls or args.tls_ca or args.tls_cert or args.tls_key):
+        return None
+    return TLSConfig(args.tls_ca, args.tls_cert, args.tls_key)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from .arguments import STDIO
 from .coco_file import box_record, check_instances, match_classes, read_instances
-from .detect_inputs import STDIO, Picture
+from .detect_inputs import Picture
 from .detect_outputs import Found
 
 
@@ -86,12 +87,16 @@ class CocoResults:
             self._stream.close()
 
     def write(self, picture: Picture, found: Found) -> None:
-        """Add the records of a picture; `file_name` is for human readers, COCO's tools ignore it."""
+        """Add the records of a picture; `file_name` is for human readers, COCO's tools ignore it.
+
+        Raises:
+            ValueError: the picture is not annotated.
+        """
+        image_id = self._ids.image_id(picture)
         for each in found:
             category_id = self._ids.category_id(each["label"])
             if category_id is None:
                 continue
-            image_id = self._ids.image_id(picture)
             extras = {"score": each["score"], "file_name": picture.name}
             record = box_record(image_id, category_id, each["box"], **extras)
             self._stream.write(self._separator + json.dumps(record))

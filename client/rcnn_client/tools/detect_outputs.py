@@ -9,17 +9,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from .. import Detections, draw_detections
-from .detect_inputs import STDIO, Picture, UsageError
+from rich.cells import cell_len, set_cell_size
 
-Found = list[dict[str, Any]]  # one picture's detections: class, label, score, box (x1, y1, x2, y2)
+from .. import Detections, draw_detections
+from .arguments import STDIO
+from .detect_inputs import Picture, UsageError
+
+MAX_CLASS_WIDTH = 35  # the table then has 80 columns
+Found = list[dict[str, Any]]  # one picture's detections: class_name, label, score, box (x1, y1, x2, y2)
 
 
 def as_json(detections: Detections) -> Found:
     """The detections for JSON; each float32 is written so that reading it gives the same value."""
     columns = detections.class_names, detections.labels.tolist(), detections.scores, detections.boxes
     return [
-        {"class": name, "label": label, "score": float(str(score)), "box": [float(str(edge)) for edge in box]}
+        {
+            "class_name": name,
+            "label": label,
+            "score": float(str(score)),
+            "box": [float(str(edge)) for edge in box],
+        }
         for name, label, score, box in zip(*columns, strict=True)
     ]
 
@@ -29,12 +38,17 @@ def table(name: str, detections: Detections) -> str:
     count = len(detections)
     lines = [f"{name}: {count or 'no'} detection{'' if count == 1 else 's'}"]
     if count:
-        width = max(5, *map(len, detections.class_names))
-        lines.append(f"  {'label':{width}}  score {'x1':>8} {'y1':>8} {'x2':>8} {'y2':>8}")
+        width = min(MAX_CLASS_WIDTH, max(5, *map(cell_len, detections.class_names)))
+        lines.append(f"  {'class':{width}}  score {'x1':>8} {'y1':>8} {'x2':>8} {'y2':>8}")
     for detection in detections:
         box = " ".join(f"{edge:8.1f}" for edge in detection.box)
-        lines.append(f"  {detection.class_name:{width}}  {detection.score:5.3f} {box}")
+        lines.append(f"  {_fit(detection.class_name, width)}  {detection.score:5.3f} {box}")
     return "\n".join(lines)
+
+
+def _fit(text: str, width: int) -> str:
+    """The text padded to that many cells of a terminal, or cut."""
+    return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
 def draw(picture: Picture, detections: Detections) -> str | None:

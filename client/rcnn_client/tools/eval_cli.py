@@ -13,19 +13,19 @@ from PIL import Image
 from rich.console import Console
 
 from .. import RcnnError
-from .console import add_server_arguments, complain, positive, probability, progress_bar
+from .console import complain, progress_bar
 from .differences import difference, draw_side_by_side
+from .eval_arguments import PROG, parse
 from .eval_report import as_json, class_table, metrics_table, plot
 from .evaluation import Answers, Dataset, Endpoint, ask, score_all
 
-PROG = "rcnn-eval"
 DRAWN_PICTURES = 10
 MIN_DIFFERENCE = 0.01  # less is rounding
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-eval; returns the exit code: 0, or 1 if a picture failed. Wrong usage exits with 2."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     endpoints = [Endpoint(args.url, args.model)]
     if args.against:
         endpoints.append(parse_against(args.against, endpoints[0]))
@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"over {len(image_ids)} of {len(dataset.pictures)} pictures{left_out}")
 
     plot(names, scores, args.out / "precision_recall.png")
-    _write_json(args.out / "scores.json", [as_json(*each) for each in zip(names, scores, strict=True)])
+    numbers = [
+        as_json(endpoint.url, endpoint.model, each) for endpoint, each in zip(endpoints, scores, strict=True)
+    ]
+    _write_json(args.out / "scores.json", numbers)
     for each, file_name in zip(answers, ("results.json", "results_against.json"), strict=False):
         _write_json(args.out / file_name, each.records(set(each.detections)))
     if len(answers) == 2:
@@ -76,7 +79,7 @@ def _ask_with_progress(endpoint: Endpoint, dataset: Dataset, args: argparse.Name
             endpoint,
             dataset,
             score_thresh=args.score_thresh,
-            in_flight=args.concurrency,
+            in_flight=args.in_flight,
             advance=lambda: progress.advance(task),
         )
 
@@ -105,54 +108,6 @@ def _draw_differences(dataset: Dataset, first: Answers, second: Answers, folder:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content) + "\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description="Runs every picture of a COCO annotation file through a detector that a Triton server "
-        "serves, and prints COCO's average precision, over all classes and by class. Classes are matched to "
-        "categories by name.",
-        epilog="Exit code: 0 if every picture was answered, 1 if one failed (the reason is on stderr; the "
-        "scores are over the others), 2 on wrong usage.",
-    )
-    parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file (JSON)")
-    parser.add_argument(
-        "images",
-        type=Path,
-        metavar="FOLDER",
-        help="folder that the file names in ANNOTATIONS are relative to",
-    )
-    add_server_arguments(parser)
-    parser.add_argument(
-        "--against",
-        metavar="HOST:PORT/MODEL",
-        help="a second model to compare with: HOST:PORT/MODEL, or only HOST:PORT (the same model on another "
-        "server), or only MODEL (another model on the same server)",
-    )
-    parser.add_argument(
-        "--score-thresh",
-        type=probability,
-        default=0.001,
-        metavar="0..1",
-        help="use detections whose score is above this (default: %(default)s; torchvision's published AP uses 0.05)",
-    )
-    parser.add_argument(
-        "--concurrency",
-        type=positive,
-        default=8,
-        metavar="N",
-        help="how many pictures are at the server at the same time (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("rcnn-eval"),
-        metavar="FOLDER",
-        help="output folder: precision_recall.png, scores.json, results.json (COCO results), and with --against "
-        "results_against.json and the most different pictures under differences/ (default: %(default)s)",
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -56,17 +56,17 @@ def class_table(scores: Sequence[Scores]) -> Table:
     return table
 
 
-def as_json(name: str, scores: Scores) -> dict[str, Any]:
-    """The numbers of the tables; null if nothing is annotated."""
+def as_json(url: str, model: str, scores: Scores) -> dict[str, Any]:
+    """The model and the numbers of the tables; null if nothing is annotated."""
     by_class = {
         each.name: {
-            "boxes": each.num_boxes,
+            "num_boxes": each.num_boxes,
             **{key: _or_none(getattr(each, key)) for key in ("ap", "ap50", "ap75")},
         }
         for each in scores.classes
     }
     metrics = {key: _or_none(getattr(scores, key)) for key in METRICS.values()}
-    return {"model": name, **metrics, "classes": by_class}
+    return {"url": url, "model": model, **metrics, "classes": by_class}
 
 
 def plot(names: Sequence[str], scores: Sequence[Scores], path: Path) -> None:

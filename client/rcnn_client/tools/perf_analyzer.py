@@ -28,7 +28,7 @@ class PerfAnalyzerError(Exception):
 
 @dataclass(frozen=True)
 class Latencies:
-    """What perf_analyzer measured at one concurrency."""
+    """What perf_analyzer measured at one number of requests in flight."""
 
     images_per_s: float
     p50_ms: float
@@ -43,7 +43,7 @@ class PerfAnalyzer:
     program: Path
     library_path: str
 
-    def measure(self, url: str, model: str, data: Path, concurrency: int, seconds: float) -> Latencies:
+    def measure(self, url: str, model: str, data: Path, in_flight: int, seconds: float) -> Latencies:
         """Measure over gRPC with so many requests in flight, for about `seconds`.
 
         Args:
@@ -57,7 +57,7 @@ class PerfAnalyzer:
         window_ms = max(1, round(1000 * seconds / NUM_WINDOWS))
         arguments: list[str | Path] = ["-m", model, "-u", url, "-i", "grpc"]
         arguments += ["--input-data", data, "-f", report]
-        arguments += ["--concurrency-range", str(concurrency), "-p", str(window_ms)]
+        arguments += ["--concurrency-range", str(in_flight), "-p", str(window_ms)]
         arguments += ["--max-trials", str(NUM_WINDOWS), "--stability-percentage", "999"]  # no further windows
         try:
             done = self._run(*arguments, timeout_s=10 * seconds + 300)

@@ -14,18 +14,16 @@ from PIL import Image
 from rich.console import Console
 
 from .. import Detector, RcnnError
-from .console import add_server_arguments, complain, positive, progress_bar, stderr
+from .console import complain, progress_bar, stderr
 from .perf_analyzer import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer, write_input
+from .perf_arguments import MAX_PICTURES, PROG, parse
 from .perf_report import Measurement, latency_table, plot, step_table
 from .triton_statistics import Statistics
-
-PROG = "rcnn-perf"
-MAX_PICTURES = 100  # perf_analyzer holds its whole input in memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-perf; returns the exit code: 0, or 1 if something failed. Wrong usage exits with 2."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     try:
         with tempfile.TemporaryDirectory(prefix="rcnn-perf-") as libraries:
             analyzer = find_perf_analyzer(Path(libraries))
@@ -71,7 +69,7 @@ def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
     usable = []
     with progress_bar() as progress, Detector(args.url, args.model) as detector:
         task = progress.add_task("warming up", total=len(pictures))
-        for result in detector.detect_stream(pictures, in_flight=max(args.concurrency)):
+        for result in detector.detect_stream(pictures, in_flight=max(args.in_flight)):
             progress.advance(task)
             if result.error is None:
                 usable.append(result.image)
@@ -83,62 +81,21 @@ def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
 def _measure(
     analyzer: PerfAnalyzer, statistics: Statistics, args: argparse.Namespace
 ) -> tuple[list[Measurement], int]:
-    """Measure each concurrency; failures are printed. Returns the measurements and the exit code."""
+    """Measure each number of pictures in flight; failures are printed. Returns the measurements and the exit code."""
     measurements, code = [], 0
-    for concurrency in args.concurrency:
+    for in_flight in args.in_flight:
         before = statistics.read()
         latencies = None
-        with stderr.status(f"concurrency {concurrency}, {args.seconds} s"):
+        with stderr.status(f"{in_flight} in flight, {args.seconds} s"):
             try:
                 data = args.out / "input.json"
-                latencies = analyzer.measure(args.url, args.model, data, concurrency, args.seconds)
+                latencies = analyzer.measure(args.url, args.model, data, in_flight, args.seconds)
             except PerfAnalyzerError as error:
-                code = complain(PROG, f"concurrency {concurrency}: {error}")
+                code = complain(PROG, f"{in_flight} in flight: {error}")
         after = statistics.read()
         num_failed, steps = statistics.num_failed(before, after), statistics.step_times(before, after)
-        measurements.append(Measurement(concurrency, latencies, num_failed, steps))
+        measurements.append(Measurement(in_flight, latencies, num_failed, steps))
     return measurements, code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        description="Measures a detector on a Triton server with perf_analyzer: throughput, latency, and the "
-        "time spent in each step inside the server, for each concurrency.",
-        epilog="Exit code: 0 if everything was measured, 1 if something failed (the reason is on stderr), 2 on "
-        "wrong usage.",
-    )
-    parser.add_argument(
-        "images",
-        type=Path,
-        metavar="FOLDER",
-        help=f"folder whose pictures are sent, at most {MAX_PICTURES} of them",
-    )
-    add_server_arguments(parser)
-    parser.add_argument(
-        "--concurrency",
-        type=positive,
-        nargs="+",
-        default=[1, 4, 16],
-        metavar="N",
-        help="how many requests are at the server at the same time; one or several values (default: 1 4 16)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=positive,
-        default=10,
-        metavar="S",
-        help="how long to measure each concurrency (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("rcnn-perf"),
-        metavar="FOLDER",
-        help="output folder: input.json (perf_analyzer's input), measurements.json and throughput_latency.png (default: "
-        "%(default)s)",
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -16,18 +16,18 @@ from .triton_statistics import StepTime
 
 @dataclass(frozen=True)
 class Measurement:
-    """The results for one concurrency; latencies are None if perf_analyzer did not finish."""
+    """The results for one number of pictures in flight; latencies are None if perf_analyzer did not finish."""
 
-    concurrency: int
+    in_flight: int
     latencies: Latencies | None
     num_failed: int
     steps: list[StepTime]
 
 
 def latency_table(measurements: Sequence[Measurement]) -> Table:
-    """Throughput and latency, a row per concurrency."""
+    """Throughput and latency, a row per number of pictures in flight."""
     table = Table(title="Throughput and latency, as a client sees them", title_justify="left")
-    for title in ("concurrency", "images/s", "p50 ms", "p90 ms", "p99 ms", "errors"):
+    for title in ("in flight", "images/s", "p50 ms", "p90 ms", "p99 ms", "failed"):
         table.add_column(title, justify="right")
     for each in measurements:
         cells = ["-"] * 4
@@ -39,17 +39,17 @@ def latency_table(measurements: Sequence[Measurement]) -> Table:
                     for ms in (each.latencies.p50_ms, each.latencies.p90_ms, each.latencies.p99_ms)
                 ),
             ]
-        table.add_row(str(each.concurrency), *cells, str(each.num_failed))
+        table.add_row(str(each.in_flight), *cells, str(each.num_failed))
     return table
 
 
 def step_table(model: str, measurements: Sequence[Measurement]) -> Table:
-    """The time spent inside the server, by concurrency: each step's queue, computing and share.
+    """The time spent inside the server, by pictures in flight: each step's queue, computing and share.
 
     The names of steps are shown without the model's name in front.
     """
     table = Table(title="Inside the server, mean of a request", title_justify="left")
-    table.add_column("concurrency", justify="right")
+    table.add_column("in flight", justify="right")
     table.add_column("step", overflow="fold")
     for title in ("queue ms", "compute ms", "share", "images/batch"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -57,7 +57,7 @@ def step_table(model: str, measurements: Sequence[Measurement]) -> Table:
         total_ms = sum(step.queue_ms + step.compute_ms for step in each.steps) or 1.0
         for position, step in enumerate(each.steps):
             table.add_row(
-                "" if position else str(each.concurrency),
+                "" if position else str(each.in_flight),
                 escape(step.name.removeprefix(f"{model}_")),
                 f"{step.queue_ms:.1f}",
                 f"{step.compute_ms:.1f}",
@@ -69,8 +69,8 @@ def step_table(model: str, measurements: Sequence[Measurement]) -> Table:
 
 
 def plot(title: str, measurements: Sequence[Measurement], path: Path) -> None:
-    """Plot latency over throughput as a PNG, one point per concurrency. Without measurements, write nothing."""
-    measured = [(each.concurrency, each.latencies) for each in measurements if each.latencies]
+    """Plot latency over throughput as a PNG, one point per number of pictures in flight. Without measurements, write nothing."""
+    measured = [(each.in_flight, each.latencies) for each in measurements if each.latencies]
     if not measured:
         return
     figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
@@ -78,9 +78,9 @@ def plot(title: str, measurements: Sequence[Measurement], path: Path) -> None:
     throughput = [latencies.images_per_s for _, latencies in measured]
     for label, key in (("p99", "p99_ms"), ("p90", "p90_ms"), ("p50", "p50_ms")):
         axes.plot(throughput, [getattr(latencies, key) for _, latencies in measured], "o-", label=label)
-    for concurrency, latencies in measured:
+    for in_flight, latencies in measured:
         axes.annotate(
-            str(concurrency),
+            str(in_flight),
             (latencies.images_per_s, latencies.p99_ms),
             xytext=(-8, 2),
             textcoords="offset points",

@@ -1,0 +1,71 @@
+"""What the commands' arguments have in common. Imports nothing slow, so that `--help` comes at once."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+
+STDIO = "-"  # in place of a file: stdin or stdout
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which prints the version of the installed package."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('rcnn-client')}")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--url` and `--model`, as rcnn-detect has them."""
+    parser.add_argument(
+        "--url",
+        default="localhost:8001",
+        metavar="HOST:PORT",
+        help="gRPC address of the server (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
+    )
+
+
+def add_in_flight(parser: argparse._ActionsContainer) -> None:
+    """Add `--in-flight`, as `Detector.detect_stream` has it."""
+    parser.add_argument(
+        "--in-flight",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="how many pictures are at the server at the same time (default: %(default)s)",
+    )
+
+
+def positive(text: str) -> int:
+    """Parse a whole number, at least 1; if the text is not a number, argparse shows this function's name."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def probability(text: str) -> float:
+    """Parse a number from 0 to 1; if the text is not a number, argparse shows this function's name."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Parse a positive number of seconds; if the text is not a number, argparse shows this function's name."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def folder(text: str) -> Path:
+    """Parse the path of a folder that exists."""
+    path = Path(text)
+    if not path.is_dir():
+        found = f"{path} is a file" if path.exists() else f"there is no folder {path}"
+        raise argparse.ArgumentTypeError(f"{found}; expected a folder of pictures")
+    return path
