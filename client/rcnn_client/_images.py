@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from ._errors import InvalidImageError
 
-ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+# An array is uint8; that is checked when it comes, as OpenCV's stubs leave open what its frames hold.
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 # A protobuf message holds at most 2 GiB; the rest of the request takes far less than 1 MiB.
 MAX_ENCODED_BYTES = 2**31 - 2**20

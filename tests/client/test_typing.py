@@ -8,6 +8,7 @@ PROJECT = """
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,10 @@ def select(found: Detections) -> list[str]:
     return [f"{each.class_name} {each.score:.2f} {each.box[0]:.0f}" for each in found]
 
 
-def detect(photos: Iterable[Path], frame: NDArray[np.uint8], options: DetectOptions) -> DetectorInfo:
+Frame = NDArray[np.integer[Any] | np.floating[Any]]  # as OpenCV's stubs have it
+
+
+def detect(photos: Iterable[Path], frame: Frame, options: DetectOptions) -> DetectorInfo:
     tls = TLSConfig(ca="ca.pem", cert=Path("own.pem"), key="own.key")
     with Detector(["a:8001", "b:8001"], "mine", tls=tls, headers={"a": "b"}, transport="shm") as detector:
         found = detector.detect("photo.jpg", score_thresh=0.5, classes=["dog"])
