@@ -8,7 +8,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints clean
+.PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -99,6 +99,9 @@ bench-cpu: $(DIGITS)  ## served latency beside torchvision eager in process, on 
 constraints: $(INSTALLED)  ## resolve every pin again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new
 	mv constraints.txt.new constraints.txt
+
+docs: $(INSTALLED)  ## the reference in client/README.md, from the docstrings
+	$(BIN)/python client/reference.py
 
 clean:  ## remove the environment and what was exported or written
 	rm -rf $(VENV) demo.png

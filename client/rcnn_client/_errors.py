@@ -11,7 +11,7 @@ FULL_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 class RcnnError(Exception):
-    """Base of every error that this package raises."""
+    """Base of the errors below."""
 
 
 class InvalidImageError(RcnnError, ValueError):

@@ -16,7 +16,7 @@ SLOW = {"numpy", "grpc", "PIL", "tritonclient", "rich", "matplotlib", "pycocotoo
 
 
 def options(command: str) -> list[argparse.Action]:
-    return [action for action in ARGUMENTS[command]._parser()._actions if action.option_strings]
+    return [action for action in ARGUMENTS[command].make_parser()._actions if action.option_strings]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def test_help_and_version_come_at_once(command):
 @pytest.mark.parametrize("command", ARGUMENTS)
 def test_help_fits_80_columns_and_shows_every_default(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = ARGUMENTS[command]._parser().format_help().splitlines()
+    lines = ARGUMENTS[command].make_parser().format_help().splitlines()
     assert max(map(len, lines)) <= 80
     for action in options(command):
         if action.default not in (None, False, [], argparse.SUPPRESS):

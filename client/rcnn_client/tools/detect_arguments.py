@@ -43,7 +43,7 @@ exit codes:
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Parse the arguments; wrong ones exit with 2. Also returns the parser, to report errors found later."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(argv)
     args.url = args.url or ["localhost:8001"]
     if [args.out, args.json, args.coco].count(STDIO) > 1:
@@ -66,7 +66,7 @@ def _class_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         usage="%(prog)s PICTURE [PICTURE ...] [options]",
@@ -79,8 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PICTURE",
         help="picture file (JPEG, PNG, ...); folder; pattern in quotes ('*.jpg', '**/*.png'); video file, "
-        "camera:N or rtsp://... (these need OpenCV: pip install 'rcnn-client[video]'); - for a picture on "
-        "stdin",
+        "camera:N or rtsp://... (these need OpenCV, the extra [video]); - for a picture on stdin",
     )
 
     add_version(parser)

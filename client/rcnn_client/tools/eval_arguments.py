@@ -13,10 +13,10 @@ PROG = "rcnn-eval"
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; wrong ones exit with 2."""
-    return _parser().parse_args(argv)
+    return make_parser().parse_args(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Runs every picture of a COCO annotation file through a detector that a Triton server "

@@ -14,10 +14,10 @@ MAX_PICTURES = 100  # perf_analyzer holds its whole input in memory
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the arguments; wrong ones exit with 2."""
-    return _parser().parse_args(argv)
+    return make_parser().parse_args(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Measures a detector on a Triton server with perf_analyzer: throughput, latency, and the "
