@@ -11,7 +11,7 @@ FULL_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 class RcnnError(Exception):
-    """Base of the errors below."""
+    """Base of this package's errors."""
 
 
 class InvalidImageError(RcnnError, ValueError):
