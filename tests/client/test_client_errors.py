@@ -28,7 +28,7 @@ def test_the_public_names_are_sorted_and_the_errors_one_tree():
     assert rcnn_client.__all__ == sorted(rcnn_client.__all__)
     public = {name: getattr(rcnn_client, name) for name in rcnn_client.__all__}
     errors = [thing for thing in public.values() if inspect.isclass(thing) and issubclass(thing, Exception)]
-    assert len(errors) == 12 and all(issubclass(error, RcnnError) for error in errors)
+    assert len(errors) == 13 and all(issubclass(error, RcnnError) for error in errors)
 
 
 def test_every_call_has_a_deadline(server, png):
