@@ -1,18 +1,18 @@
 """A picture as sent, encoded or not -> RGB pixels, with every refusal in plain words."""
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.picture_files import FORMATS, open_picture
+from rcnn_backend.operators.picture_metadata import START_OF_SCAN, jpeg_segments
 from rcnn_backend.operators.sizes import resized_size_hw
 
 if TYPE_CHECKING:
@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 # Of one that fills in a large picture scan by scan, a small file keeps a decoder busy for hours.
 MAX_JPEG_SCANS = 100
-START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
-JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+
+# What turns a stored picture upright, by its EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
     """Decodes a JPEG, PNG, WebP, TIFF, GIF or BMP to uint8 RGB [H, W, 3].
 
     EXIF orientation is applied, alpha is dropped, 16 bits keep their upper 8,
-    and of several frames or pages the first is taken.
+    and of several frames or pages the first is taken. All other metadata is skipped, damaged or not.
 
     Raises:
         InvalidInputError: not a picture, damaged, more than ``max_image_pixels`` pixels, or a JPEG
@@ -43,7 +52,8 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
         with open_picture(data) as image:
             width, height = image.size
             _check_num_pixels(width, height, max_image_pixels)
-            upright = ImageOps.exif_transpose(image)
+            turn = UPRIGHT.get(image.info["orientation"])
+            upright = image if turn is None else image.transpose(turn)
             if upright.mode.startswith("I;16"):
                 return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             if upright.mode in ("I", "F"):
@@ -55,14 +65,22 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
             return np.asarray(upright.convert("RGB"))
     except InvalidInputError:
         raise
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
+        if error.__cause__:
+            raise _damaged(error.__cause__) from error
         raise InvalidInputError(
             f"the {len(data)} bytes are not an image of a known format (they start with {data[:8].hex(' ')}): "
             f"send the bytes of a picture file, one of {', '.join(FORMATS)}",
             "unknown_format",
         ) from None
     except Exception as error:  # decoders raise many kinds on damaged files
-        raise InvalidInputError(f"the image is damaged or cut short: {error}", "damaged") from error
+        raise _damaged(error) from error
+
+
+def _damaged(error: BaseException) -> InvalidInputError:
+    return InvalidInputError(
+        f"the image is damaged or cut short: {str(error) or type(error).__name__}", "damaged"
+    )
 
 
 def _check_num_pixels(width: int, height: int, max_image_pixels: int) -> None:
@@ -86,18 +104,14 @@ def _check_num_bytes(data: bytes, max_image_bytes: int) -> None:
 def _check_num_scans(data: bytes) -> None:
     if not data.startswith(b"\xff\xd8") or _most_scans(data) <= MAX_JPEG_SCANS:
         return
-    scans, position = 0, 2
-    while found := JPEG_MARKER.search(data, position):  # what follows a scan's header holds none
-        marker = data[found.start() + 1]
-        if marker == END_OF_IMAGE:
-            return
+    scans = 0
+    for marker, _, _ in jpeg_segments(data):
         scans += marker == START_OF_SCAN
         if scans > MAX_JPEG_SCANS:
             raise InvalidInputError(
                 f"the JPEG has more than {MAX_JPEG_SCANS} scans, and usual ones have 10 at most: save it anew",
                 "too_many_scans",
             )
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
 
 
 def _most_scans(data: bytes) -> int:

@@ -1,8 +1,9 @@
 """Opens a picture file with Pillow, without the limits that Pillow keeps in global variables.
 
-``PIL.Image.open`` refuses pictures above ``PIL.Image.MAX_IMAGE_PIXELS``. Changing that number would change it for
-the whole process, and the process may be a caller's own. So the files are opened here as ``PIL.Image.open``
-does it, and the caller checks the size against the model's limit before it decodes any pixel.
+``PIL.Image.open`` refuses pictures above ``PIL.Image.MAX_IMAGE_PIXELS``, and texts and profiles above other limits.
+Changing these numbers would change them for the whole process, and the process may be a caller's own. So the files
+are opened here as ``PIL.Image.open`` does it, without their metadata, and the caller checks the size against the
+model's limit before it decodes any pixel.
 """
 
 import io
@@ -10,6 +11,9 @@ import struct
 from collections.abc import Sequence
 
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from rcnn_backend.operators.picture_metadata import EXIF_HEADER, without_metadata
+from rcnn_backend.operators.tiff_directory import read_orientation
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # every other decoder is out of a sender's reach
 NUM_SIGNATURE_BYTES = 16  # Pillow recognises a format by them
@@ -30,11 +34,17 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> ImageFile.Ima
     Args:
         formats: names of Pillow's formats, out of FORMATS.
 
+    Returns:
+        the picture as it is stored, without its metadata. ``info["orientation"]`` is its EXIF orientation,
+        1 to 8, and 1 if it has none that can be read.
+
     Raises:
-        UnidentifiedImageError: the bytes are of none of these formats.
+        UnidentifiedImageError: the bytes are of none of these formats; its cause is what Pillow said of bytes that
+            start like one of them.
         Exception: any other that Pillow raises on a damaged file.
     """
     Image.preinit()
+    fault = None
     for name in formats:
         if name not in Image.OPEN:
             Image.init()
@@ -44,7 +54,17 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> ImageFile.Ima
         if accepts is not None and accepts(data[:NUM_SIGNATURE_BYTES]) is not True:  # a str says why not
             continue
         try:
-            return opener(io.BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # looks like this format, but is not
+            stripped, exif = without_metadata(data, name)
+            image: ImageFile.ImageFile = opener(io.BytesIO(stripped), "")
+        except (
+            SyntaxError,
+            IndexError,
+            TypeError,
+            struct.error,
+        ) as error:  # looks like this format, but is not
+            fault = error
             continue
-    raise UnidentifiedImageError
+        exif = exif or image.info.get("exif", b"")
+        image.info["orientation"] = read_orientation(exif.removeprefix(EXIF_HEADER))
+        return image
+    raise UnidentifiedImageError from fault

@@ -1,0 +1,134 @@
+"""The first image file directory of a TIFF, of which an EXIF block has one, too."""
+
+import struct
+from typing import NamedTuple
+
+ORIENTATION = 0x0112
+# The tags of TIFF 6.0 and of libtiff's codecs that tell how pixels are stored. Others are left out: texts,
+# resolution, profiles, EXIF, and the orientation, which Pillow would apply by itself.
+STORAGE_TAGS = {
+    *(
+        256,
+        257,
+        258,
+        259,
+        262,
+        266,
+        273,
+        277,
+        278,
+        279,
+        284,
+        292,
+        293,
+        317,
+        320,
+        322,
+        323,
+        324,
+        325,
+        326,
+        327,
+        328,
+    ),
+    *(332, 334, 338, 339, 347, *range(512, 522), *range(529, 533), 50674),
+}
+TYPE_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}  # bytes
+NUMBERS = {3: "H", 4: "L", 5: "LL", 8: "h", 9: "l", 10: "ll"}  # struct's letters, of rationals two
+
+
+class Entry(NamedTuple):
+    """A tag's type, how many values it has, and these, or where they are if they need more bytes than an offset."""
+
+    kind: int
+    num_values: int
+    value: bytes
+
+
+class Directory(NamedTuple):
+    """The entries by tag, and struct's letters for the byte order, an offset, and the number of entries."""
+
+    entries: dict[int, Entry]
+    order: str
+    offset: str
+    length: str
+
+
+def read_directory(data: bytes) -> Directory | None:
+    """None if the bytes are no TIFF. Of a directory that is cut short, the entries before the cut."""
+    if data[:2] not in (b"II", b"MM"):
+        return None
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = data[2:3] == b"\x2b"  # BigTIFF; Pillow knows it in little endian only
+    offset, length = ("Q", "Q") if is_big else ("L", "H")
+    try:
+        (start,) = struct.unpack_from(f"{order}{offset}", data, 8 if is_big else 4)
+        (count,) = struct.unpack_from(f"{order}{length}", data, start)
+    except struct.error:
+        return None
+    layout = struct.Struct(f"{order}HH{offset}{struct.calcsize(f'={offset}')}s")
+    start += struct.calcsize(f"={length}")
+    count = min(count, (len(data) - start) // layout.size)
+    rows = layout.iter_unpack(data[start : start + count * layout.size])
+    return Directory({tag: Entry(*row) for tag, *row in rows}, order, offset, length)
+
+
+def read_orientation(exif: bytes) -> int:
+    """The orientation in an EXIF block or a TIFF file: 1 to 8, and 1 if there is none that can be read."""
+    directory = read_directory(exif)
+    entry = directory.entries.get(ORIENTATION) if directory else None
+    if not directory or not entry or entry.num_values != 1 or entry.kind not in NUMBERS:
+        return 1
+    layout, value = directory.order + NUMBERS[entry.kind], entry.value
+    try:
+        if struct.calcsize(layout) > len(value):
+            (start,) = struct.unpack(directory.order + directory.offset, value)
+            value = exif[start:]
+        number, *divisor = struct.unpack_from(layout, value)
+        orientation = number / divisor[0] if divisor else number
+    except (struct.error, ZeroDivisionError):
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def strip_tiff(data: bytes) -> tuple[bytes, bytes]:
+    """The TIFF with a directory of STORAGE_TAGS alone and no further pages, and the TIFF as its EXIF block.
+
+    Raises:
+        ValueError: these tags claim more bytes than the file has.
+    """
+    directory = read_directory(data)
+    if directory is None:
+        return data, b""
+    entries, order, offset, length = directory
+    kept = {
+        tag: entry
+        for tag, entry in sorted(entries.items())
+        if tag in STORAGE_TAGS and entry.kind in TYPE_SIZES
+    }
+    claimed = sum(entry.num_values * TYPE_SIZES[entry.kind] for entry in kept.values())
+    if claimed > len(data):
+        raise ValueError(f"its tags claim {claimed} bytes, and the file has {len(data)}")
+    padding = bytes(-len(data) % 8)
+    start = struct.pack(order + offset, len(data) + len(padding))
+    rows = (struct.pack(f"{order}HH{offset}{len(entry.value)}s", tag, *entry) for tag, entry in kept.items())
+    written = (struct.pack(order + length, len(kept)), *rows, struct.pack(order + offset, 0))
+    header = data[: len(start)]  # as long as an offset
+    return b"".join((header, start, data[2 * len(start) :], padding, *written)), data
