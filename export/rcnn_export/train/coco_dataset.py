@@ -8,14 +8,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.operators.decode import decode_image
 from rcnn_client.tools.coco_file import read_instances
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from rcnn_export.errors import ExportError
+
+MAX_IMAGE_PIXELS = 10**9  # a file that claims more is damaged
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 """A picture, uint8 [3, H, W] in RGB, and its target: ``boxes`` float32 [D, 4], ``labels`` int64 [D], ``area``
@@ -23,7 +25,7 @@ float32 [D] in square pixels, ``iscrowd`` bool [D]."""
 
 
 class CocoDataset(Dataset[Sample]):
-    """The pictures and boxes of one COCO instances file. EXIF orientation is applied, as when serving.
+    """The pictures and boxes of one COCO instances file. Pictures are decoded as they are served.
 
     Attributes:
         class_names: the categories' names, without the background.
@@ -80,16 +82,17 @@ class CocoDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         path, expected_size = self._paths[index], self._sizes[index]
         try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ExportError(f"cannot read the picture {path}: {error}") from error
-        if upright.size != expected_size:
+            pixels = decode_image(path.read_bytes(), MAX_IMAGE_PIXELS)
+        except (OSError, InvalidInputError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ExportError(f"cannot read the picture {path}: {reason}") from error
+        size = pixels.shape[1], pixels.shape[0]
+        if size != expected_size:
             raise ExportError(
-                f"{path} is {upright.size} px (width, height), but its annotation says {expected_size}: "
+                f"{path} is {size} px (width, height), but its annotation says {expected_size}: "
                 "the boxes belong to another version of the picture"
             )
-        return torch.from_numpy(np.array(upright)).permute(2, 0, 1), self._targets[index]
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1), self._targets[index]
 
 
 def to_target(instances: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import struct
 from typing import NamedTuple
 
+VERSIONS = (b"\x2a\0", b"\0\x2a", b"\x2b\0", b"\0\x2b")  # in either byte order, as Pillow takes them
 ORIENTATION = 0x0112
 # The tags of TIFF 6.0 and of libtiff's codecs that tell how pixels are stored. Others are left out: texts,
 # resolution, profiles, EXIF, and the orientation, which Pillow would apply by itself.
@@ -73,7 +74,7 @@ class Directory(NamedTuple):
 
 def read_directory(data: bytes) -> Directory | None:
     """None if the bytes are no TIFF. Of a directory that is cut short, the entries before the cut."""
-    if data[:2] not in (b"II", b"MM"):
+    if data[:2] not in (b"II", b"MM") or data[2:4] not in VERSIONS:
         return None
     order = "<" if data[:2] == b"II" else ">"
     is_big = data[2:3] == b"\x2b"  # BigTIFF; Pillow knows it in little endian only
@@ -81,7 +82,7 @@ def read_directory(data: bytes) -> Directory | None:
     try:
         (start,) = struct.unpack_from(f"{order}{offset}", data, 8 if is_big else 4)
         (count,) = struct.unpack_from(f"{order}{length}", data, start)
-    except struct.error:
+    except (struct.error, OverflowError):  # an offset behind the end
         return None
     layout = struct.Struct(f"{order}HH{offset}{struct.calcsize(f'={offset}')}s")
     start += struct.calcsize(f"={length}")
@@ -118,17 +119,14 @@ def strip_tiff(data: bytes) -> tuple[bytes, bytes]:
     if directory is None:
         return data, b""
     entries, order, offset, length = directory
-    kept = {
-        tag: entry
-        for tag, entry in sorted(entries.items())
-        if tag in STORAGE_TAGS and entry.kind in TYPE_SIZES
-    }
-    claimed = sum(entry.num_values * TYPE_SIZES[entry.kind] for entry in kept.values())
+    num_bytes = {tag: each.num_values * TYPE_SIZES.get(each.kind, 0) for tag, each in entries.items()}
+    kept = [tag for tag in sorted(STORAGE_TAGS & entries.keys()) if num_bytes[tag] <= len(data)]
+    claimed = sum(num_bytes[tag] for tag in kept)
     if claimed > len(data):
         raise ValueError(f"its tags claim {claimed} bytes, and the file has {len(data)}")
     padding = bytes(-len(data) % 8)
     start = struct.pack(order + offset, len(data) + len(padding))
-    rows = (struct.pack(f"{order}HH{offset}{len(entry.value)}s", tag, *entry) for tag, entry in kept.items())
-    written = (struct.pack(order + length, len(kept)), *rows, struct.pack(order + offset, 0))
-    header = data[: len(start)]  # as long as an offset
-    return b"".join((header, start, data[2 * len(start) :], padding, *written)), data
+    width = len(start)  # of an offset, and of the header in front of the one to the directory
+    rows = (struct.pack(f"{order}HH{offset}{width}s", tag, *entries[tag]) for tag in kept)
+    written = (struct.pack(order + length, len(kept)), *rows, bytes(width))
+    return b"".join((data[:width], start, data[2 * width :], padding, *written)), data
