@@ -29,7 +29,7 @@ from ._errors import (
     NotADetectorError,
     ServerUnavailableError,
 )
-from ._images import encode_image, image_name, rgb_pixels
+from ._images import encode_image, faults_of, image_name, rgb_pixels
 from ._info import DetectorInfo, read_info, step_models
 from ._options import Options, Request
 from ._servers import Deadline, Servers
@@ -118,7 +118,8 @@ class BaseDetector:
         """
         options = request.options
         model = self._model
-        pixels = rgb_pixels(image) if isinstance(image, np.ndarray) else None
+        with faults_of(name):
+            pixels = rgb_pixels(image) if isinstance(image, np.ndarray) else None
         if pixels is not None and (
             pixels_model := (yield from self._ask_for_pixels(request.contract, deadline))
         ):
@@ -131,11 +132,13 @@ class BaseDetector:
         else:
             pixels = None
             is_encoded = isinstance(image, bytes)
-            encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
-            tensor = yield from copy(encoded_input, encoded, num_bytes=len(encoded))
+            with faults_of(name):
+                encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
+                tensor = yield from copy(encoded_input, encoded, num_bytes=len(encoded))
 
         if pixels is not None and not self._uses_shm:
-            tensor = yield from copy(pixels_input, pixels, num_bytes=pixels.nbytes)
+            with faults_of(name):
+                tensor = yield from copy(pixels_input, pixels, num_bytes=pixels.nbytes)
 
         def infer(endpoint: int, tensor: InferInput, limit: Deadline) -> Plan[Any]:
             return self._servers.attempt(

@@ -6,10 +6,11 @@ import colorsys
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from ._detections import Detection, Detections
 from ._images import ImageInput, open_image
+from ._orientation import upright
 
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are exclusive
 Colour = tuple[int, int, int]
@@ -39,7 +40,7 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     Raises:
         InvalidImageError: the picture cannot be read or decoded.
     """
-    canvas = _to_rgb(ImageOps.exif_transpose(open_image(image)))
+    canvas = _to_rgb(upright(open_image(image)))
     draw = ImageDraw.Draw(canvas)
     short_side = min(canvas.size)
     line_width = max(2, round(short_side / 250))

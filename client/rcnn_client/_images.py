@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ._errors import InvalidImageError
+from ._errors import InvalidImageError, RcnnError
+from ._orientation import upright
 
 # An array is uint8; that is checked when it comes, as OpenCV's stubs leave open what its frames hold.
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -22,7 +25,28 @@ MAX_ENCODED_BYTES = 2**31 - 2**20
 
 def image_name(image: Any, name: str = "image") -> str:
     """What error messages call the picture: its path if it has one, otherwise `name`."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else name
+    try:
+        return os.fsdecode(image) if isinstance(image, str | os.PathLike) else name
+    except Exception:  # a path of the caller's own class
+        return name
+
+
+@contextlib.contextmanager
+def faults_of(name: str) -> Iterator[None]:
+    """Make every exception an `InvalidImageError` of the picture: Pillow, NumPy and callers' classes raise any kind."""
+    try:
+        yield
+    except RcnnError:
+        raise
+    except Exception as error:
+        raise InvalidImageError(f"{name}: cannot be read: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """What the exception says, with its kind where that is needed to understand it."""
+    if isinstance(error, OSError | ValueError) and str(error):
+        return getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def encode_image(image: ImageInput) -> bytes:
@@ -41,7 +65,7 @@ def encode_image(image: ImageInput) -> bytes:
             supports the picture's mode.
     """
     if isinstance(image, str | os.PathLike):
-        data = _read_file(Path(image))
+        data = _read_file(Path(os.fsdecode(image)))
     elif isinstance(image, bytes):
         data = image
     elif isinstance(image, Image.Image):
@@ -58,12 +82,9 @@ def encode_image(image: ImageInput) -> bytes:
 
 
 def _read_file(path: Path) -> bytes:
-    try:
+    with faults_of(str(path)):
         _check_size(path.stat().st_size, str(path))
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InvalidImageError(f"{path}: cannot be read: {reason}") from error
 
 
 def _check_size(byte_size: int, name: str) -> None:
@@ -73,7 +94,7 @@ def _check_size(byte_size: int, name: str) -> None:
 
 def _encode_pil(image: Image.Image) -> bytes:
     try:
-        image = ImageOps.exif_transpose(image)
+        image = upright(image)
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             image = image.convert("RGB")
         if image.mode == "I":
@@ -86,14 +107,9 @@ def _encode_pil(image: Image.Image) -> bytes:
             image.save(buffer, "BMP")
         else:
             image.save(buffer, "PNG", compress_level=1)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        SystemError,
-    ) as error:  # what Pillow raises, by format and fault
+    except Exception as error:  # Pillow raises many kinds, by format and fault
         raise InvalidImageError(
-            f"image: a PIL.Image of mode {image.mode} and size {image.size} cannot be encoded: {error}; "
+            f"image: a PIL.Image of mode {image.mode} and size {image.size} cannot be encoded: {_said(error)}; "
             'is it whole, and does image.convert("RGB") work?'
         ) from error
     return buffer.getvalue()
@@ -136,6 +152,7 @@ def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _check_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    array = np.asarray(array)  # of a subclass, such as a masked array, the plain values
     pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     if array.dtype != np.uint8 or not is_picture or not array.size:

@@ -9,10 +9,11 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask
 
 from .. import Detections, draw_detections
+from .._orientation import upright
 
 SHOWN_SCORE = 0.5  # boxes with a lower score are neither drawn nor counted
 SAME_OBJECT_IOU = 0.5
@@ -87,9 +88,9 @@ def draw_side_by_side(image: Image.Image, panels: list[tuple[str, Detections]], 
         panels: title and detections of each model; those with a score below 0.5 are left out.
         caption: line under the picture.
     """
-    upright = ImageOps.exif_transpose(image).convert("RGB")
-    scale = max(1.0, PANEL_SIDE / max(upright.size))
-    enlarged = upright.resize((round(upright.width * scale), round(upright.height * scale)))
+    picture = upright(image).convert("RGB")
+    scale = max(1.0, PANEL_SIDE / max(picture.size))
+    enlarged = picture.resize((round(picture.width * scale), round(picture.height * scale)))
     width = len(panels) * (enlarged.width + GAP) + GAP
     font_size = max(13, round(min(enlarged.size) / 36))
     line = round(font_size * 1.8)
