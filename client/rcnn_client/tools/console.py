@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from rich.console import Console
@@ -31,6 +32,13 @@ def progress_bar() -> Progress:
     name = TextColumn("{task.description}", markup=False)
     columns = (name, BarColumn(), MofNCompleteColumn(), _ImagesPerSecond(), TimeRemainingColumn())
     return Progress(*columns, console=stderr)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    r"""Have stdout and stderr print an escape, such as \udcff, for a byte of a file name that is not UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def complain(prog: str, error: object) -> int:

@@ -20,7 +20,7 @@ from .._connection import TLSConfig
 from .._detections import Detections
 from .._errors import InvalidImageError, InvalidParameterError, RcnnError
 from .arguments import STDIO
-from .console import complain, progress_bar, stderr
+from .console import complain, escape_what_cannot_be_encoded, progress_bar, stderr
 from .detect_arguments import PROG, parse
 from .detect_coco import CocoResults, ImageIds
 from .detect_inputs import (
@@ -39,9 +39,10 @@ GIVE_UP_AFTER = 10  # so many pictures in a row on which the server failed
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-detect; returns the exit code, see its help. Wrong usage exits with 2."""
+    escape_what_cannot_be_encoded()
     parser, args = parse(argv)
     try:
-        sources = find_sources(args.inputs, args.out)
+        sources = find_sources(args.inputs, args.out, lambda line: complain(PROG, line))
         with _Run(args, sources) as run:
             return run.detect()
     except UsageError as error:

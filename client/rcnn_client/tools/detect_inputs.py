@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .arguments import STDIO
+from .picture_files import FORMATS, OTHER_SUFFIXES, picture_suffixes
 
-PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 
 
@@ -73,16 +74,26 @@ class Unreadable:
     reason: str
 
 
-def find_sources(inputs: Sequence[str], out: str | None) -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], out: str | None, say: Callable[[str], object] = lambda line: None
+) -> list[Source]:
     """The sources that the arguments name, each with the file for its drawing.
+
+    Args:
+        inputs: files, folders, patterns, URLs, "camera:N" and "-".
+        out: where drawings are written, as --out has it.
+        say: called with a sentence if folders hold pictures that the server cannot decode.
 
     Raises:
         UsageError: a folder or pattern holds no picture, or the drawings cannot be written to `out`.
         RuntimeError: there is a video, and OpenCV is not installed.
     """
     found: list[tuple[str, str]] = []  # as given, and its path inside the folder of drawings
+    skipped: Counter[str] = Counter()
     for given in inputs:
-        found += _expand(given, out)
+        found += _expand(given, out, skipped)
+    if skipped:
+        say(f"{_counted(skipped)} skipped: the server decodes {_readable()}")
     if inputs.count(STDIO) > 1:
         raise UsageError("- is given twice: stdin holds one picture")
     are_videos = [_is_video(given) for given, _ in found]
@@ -111,6 +122,8 @@ def read_pictures(sources: Sequence[Source]) -> Iterator[Picture | Unreadable]:
                 yield Picture(next(numbers), source.given, frame, pixels, drawing)
         except OSError as error:
             yield Unreadable(source.given, str(error))
+        except UnicodeEncodeError:
+            yield Unreadable(source.given, "OpenCV opens no file whose name is not UTF-8: rename it")
 
 
 def count_pictures(sources: Sequence[Source]) -> int | None:
@@ -118,10 +131,10 @@ def count_pictures(sources: Sequence[Source]) -> int | None:
     return None if any(source.is_video for source in sources) else len(sources)
 
 
-def _expand(given: str, out: str | None) -> list[tuple[str, str]]:
+def _expand(given: str, out: str | None, skipped: Counter[str]) -> list[tuple[str, str]]:
     path = Path(given)
     if path.is_dir():
-        return _pictures_below(path, out)
+        return _pictures_below(path, out, skipped)
     if given == STDIO:
         return [(given, "stdin.png")]
     if _is_live(given):
@@ -130,26 +143,44 @@ def _expand(given: str, out: str | None) -> list[tuple[str, str]]:
         matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 -- Path's takes no absolute pattern
         if not matches:
             raise UsageError(f"{given}: no file has such a name")
-        return [each for match in matches for each in _expand(match, out)]
+        return [each for match in matches for each in _expand(match, out, skipped)]
     return [(given, path.name)]
 
 
-def _pictures_below(folder: Path, out: str | None) -> list[tuple[str, str]]:
-    """The pictures of a folder and its subfolders, by name, without the drawings of an earlier run."""
+def _pictures_below(folder: Path, out: str | None, skipped: Counter[str]) -> list[tuple[str, str]]:
+    """The pictures of a folder and its subfolders, by name, without the drawings of an earlier run.
+
+    Those that the server cannot decode are added to `skipped`, by their extension.
+    """
     drawn = Path(out).resolve() if out else None
     if drawn and (drawn == folder.resolve() or not drawn.is_relative_to(folder.resolve())):
         drawn = None
-    paths = [
+    files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PICTURES
+        if path.suffix.lower() in picture_suffixes() | OTHER_SUFFIXES
         and not path.name.startswith(".")
         and path.is_file()
         and not (drawn and path.resolve().is_relative_to(drawn))
     ]
+    paths = [path for path in files if path.suffix.lower() in picture_suffixes()]
+    others = Counter(path.suffix.lower() for path in files) - Counter(path.suffix.lower() for path in paths)
     if not paths:
-        raise UsageError(f"{folder} holds no picture: expected files such as .jpg or .png")
+        found = f", found {_counted(others)}" if others else ""
+        raise UsageError(
+            f"{folder} holds no picture in {_readable()}: expected files such as .jpg or .png{found}"
+        )
+    skipped += others
     return [(str(path), str(path.relative_to(folder))) for path in paths]
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    """Such as "2 .heic and 1 .ppm"."""
+    return " and ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+
+
+def _readable() -> str:
+    return f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 
 
 def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path | None]:
@@ -172,7 +203,7 @@ def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path |
 def _drawing_name(name: str) -> Path:
     """JPEGs and frames are written as JPEG, which is quick; everything else as PNG."""
     path = Path(name)
-    if path.suffix.lower() in (".jpg", ".jpeg"):
+    if Image.registered_extensions().get(path.suffix.lower()) in ("JPEG", "MPO"):
         return path
     return path.with_suffix(".jpg" if _is_video(name) or not path.suffix else ".png")
 

@@ -70,10 +70,13 @@ def draw(picture: Picture, detections: Detections) -> str | None:
 
 
 class JsonLines:
-    """Writes one line of JSON for each picture, after all other outputs of the picture.
+    r"""Writes one line of JSON for each picture, after all other outputs of the picture.
 
     A later run can resume from the file. Each line holds the settings of its run, and only a run with the same
     settings can resume. It first removes the lines of pictures that failed, and an incomplete last line.
+
+    A byte of a file name that is not UTF-8 is written as a JSON escape, \udc80 to \udcff. Python reads it as the
+    name that the file has; `os.fsencode` gives its bytes.
 
     Args:
         target: a file, or "-" for stdout.
@@ -125,7 +128,9 @@ class JsonLines:
         for key, value in (("frame", frame), ("error", error), ("detections", found)):
             if value is not None:
                 line[key] = value
-        print(json.dumps(line | self._settings, ensure_ascii=False), file=self._stream, flush=True)
+        text = json.dumps(line | self._settings, ensure_ascii=False)
+        # In UTF-8 only surrogates cannot be encoded, and Python's escapes for them are JSON's.
+        print(text.encode(errors="backslashreplace").decode(), file=self._stream, flush=True)
 
     def _keep_answered(self, path: Path) -> None:
         """Remove all lines but those of pictures that were answered, and note their offsets."""

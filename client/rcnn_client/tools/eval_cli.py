@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 
 from .. import RcnnError
-from .console import complain, progress_bar
+from .console import complain, escape_what_cannot_be_encoded, progress_bar
 from .differences import difference, draw_side_by_side
 from .eval_arguments import PROG, parse
 from .eval_report import as_json, class_table, metrics_table, plot
 from .evaluation import Answers, Dataset, Endpoint, ask, score_all
+from .picture_files import open_picture
 
 DRAWN_PICTURES = 10
 MIN_DIFFERENCE = 0.01  # less is rounding
@@ -25,6 +25,7 @@ MIN_DIFFERENCE = 0.01  # less is rounding
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-eval; returns the exit code: 0, or 1 if a picture failed. Wrong usage exits with 2."""
+    escape_what_cannot_be_encoded()
     args = parse(argv)
     endpoints = [Endpoint(args.url, args.model)]
     if args.against:
@@ -99,10 +100,13 @@ def _draw_differences(dataset: Dataset, first: Answers, second: Answers, folder:
         stale.unlink()
     for rank, (how, picture, pair) in enumerate(differing[:DRAWN_PICTURES], start=1):
         titles = [f"{which}: {each.endpoint}" for which, each in (("first", first), ("second", second))]
-        with Image.open(picture.path) as image:
-            panels = list(zip(titles, pair, strict=True))
-            drawing = draw_side_by_side(image, panels, f"{picture.path.name}   {how}")
-        drawing.save(folder / f"{rank:02d}_{picture.path.stem}.png")
+        try:
+            with open_picture(picture.path) as image:
+                panels = list(zip(titles, pair, strict=True))
+                drawing = draw_side_by_side(image, panels, f"{picture.path.name}   {how}")
+            drawing.save(folder / f"{rank:02d}_{picture.path.stem}.png")
+        except Exception as error:  # Pillow raises many kinds
+            complain(PROG, f"{picture.path}: not drawn: {error}")
         print(f"{rank:3}. {picture.path.name}: {how}")
 
 

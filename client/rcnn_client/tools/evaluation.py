@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-
 from .. import Detections, Detector
+from .._orientation import upright_size
 from .coco_file import Records, box_record, check_instances, match_classes, read_instances
 from .coco_score import Scores, score
+from .picture_files import open_picture
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def ask(
             for picture in dataset.pictures:
                 try:
                     check_picture(picture)
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                except Exception as error:  # Pillow raises many kinds
                     answers.failed[picture.path] = getattr(error, "strerror", None) or str(error)
                     advance()
                 else:
@@ -125,19 +125,14 @@ def ask(
 
 
 def check_picture(picture: Picture) -> None:
-    """Check that a file is the annotated picture; only its header is read.
+    """Check that a file is the annotated picture; its pixels are not decoded.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not a picture, or its upright size differs from the annotation.
     """
-    try:
-        with Image.open(picture.path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except UnidentifiedImageError as error:
-        raise ValueError("is not an image of a known format") from error
-    size = (height, width) if turned else (width, height)
+    with open_picture(picture.path) as image:
+        size = upright_size(image)
     if size != picture.size:
         raise ValueError(
             f"is {size[0]}x{size[1]} px upright, but its annotation says {picture.size[0]}x{picture.size[1]}: "

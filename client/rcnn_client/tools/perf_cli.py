@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
 
 from .. import Detector, RcnnError
@@ -18,6 +17,7 @@ from .console import complain, progress_bar, stderr
 from .perf_analyzer import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer, write_input
 from .perf_arguments import MAX_PICTURES, PROG, parse
 from .perf_report import Measurement, latency_table, plot, step_table
+from .picture_files import picture_suffixes
 from .triton_statistics import Statistics
 
 
@@ -56,8 +56,7 @@ def choose_pictures(folder: Path) -> list[Path]:
         ValueError: there is none.
         OSError: the folder cannot be read.
     """
-    extensions = Image.registered_extensions()
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in extensions)
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
     if not pictures:
         raise ValueError(f"{folder} holds no picture: expected files such as .jpg or .png")
     count = min(len(pictures), MAX_PICTURES)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tritonclient.grpc as triton
-from PIL import Image
 from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import VERSION
+from rcnn_client.tools.picture_files import picture_suffixes
 from rich.console import Console
 from tritonclient.utils import InferenceServerException
 
@@ -64,9 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         server = triton.InferenceServerClient(arguments.server) if arguments.server else None
         for number, batch in enumerate(deal(pictures, arguments.batch)):
-            images = [
-                decode_image(encoded, pipeline.preprocess_parameters.max_image_pixels) for _, encoded in batch
-            ]
+            images = [decode(picture, pipeline.preprocess_parameters.max_image_pixels) for picture in batch]
             served = ask_server(server, arguments.name, [encoded for _, encoded in batch]) if server else None
             verification.add(f"batch {number}", images, served)
             report(f"Batch {number}: {', '.join(name for name, _ in batch)}")
@@ -130,12 +129,24 @@ def read_precision(repository: Path, name: str) -> Precision:
 
 def read_pictures(paths: Sequence[Path]) -> list[Picture]:
     """The files, and of a folder those that are named like pictures, in the order of their names."""
-    suffixes = Image.registered_extensions()
     files = []
     for path in paths:
         in_folder = sorted(path.iterdir()) if path.is_dir() else ()
-        files += [file for file in in_folder if file.suffix.lower() in suffixes] or [path]
+        files += [file for file in in_folder if file.suffix.lower() in picture_suffixes()] or [path]
     return [(file.name, file.read_bytes()) for file in files]
+
+
+def decode(picture: Picture, max_image_pixels: int) -> npt.NDArray[np.uint8]:
+    """The pixels as the server decodes them, uint8 RGB [H, W, 3].
+
+    Raises:
+        ExportError: they cannot be decoded; the message names the picture.
+    """
+    name, encoded = picture
+    try:
+        return decode_image(encoded, max_image_pixels)
+    except InvalidInputError as error:
+        raise ExportError(f"cannot read the picture {name}: {error}") from error
 
 
 def deal(pictures: Sequence[Picture], sizes: Sequence[int]) -> list[list[Picture]]:

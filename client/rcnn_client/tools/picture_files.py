@@ -1,0 +1,77 @@
+"""Picture files beside the server: which files of a folder are pictures, and opening one to draw or to measure it."""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zlib
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # what the server decodes, by Pillow's names
+# Pictures that the server cannot decode. A folder may hold them, and it should be said that they are left out.
+OTHER_SUFFIXES = frozenset(
+    (
+        ".arw",
+        ".avif",
+        ".cr2",
+        ".cr3",
+        ".dib",
+        ".dng",
+        ".exr",
+        ".hdr",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".j2k",
+        ".jp2",
+    )
+    + (".jpx", ".jxl", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".raf", ".rw2", ".svg")
+    + (".tga",)
+)
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER_END = 33  # of a PNG
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The file extensions of FORMATS, in lower case. An MPO is a JPEG with more pictures behind it."""
+    registered = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in registered.items() if name in (*FORMATS, "MPO"))
+
+
+def open_picture(picture: Path | bytes) -> Image.Image:
+    """Open a picture, whatever is in its texts, profile and EXIF; the server does not read these either.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no picture in one of FORMATS.
+    """
+    data = picture if isinstance(picture, bytes) else picture.read_bytes()
+    try:
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError("is not an image of a known format") from error
+    image.info.pop("xmp", None)  # it may hold another orientation
+    return image
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its ancillary chunks, its EXIF in front of its pixels; other files as they are."""
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, exif, position = [], b"", HEADER_END
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">L4s", data, position)
+        end = position + 8 + length + 4  # a checksum follows the content
+        if not kind[0] & 0x20:  # ancillary chunks have a name in lower case
+            kept.append(data[position:end])
+        elif kind == b"eXIf" and data[end - 4 : end] == zlib.crc32(data[position + 4 : end - 4]).to_bytes(
+            4, "big"
+        ):
+            exif = exif or data[position:end]
+        position = end
+    return b"".join((data[:HEADER_END], exif, *kept))
