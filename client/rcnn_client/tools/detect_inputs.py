@@ -93,7 +93,8 @@ def find_sources(
     for given in inputs:
         found += _expand(given, out, skipped)
     if skipped:
-        say(f"{_counted(skipped)} skipped: the server decodes {_readable()}")
+        readable = f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
+        say(f"skipped {_counted(skipped)}: the server decodes {readable}")
     if inputs.count(STDIO) > 1:
         raise UsageError("- is given twice: stdin holds one picture")
     are_videos = [_is_video(given) for given, _ in found]
@@ -164,12 +165,10 @@ def _pictures_below(folder: Path, out: str | None, skipped: Counter[str]) -> lis
         and not (drawn and path.resolve().is_relative_to(drawn))
     ]
     paths = [path for path in files if path.suffix.lower() in picture_suffixes()]
-    others = Counter(path.suffix.lower() for path in files) - Counter(path.suffix.lower() for path in paths)
+    others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in OTHER_SUFFIXES)
     if not paths:
-        found = f", found {_counted(others)}" if others else ""
-        raise UsageError(
-            f"{folder} holds no picture in {_readable()}: expected files such as .jpg or .png{found}"
-        )
+        found = f"; found {_counted(others)}, which the server cannot decode" if others else ""
+        raise UsageError(f"{folder} holds no picture: expected files such as .jpg or .png{found}")
     skipped += others
     return [(str(path), str(path.relative_to(folder))) for path in paths]
 
@@ -177,10 +176,6 @@ def _pictures_below(folder: Path, out: str | None, skipped: Counter[str]) -> lis
 def _counted(suffixes: Counter[str]) -> str:
     """Such as "2 .heic and 1 .ppm"."""
     return " and ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
-
-
-def _readable() -> str:
-    return f"{', '.join(FORMATS[:-1])} and {FORMATS[-1]}"
 
 
 def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path | None]:

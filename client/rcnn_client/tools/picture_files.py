@@ -12,25 +12,10 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # what the server decodes, by Pillow's names
 # Pictures that the server cannot decode. A folder may hold them, and it should be said that they are left out.
-OTHER_SUFFIXES = frozenset(
-    (
-        ".arw",
-        ".avif",
-        ".cr2",
-        ".cr3",
-        ".dib",
-        ".dng",
-        ".exr",
-        ".hdr",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".j2k",
-        ".jp2",
-    )
-    + (".jpx", ".jxl", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".raf", ".rw2", ".svg")
-    + (".tga",)
-)
+OTHER_SUFFIXES = {
+    ".arw", ".avif", ".cr2", ".cr3", ".dib", ".dng", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jxl",
+    ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".raf", ".rw2", ".svg", ".tga",
+}  # fmt: skip
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_END = 33  # of a PNG
