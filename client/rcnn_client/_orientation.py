@@ -45,7 +45,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the upright picture in pixels; its pixels need not be loaded."""
+    """Width and height in pixels, upright, of a picture that is open and not yet loaded."""
     width, height = image.size
     number = orientation(image)
     if tags := getattr(image, "tag_v2", None):  # a TIFF; some versions of Pillow give its size upright
