@@ -31,7 +31,7 @@ def without_metadata(data: bytes, kind: str) -> tuple[bytes, bytes]:
         kind: Pillow's name of the format. WebP and BMP stay as they are: what Pillow reads of them it only copies.
 
     Raises:
-        ValueError: the tags of a TIFF claim more bytes than the file has.
+        ValueError: the tags of a TIFF claim more bytes than the file has, or one has too many values.
         IndexError: a GIF ends inside its header.
     """
     strip = {"JPEG": _strip_jpeg, "PNG": _strip_png, "GIF": _strip_gif, "TIFF": strip_tiff}.get(kind)
@@ -56,7 +56,8 @@ def _strip_jpeg(data: bytes) -> tuple[bytes, bytes]:
         if marker == START_OF_SCAN:
             break
         if marker in JPEG_METADATA:
-            kept.append(data[kept_to:start])
+            if start > kept_to:
+                kept.append(data[kept_to:start])
             kept_to = end
             if marker == APP1 and not exif and data.startswith(EXIF_HEADER, start + 4):
                 exif = data[start + 4 : end]

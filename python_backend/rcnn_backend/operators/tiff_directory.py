@@ -55,6 +55,9 @@ TYPE_SIZES = {
 NUMBERS = {3: "H", 4: "L", 5: "LL", 8: "h", 9: "l", 10: "ll"}  # struct's letters, of rationals two
 
 
+MAX_VALUES = 1 << 18  # of a tag: enough for tiles of 16x16 pixels in a picture of 67 megapixels
+
+
 class Entry(NamedTuple):
     """A tag's type, how many values it has, and these, or where they are if they need more bytes than an offset."""
 
@@ -113,7 +116,7 @@ def strip_tiff(data: bytes) -> tuple[bytes, bytes]:
     """The TIFF with a directory of STORAGE_TAGS alone and no further pages, and the TIFF as its EXIF block.
 
     Raises:
-        ValueError: these tags claim more bytes than the file has.
+        ValueError: these tags claim more bytes than the file has, or one has more than MAX_VALUES values.
     """
     directory = read_directory(data)
     if directory is None:
@@ -124,6 +127,9 @@ def strip_tiff(data: bytes) -> tuple[bytes, bytes]:
     claimed = sum(num_bytes[tag] for tag in kept)
     if claimed > len(data):
         raise ValueError(f"its tags claim {claimed} bytes, and the file has {len(data)}")
+    most = max((entries[tag].num_values for tag in kept), default=0)
+    if most > MAX_VALUES:  # Pillow takes half a minute for two million strips
+        raise ValueError(f"one of its tags has {most} values, more than {MAX_VALUES}")
     padding = bytes(-len(data) % 8)
     start = struct.pack(order + offset, len(data) + len(padding))
     width = len(start)  # of an offset, and of the header in front of the one to the directory

@@ -163,6 +163,14 @@ def test_tags_of_a_tiff_that_claim_too_much_are_refused() -> None:
         decode_image(in_tiff(entries, bytes(2000)), LIMIT)
 
 
+def test_a_tiff_of_too_many_strips_is_refused() -> None:
+    count = 300_000
+    offsets, sizes = (struct.pack("<L", len(TIFF) + start) for start in (0, 4 * count))
+    strips = [(273, 4, count, offsets), (279, 4, count, sizes)]
+    with pytest.raises(InvalidInputError, match="one of its tags has 300000 values, more than 262144"):
+        decode_image(in_tiff(strips, bytes(8 * count)), LIMIT)
+
+
 RATIONAL = (0x9201, 10, 1, struct.pack(">L", 38))
 BROKEN = {
     "a rational of -1/0": exif(SIX, RATIONAL, more=struct.pack(">ll", -1, 0)),
