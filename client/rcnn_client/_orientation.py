@@ -13,14 +13,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-SOURCES = (
-    "exif",
-    "xmp",
-    "XML:com.adobe.xmp",
-    "Raw profile type exif",
-)  # in which Pillow finds an orientation
+# The items of a picture's info in which Pillow finds an orientation.
+SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 def orientation(image: Image.Image) -> int:

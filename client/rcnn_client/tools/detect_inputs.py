@@ -74,9 +74,7 @@ class Unreadable:
     reason: str
 
 
-def find_sources(
-    inputs: Sequence[str], out: str | None, say: Callable[[str], object] = lambda line: None
-) -> list[Source]:
+def find_sources(inputs: Sequence[str], out: str | None, say: Callable[[str], object]) -> list[Source]:
     """The sources that the arguments name, each with the file for its drawing.
 
     Args:

@@ -108,7 +108,9 @@ def ask(
                 try:
                     check_picture(picture)
                 except Exception as error:  # Pillow raises many kinds
-                    answers.failed[picture.path] = getattr(error, "strerror", None) or str(error)
+                    answers.failed[picture.path] = (
+                        getattr(error, "strerror", None) or str(error) or type(error).__name__
+                    )
                     advance()
                 else:
                     usable.append(picture)

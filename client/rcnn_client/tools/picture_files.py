@@ -54,9 +54,8 @@ def _without_texts(data: bytes) -> bytes:
         end = position + 8 + length + 4  # a checksum follows the content
         if not kind[0] & 0x20:  # ancillary chunks have a name in lower case
             kept.append(data[position:end])
-        elif kind == b"eXIf" and data[end - 4 : end] == zlib.crc32(data[position + 4 : end - 4]).to_bytes(
-            4, "big"
-        ):
-            exif = exif or data[position:end]
+        elif kind == b"eXIf" and not exif:
+            checksum = zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big")
+            exif = data[position:end] if data[end - 4 : end] == checksum else b""
         position = end
     return b"".join((data[:HEADER_END], exif, *kept))

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
+from rcnn_export.errors import ExportError
 from rcnn_export.verify.pipeline_stages import PipelineStages
 from rcnn_export.verify.reference import run_reference
 from rcnn_export.verify.sample_pictures import sample_pictures
@@ -203,6 +205,21 @@ def test_too_few_matches_do_not_hold(digits: Detector, digits_repository: Path) 
 def test_every_picture_and_every_size_is_dealt(count: int, sizes: list[int], dealt: list[list[int]]) -> None:
     pictures = [(str(index), b"") for index in range(count)]
     assert [[int(name) for name, _ in batch] for batch in verify.deal(pictures, sizes)] == dealt
+
+
+def test_a_picture_is_decoded_as_served_or_named() -> None:
+    encoded = next(iter(sample_pictures(1).values()))
+    np.testing.assert_array_equal(verify.decode(("a.png", encoded), 10**6), decode_image(encoded, 10**6))
+    with pytest.raises(
+        ExportError, match=r"cannot read the picture a\.png: the image is damaged or cut short"
+    ):
+        verify.decode(("a.png", encoded[:-100]), 10**6)
+
+
+def test_the_pictures_of_a_folder_are_of_the_servers_formats(tmp_path: Path) -> None:
+    for name in ("a.mpo", "b.JFIF", "c.ppm", "d.pdf", "e.webp"):
+        (tmp_path / name).touch()
+    assert [name for name, _ in verify.read_pictures([tmp_path])] == ["a.mpo", "b.JFIF", "e.webp"]
 
 
 def test_generated_pictures_are_the_same_every_time() -> None:
