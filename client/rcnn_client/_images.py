@@ -15,6 +15,7 @@ from PIL import Image
 
 from ._errors import InvalidImageError, RcnnError
 from ._orientation import upright
+from ._picture_files import open_picture
 
 # An array is uint8; that is checked when it comes, as OpenCV's stubs leave open what its frames hold.
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -129,12 +130,9 @@ def open_image(image: ImageInput) -> Image.Image:
         return image
     if isinstance(image, np.ndarray):
         return Image.fromarray(_check_array(image))
-    encoded = encode_image(image)
-    try:
-        opened = Image.open(io.BytesIO(encoded))
+    with faults_of(image_name(image)):
+        opened = open_picture(encode_image(image))
         opened.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidImageError(f"{image_name(image)}: Pillow cannot decode it: {error}") from error
     return opened
 
 

@@ -10,9 +10,10 @@ import zlib
 import pytest
 from PIL import ExifTags, Image
 from rcnn_backend.operators.picture_files import FORMATS as SERVED_FORMATS
+from rcnn_client._picture_files import FORMATS, open_picture
 from rcnn_client.tools.detect_cli import main
 from rcnn_client.tools.evaluation import Picture, check_picture
-from rcnn_client.tools.picture_files import FORMATS, OTHER_SUFFIXES, open_picture, picture_suffixes
+from rcnn_client.tools.picture_files import OTHER_SUFFIXES, picture_suffixes
 
 
 def chunk(kind, content, checksum=None):

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .._picture_files import FORMATS
 from .arguments import STDIO
-from .picture_files import FORMATS, OTHER_SUFFIXES, picture_suffixes
+from .picture_files import OTHER_SUFFIXES, picture_suffixes
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from .. import RcnnError
+from .._picture_files import open_picture
 from .console import complain, escape_what_cannot_be_encoded, progress_bar
 from .differences import difference, draw_side_by_side
 from .eval_arguments import PROG, parse
 from .eval_report import as_json, class_table, metrics_table, plot
 from .evaluation import Answers, Dataset, Endpoint, ask, score_all
-from .picture_files import open_picture
 
 DRAWN_PICTURES = 10
 MIN_DIFFERENCE = 0.01  # less is rounding

@@ -9,9 +9,9 @@ from typing import Any
 
 from .. import Detections, Detector
 from .._orientation import upright_size
+from .._picture_files import open_picture
 from .coco_file import Records, box_record, check_instances, match_classes, read_instances
 from .coco_score import Scores, score
-from .picture_files import open_picture
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,45 @@
-"""Picture files beside the server: which files of a folder are pictures, and opening one to draw or to measure it."""
+"""Which files of a folder are pictures."""
 
 from __future__ import annotations
 
 import functools
-import io
-import struct
-import zlib
-from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # what the server decodes, by Pillow's names
+from .._picture_files import FORMATS
+
 # Pictures that the server cannot decode. A folder may hold them, and it should be said that they are left out.
-OTHER_SUFFIXES = {
-    ".arw", ".avif", ".cr2", ".cr3", ".dib", ".dng", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jxl",
-    ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".raf", ".rw2", ".svg", ".tga",
-}  # fmt: skip
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-HEADER_END = 33  # of a PNG
+OTHER_SUFFIXES = frozenset(
+    [
+        ".arw",
+        ".avif",
+        ".cr2",
+        ".cr3",
+        ".dib",
+        ".dng",
+        ".exr",
+        ".hdr",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".j2k",
+        ".jp2",
+        ".jpx",
+        ".jxl",
+        ".nef",
+        ".orf",
+        ".pbm",
+        ".pcx",
+        ".pgm",
+        ".pnm",
+        ".ppm",
+        ".psd",
+        ".raf",
+        ".rw2",
+        ".svg",
+        ".tga",
+    ]
+)
 
 
 @functools.cache
@@ -26,36 +47,3 @@ def picture_suffixes() -> frozenset[str]:
     """The file extensions of FORMATS, in lower case. An MPO is a JPEG with more pictures behind it."""
     registered = Image.registered_extensions()
     return frozenset(suffix for suffix, name in registered.items() if name in (*FORMATS, "MPO"))
-
-
-def open_picture(picture: Path | bytes) -> Image.Image:
-    """Open a picture, whatever is in its texts, profile and EXIF; the server does not read these either.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no picture in one of FORMATS.
-    """
-    data = picture if isinstance(picture, bytes) else picture.read_bytes()
-    try:
-        image = Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError("is not an image of a known format") from error
-    image.info.pop("xmp", None)  # it may hold another orientation
-    return image
-
-
-def _without_texts(data: bytes) -> bytes:
-    """A PNG without its ancillary chunks, its EXIF in front of its pixels; other files as they are."""
-    if not data.startswith(PNG_SIGNATURE):
-        return data
-    kept, exif, position = [], b"", HEADER_END
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">L4s", data, position)
-        end = position + 8 + length + 4  # a checksum follows the content
-        if not kind[0] & 0x20:  # ancillary chunks have a name in lower case
-            kept.append(data[position:end])
-        elif kind == b"eXIf" and not exif:
-            checksum = zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big")
-            exif = data[position:end] if data[end - 4 : end] == checksum else b""
-        position = end
-    return b"".join((data[:HEADER_END], exif, *kept))
