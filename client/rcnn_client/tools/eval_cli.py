@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from .. import RcnnError
+from .coco_score import SCORE_THRESH
 from .console import add_server_arguments, complain, positive, probability, progress_bar
 from .differences import difference, draw_side_by_side
 from .eval_report import as_json, class_table, metrics_table, plot
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         endpoints.append(parse_against(args.against, endpoints[0]))
     try:
         dataset = Dataset.read(args.annotations, args.images)
+        print(dataset.annotations.summary, flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
         answers = [_ask_with_progress(endpoint, dataset, args) for endpoint in endpoints]
     except (RcnnError, ValueError, OSError) as error:
@@ -133,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-thresh",
         type=probability,
-        default=0.001,
+        default=SCORE_THRESH,
         metavar="0..1",
         help="use detections whose score is above this (default: %(default)s; torchvision's published AP uses 0.05)",
     )
