@@ -219,7 +219,10 @@ def with_every_box(convert):
     ("convert", "message"),
     [
         (lambda x, y, w, h: [x / 100, y / 80, w / 100, h / 80], "the boxes look normalised to 0..1, such as"),
-        (lambda x, y, w, h: [x / 9999, y / 9999, w / 9999, h / 9999], "the boxes look normalised to 0..1, such as"),
+        (
+            lambda x, y, w, h: [x / 9999, y / 9999, w / 9999, h / 9999],
+            "the boxes look normalised to 0..1, such as",
+        ),
         (lambda x, y, w, h: [x, y, x + w, y + h], "the boxes look like x1, y1, x2, y2, such as"),
         (
             lambda x, y, w, h: [9 * x + 90, 9 * y, 9 * w, 9 * h],

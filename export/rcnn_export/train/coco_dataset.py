@@ -1,7 +1,7 @@
 """A COCO-format dataset of boxes as a torch dataset, checked before training starts.
 
-Categories may have any ids: label 1 is the category of the lowest id that is used, and so on; label 0 is the
-background. Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
+Categories may have any ids: label 1 is the category of the lowest id, and so on; label 0 is the background.
+Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
 """
 
 import itertools
@@ -37,11 +37,10 @@ class CocoDataset(Dataset[Sample]):
         """Takes ``annotations``, a file or what is read of it, whose file names are relative to ``pictures``.
 
         Args:
-            class_names: the names of the labels from 1 on; by default those of the categories that are used.
+            class_names: the names of the labels from 1 on; by default those of all categories.
 
         Raises:
-            ExportError: a file is missing, an annotation cannot be used, or a category is not in ``class_names``;
-                the message names it.
+            ExportError: a file is missing or an annotation cannot be used; the message names it.
         """
         if isinstance(annotations, Path):
             annotations = read(annotations)
@@ -53,7 +52,7 @@ class CocoDataset(Dataset[Sample]):
                 f"{len(missing)} of {len(self._paths)} pictures in {annotations.path} are missing, the first is "
                 f"{missing[0]}: give the folder that its file names are relative to"
             )
-        self.class_names = list(class_names or used_names(annotations))
+        self.class_names = list(class_names or dict.fromkeys(each.name for each in annotations.categories))
         self._targets = _targets(annotations, self.class_names)
 
     def __len__(self) -> int:
@@ -89,7 +88,7 @@ def read(path: Path) -> Annotations:
 def used_names(*files: Annotations) -> list[str]:
     """The classes of a detector: the categories of the first file that any of the files uses, by their ids there.
 
-    Files are matched by the names of their categories, so their ids may differ.
+    Files are matched by the names of their categories, so ids may differ.
 
     Raises:
         ExportError: a file uses a category that the first does not list.
@@ -134,12 +133,16 @@ def _targets(annotations: Annotations, class_names: Sequence[str]) -> list[dict[
     """The target of each picture."""
     boxes, corners = annotations.boxes, annotations.boxes.visible()
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
-    labels = np.array([label_of.get(category.name, 0) for category in annotations.categories])[boxes.categories]
+    labels = np.array([label_of.get(category.name, 0) for category in annotations.categories])[
+        boxes.categories
+    ]
     order = np.argsort(boxes.images, kind="stable")
     starts = np.searchsorted(boxes.images[order], np.arange(len(annotations.images) + 1))
     targets = []
     for start, end in itertools.pairwise(starts):
         rows = order[start:end]
-        target = to_target(corners[rows], labels[rows], boxes.areas[rows], boxes.is_crowd[rows], boxes.bbox[rows])
+        target = to_target(
+            corners[rows], labels[rows], boxes.areas[rows], boxes.is_crowd[rows], boxes.bbox[rows]
+        )
         targets.append(target)
     return targets

@@ -44,8 +44,8 @@ def detect(
         for image_id, (pixels, target) in samples:
             (detections,) = model([pixels.to(device, non_blocking=True).float() / 255])
             detected.images.append({"id": image_id})
-            detected.truth += _truth(image_id, target)
-            detected.found += _found(image_id, detections)
+            detected.truth += truth_records(image_id, target)
+            detected.found += found_records(image_id, detections)
     finally:
         heads.score_thresh = own_thresh
     return detected
@@ -77,7 +77,8 @@ def score(parts: list[Detected], class_names: list[str]) -> dict[str, Any]:
     }
 
 
-def _truth(image_id: int, target: dict[str, Tensor]) -> list[dict[str, Any]]:
+def truth_records(image_id: int, target: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """What is annotated in a picture."""
     columns = (target[name].tolist() for name in ("labels", "bbox", "area", "iscrowd"))
     return [
         {"image_id": image_id, "category_id": label, "bbox": bbox, "area": area, "iscrowd": int(is_crowd)}
@@ -85,8 +86,7 @@ def _truth(image_id: int, target: dict[str, Tensor]) -> list[dict[str, Any]]:
     ]
 
 
-def _found(image_id: int, detections: dict[str, Tensor]) -> list[dict[str, Any]]:
+def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """What torchvision found in a picture."""
     columns = (detections[name].tolist() for name in ("labels", "boxes", "scores"))
-    return [
-        box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)
-    ]
+    return [box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)]

@@ -190,7 +190,7 @@ def sample() -> Detector:
 
 def test_the_sample_weights_detect_held_out_digits(sample: Detector) -> None:
     data = DigitsDataset("held-out", 60)
-    metrics = score([detect(sample.model, ([data[index]] for index in range(60)))], data.class_names)
+    metrics = score([detect(sample.model, ((index, data[index]) for index in range(60)))], data.class_names)
     assert metrics["ap"] >= 0.75
 
 
@@ -207,6 +207,7 @@ def test_the_demo_pictures_are_detected(sample: Detector) -> None:
     assert len(content["images"]) == len(list((SAMPLES / "pictures").glob("*.jpg")))
     pictures = CocoDataset(SAMPLES / "pictures" / "annotations.json", SAMPLES / "pictures")
     metrics = score(
-        [detect(sample.model, [[pictures[index] for index in range(len(pictures))]])], pictures.class_names
+        [detect(sample.model, ((index, pictures[index]) for index in range(len(pictures))))],
+        pictures.class_names,
     )
     assert metrics["ap50"] > 0.95
