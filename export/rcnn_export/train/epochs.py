@@ -33,7 +33,7 @@ def train_epoch(
     settings = training.settings
     epoch, first_step = divmod(training.step, settings.steps_per_epoch)
     saved_s = step_s = time.monotonic()
-    name = f"epoch {epoch + 1}/{settings.epochs}"
+    name = f"epoch {epoch + 1}/{settings.epochs}: step"
     with Progress(console, name, settings.steps_per_epoch, first_step) as progress:
         for batch in readable(batches):
             learning_rate = training.learning_rate()
@@ -73,7 +73,7 @@ def evaluate(
         ExportError: a picture cannot be read.
     """
     processes.share_buffers(training.averaged_model)
-    with Progress(console, "evaluating", len(numbers)) as progress:
+    with Progress(console, "evaluating picture", len(numbers)) as progress:
 
         def samples() -> Iterator[tuple[int, Sample]]:
             for number, (sample,) in zip(numbers, readable(batches), strict=True):

@@ -15,7 +15,7 @@ class Progress:
     """Reports the steps of a phase, an epoch or an evaluation.
 
     Args:
-        name: of the phase.
+        name: of the phase and of its steps, "evaluating picture" say.
         total: how many steps it has.
         done: how many of them are done already.
     """
@@ -33,13 +33,12 @@ class Progress:
             rich_progress.MofNCompleteColumn(),
             rich_progress.TimeRemainingColumn(),
         )
-        self._bar = rich_progress.Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        )
+        self._bar = rich_progress.Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task(name, total=total, completed=done)
 
     def __enter__(self) -> "Progress":
-        self._bar.start()
+        if self._console.is_terminal:
+            self._bar.start()
         return self
 
     def __exit__(
@@ -58,6 +57,5 @@ class Progress:
         self._said_s = now_s
         seconds_each = (now_s - self._started_s) / (self._done - self._first)
         left = timedelta(seconds=round(seconds_each * (self._total - self._done)))
-        self._console.print(
-            "  ".join(filter(None, (self._name, f"{self._done}/{self._total}", values, f"{left} left")))
-        )
+        parts = (f"{self._name} {self._done}/{self._total}", values, f"{left} left")
+        self._console.print("  ".join(filter(None, parts)))
