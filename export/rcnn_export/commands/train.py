@@ -150,7 +150,7 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
             console.print(
                 f"epoch {len(training.history)}/{settings.epochs}  loss {metrics['loss']:.3f}  "
                 f"AP50:95 {metrics['ap']:.4f}  AP50 {metrics['ap50']:.4f}  AP75 {metrics['ap75']:.4f}  "
-                f"{metrics['pictures_per_s']:.0f} pictures/s{'  best so far' if is_best else ''}"
+                f"{metrics['pictures_per_s']:.3g} pictures/s{'  best so far' if is_best else ''}"
             )
     best = max(metrics["ap"] for metrics in training.history)
     console.print(f"best AP50:95 {best:.4f}: {arguments.out}/weights.safetensors, metrics.json, labels.txt")
