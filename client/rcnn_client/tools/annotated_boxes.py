@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .coco_file import Category, CocoImage, Records, is_number, listed, shown
 
+LARGEST_PX = 1e9  # no picture is as large
 LARGEST_NORMALISED = 1.5  # a box that is a little larger than its picture is still taken for normalised
 BBOX = "expected left, top, width, height in pixels"
 
@@ -77,7 +78,7 @@ def read_boxes(
             faults[what].append(f"{name} has {shown(record.get(field))}")
         else:
             bbox, area = record["bbox"], record.get("area")
-            area = bbox[2] * bbox[3] if area is None else area
+            area = float(bbox[2] * bbox[3] if area is None else area)
             position, category = position_of[record["image_id"]], category_of[record["category_id"]]
             rows.append((position, category, bbox, area, bool(record.get("iscrowd"))))
     for what, names in faults.items():
@@ -147,10 +148,14 @@ def _fault(
         if not isinstance(value, int | float | str) or value not in known:
             return field, f"{'an' if part == 'images' else 'a'} {field} that is not under {part}"
     bbox, area = record.get("bbox"), record.get("area")
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox)) and min(bbox[2:]) >= 0):
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_pixels, bbox)) and min(bbox[2:]) >= 0):
         return "bbox", f"a bbox that cannot be used ({BBOX})"
     if area is not None and not (is_number(area) and area >= 0):
         return "area", "an area that is no number of square pixels"
     if record.get("iscrowd") not in (None, 0, 1):
         return "iscrowd", "an iscrowd other than 0 and 1"
     return None
+
+
+def _is_pixels(value: Any) -> bool:
+    return is_number(value) and abs(value) < LARGEST_PX

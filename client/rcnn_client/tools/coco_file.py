@@ -56,11 +56,10 @@ def read_content(path: Path) -> dict[str, Any]:
         content = json.loads(data)  # UTF-8, -16 or -32, with or without a byte order mark
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}. Expected a COCO instances file") from error
-    _check_kind(content, path)
-    return content  # type: ignore[no-any-return]
+    return _checked_kind(content, path)
 
 
-def _check_kind(content: Any, path: Path) -> None:
+def _checked_kind(content: Any, path: Path) -> dict[str, Any]:
     if isinstance(content, list):
         is_results = content and isinstance(content[0], dict) and "score" in content[0]
         kind = "a list of COCO results" if is_results else "a JSON list"
@@ -69,10 +68,13 @@ def _check_kind(content: Any, path: Path) -> None:
         raise ValueError(f"{path} holds {shown(content)}: {EXPECTED}")
     for part in ("images", "annotations", "categories"):
         records = content.get(part, [])
-        wrong = [record for record in records if not isinstance(record, dict)] if records else []
-        if not isinstance(records, list) or wrong:
-            found = shown(wrong[0]) if isinstance(records, list) else shown(records)
-            raise ValueError(f"{path} has {found} under {part}: expected a list of objects")
+        others = (
+            [each for each in records if not isinstance(each, dict)]
+            if isinstance(records, list)
+            else [records]
+        )
+        if others:
+            raise ValueError(f"{path} has {shown(others[0])} under {part}: expected a list of objects")
     annotations, images = content.get("annotations", []), content.get("images", [])
     for field, kind in (("caption", "captions"), ("segments_info", "panoptic")):
         if annotations and field in annotations[0]:
@@ -86,6 +88,7 @@ def _check_kind(content: Any, path: Path) -> None:
     if absent:
         absent += [] if "annotations" in content else ["annotations"]
         raise ValueError(f"{path} has no {', '.join(sorted(absent))}: {EXPECTED}")
+    return content
 
 
 def read_images(content: dict[str, Any], path: Path) -> list[CocoImage]:

@@ -37,7 +37,8 @@ class CocoDataset(Dataset[Sample]):
         """Takes ``annotations``, a file or what is read of it, whose file names are relative to ``pictures``.
 
         Args:
-            class_names: the names of the labels from 1 on; by default those of all categories.
+            class_names: the names of the labels from 1 on, ``used_names`` of all files of a run; by default those of
+                all categories.
 
         Raises:
             ExportError: a file is missing or an annotation cannot be used; the message names it.
