@@ -74,7 +74,7 @@ def read_boxes(
         fault = _fault(record, position_of, category_of)
         if fault is not None:
             field, what = fault
-            name = f"id {shown(record['id'])}" if "id" in record else f"annotations[{number}]"
+            name = f"id {shown(record['id'])}" if record.get("id") is not None else f"annotations[{number}]"
             faults[what].append(f"{name} has {shown(record.get(field))}")
         else:
             bbox, area = record["bbox"], record.get("area")
@@ -106,7 +106,8 @@ def without_copies(records: Records) -> tuple[Records, int]:
     kept: dict[str, dict[str, Any]] = {}
     for number, record in enumerate(records):
         fields = [record.get(field) for field in ("id", "image_id", "category_id", "bbox")]
-        kept.setdefault(json.dumps(fields) if "id" in record else f"no id {number}", record)
+        has_id = record.get("id") is not None
+        kept.setdefault(json.dumps(fields) if has_id else f"no id {number}", record)
     return list(kept.values()), len(records) - len(kept)
 
 

@@ -114,8 +114,8 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
             console.print(f"all {settings.epochs} epochs are done: give more --epochs to train longer")
     elif checkpoint.exists():
         raise ExportError(
-            f"{checkpoint} belongs to an earlier run: add --resume (and more --epochs to train a run longer that has ended), or "
-            "give another --out"
+            f"{checkpoint} belongs to an earlier run: add --resume (with more --epochs, if it has ended), or give "
+            "another --out"
         )
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
