@@ -16,20 +16,19 @@ from typing import Any
 import torch
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.pipeline import Pipeline
-from rcnn_client.tools.coco_file import box_record
+from rcnn_client.tools.arguments import SCORE_THRESH
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.engines.options import AOTI, ONNX, EngineOptions
 from rcnn_export.engines.precision import FP16, FP32, PRECISIONS
 from rcnn_export.repository.write import export_repository
 from rcnn_export.train.coco_dataset import Sample
-from rcnn_export.train.coco_eval import Detected, detect, score
+from rcnn_export.train.coco_eval import Detected, detect, found_records, score, truth_records
 from rich.console import Console
 from rich.table import Table
 
 SAMPLE = Path(__file__).resolve().parents[2] / "export" / "samples"
 NAME = "detector"
-BATCH = 4
 MAX_AP_DIFFERENCE = {FP32.name: 0.01, FP16.name: 0.1}  # points of AP50:95
 
 
@@ -50,13 +49,12 @@ def main() -> int:
     data = DigitsDataset("held-out", options.pictures)
     detector = load_detector(options.model, options.weights, labels=SAMPLE / "labels.txt")
     samples = [data[index] for index in range(len(data))]
-    batches = [samples[first : first + BATCH] for first in range(0, len(samples), BATCH)]
 
     aps = {
-        precision: measure(detector, batches, options.engine, precision) for precision in options.precision
+        precision: measure(detector, samples, options.engine, precision) for precision in options.precision
     }
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reference = score([detect(detector.model.to(target), batches)], data.class_names)
+    reference = score([detect(detector.model.to(target), enumerate(samples))], data.class_names)
 
     table = Table(title=f"{options.model}, {options.pictures} held-out pictures")
     for column in ("", "AP50:95", "AP50", "AP75", "points from torchvision"):
@@ -76,38 +74,30 @@ def main() -> int:
     return 0 if all(holds) else 1
 
 
-def measure(
-    detector: Detector, batches: Sequence[list[Sample]], engine: str, precision: str
-) -> dict[str, Any]:
+def measure(detector: Detector, samples: Sequence[Sample], engine: str, precision: str) -> dict[str, Any]:
     """The scores of the exported detector."""
     with tempfile.TemporaryDirectory() as folder:
         export_repository(detector, Path(folder), NAME, options=EngineOptions(engine, PRECISIONS[precision]))
         device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
         pipeline = Pipeline.load(Path(folder), NAME, device)
-        return score([run(pipeline, batches)], pipeline.class_names[1:])
+        return score([run(pipeline, samples)], pipeline.class_names[1:])
 
 
-def run(pipeline: Pipeline, batches: Sequence[list[Sample]]) -> Detected:
+def run(pipeline: Pipeline, samples: Sequence[Sample]) -> Detected:
     """What the pipeline finds, as ``coco_eval.detect`` tells it of a torch model."""
     detected = Detected()
-    for batch in batches:
-        found = pipeline.detect([picture.permute(1, 2, 0).numpy() for picture, _ in batch])
-        for index, (picture, target) in enumerate(batch):
-            image_id = len(detected.images)
-            detected.images.append({"id": image_id, "height": picture.shape[1], "width": picture.shape[2]})
-            truth = zip(
-                *(target[key].tolist() for key in ("labels", "boxes", "area", "iscrowd")), strict=True
-            )
-            detected.truth += [
-                box_record(image_id, label, box, area=area, iscrowd=iscrowd)
-                for label, box, area, iscrowd in truth
-            ]
-            own = slice(int(found.num_detections[index, 0]))
-            rows = (array[index, own].tolist() for array in (found.labels, found.boxes, found.scores))
-            detected.found += [
-                box_record(image_id, label, box, score=score_)
-                for label, box, score_ in zip(*rows, strict=True)
-            ]
+    for image_id, (picture, target) in enumerate(samples):
+        detections = pipeline.detect([picture.permute(1, 2, 0).numpy()], {"score_thresh": SCORE_THRESH})
+        own = (0, slice(int(detections.num_detections[0, 0])))
+        detected.images.append({"id": image_id})
+        detected.truth += truth_records(image_id, target)
+        detected.found += found_records(
+            image_id,
+            {
+                name: torch.from_numpy(getattr(detections, name)[own])
+                for name in ("labels", "boxes", "scores")
+            },
+        )
     return detected
 
 

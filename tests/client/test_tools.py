@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 from rcnn_client import Detections
-from rcnn_client.tools.coco_file import match_classes
+from rcnn_client.tools.coco_file import Category, match_classes
 from rcnn_client.tools.differences import difference
 from rcnn_client.tools.eval_cli import parse_against
 from rcnn_client.tools.evaluation import Endpoint
 
 
 def test_classes_are_matched_by_name():
-    categories = [{"id": 44, "name": "bottle"}, {"id": 1, "name": "person"}]
+    categories = [Category(1, "person", is_used=True), Category(44, "bottle", is_used=True)]
     assert match_classes(["bottle", "person", "N/A", "bottle"], categories) == {1: 1, 3: 44}
 
 

@@ -37,9 +37,9 @@ def test_precision_benchmark_scores_the_pipeline_as_torchvision_is_scored(
     digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = DigitsDataset("held-out", 6)
-    batches = [[data[index] for index in range(first, first + 3)] for first in (0, 3)]
-    ours = load("precision", monkeypatch).run(Pipeline.load(digits_repository, "digits"), batches)
-    theirs = detect(digits.model, batches)
+    samples = [data[index] for index in range(6)]
+    ours = load("precision", monkeypatch).run(Pipeline.load(digits_repository, "digits"), samples)
+    theirs = detect(digits.model, enumerate(samples))
     assert (ours.images, ours.truth) == (theirs.images, theirs.truth)
     assert score([ours], data.class_names)["ap"] == pytest.approx(
         score([theirs], data.class_names)["ap"], abs=1e-4

@@ -6,6 +6,7 @@ import argparse
 from importlib.metadata import version
 from pathlib import Path
 
+SCORE_THRESH = 0.001  # COCO's metrics are measured with the detections whose score is above it
 STDIO = "-"  # in place of a file: stdin or stdout
 
 

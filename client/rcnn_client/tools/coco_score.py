@@ -36,7 +36,7 @@ class Scores:
     Attributes:
         ap, ap50, ap75: averaged over IoU 0.50 to 0.95, and at IoU 0.50 and 0.75.
         ap_small, ap_medium, ap_large: of boxes below 32x32 px, of those from there to 96x96 px, and of the larger ones.
-        classes: in the order of the category ids.
+        classes: in the order of the categories.
         precision: [T, R, K], the highest precision at that recall or a higher one; -1 where the class has
             no box.
     """
@@ -54,6 +54,8 @@ class Scores:
 def score(images: Records, categories: Records, truth: Records, found: Records) -> Scores:
     """Compute COCO's box metrics.
 
+    Ids may be anything. Of equal scores, those of the first picture in `images` rank first.
+
     Args:
         images: `id`, of the pictures to score.
         categories: `id` and `name`.
@@ -61,7 +63,6 @@ def score(images: Records, categories: Records, truth: Records, found: Records) 
             height in pixels) and, where they are known, `area` and `iscrowd`.
         found: what was detected in them: `image_id`, `category_id`, `bbox` and `score`.
     """
-    categories = sorted(categories, key=lambda category: category["id"])
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
         evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), "bbox")
         evaluation.evaluate()
@@ -81,13 +82,23 @@ def score(images: Records, categories: Records, truth: Records, found: Records) 
 
 
 def _index(images: Records, records: Records, categories: Records) -> COCO:
+    """Index records under ids that count from 1, as pycocotools sorts ids and takes id 0 for "not matched"."""
+    image_ids = {image["id"]: number for number, image in enumerate(images, start=1)}
+    category_ids = {category["id"]: number for number, category in enumerate(categories, start=1)}
     coco = COCO()
     coco.dataset = {
-        "images": images,
-        "categories": categories,
+        "images": [{"id": number} for number in image_ids.values()],
+        "categories": [{"id": number} for number in category_ids.values()],
         "annotations": [
-            {"area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0, **record, "id": number}
-            for number, record in enumerate(records, start=1)  # 0 would mean "not matched" to pycocotools
+            {
+                "area": record["bbox"][2] * record["bbox"][3],
+                "iscrowd": 0,
+                **record,
+                "id": number,
+                "image_id": image_ids[record["image_id"]],
+                "category_id": category_ids[record["category_id"]],
+            }
+            for number, record in enumerate(records, start=1)
         ],
     }
     coco.createIndex()

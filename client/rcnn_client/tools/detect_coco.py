@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from .arguments import STDIO
-from .coco_file import box_record, check_instances, match_classes, read_instances
+from .coco_file import Category, Id, box_record, match_classes, read_categories, read_content, read_images
 from .detect_inputs import Picture
 from .detect_outputs import Found
 
@@ -17,20 +17,21 @@ from .detect_outputs import Found
 class ImageIds:
     """The ids in COCO results: from an annotation file, or else the pictures' numbers and the model's labels.
 
+    The boxes of the file are not read, and it may have none, like the file of a test set.
+
     Raises:
         ValueError: the annotation file cannot be used.
     """
 
     def __init__(self, annotations: Path | None) -> None:
         self._annotations = annotations
-        self._categories: list[dict[str, Any]] = []
-        self._image_ids: dict[str, Any] = {}
-        self._category_ids: dict[int, int] = {}
+        self._categories: list[Category] = []
+        self._image_ids: dict[str, Id] = {}
+        self._category_ids: dict[int, Id] = {}
         if annotations is not None:
-            content = read_instances(annotations)
-            check_instances(content, annotations)
-            self._categories = content["categories"]
-            self._image_ids = {image["file_name"]: image["id"] for image in content["images"]}
+            content = read_content(annotations)
+            self._categories = read_categories(content, annotations)
+            self._image_ids = {image.file_name: image.id for image in read_images(content, annotations)}
 
     def match(self, class_names: list[str]) -> None:
         """Match the model's classes (index 0 is the background) to the annotated categories.
@@ -54,7 +55,7 @@ class ImageIds:
                 return self._image_ids[name]
         raise ValueError(f"is not in {self._annotations}, so it has no image id")
 
-    def category_id(self, label: int) -> int | None:
+    def category_id(self, label: int) -> Id | None:
         """The category id of a class; None if the class is not annotated."""
         return label if self._annotations is None else self._category_ids.get(label)
 

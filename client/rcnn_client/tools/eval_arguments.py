@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import add_in_flight, add_server_arguments, add_version, folder, probability
+from .arguments import SCORE_THRESH, add_in_flight, add_server_arguments, add_version, folder, probability
 
 PROG = "rcnn-eval"
 
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-thresh",
         type=probability,
-        default=0.001,
+        default=SCORE_THRESH,
         metavar="0..1",
         help="use detections whose score is above this (default: %(default)s; torchvision's published AP uses 0.05)",
     )

@@ -32,10 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         endpoints.append(parse_against(args.against, endpoints[0]))
     try:
         dataset = Dataset.read(args.annotations, args.images)
+        print(dataset.annotations.summary, flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
         answers = [_ask_with_progress(endpoint, dataset, args) for endpoint in endpoints]
     except (RcnnError, ValueError, OSError) as error:
         return complain(PROG, error)
+    except KeyboardInterrupt:
+        complain(PROG, "interrupted")
+        return 130
     failed = {path: reason for each in answers for path, reason in each.failed.items()}
     for path, reason in failed.items():
         complain(PROG, reason if reason.startswith(str(path)) else f"{path}: {reason}")

@@ -10,7 +10,8 @@ from typing import Any
 from .. import Detections, Detector
 from .._orientation import upright_size
 from .._picture_files import open_picture
-from .coco_file import Records, box_record, check_instances, match_classes, read_instances
+from .annotations import Annotations, read_annotations
+from .coco_file import Id, Records, box_record, match_classes
 from .coco_score import Scores, score
 
 
@@ -36,26 +37,26 @@ class Picture:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An annotation file and the folder of its pictures."""
+    """An annotation file and its pictures."""
 
+    annotations: Annotations
     pictures: list[Picture]
-    categories: Records
-    truth: Records
 
     @staticmethod
     def read(annotations: Path, folder: Path) -> Dataset:
-        """Read the annotation file; the pictures are not read yet.
+        """Read the annotation file, whose file names are relative to `folder`; the pictures are not read yet.
 
         Raises:
-            ValueError: the file cannot be used; the message says where it is wrong.
+            ValueError: the file cannot be used, or none of its pictures is there; the message says why.
         """
-        content = read_instances(annotations)
-        check_instances(content, annotations)
-        pictures = [
-            Picture(image["id"], folder / image["file_name"], (image["width"], image["height"]))
-            for image in content["images"]
-        ]
-        return Dataset(pictures, content["categories"], content["annotations"])
+        read = read_annotations(annotations)
+        pictures = [Picture(image.id, folder / image.file_name, image.size) for image in read.images]
+        if not any(picture.path.is_file() for picture in pictures):
+            raise ValueError(
+                f"none of the {len(pictures)} pictures in {annotations} is there, the first is "
+                f"{pictures[0].path}: give the folder that its file names are relative to"
+            )
+        return Dataset(read, pictures)
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Answers:
     """The answers of a model: detections by image id, and for pictures that failed the reason by path."""
 
     endpoint: Endpoint
-    category_of: dict[int, int]
+    category_of: dict[int, Id]
     detections: dict[Any, Detections] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
 
@@ -100,7 +101,9 @@ def ask(
         ValueError: an annotated category is not a class of the model.
     """
     with Detector(endpoint.url, endpoint.model) as detector:
-        answers = Answers(endpoint, match_classes(detector.info().class_names, dataset.categories))
+        answers = Answers(
+            endpoint, match_classes(detector.info().class_names, dataset.annotations.categories)
+        )
         usable: list[Picture] = []
 
         def paths() -> Iterator[Path]:
@@ -150,6 +153,12 @@ def score_all(dataset: Dataset, all_answers: Sequence[Answers]) -> tuple[set[Any
     """
     image_ids = set.intersection(*(set(answers.detections) for answers in all_answers))
     images = [{"id": picture.image_id} for picture in dataset.pictures if picture.image_id in image_ids]
-    truth = [record for record in dataset.truth if record["image_id"] in image_ids]
-    scores = [score(images, dataset.categories, truth, each.records(image_ids)) for each in all_answers]
+    truth = [record for record in dataset.annotations.records() if record["image_id"] in image_ids]
+    matched = {category_id for answers in all_answers for category_id in answers.category_of.values()}
+    categories = [
+        {"id": category.id, "name": category.name}
+        for category in dataset.annotations.categories
+        if category.id in matched
+    ]
+    scores = [score(images, categories, truth, each.records(image_ids)) for each in all_answers]
     return image_ids, scores

@@ -1,35 +1,28 @@
 """``rcnn-train``: trains or fine-tunes a detector on a COCO-format dataset or on the sample digits."""
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Subset
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.load import build_detector, load_detector
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.errors import ExportError
-from rcnn_export.train.coco_dataset import CocoDataset, Sample
-from rcnn_export.train.coco_eval import detect, score
+from rcnn_export.train.coco_dataset import CocoDataset, Sample, read, used_names
+from rcnn_export.train.epochs import evaluate, train_epoch
 from rcnn_export.train.loop import EpochBatches, Settings, Training
 from rcnn_export.train.processes import Processes
 from rcnn_export.train.results import write_results
+from rcnn_export.train.signals import INTERRUPTED, StopSignals
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"
 DEFAULT_MODEL = "fasterrcnn_resnet50_fpn"
-CHECKPOINT_INTERVAL_S = 600.0
-INTERRUPTED = 130
 
 Data = CocoDataset | DigitsDataset
 
@@ -45,10 +38,14 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             processes.close()
     except ExportError as error:
-        # An error in a loader's worker arrives with the worker's traceback before its message.
-        message = str(error).rpartition("ExportError: ")[2].strip()
-        print(f"rcnn-train: {message}", file=sys.stderr)
+        print(f"rcnn-train: {error}", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError:
+        print("rcnn-train: the GPU's memory is full: give a smaller --batch-size", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rcnn-train: stopped before the first step", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -79,7 +76,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder for weights, metrics and checkpoint")
-    run.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the checkpoint in --out; with more --epochs than before, the "
+        "learning rate goes on along the longer run's curve",
+    )
     run.add_argument("--epochs", type=int, default=12)
     run.add_argument("--batch-size", type=int, default=16, help="pictures a step, over all processes (16)")
     run.add_argument("--learning-rate", type=float, help="of AdamW (1e-3 from random weights, else 1e-4)")
@@ -108,29 +110,39 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
     if arguments.resume:
         training.load(checkpoint)
         console.print(f"resuming at step {training.step} of {settings.num_steps}")
+        if len(training.history) == settings.epochs:
+            console.print(f"all {settings.epochs} epochs are done: give more --epochs to train longer")
     elif checkpoint.exists():
-        raise ExportError(f"{checkpoint} belongs to an earlier run: add --resume, or give another --out")
-    arguments.out.mkdir(parents=True, exist_ok=True)
+        raise ExportError(
+            f"{checkpoint} belongs to an earlier run: add --resume (with more --epochs, if it has ended), or give "
+            "another --out"
+        )
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot make the folder --out {arguments.out}: {error.strerror}") from error
 
     # 3. Epochs, each ended by an evaluation.
     order = EpochBatches(settings, processes.rank)
-    val_share = Subset(val_data, range(processes.rank, len(val_data), processes.count))
+    val_numbers = range(processes.rank, len(val_data), processes.count)
     train_batches = _loader(train_data, arguments, batch_sampler=order)
-    val_batches = _loader(val_share, arguments, batch_size=max(settings.batch_size // processes.count, 1))
-    with _stop_on_signals() as stop:
-        while training.step < settings.num_steps:
+    val_batches = _loader(Subset(val_data, val_numbers), arguments, batch_size=1)
+    with StopSignals(console, ends_at_second=processes.count == 1) as stop:
+        run = (stop.requested, processes, console)
+        while len(training.history) < settings.epochs:
             order.first_step = training.step
-            metrics = _train_epoch(training, train_batches, checkpoint, stop, processes, console)
-            if metrics is None:
+            is_trained = training.step == (len(training.history) + 1) * settings.steps_per_epoch
+            if not is_trained and not train_epoch(training, train_batches, checkpoint, *run):
                 console.print(f"stopped at step {training.step} of {settings.num_steps}: --resume continues")
                 return INTERRUPTED
-            processes.share_buffers(training.averaged_model)
-            with _progress(console) as progress:
-                batches = progress.track(val_batches, description="evaluating")
-                detected = detect(training.averaged_model, batches)
-            metrics |= score(processes.gather(detected), settings.class_names)
+            metrics = evaluate(training, val_numbers, val_batches, *run)
+            if metrics is None:
+                if processes.rank == 0:
+                    training.save(checkpoint)
+                console.print("stopped during the evaluation: --resume starts with it")
+                return INTERRUPTED
             is_best = all(metrics["ap"] > earlier["ap"] for earlier in training.history)
-            training.history.append(metrics)
+            training.finish_epoch(metrics)
             if processes.rank == 0:
                 if is_best:
                     write_results(arguments.out, training, argv)
@@ -138,7 +150,7 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
             console.print(
                 f"epoch {len(training.history)}/{settings.epochs}  loss {metrics['loss']:.3f}  "
                 f"AP50:95 {metrics['ap']:.4f}  AP50 {metrics['ap50']:.4f}  AP75 {metrics['ap75']:.4f}  "
-                f"{metrics['pictures_per_s']:.0f} pictures/s{'  best so far' if is_best else ''}"
+                f"{metrics['pictures_per_s']:.3g} pictures/s{'  best so far' if is_best else ''}"
             )
     best = max(metrics["ap"] for metrics in training.history)
     console.print(f"best AP50:95 {best:.4f}: {arguments.out}/weights.safetensors, metrics.json, labels.txt")
@@ -149,15 +161,14 @@ def _load_data(arguments: argparse.Namespace, console: Console) -> tuple[Data, D
     if arguments.sample:
         train_size, val_size = arguments.sample_pictures
         return DigitsDataset("train", train_size), DigitsDataset("held-out", val_size)
-    train_data, val_data = CocoDataset(*arguments.train), CocoDataset(*arguments.val)
-    if train_data.class_names != val_data.class_names:
-        raise ExportError(
-            f"{arguments.val[0]} has the categories {val_data.class_names}, but {arguments.train[0]} has "
-            f"{train_data.class_names}: give both files the same list"
-        )
-    for (annotations, _), data in ((arguments.train, train_data), (arguments.val, val_data)):
-        skipped = f", {data.num_skipped} empty boxes left out" if data.num_skipped else ""
-        console.print(f"{annotations}: {len(data)} pictures, {len(data.class_names)} classes{skipped}")
+    files = [read(annotations) for annotations, _ in (arguments.train, arguments.val)]
+    for file in files:
+        console.print(file.summary, markup=False)
+    class_names = used_names(*files)
+    train_data, val_data = (
+        CocoDataset(file, pictures, class_names)
+        for file, (_, pictures) in zip(files, (arguments.train, arguments.val), strict=True)
+    )
     return train_data, val_data
 
 
@@ -207,61 +218,9 @@ def _loader(data: Any, arguments: argparse.Namespace, **batching: Any) -> DataLo
     )
 
 
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Turns Ctrl-C and SIGTERM into an event, so that a step ends and a checkpoint is written."""
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _leave_process_group(_worker: int) -> None:
     # Ctrl-C goes to the whole group; a loader's worker must live until its parent's step has ended.
     os.setsid()
-
-
-def _train_epoch(
-    training: Training,
-    batches: DataLoader[Sample],
-    checkpoint: Path,
-    stop: threading.Event,
-    processes: Processes,
-    console: Console,
-) -> dict[str, Any] | None:
-    """Trains to the epoch's end and returns its loss and speed; None if asked to stop before."""
-    settings = training.settings
-    losses: list[float] = []
-    started_s = saved_s = time.monotonic()
-    with _progress(console) as progress:
-        task = progress.add_task("", total=len(batches))
-        for batch in batches:
-            loss, stopping = processes.mean(training.train_step(batch), stop.is_set())
-            losses.append(loss)
-            epoch = (training.step - 1) // settings.steps_per_epoch + 1
-            progress.update(task, advance=1, description=f"epoch {epoch}/{settings.epochs}  loss {loss:.3f}")
-            is_epoch_end = training.step % settings.steps_per_epoch == 0
-            if not is_epoch_end and (stopping or time.monotonic() - saved_s > CHECKPOINT_INTERVAL_S):
-                if processes.rank == 0:
-                    training.save(checkpoint)
-                saved_s = time.monotonic()
-                if stopping:
-                    return None
-    return {
-        "loss": sum(losses) / len(losses),
-        "pictures_per_s": len(losses) * settings.batch_size / (time.monotonic() - started_s),
-    }
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # In a log file only the lines after each epoch are of use.
-    shown = console if console.is_terminal else Console(quiet=True)
-    return Progress(*columns, console=shown, transient=True)
 
 
 if __name__ == "__main__":

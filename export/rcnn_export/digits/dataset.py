@@ -38,13 +38,9 @@ class DigitsDataset(Dataset[Sample]):
         if not 0 <= index < self._num_pictures:
             raise IndexError(f"picture {index} of {self._num_pictures}")
         picture = compose_picture(self._split, index)
-        instances = [
-            {"box": box, "label": label, "area": mask.sum(), "iscrowd": False}
-            for box, label, mask in zip(
-                picture.boxes.tolist(), picture.labels.tolist(), picture.masks, strict=True
-            )
-        ]
-        return torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1), to_target(instances)
+        areas = [mask.sum() for mask in picture.masks]
+        target = to_target(picture.boxes, picture.labels, areas, [False] * len(areas))
+        return torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1), target
 
 
 def write_coco(folder: Path, split: str, indices: Iterable[int]) -> Path:

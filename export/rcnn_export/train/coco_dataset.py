@@ -1,17 +1,19 @@
 """A COCO-format dataset of boxes as a torch dataset, checked before training starts.
 
-Categories may have any ids: label 1 is the category of the lowest id, and so on; label 0 is the
-background. Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
+Categories may have any ids: label 1 is the category of the lowest id, and so on; label 0 is the background.
+Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
 """
 
-import math
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.decode import decode_image
-from rcnn_client.tools.coco_file import read_instances
+from rcnn_client.tools.annotations import Annotations, read_annotations
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,8 +22,9 @@ from rcnn_export.errors import ExportError
 MAX_IMAGE_PIXELS = 10**9  # a file that claims more is damaged
 
 Sample = tuple[Tensor, dict[str, Tensor]]
-"""A picture, uint8 [3, H, W] in RGB, and its target: ``boxes`` float32 [D, 4], ``labels`` int64 [D], ``area``
-float32 [D] in square pixels, ``iscrowd`` bool [D]."""
+"""A picture, uint8 [3, H, W] in RGB, and its target, D boxes. To train on: ``boxes`` float32 [D, 4], the parts
+inside the picture, and ``labels`` int64 [D]. To score against: ``bbox`` float64 [D, 4], left, top, width, height
+as annotated, and ``area`` float64 [D] in square pixels. ``iscrowd`` bool [D]."""
 
 
 class CocoDataset(Dataset[Sample]):
@@ -29,52 +32,32 @@ class CocoDataset(Dataset[Sample]):
 
     Attributes:
         class_names: the categories' names, without the background.
-        num_skipped: boxes of no width or no height, which are left out.
     """
 
-    def __init__(self, annotations: Path, pictures: Path) -> None:
-        """Reads the file ``annotations``, whose file names are relative to the folder ``pictures``.
+    def __init__(
+        self, annotations: Path | Annotations, pictures: Path, class_names: Sequence[str] | None = None
+    ) -> None:
+        """Takes ``annotations``, a file or what is read of it, whose file names are relative to ``pictures``.
+
+        Args:
+            class_names: the names of the labels from 1 on, ``used_names`` of all files of a run; by default those of
+                all categories.
 
         Raises:
             ExportError: a file is missing or an annotation cannot be used; the message names it.
         """
-        try:
-            content = read_instances(annotations)
-        except ValueError as error:
-            raise ExportError(str(error)) from error
-        try:
-            categories = sorted(content["categories"], key=lambda category: category["id"])
-            self.class_names = [str(category["name"]) for category in categories]
-            label_of = {category["id"]: label for label, category in enumerate(categories, start=1)}
-            entries = sorted(content["images"], key=lambda entry: entry["id"])
-            self._paths = [pictures / entry["file_name"] for entry in entries]
-            self._sizes = [(int(entry["width"]), int(entry["height"])) for entry in entries]
-            position_of = {entry["id"]: position for position, entry in enumerate(entries)}
-            instances: list[list[dict[str, Any]]] = [[] for _ in entries]
-            self.num_skipped = 0
-            for annotation in content["annotations"]:
-                position = position_of.get(annotation["image_id"])
-                size = None if position is None else self._sizes[position]
-                instance = _to_instance(annotation, label_of, size, annotations)
-                if instance is None:
-                    self.num_skipped += 1
-                elif position is not None:
-                    instances[position].append(instance)
-        except (KeyError, TypeError) as error:
-            raise ExportError(
-                f"{annotations} is not in COCO's instances format ({type(error).__name__}: {error}): "
-                "expected images with id, file_name, width and height; annotations with image_id, "
-                "category_id and bbox; categories with id and name"
-            ) from error
-        if not entries or not categories:
-            raise ExportError(f"{annotations} lists no {'categories' if entries else 'images'}")
+        if isinstance(annotations, Path):
+            annotations = read(annotations)
+        self._paths = [pictures / image.file_name for image in annotations.images]
+        self._sizes = [image.size for image in annotations.images]
         missing = [path for path in self._paths if not path.is_file()]
         if missing:
             raise ExportError(
-                f"{len(missing)} of {len(entries)} pictures in {annotations} are missing, the first is "
+                f"{len(missing)} of {len(self._paths)} pictures in {annotations.path} are missing, the first is "
                 f"{missing[0]}: give the folder that its file names are relative to"
             )
-        self._targets = [to_target(found) for found in instances]
+        self.class_names = list(class_names or dict.fromkeys(each.name for each in annotations.categories))
+        self._targets = _targets(annotations, self.class_names)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -95,43 +78,76 @@ class CocoDataset(Dataset[Sample]):
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1), self._targets[index]
 
 
-def to_target(instances: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Collects instances (``box``, ``label``, ``area``, ``iscrowd``) of one picture into tensors."""
+def read(path: Path) -> Annotations:
+    """Reads a COCO instances file.
+
+    Raises:
+        ExportError: it cannot be used; the message names the file and the first few records that are wrong.
+    """
+    try:
+        return read_annotations(path)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+
+
+def used_names(*files: Annotations) -> list[str]:
+    """The classes of a detector: the categories of the first file that any of the files uses, by their ids there.
+
+    Files are matched by the names of their categories, so ids may differ.
+
+    Raises:
+        ExportError: a file uses a category that the first does not list.
+    """
+    used = {category.name for file in files for category in file.categories if category.is_used}
+    listed = dict.fromkeys(category.name for category in files[0].categories)
+    for file in files[1:]:
+        unknown = [each.name for each in file.categories if each.is_used and each.name not in listed]
+        if unknown:
+            raise ExportError(
+                f"{file.path} has boxes of {', '.join(map(repr, unknown))}, which is not among the categories of "
+                f"{files[0].path}: {', '.join(map(repr, listed))}. Give both files the same names"
+            )
+    return [name for name in listed if name in used]
+
+
+def to_target(
+    boxes: ArrayLike, labels: ArrayLike, areas: ArrayLike, is_crowd: ArrayLike, bbox: ArrayLike | None = None
+) -> dict[str, Tensor]:
+    """The target of a picture.
+
+    Args:
+        boxes: [D, 4], left, top, right, bottom in pixels, inside the picture.
+        labels: [D], from 1 on.
+        areas: [D], square pixels.
+        is_crowd: [D].
+        bbox: [D, 4], left, top, width, height in pixels, as annotated; by default those of ``boxes``.
+    """
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if bbox is None:
+        bbox = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
     return {
-        "boxes": torch.tensor([each["box"] for each in instances], dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor([each["label"] for each in instances], dtype=torch.int64),
-        "area": torch.tensor([each["area"] for each in instances], dtype=torch.float32),
-        "iscrowd": torch.tensor([each["iscrowd"] for each in instances], dtype=torch.bool),
+        "boxes": torch.from_numpy(corners.astype(np.float32)),
+        "labels": torch.from_numpy(np.array(labels, np.int64)),
+        "bbox": torch.from_numpy(np.array(bbox, np.float64)),
+        "area": torch.from_numpy(np.array(areas, np.float64)),
+        "iscrowd": torch.from_numpy(np.array(is_crowd, np.bool_)),
     }
 
 
-def _to_instance(
-    annotation: dict[str, Any], label_of: dict[int, int], size: tuple[int, int] | None, path: Path
-) -> dict[str, Any] | None:
-    """One checked annotation, its box clipped to the picture; None if the box is empty."""
-    name = f"annotation {annotation.get('id', '?')} in {path}"
-    if size is None:
-        raise ExportError(f"{name} belongs to picture {annotation['image_id']}, which is not under images")
-    if annotation["category_id"] not in label_of:
-        raise ExportError(
-            f"{name} has the category {annotation['category_id']}, which is not under categories: "
-            f"{sorted(label_of)}"
+def _targets(annotations: Annotations, class_names: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The target of each picture."""
+    boxes, corners = annotations.boxes, annotations.boxes.visible()
+    label_of = {name: label for label, name in enumerate(class_names, start=1)}
+    labels = np.array([label_of.get(category.name, 0) for category in annotations.categories])[
+        boxes.categories
+    ]
+    order = np.argsort(boxes.images, kind="stable")
+    starts = np.searchsorted(boxes.images[order], np.arange(len(annotations.images) + 1))
+    targets = []
+    for start, end in itertools.pairwise(starts):
+        rows = order[start:end]
+        target = to_target(
+            corners[rows], labels[rows], boxes.areas[rows], boxes.is_crowd[rows], boxes.bbox[rows]
         )
-    bbox = annotation["bbox"]
-    if len(bbox) != 4 or not all(math.isfinite(value) for value in bbox) or min(bbox[2:]) < 0:
-        raise ExportError(f"{name} has the bbox {bbox}: expected left, top, width, height in pixels")
-    left, top, width, height = (float(value) for value in bbox)
-    if not (0 <= left + width / 2 <= size[0] and 0 <= top + height / 2 <= size[1]):
-        raise ExportError(
-            f"{name} has the bbox {bbox}, whose centre lies outside its picture of {size[0]}x{size[1]} px: "
-            "expected left, top, width, height (not right and bottom) in pixels"
-        )
-    box = (max(left, 0.0), max(top, 0.0), min(left + width, size[0]), min(top + height, size[1]))
-    if box[2] <= box[0] or box[3] <= box[1]:
-        return None
-    return {
-        "box": box,
-        "label": label_of[annotation["category_id"]],
-        "area": float(annotation.get("area", width * height)),
-        "iscrowd": bool(annotation.get("iscrowd", 0)),
-    }
+        targets.append(target)
+    return targets

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rcnn_client.tools import coco_score
+from rcnn_client.tools.arguments import SCORE_THRESH
 from rcnn_client.tools.coco_file import box_record
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
@@ -15,7 +16,7 @@ from rcnn_export.train.coco_dataset import Sample
 
 @dataclass
 class Detected:
-    """Pictures, what is annotated in them and what was found, as COCO's records; image ids count from 0."""
+    """Pictures, what is annotated in them and what was found, as COCO's records."""
 
     images: list[dict[str, Any]] = field(default_factory=list)
     truth: list[dict[str, Any]] = field(default_factory=list)
@@ -23,18 +24,30 @@ class Detected:
 
 
 @torch.inference_mode()
-def detect(model: FasterRCNN, batches: Iterable[list[Sample]]) -> Detected:
-    """Runs ``model``, in FP32 on the device it is on, over lists of samples; leaves it in eval mode."""
+def detect(
+    model: FasterRCNN, samples: Iterable[tuple[int, Sample]], score_thresh: float = SCORE_THRESH
+) -> Detected:
+    """Runs ``model``, in FP32 on the device it is on, over samples and their image ids; leaves it in eval mode.
+
+    Pictures go through one by one. In a batch, torchvision pads them to the size of the largest, which changes
+    what is found; the server only batches pictures that are padded to one size anyway.
+
+    Args:
+        score_thresh: detections of a score above this are kept; by default rcnn-eval's.
+    """
     device = next(model.parameters()).device
     model.eval()
+    heads, own_thresh = model.roi_heads, model.roi_heads.score_thresh
     detected = Detected()
-    for batch in batches:
-        pictures = [picture.to(device, non_blocking=True).float() / 255 for picture, _ in batch]
-        for (picture, target), detections in zip(batch, model(pictures), strict=True):
-            image_id = len(detected.images)
-            detected.images.append({"id": image_id, "height": picture.shape[1], "width": picture.shape[2]})
-            detected.truth += _records(image_id, target, {"area": "area", "iscrowd": "iscrowd"})
-            detected.found += _records(image_id, detections, {"scores": "score"})
+    heads.score_thresh = score_thresh
+    try:
+        for image_id, (pixels, target) in samples:
+            (detections,) = model([pixels.to(device, non_blocking=True).float() / 255])
+            detected.images.append({"id": image_id})
+            detected.truth += truth_records(image_id, target)
+            detected.found += found_records(image_id, detections)
+    finally:
+        heads.score_thresh = own_thresh
     return detected
 
 
@@ -42,21 +55,17 @@ def score(parts: list[Detected], class_names: list[str]) -> dict[str, Any]:
     """Joins the ``parts`` of a dataset and computes COCO's box metrics.
 
     Args:
-        parts: what was detected, in one part or several.
+        parts: what was detected, in one part or several; image ids are unique over all of them, and their order
+            decides between equal scores.
         class_names: the names of the labels from 1 on.
 
     Returns:
         ``ap`` (AP50:95), ``ap50``, ``ap75``, all in 0..1 and -1 where nothing is annotated, ``ap_per_class``
         by class name, and ``num_pictures``.
     """
-    images: list[dict[str, Any]] = []
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for part in parts:
-        first_id = len(images)
-        images += [{**image, "id": first_id + image["id"]} for image in part.images]
-        truth += [{**record, "image_id": first_id + record["image_id"]} for record in part.truth]
-        found += [{**record, "image_id": first_id + record["image_id"]} for record in part.found]
+    images = sorted((image for part in parts for image in part.images), key=lambda image: image["id"])
+    truth = [record for part in parts for record in part.truth]
+    found = [record for part in parts for record in part.found]
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
     scores = coco_score.score(images, categories, truth, found)
     return {
@@ -68,12 +77,16 @@ def score(parts: list[Detected], class_names: list[str]) -> dict[str, Any]:
     }
 
 
-def _records(image_id: int, instances: dict[str, Tensor], extras: dict[str, str]) -> list[dict[str, Any]]:
-    columns = {key: instances[name].tolist() for name, key in extras.items()}
-    labels = instances["labels"].tolist()
+def truth_records(image_id: int, target: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """What is annotated in a picture."""
+    columns = (target[name].tolist() for name in ("labels", "bbox", "area", "iscrowd"))
     return [
-        box_record(
-            image_id, labels[position], box, **{key: column[position] for key, column in columns.items()}
-        )
-        for position, box in enumerate(instances["boxes"].tolist())
+        {"image_id": image_id, "category_id": label, "bbox": bbox, "area": area, "iscrowd": int(is_crowd)}
+        for label, bbox, area, is_crowd in zip(*columns, strict=True)
     ]
+
+
+def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """What torchvision found in a picture."""
+    columns = (detections[name].tolist() for name in ("labels", "boxes", "scores"))
+    return [box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)]

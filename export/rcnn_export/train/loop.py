@@ -21,6 +21,7 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import Sample
+from rcnn_export.train.files import replacing
 from rcnn_export.train.processes import Processes
 
 WARM_UP_STEPS = 500  # at most, and at most a tenth of the run
@@ -30,7 +31,7 @@ MAX_GRADIENT_NORM = 10.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the weights a run ends with; a resumed run must have the same.
+    """What decides the weights a run ends with; a resumed run must have the same, but for ``epochs``.
 
     ``batch_size`` is that of a step, over all ``num_processes``.
     """
@@ -88,12 +89,15 @@ class Training:
         averaged_model: the moving average of the weights, in eval mode: what is evaluated and saved.
         step: how many steps are done.
         history: the metrics after each epoch.
+        epoch_losses, epoch_s: the losses of the steps since the latest evaluation, and how long they took.
     """
 
     def __init__(self, model: FasterRCNN, settings: Settings, processes: Processes) -> None:
         self.settings = settings
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self.epoch_losses: list[float] = []
+        self.epoch_s = 0.0
         self._device = processes.device
         self._rank = processes.rank
         self._model = model.to(self._device)
@@ -147,8 +151,17 @@ class Training:
         self.step += 1
         return value
 
+    def finish_epoch(self, metrics: dict[str, Any]) -> None:
+        """Adds the metrics of the epoch that has been evaluated."""
+        self.history.append(metrics)
+        self.epoch_losses, self.epoch_s = [], 0.0
+
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to a hundredth."""
+        """Linear warm-up, then half a cosine down to a hundredth at the last step.
+
+        A run that is resumed with more epochs goes on along the longer curve: after 12 epochs of 24, for instance,
+        it goes on at half of the highest rate.
+        """
         warm_up = max(min(WARM_UP_STEPS, self.settings.num_steps // 10), 1)
         if self.step < warm_up:
             return self.settings.learning_rate * (self.step + 1) / warm_up
@@ -156,8 +169,11 @@ class Training:
         return self.settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint in one move, so that a killed run leaves the previous one whole."""
-        partial = path.with_name(path.name + ".partial")
+        """Writes a checkpoint in one move, so that a killed run leaves the previous one whole.
+
+        Raises:
+            ExportError: it cannot be written, say because the disk is full; the previous one is left.
+        """
         state = {
             "settings": asdict(self.settings),
             "model": self._model.state_dict(),
@@ -166,32 +182,40 @@ class Training:
             "scaler": self._scaler.state_dict(),
             "step": self.step,
             "history": self.history,
+            "epoch_losses": self.epoch_losses,
+            "epoch_s": self.epoch_s,
         }
-        torch.save(state, partial)
-        partial.replace(path)
+        with replacing(path) as (partial,), partial.open("wb") as file:
+            torch.save(state, file)
 
     def load(self, path: Path) -> None:
-        """Continues from a checkpoint.
+        """Continues from a checkpoint, which may have been made for another number of epochs.
 
         Raises:
-            ExportError: there is none, it is broken, or it was made with other settings.
+            ExportError: there is none, it is broken, it was made with other settings, or has done more epochs.
         """
         if not path.is_file():
             raise ExportError(f"there is no checkpoint {path} to resume from: leave out --resume to start")
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
             made_with = state["settings"]
+            num_done = len(state["history"])
         except Exception as error:  # torch.load raises many kinds for a file that is not its own
             raise ExportError(f"cannot read the checkpoint {path}: {error}") from error
         differing = [
             f"{name} was {made_with.get(name)!r}, now {value!r}"
             for name, value in asdict(self.settings).items()
-            if made_with.get(name) != value
+            if name != "epochs" and made_with.get(name) != value
         ]
         if differing:
             raise ExportError(
                 f"the checkpoint {path} was made with other settings ({'; '.join(differing)}): "
-                "resume with the same, or start anew in another --out"
+                "resume with the same (only --epochs may change), or start anew in another --out"
+            )
+        if num_done > self.settings.epochs:
+            raise ExportError(
+                f"the checkpoint {path} has done {num_done} epochs already: give a larger --epochs than "
+                f"{num_done} to train longer"
             )
         self._model.load_state_dict(state["model"])
         self.averaged_model.load_state_dict(state["averaged_model"])
@@ -199,6 +223,7 @@ class Training:
         self._scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.history = state["history"]
+        self.epoch_losses, self.epoch_s = state.get("epoch_losses", []), state.get("epoch_s", 0.0)
 
     def _to_device(self, batch: list[Sample]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         pictures, targets = [], []

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from rcnn_export.train.files import replacing
 from rcnn_export.train.loop import Training
 
 
@@ -17,6 +18,9 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
 
     ``weights.safetensors`` (its metadata name the model and the classes), ``metrics.json`` (the metrics on
     the held-out pictures, the command, the versions) and ``labels.txt``, each replaced in one move.
+
+    Raises:
+        ExportError: they cannot be written.
     """
     settings = training.settings
     about = {
@@ -41,14 +45,11 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
             "torchvision": torchvision.__version__,
         },
     }
-    partials = {
-        name: out / f"{name}.partial" for name in ("weights.safetensors", "metrics.json", "labels.txt")
-    }
-    save_file(weights, partials["weights.safetensors"], metadata=metadata)
-    partials["metrics.json"].write_text(json.dumps(report, indent=2) + "\n")
-    partials["labels.txt"].write_text("".join(f"{name}\n" for name in settings.class_names))
-    for name, partial in partials.items():
-        partial.replace(out / name)
+    names = ("weights.safetensors", "metrics.json", "labels.txt")
+    with replacing(*(out / name for name in names)) as (weights_file, metrics_file, labels_file):
+        save_file(weights, weights_file, metadata=metadata)
+        metrics_file.write_text(json.dumps(report, indent=2) + "\n")
+        labels_file.write_text("".join(f"{name}\n" for name in settings.class_names), encoding="utf-8")
 
 
 def _command(num_processes: int, argv: list[str]) -> str:

@@ -1,21 +1,27 @@
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from rcnn_client.tools import eval_cli
 from rcnn_export.commands import train
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.digits.dataset import DigitsDataset, write_coco
 from rcnn_export.digits.detector import digits_detector
+from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, Sample
 from rcnn_export.train.coco_eval import detect, score
+from rcnn_export.train.epochs import readable
 from rcnn_export.train.loop import Training
+from rcnn_export.train.processes import Processes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -79,6 +85,44 @@ def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one
     assert "cannot read the checkpoint" in capsys.readouterr().err
 
 
+def test_a_run_is_resumed_with_more_epochs_and_starts_with_an_evaluation_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(epochs: int, *options: str) -> int:
+        return train.main([*SMALL_RUN, "--epochs", str(epochs), "--out", str(tmp_path), *options])
+
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Processes, "share_buffers", interrupt)  # the evaluation's first call
+        assert run(1) == train.INTERRUPTED
+    out = capsys.readouterr().out
+    assert "epoch 1/1: step 1/2  loss " in out and "  learning rate 1.0e-03  " in out  # no terminal: lines
+    assert (
+        "stopping after this step" in out and "stopped during the evaluation: --resume starts with it" in out
+    )
+    assert not (tmp_path / "metrics.json").exists()
+
+    assert run(1, "--resume") == 0
+    out = capsys.readouterr().out
+    assert "resuming at step 2 of 2" in out and ": step " not in out and "evaluating picture 1/1" in out
+    assert run(1, "--resume") == 0
+    assert "all 1 epochs are done: give more --epochs to train longer" in capsys.readouterr().out
+
+    assert run(2, "--resume") == 0
+    out = capsys.readouterr().out
+    assert "resuming at step 2 of 4" in out and "epoch 2/2  loss " in out
+    # The second of the three steps that follow the one of the warm-up.
+    half_way = 1e-3 * (0.01 + 0.99 * (1 + math.cos(math.pi / 3)) / 2)
+    assert "epoch 2/2: step 1/2  loss" in out and f"learning rate {half_way:.1e}" in out
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (checkpoint["step"], len(checkpoint["history"])) == (4, 2)
+
+    assert run(1, "--resume") == 1
+    assert "has done 2 epochs already: give a larger --epochs than 2" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures whose digits are odd or even: two classes."""
@@ -136,7 +180,7 @@ def test_several_processes_train_one_detector(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("epoch 1/1") == 1  # one process prints
+    assert finished.stdout.count("epoch 1/1  loss") == 1  # one process prints
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["num_pictures"] == 2  # both shares evaluated
     assert metrics["command"].startswith("torchrun --nproc-per-node=2")
@@ -183,6 +227,71 @@ def test_data_must_come_with_its_evaluation(capsys: pytest.CaptureFixture[str]) 
     assert "--train and --val go together" in capsys.readouterr().err
 
 
+def test_a_loader_that_dies_is_a_sentence() -> None:
+    def batches() -> Iterator[list[Sample]]:
+        yield []
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nmore")
+
+    passed_on = readable(batches())
+    assert next(passed_on) == []
+    with pytest.raises(
+        ExportError, match=r"a process that loads pictures died \(DataLoader worker .*Killed\.\)"
+    ):
+        next(passed_on)
+
+
+def _with(part: str, **values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[part][0].update(values)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _with("annotations", bbox=[]),
+        _with("annotations", bbox=None),
+        _with("annotations", bbox=["1", "2", "3", "4"]),
+        _with("annotations", bbox=[float("nan"), 2, 3, 4]),
+        _with("annotations", image_id=[7]),
+        _with("annotations", category_id="1"),
+        _with("annotations", iscrowd="no"),
+        _with("annotations", area={}),
+        _with("images", id=1),
+        _with("images", file_name=None),
+        _with("images", width="wide"),
+        _with("categories", name=["odd"]),
+        _with("categories", id=2),
+        lambda content: content.pop("annotations"),
+        lambda content: content.pop("images"),
+        lambda content: content["annotations"].clear(),
+        lambda content: content["images"].clear(),
+        lambda content: content["annotations"].append(7),
+    ],
+)
+def test_a_bad_annotation_file_is_one_sentence_from_training_and_evaluation(
+    coco_folder: Path,
+    tmp_path: Path,
+    spoil: Callable[[dict[str, Any]], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = json.loads((coco_folder / "annotations.json").read_text())
+    spoil(content)
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(content))
+    good = [f"{coco_folder}/annotations.json", str(coco_folder)]
+    out = ["--out", str(tmp_path / "out")]
+    said = set()
+    for data in (
+        ["--train", str(bad), good[1], "--val", *good],
+        ["--train", *good, "--val", str(bad), good[1]],
+    ):
+        assert train.main([*data, "--device", "cpu", *out]) == 1
+        said.add(capsys.readouterr().err.removeprefix("rcnn-train: "))
+    assert eval_cli.main([str(bad), good[1], "--url", "127.0.0.1:1", *out]) == 1
+    (sentence,) = {*said, capsys.readouterr().err.removeprefix("rcnn-eval: ")}  # the same from all three
+    assert str(bad) in sentence and sentence.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def sample() -> Detector:
     return load_detector(LIGHT, str(SAMPLES / "digits.safetensors"), labels=SAMPLES / "labels.txt")
@@ -190,7 +299,7 @@ def sample() -> Detector:
 
 def test_the_sample_weights_detect_held_out_digits(sample: Detector) -> None:
     data = DigitsDataset("held-out", 60)
-    metrics = score([detect(sample.model, ([data[index]] for index in range(60)))], data.class_names)
+    metrics = score([detect(sample.model, ((index, data[index]) for index in range(60)))], data.class_names)
     assert metrics["ap"] >= 0.75
 
 
@@ -206,7 +315,12 @@ def test_the_demo_pictures_are_detected(sample: Detector) -> None:
     content = json.loads((SAMPLES / "pictures" / "annotations.json").read_text())
     assert len(content["images"]) == len(list((SAMPLES / "pictures").glob("*.jpg")))
     pictures = CocoDataset(SAMPLES / "pictures" / "annotations.json", SAMPLES / "pictures")
-    metrics = score(
-        [detect(sample.model, [[pictures[index] for index in range(len(pictures))]])], pictures.class_names
-    )
+    shares = [  # of two processes
+        detect(sample.model, ((index, pictures[index]) for index in range(rank, len(pictures), 2)))
+        for rank in (0, 1)
+    ]
+    metrics = score(shares, pictures.class_names)
     assert metrics["ap50"] > 0.95
+    whole = detect(sample.model, ((index, pictures[index]) for index in range(len(pictures))))
+    assert score([whole], pictures.class_names) == metrics
+    assert sample.model.roi_heads.score_thresh == 0.05  # as it was

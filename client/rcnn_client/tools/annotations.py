@@ -1,0 +1,106 @@
+"""Reads COCO instances files. Everything is checked before the first picture is run; each oddity has one rule.
+
+rcnn-eval and rcnn-train both read through this module, so they score against the same boxes. N boxes.
+
+- Left out, and counted in one line: boxes of no width or height, boxes outside their picture, annotations that
+  are there twice, categories that nothing uses.
+- Kept as annotated: boxes that reach beyond their picture. They are scored so, as by pycocotools; training
+  takes the part inside.
+- An error that names the first few records: everything else that would change what the file means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
+from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
+
+MIN_SIDE_PX = 0.01  # in float32, less may vanish when the picture is resized
+
+BEYOND = ("box that reaches beyond its picture", "boxes that reach beyond their pictures")
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """A COCO instances file that has been checked.
+
+    Attributes:
+        path: the file.
+        images: in the order of their ids.
+        categories: in the order of their ids, with those that nothing uses.
+        boxes: the N boxes that are scored.
+        summary: a line for the user: how much there is, and what was left out.
+    """
+
+    path: Path
+    images: list[CocoImage]
+    categories: list[Category]
+    boxes: Boxes
+    summary: str
+
+    def records(self) -> Records:
+        """The boxes as COCO's records: `image_id`, `category_id`, `bbox`, `area` and `iscrowd`."""
+        boxes = self.boxes
+        columns = boxes.images, boxes.categories, boxes.bbox, boxes.areas, boxes.is_crowd
+        return [
+            {
+                "image_id": self.images[image].id,
+                "category_id": self.categories[category].id,
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": int(is_crowd),
+            }
+            for image, category, bbox, area, is_crowd in zip(
+                *(each.tolist() for each in columns), strict=True
+            )
+        ]
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read a COCO instances file.
+
+    Raises:
+        ValueError: it cannot be used; the message names the file and the first few records that are wrong.
+    """
+    content = read_content(path)
+    images, categories = read_images(content, path), read_categories(content, path)
+    if not content.get("annotations"):
+        lacks = "lists no annotations" if "annotations" in content else "has no annotations, like a test set"
+        raise ValueError(f"{path} {lacks}: expected boxes to train on or to compare with")
+    records, num_copies = without_copies(content["annotations"])
+    boxes = read_boxes(records, images, categories, path)
+
+    check_format(boxes[(boxes.bbox[:, 2:] > 0).all(axis=1)], path)
+    has_sides = (boxes.bbox[:, 2:] >= MIN_SIDE_PX).all(axis=1)
+    visible = boxes.visible()
+    is_inside = (visible[:, 2:] - visible[:, :2] >= MIN_SIDE_PX).all(axis=1)
+    kept = boxes[has_sides & is_inside]
+    unused = [repr(category.name) for category in categories if not category.is_used]
+    left_out = _counted(
+        (num_copies, "annotation that is there twice", "annotations that are there twice"),
+        (int((~has_sides).sum()), "box of no width or height", "boxes of no width or height"),
+        (int((has_sides & ~is_inside).sum()), "box outside its picture", "boxes outside their pictures"),
+        (
+            len(unused),
+            f"category that nothing uses ({listed(unused)})",
+            f"categories that nothing uses ({listed(unused)})",
+        ),
+    )
+    if kept.is_crowd.all():
+        why = f"left out: {left_out}" if left_out else "all are crowds"
+        raise ValueError(f"{path} has no box to train on or to compare with; {why}")
+    num_beyond = int((np.abs(kept.corners() - kept.visible()) > 1).any(axis=1).sum())
+    parts = [
+        f"{path}: {len(images)} pictures, {len(kept.bbox)} boxes, {len(categories) - len(unused)} classes",
+        f"left out: {left_out}" if left_out else "",
+        f"kept: {_counted((num_beyond, *BEYOND))}" if num_beyond else "",
+    ]
+    return Annotations(path, images, categories, kept, "; ".join(filter(None, parts)))
+
+
+def _counted(*kinds: tuple[int, str, str]) -> str:
+    return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in kinds if count)
