@@ -52,7 +52,7 @@ def find_format(path: Path) -> str:
         return TORCH
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _MAX_SAFETENSORS_HEADER:
         return SAFETENSORS
-    if zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
         reason = _describe_zip(path)
         if not reason:
             return TORCH
@@ -89,8 +89,8 @@ def _describe_zip(path: Path) -> str:
         return "a program of torch.export: save the state dict of the model, torch.save(model.state_dict(), path)"
     if any(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays: give a state dict of a torchvision detector"
-    first = f" (the first is {names[0]})" if names else ""
-    return f"a zip archive of {len(names)} files{first}: unpack it, and give the weights file in it"
+    first = f" that holds {names[0]}" if names else ""
+    return f"a zip archive{first}: unpack it, and give the weights file in it"
 
 
 def _describe(path: Path, head: bytes) -> str:
@@ -126,7 +126,7 @@ def _describe_tar(path: Path) -> str:
         names = set(archive.getnames())
     if {"pickle", "storages", "tensors"} <= names:
         return "a file of torch before 0.2: read it with an older torch, and save it with torch.save again"
-    return f"a tar archive of {len(names)} entries: unpack it, and give the weights file in it"
+    return "a tar archive: unpack it, and give the weights file in it"
 
 
 def _is_text(head: bytes) -> bool:

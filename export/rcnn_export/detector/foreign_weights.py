@@ -9,15 +9,15 @@ _KINDS = (
     (r"(^|\.)roi_heads\.keypoint_", "a Keypoint R-CNN's weights (roi_heads.keypoint_...)"),
     (
         r"(^|\.)(proposal_generator\.|backbone\.bottom_up\.)",
-        "Detectron2's weights, which torchvision has other names for",
+        "Detectron2's weights, whose names are not torchvision's",
     ),
     (
         r"(^|\.)roi_heads\.box\.(feature_extractor|predictor)\.",
-        "maskrcnn-benchmark's weights, which torchvision has other names for",
+        "maskrcnn-benchmark's weights, whose names are not torchvision's",
     ),
     (
         r"(^|\.)(roi_head|bbox_head|rpn_head|query_head)\.|^neck\.",
-        "MMDetection's weights, which torchvision has other names for",
+        "MMDetection's weights, whose names are not torchvision's",
     ),
     (r"(^|\.)(class_embed|bbox_embed|class_labels_classifier)\b", "a DETR's weights"),
     (

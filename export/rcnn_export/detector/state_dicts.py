@@ -21,11 +21,18 @@ from rcnn_export.errors import ExportError
 PARTS = frozenset(("backbone", "rpn", "roi_heads"))
 MAX_DEPTH = 20
 
-# Under these keys training codes keep the weights that they train; the others are names of wrappers.
-_USUAL_KEYS = frozenset(
-    "model model_state_dict model_state state_dict net network detector weights "
-    "module _orig_mod _fsdp_wrapped_module _checkpoint_wrapped_module".split()
-)
+# Under these keys training codes keep the weights that they train.
+_MODEL_KEYS = {
+    "model",
+    "model_state_dict",
+    "model_state",
+    "state_dict",
+    "net",
+    "network",
+    "detector",
+    "weights",
+}
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _AVERAGE = re.compile(r"(ema|swa|average|averaged|shadow|teacher)(?![a-z])", re.IGNORECASE)
 _INNER_WRAPPER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -60,12 +67,7 @@ class StateDict:
     @property
     def is_usual(self) -> bool:
         """Whether its key is a common one for the weights being trained."""
-        return all(part in _USUAL_KEYS for part in self.key.split(".") if part)
-
-    def __str__(self) -> str:
-        return (self.key or "the state dict") + (
-            " (an average over training, EMA)" if self.is_average else ""
-        )
+        return set(self.key.split(".")) <= _MODEL_KEYS | _WRAPPERS | {""}
 
 
 def choose_state_dict(content: Any, file: str, key: str | None) -> tuple[StateDict, list[StateDict]]:
@@ -183,7 +185,9 @@ def _describe(content: Any, file: str) -> str:
     """What a file without a detector holds."""
     groups = [tensors for _, tensors, _ in _named_tensors(content, set())]
     if not groups:
-        kind = f"a {type(content).__name__} without tensors by name"
-        return f"{file} holds no state dict, but {kind}. {SAVE_PLAIN}"
+        kind = type(content).__name__
+        return (
+            f"{file} holds no state dict: no tensors with names, but an object of type {kind}. {SAVE_PLAIN}"
+        )
     names = max(groups, key=len)
     return f"{file} holds {describe_names(names)}. Give weights of a torchvision Faster R-CNN"

@@ -124,10 +124,17 @@ def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
 def _report_choice(
     weights: str, taken: StateDict, others: list[StateDict], report: Callable[[str], None]
 ) -> None:
+    removed = f"removed the prefix {taken.prefix} from the names" if taken.prefix else ""
+    took = f"took {taken.path}{_average(taken)}" if taken.path else ""
     if taken.key:
-        without = f", without the prefix {taken.prefix} of its names" if taken.prefix else ""
-        report(f"{weights}: took {taken}{without}")
+        report(f"{weights}: {' and '.join(filter(None, (took, removed)))}")
     if taken.num_left_out:
-        report(f"{weights}: left out {taken.num_left_out} tensors beside the detector's")
+        report(f"{weights}: tensors left out because they are not the detector's: {taken.num_left_out}")
+    paths = [each.path for each in (taken, *others)]
     for other in others:
-        report(f"{weights} also holds {other}: --weights-key {other.key} takes that instead")
+        key = other.key if paths.count(other.path) > 1 else other.path
+        report(f"{weights} also holds {key}{_average(other)}: give --weights-key {key} to take that")
+
+
+def _average(state_dict: StateDict) -> str:
+    return " (EMA: an average over training)" if state_dict.is_average else ""

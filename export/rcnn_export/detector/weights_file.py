@@ -5,6 +5,7 @@ arguments, configs, or the whole model. Each class that torch does not allow is 
 keeps the values it is given and does nothing.
 """
 
+import contextlib
 import math
 import pickle
 import re
@@ -78,14 +79,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], float | None
             recorded = (file.metadata() or {}).get(BATCH_NORM_EPS)
         tensors = load_file(path)
     except (SafetensorError, AttributeError, RuntimeError) as error:
-        raise _cannot_read(
-            path, f"this .safetensors file is cut short or damaged ({_first_line(error)})"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise _cannot_read(path, f"this .safetensors file is cut short or damaged ({reason})") from error
     return tensors, _to_eps(path, recorded)
 
 
 def _read_torch(path: Path) -> Any:
     stand_ins: dict[str, type[StandIn]] = {}
+    # A file of the old format does not tell its classes before it is read: each then costs another attempt.
+    with contextlib.suppress(Exception):
+        for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            stand_ins[name] = _stand_in(name, StandIn)
     while True:
         allowed: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
         try:
@@ -98,8 +102,7 @@ def _read_torch(path: Path) -> Any:
         except MemoryError:
             raise
         except Exception as error:  # many kinds, for a file that is damaged
-            reason = f" ({_first_line(error)})" if isinstance(error, RuntimeError) else ""
-            raise _cannot_read(path, f"this file of torch.save is cut short or damaged{reason}") from error
+            raise _cannot_read(path, "this file of torch.save is cut short or damaged") from error
 
 
 def _add_stand_in(stand_ins: dict[str, type[StandIn]], error: str) -> bool:
@@ -109,10 +112,14 @@ def _add_stand_in(stand_ins: dict[str, type[StandIn]], error: str) -> bool:
             name = match[1] if "." in match[1] else f"builtins.{match[1]}"
             if name in stand_ins and issubclass(stand_ins[name], base):
                 return False
-            module, _, qualified = name.rpartition(".")
-            stand_ins[name] = type(qualified, (base,), {"__module__": module})
+            stand_ins[name] = _stand_in(name, base)
             return True
     return False
+
+
+def _stand_in(name: str, base: type[StandIn]) -> type[StandIn]:
+    module, _, qualified = name.rpartition(".")
+    return type(qualified, (base,), {"__module__": module})
 
 
 def _why_not_unpickled(error: str) -> str:
@@ -123,15 +130,15 @@ def _why_not_unpickled(error: str) -> str:
             "its tensors are shards of a distributed model (DTensor). Gather them before saving: "
             "torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True"
         )
-    return "this file of torch.save is damaged, or was written with a pickle protocol that torch does not use"
+    if "persistent_load of storage" in error:
+        return "it is a whole pickled model in torch's old format, which only its own code can read"
+    if "Unsupported operand" in error:
+        return "this file of torch.save is damaged, or has another pickle_protocol than torch.save's default"
+    return "this file of torch.save is damaged"
 
 
 def _cannot_read(path: Path, reason: str) -> ExportError:
     return ExportError(f"cannot read the weights {path}: {reason}. {SAVE_PLAIN}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _to_eps(path: Path, recorded: Any) -> float | None:

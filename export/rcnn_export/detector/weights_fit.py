@@ -1,5 +1,6 @@
 """Loads a state dict into a detector, or says why it does not fit."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -43,16 +44,17 @@ def load_into(
 
 
 def fitting_builders(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The torchvision builders of R-CNNs whose detectors ``tensors`` fit, of as many classes as they have."""
+    """The torchvision builders whose detectors ``tensors`` fit, of as many classes as they have."""
     scores = tensors.get(CLASS_SCORES)
     classes = {} if scores is None else {"num_classes": len(scores)}
     on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     fitting = []
-    for name in models.list_models(module=detection, include="*rcnn_*"):
-        with torch.device("meta"):
+    for name in models.list_models(module=detection, include="fasterrcnn_*"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied to the meta device
             model = models.get_model(name, weights=None, weights_backbone=None, **classes)
-        if not _misfit(model, on_meta):
-            fitting.append(name)
+            if not _misfit(model, on_meta):
+                fitting.append(name)
     return fitting
 
 
