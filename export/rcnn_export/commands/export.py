@@ -9,6 +9,7 @@ from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import ShapeRange
 from rcnn_backend.errors import RepositoryError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rcnn_export.commands.weights_options import add_weights_options
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
 
     def report(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}", soft_wrap=True)
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
     try:
         report(f"Loading {arguments.model} with weights {arguments.weights}")

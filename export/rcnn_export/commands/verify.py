@@ -18,6 +18,7 @@ from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import VERSION
 from rich.console import Console
+from rich.markup import escape
 from tritonclient.utils import InferenceServerException
 
 from rcnn_export.commands.weights_options import add_weights_options
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
 
     def report(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}")
 
     try:
         if arguments.bisect:

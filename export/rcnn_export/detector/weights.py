@@ -48,7 +48,7 @@ def find_weights(model: str, weights: str, key: str | None, report: Callable[[st
     Args:
         model: as for ``load_detector``. A function has no published weights.
         key: which state dict of a file that holds several, with dots between nested keys.
-        report: called with a line about what was taken of a file.
+        report: called with a line about what was taken.
 
     Raises:
         ExportError: there are no such weights, or they cannot be read.
@@ -60,12 +60,14 @@ def find_weights(model: str, weights: str, key: str | None, report: Callable[[st
     if weights == RANDOM:
         return None
     if named is not None:
+        report(f"{weights} is {named}")
         return Weights(_download(named), named, _trained_eps(named))
     path = Path(weights)
     content, recorded_eps = read_weights_file(path)
     taken, others = choose_state_dict(content, weights, key)
     _report_choice(weights, taken, others, report)
-    published = published_weights_of(path)
+    if published := published_weights_of(path):
+        report(f"{weights} is a copy of {published}")
     eps = _trained_eps(published) if published else recorded_eps
     return Weights(taken.tensors, published, taken.batch_norm_eps if eps is None else eps)
 
