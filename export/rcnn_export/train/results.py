@@ -17,8 +17,9 @@ from rcnn_export.train.loop import Training
 def write_results(out: Path, training: Training, argv: list[str]) -> None:
     """Writes the averaged weights as they are after the latest epoch, and what they reach.
 
-    ``weights.safetensors`` (its metadata name the model, the classes and the eps of batch normalisation), ``metrics.json`` (the metrics on
-    the held-out pictures, the command, the versions) and ``labels.txt``, each replaced in one move.
+    ``weights.safetensors`` (its metadata name the model, the classes and the eps of batch normalisation),
+    ``metrics.json`` (the metrics on the held-out pictures, the command, the versions) and ``labels.txt``, each
+    replaced in one move.
     """
     settings = training.settings
     about = {
