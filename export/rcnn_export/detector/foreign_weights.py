@@ -3,20 +3,24 @@
 import re
 from collections.abc import Iterable
 
-# The first that matches a name; those of a whole detector before those of the backbones inside.
-_KINDS = (
-    (r"(^|\.)roi_heads\.mask_", "a Mask R-CNN's weights (roi_heads.mask_...)"),
-    (r"(^|\.)roi_heads\.keypoint_", "a Keypoint R-CNN's weights (roi_heads.keypoint_...)"),
+# These have the parts of a torchvision R-CNN: a backbone, an RPN and RoI heads.
+_RCNN_KINDS = (
+    (r"^roi_heads\.mask_", "a Mask R-CNN's weights (roi_heads.mask_...)"),
+    (r"^roi_heads\.keypoint_", "a Keypoint R-CNN's weights (roi_heads.keypoint_...)"),
     (
-        r"(^|\.)(proposal_generator\.|backbone\.bottom_up\.)",
+        r"^roi_heads\.box\.(feature_extractor|predictor)\.",
+        "maskrcnn-benchmark's weights, whose names are not torchvision's",
+    ),
+)
+
+# These have not. Whole detectors come before the backbones inside them.
+_OTHER_KINDS = (
+    (
+        r"(^|\.)(proposal_generator|backbone\.bottom_up)\.",
         "Detectron2's weights, whose names are not torchvision's",
     ),
     (
-        r"(^|\.)roi_heads\.box\.(feature_extractor|predictor)\.",
-        "maskrcnn-benchmark's weights, whose names are not torchvision's",
-    ),
-    (
-        r"(^|\.)(roi_head|bbox_head|rpn_head|query_head)\.|^neck\.",
+        r"(^|\.)(roi_head|bbox_head|rpn_head|query_head|neck)\.",
         "MMDetection's weights, whose names are not torchvision's",
     ),
     (r"(^|\.)(class_embed|bbox_embed|class_labels_classifier)\b", "a DETR's weights"),
@@ -36,19 +40,20 @@ _KINDS = (
 )
 
 
+def rcnn_kind(names: Iterable[str]) -> str | None:
+    """Whose weights have these names, which are those of an R-CNN; None for torchvision's Faster R-CNN."""
+    return _first_match(_RCNN_KINDS, list(names))
+
+
 def describe_names(names: Iterable[str]) -> str:
-    """Whose weights have these names, as a phrase after "holds"; the first few names where it is not known."""
+    """Whose weights have these names, which are no R-CNN's; the first few names where it is not known."""
     names = list(names)
-    if known := known_kind(names):
-        return known
     first = ", ".join(names[:3])
-    return f"tensors under other names than torchvision's (the first: {first})"
+    return (
+        _first_match(_OTHER_KINDS, names)
+        or f"tensors under other names than torchvision's (the first: {first})"
+    )
 
 
-def known_kind(names: Iterable[str]) -> str | None:
-    """Whose weights have these names, if it is known."""
-    names = list(names)
-    for pattern, kind in _KINDS:
-        if any(re.search(pattern, name) for name in names):
-            return kind
-    return None
+def _first_match(kinds: Iterable[tuple[str, str]], names: list[str]) -> str | None:
+    return next((kind for pattern, kind in kinds if any(re.search(pattern, name) for name in names)), None)

@@ -99,9 +99,9 @@ def _read_torch(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             if not _add_stand_in(stand_ins, str(error)):
                 raise _cannot_read(path, _why_not_unpickled(str(error))) from error
-        except MemoryError:
-            raise
         except Exception as error:  # many kinds, for a file that is damaged
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                raise ExportError(f"cannot read the weights {path}: there is not enough memory") from error
             raise _cannot_read(path, "this file of torch.save is cut short or damaged") from error
 
 

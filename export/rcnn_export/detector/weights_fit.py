@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import detection
 
-from rcnn_export.detector.foreign_weights import known_kind
+from rcnn_export.detector.foreign_weights import rcnn_kind
 from rcnn_export.errors import ExportError
 
 CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"
@@ -87,7 +87,7 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
         problems = model.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if name not in shapes}, strict=False
         )
-    except RuntimeError as error:  # tensors that torchvision renames, as it was before 0.13
+    except RuntimeError as error:  # another shape under a name that torchvision had before 0.13
         return str(error).splitlines()[-1].strip()
     # A FrozenBatchNorm2d saves no step count; it is the same function as BatchNorm2d in eval mode.
     missing = [
@@ -114,12 +114,15 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 def _explain(problem: str, tensors: Mapping[str, Tensor], model_name: str) -> str:
     """The problem with its cause and what helps, as far as these are known."""
-    if kind := known_kind(name for name in tensors if not name.startswith("backbone.body.")):
+    if kind := rcnn_kind(tensors):
         return f"they are {kind}, and this is a Faster R-CNN. Give weights of a Faster R-CNN"
     if fitting := fitting_builders(tensors):
         return f"{problem}. They fit --model {' or '.join(fitting)}"
     if not any("running_mean" in name for name in tensors) and "running_" in problem:
-        return f"{problem}. The file has no statistics of batch normalisation: save model.state_dict(), not only its parameters"
+        return (
+            f"{problem}. The file has no statistics of batch normalisation: save model.state_dict(), not only its "
+            "parameters"
+        )
     if ":" in model_name:
         return f"{problem}. Give the function that built the model they were trained in"
     return f"{problem}. If the model was changed, give a function that builds it: --model package.module:function"
