@@ -137,7 +137,7 @@ def _named_tensors(
         return
     seen.add(id(node))
     if isinstance(node, StandIn):
-        if "_modules" in node.state:
+        if isinstance(node.state.get("_modules"), Mapping):
             yield path, *_state_dict_of(node)
             return
         node = node.state
@@ -161,23 +161,22 @@ def _state_dict_of(model: StandIn) -> tuple[dict[str, Tensor], float | None]:
     tensors: dict[str, Tensor] = {}
     eps: set[float] = set()
     for prefix, attributes in _modules(model):
-        unsaved = attributes.get("_non_persistent_buffers_set") or ()
+        unsaved = attributes.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
-            own = attributes.get(kind) or {}
-            tensors |= {
-                prefix + name: value
-                for name, value in own.items()
-                if isinstance(value, Tensor) and name not in unsaved
-            }
-            if "running_var" in own and isinstance(attributes.get("eps"), float):
-                eps.add(attributes["eps"])
+            own = attributes.get(kind)
+            for name, value in own.items() if isinstance(own, Mapping) else ():
+                if isinstance(value, Tensor) and not (isinstance(unsaved, set) and name in unsaved):
+                    tensors[f"{prefix}{name}"] = value
+                    if name == "running_var" and isinstance(attributes.get("eps"), float):
+                        eps.add(attributes["eps"])
     return tensors, eps.pop() if len(eps) == 1 else None
 
 
 def _modules(module: StandIn, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     yield prefix, module.state
-    for name, child in module.state["_modules"].items():
-        if isinstance(child, StandIn) and "_modules" in child.state and prefix.count(".") < MAX_DEPTH:
+    children = module.state.get("_modules")
+    for name, child in children.items() if isinstance(children, Mapping) else ():
+        if isinstance(child, StandIn) and prefix.count(".") < MAX_DEPTH:
             yield from _modules(child, f"{prefix}{name}.")
 
 

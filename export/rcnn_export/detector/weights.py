@@ -133,7 +133,7 @@ def _report_choice(
     if taken.num_left_out:
         report(f"{weights}: tensors left out because they are not the detector's: {taken.num_left_out}")
     paths = [each.path for each in (taken, *others)]
-    for other in others:
+    for other in (each for each in others if each.key):
         key = other.key if paths.count(other.path) > 1 else other.path
         report(f"{weights} also holds {key}{_average(other)}: give --weights-key {key} to take that")
 

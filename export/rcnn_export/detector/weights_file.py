@@ -33,11 +33,15 @@ _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 class StandIn:
     """Takes the place of an object whose class torch does not allow; ``state`` holds its attributes."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self.state: dict[str, Any] = {}
+    state: dict[str, Any]
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        return super().__new__(cls)
+        stand_in = super().__new__(cls)
+        stand_in.state = {}
+        return stand_in
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Takes whatever the class would take."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}

@@ -31,6 +31,10 @@ class Config(dict):  # type: ignore[type-arg]
     """A class that only the training code has."""
 
 
+class Empty:
+    """An object without attributes."""
+
+
 @pytest.fixture(scope="module")
 def state(digits: Detector) -> State:
     return dict(digits.model.state_dict())
@@ -86,6 +90,7 @@ def beside_other_objects(state: State) -> dict[str, Any]:
         "recent": collections.deque([1.0, 2.0]),
         "started": datetime.datetime(2024, 1, 1),
         "config": Config(model=Config(depth=50)),
+        "empty": Empty(),
         "function": subprocess.run,
     }
 
