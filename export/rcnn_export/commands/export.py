@@ -9,9 +9,12 @@ from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import ShapeRange
 from rcnn_backend.errors import RepositoryError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from rcnn_export.commands.weights_options import add_weights_options
 from rcnn_export.detector.load import TORCHVISION_MODELS, Detector, load_detector
+from rcnn_export.detector.weights import DEFAULT
 from rcnn_export.engines.options import ENGINE_FILES, ONNX, TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import EXAMPLE, parse_shapes, plan_profiles
 from rcnn_export.engines.precision import FP32, PRECISIONS
@@ -26,11 +29,19 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
 
     def report(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}", soft_wrap=True)
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
     try:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
-        detector = load_detector(arguments.model, arguments.weights, arguments.num_classes, arguments.labels)
+        detector = load_detector(
+            arguments.model,
+            arguments.weights,
+            arguments.num_classes,
+            arguments.labels,
+            weights_key=arguments.weights_key,
+            batch_norm_eps=arguments.batch_norm_eps,
+            report=report,
+        )
         name = arguments.name or arguments.detector
         options = _engine_options(arguments, detector)
         written = export_repository(detector, arguments.repository, name, report, options)
@@ -79,10 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weights",
-        default="DEFAULT",
-        help="a .pth or .safetensors file, a torchvision weights name such as COCO_V1, "
-        "or random to try an export without weights (default: %(default)s)",
+        default=DEFAULT,
+        help="a file with a state dict (torch.save or safetensors, alone or in a training checkpoint), a torchvision "
+        "weights name such as COCO_V1, or random to try an export without weights (default: %(default)s, "
+        "torchvision's best; a function of yours needs a file or random)",
     )
+    add_weights_options(parser, default="as the weights record it, else as the model has it")
     parser.add_argument(
         "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"
     )

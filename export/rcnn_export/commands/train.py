@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
-from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.load import build_detector, load_detector
+from rcnn_export.commands.weights_options import add_weights_options
+from rcnn_export.detector.weights import DEFAULT, RANDOM
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, Sample, read, used_names
@@ -20,6 +20,7 @@ from rcnn_export.train.loop import EpochBatches, Settings, Training
 from rcnn_export.train.processes import Processes
 from rcnn_export.train.results import write_results
 from rcnn_export.train.signals import INTERRUPTED, StopSignals
+from rcnn_export.train.start import initial_detector
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"
 DEFAULT_MODEL = "fasterrcnn_resnet50_fpn"
@@ -70,10 +71,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     model.add_argument(
         "--weights",
-        default="random",
-        help="where to start: a torchvision weights name, .pth, .safetensors or random; "
-        "the box predictor starts anew if its classes are others",
+        help="where to start: a torchvision weights name, a file as for rcnn-export, or random; the box predictor "
+        f"starts anew if its classes are others ({DEFAULT}, torchvision's best; {RANDOM} with --sample or for a "
+        "function of yours, which starts as the function builds it)",
     )
+    add_weights_options(model, default="as the weights record it, else as the model has it")
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder for weights, metrics and checkpoint")
     run.add_argument(
@@ -103,7 +105,11 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
     console = Console(quiet=processes.rank > 0, soft_wrap=True)
     train_data, val_data = _load_data(arguments, console)
     settings = _settings(arguments, train_data, processes)
-    training = Training(_initial_detector(settings), settings, processes)
+
+    def report(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    training = Training(initial_detector(settings, report), settings, processes)
 
     # 2. The folder: a new run's, or that of the run to continue.
     checkpoint = arguments.out / "checkpoint.pt"
@@ -173,37 +179,29 @@ def _load_data(arguments: argparse.Namespace, console: Console) -> tuple[Data, D
 
 
 def _settings(arguments: argparse.Namespace, train_data: Data, processes: Processes) -> Settings:
-    from_scratch = arguments.weights == "random"
+    model = arguments.model or (SAMPLE_MODEL if arguments.sample else DEFAULT_MODEL)
+    weights = arguments.weights or (RANDOM if arguments.sample or ":" in model else DEFAULT)
     if arguments.batch_size % processes.count or arguments.batch_size > len(train_data):
         raise ExportError(
             f"--batch-size {arguments.batch_size} does not fit {len(train_data)} pictures and "
             f"{processes.count} processes: give a multiple of the processes, at most the pictures"
         )
     return Settings(
-        model=arguments.model or (SAMPLE_MODEL if arguments.sample else DEFAULT_MODEL),
-        weights=arguments.weights,
+        model=model,
+        weights=weights,
         class_names=train_data.class_names,
         num_pictures=len(train_data),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate or (1e-3 if from_scratch else 1e-4),
+        learning_rate=arguments.learning_rate or (1e-3 if weights == RANDOM else 1e-4),
         weight_decay=arguments.weight_decay,
         horizontal_flip=arguments.horizontal_flip,
         amp=processes.device.type == "cuda" and not arguments.no_amp,
         seed=arguments.seed,
         num_processes=processes.count,
+        weights_key=arguments.weights_key,
+        batch_norm_eps=arguments.batch_norm_eps,
     )
-
-
-def _initial_detector(settings: Settings) -> FasterRCNN:
-    detector = build_detector(settings.model, num_classes=len(settings.class_names) + 1)
-    if settings.weights != "random":
-        state = load_detector(settings.model, settings.weights).model.state_dict()
-        for name, own in detector.state_dict().items():
-            if name.startswith("roi_heads.box_predictor.") and state[name].shape != own.shape:
-                state[name] = own
-        detector.load_state_dict(state)
-    return detector
 
 
 def _loader(data: Any, arguments: argparse.Namespace, **batching: Any) -> DataLoader[Sample]:

@@ -4,7 +4,7 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import VERSION
 from rcnn_client.tools.picture_files import picture_suffixes
 from rich.console import Console
+from rich.markup import escape
 from tritonclient.utils import InferenceServerException
 
+from rcnn_export.commands.weights_options import add_weights_options
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.options import ENGINE_FILES
 from rcnn_export.engines.precision import PRECISIONS, Precision
@@ -50,12 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
 
     def report(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}")
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}")
 
     try:
         if arguments.bisect:
             check_builder()
-        detector = load_reference(arguments.repository, arguments.name, arguments.model, arguments.weights)
+        detector = load_reference(arguments, report)
         report(f"Loaded {detector.model_name} with weights {detector.weights}")
         pipeline = load_pipeline(arguments.repository, arguments.name, arguments.engine)
         precision = read_precision(arguments.repository, arguments.name)
@@ -85,27 +87,30 @@ def main(argv: list[str] | None = None) -> int:
     return HOLDS if verification.holds else DIVERGES
 
 
-def load_reference(repository: Path, name: str, model: str | None, weights: str | None) -> Detector:
-    """The torch detector that the engines were exported from.
-
-    Args:
-        model: a model's name, by default the manifest's.
-        weights: as for rcnn-export, by default the manifest's.
+def load_reference(arguments: argparse.Namespace, report: Callable[[str], None]) -> Detector:
+    """The torch detector that the engines were exported from: as the manifest says, or as the arguments do.
 
     Raises:
         RepositoryError: no manifest.
         ExportError: the weights are not those of the engines.
     """
-    version_dir = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION
+    version_dir = arguments.repository / f"{arguments.name}_{FASTER_RCNN.engines[0].name}" / VERSION
     manifest = read_manifest(version_dir)
+    key, eps = arguments.weights_key, arguments.batch_norm_eps
     detector = load_detector(
-        model or manifest["model"], weights or manifest["weights"], len(manifest["class_names"])
+        arguments.model or manifest["model"],
+        arguments.weights or manifest["weights"],
+        len(manifest["class_names"]),
+        weights_key=manifest.get("weights_key") if key is None and not arguments.weights else key,
+        batch_norm_eps=manifest.get("batch_norm_eps") if eps is None else eps,
+        report=report,
     )
     if detector.weights_hash != manifest["weights_sha256"]:
         raise ExportError(
             f"{detector.model_name} with weights {detector.weights} is not what {version_dir} was exported from: "
             f"sha256 {detector.weights_hash[:12]}, the manifest has {manifest['weights_sha256'][:12]}. Give the "
-            "--model and --weights of the export, or export again (random weights may differ between CPUs)"
+            "--model, --weights and --weights-key of the export, or export again (random weights may differ "
+            "between CPUs)"
         )
     return detector
 
@@ -190,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="as for rcnn-export (default: as exported)")
     parser.add_argument("--weights", help="as for rcnn-export (default: as exported)")
+    add_weights_options(parser, default="as exported")
     parser.add_argument(
         "--images",
         type=Path,

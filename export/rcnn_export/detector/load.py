@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torchvision import models
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
-from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.models.detection import FasterRCNN
 
+from rcnn_export.detector.batch_norm import batch_norm_eps_of, report_open_eps, set_batch_norm_eps
 from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.detector.weights import download, named_weights_of, published_weights_of, read_state_dict
+from rcnn_export.detector.weights import find_weights
+from rcnn_export.detector.weights_fit import load_into
 from rcnn_export.errors import ExportError
 
 TORCHVISION_MODELS = sorted(
@@ -35,13 +36,20 @@ RANDOM_SEED = 0
 class Detector:
     """A detector in eval mode on the CPU, and what its manifest says about it.
 
-    ``class_names[label]`` names a label; label 0 is the background.
+    ``class_names[label]`` names a label; label 0 is the background. ``weights_key`` is the key of its state
+    dict in a file that holds several, where one was given.
     """
 
     model: FasterRCNN
     model_name: str
     weights: str
     class_names: list[str]
+    weights_key: str | None = None
+
+    @property
+    def batch_norm_eps(self) -> float | None:
+        """The eps of all its batch normalisation; None if it has none, or several."""
+        return batch_norm_eps_of(self.model)
 
     @property
     def weights_hash(self) -> str:
@@ -58,15 +66,22 @@ def load_detector(
     weights: str = "random",
     num_classes: int | None = None,
     labels: Path | None = None,
+    *,
+    weights_key: str | None = None,
+    batch_norm_eps: float | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Detector:
     """Builds ``model`` and loads ``weights`` into it.
 
     Args:
         model: a torchvision builder's name, or ``package.module:function``.
-        weights: a torchvision weights name (``COCO_V1``, ``DEFAULT``), a ``.pth`` or
-            ``.safetensors`` file holding a state dict, or ``random`` (seeded).
+        weights: a torchvision weights name (``COCO_V1``, ``DEFAULT``), a file of ``torch.save`` or
+            safetensors that holds a state dict, alone or in a checkpoint, or ``random`` (seeded).
         num_classes: classes with the background; by default as many as the weights have.
         labels: a text file, one class name a line, without the background.
+        weights_key: which state dict of a file that holds several, with dots between nested keys.
+        batch_norm_eps: of every batch normalisation; by default what the weights record, else the model's own.
+        report: called with a line of text for whatever a user should know of the weights.
 
     Raises:
         ExportError: the model, the weights or the labels do not exist or do not fit together.
@@ -76,13 +91,8 @@ def load_detector(
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
 
-    named_weights = None if weights == "random" else named_weights_of(model, weights)
-    state_dict: dict[str, torch.Tensor] | None = None
-    if named_weights is not None:
-        state_dict = download(named_weights)
-    elif weights != "random":
-        state_dict = read_state_dict(Path(weights))
-        named_weights = published_weights_of(model, Path(weights))
+    given = find_weights(model, weights, weights_key, report)
+    state_dict = None if given is None else given.tensors
     if state_dict is not None:
         in_weights = _num_classes_of(state_dict)
         if num_classes is not None and in_weights is not None and num_classes != in_weights:
@@ -94,20 +104,23 @@ def load_detector(
         num_classes = in_weights or num_classes
 
     detector = build_detector(model, num_classes)
-    if state_dict is None:
+    eps = given.batch_norm_eps if given and batch_norm_eps is None else batch_norm_eps
+    if eps is not None:
+        set_batch_norm_eps(detector, eps)
+    if given is None:
         calibrate(detector)
     else:
-        _load_state_dict(detector, state_dict, model, weights)
-        if named_weights is FasterRCNN_ResNet50_FPN_Weights.COCO_V1:
-            _set_batch_norm_eps(detector, 0.0)  # as torchvision does: they were trained so
+        load_into(detector, given.tensors, model, weights, report)
+        if eps is None and given.published is None:
+            report_open_eps(detector, weights, report)
 
-    class_names = names_from_labels or _class_names(detector, named_weights)
+    class_names = names_from_labels or _class_names(detector, given.published if given else None)
     if len(class_names) != num_classes_of(detector):
         raise ExportError(
             f"{labels or weights} names {len(class_names) - 1} classes, but {model} has "
             f"{num_classes_of(detector) - 1} without the background: give one name a line for each"
         )
-    return Detector(detector.eval(), model, weights, class_names)
+    return Detector(detector.eval(), model, weights, class_names, weights_key)
 
 
 def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
@@ -173,30 +186,6 @@ def _import_function(path: str) -> Callable[..., Any]:
 def _num_classes_of(state_dict: dict[str, torch.Tensor]) -> int | None:
     scores = state_dict.get("roi_heads.box_predictor.cls_score.weight")
     return None if scores is None else len(scores)
-
-
-def _load_state_dict(
-    model: FasterRCNN, state_dict: dict[str, torch.Tensor], model_name: str, weights: str
-) -> None:
-    try:
-        problems = model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:
-        raise ExportError(f"the weights {weights} do not fit {model_name}: {error}") from error
-    # A FrozenBatchNorm2d saves no step count; it is the same function as BatchNorm2d in eval mode.
-    missing = [key for key in problems.missing_keys if not key.endswith("num_batches_tracked")]
-    if missing or problems.unexpected_keys:
-        raise ExportError(
-            f"the weights {weights} do not fit {model_name}: "
-            f"{len(missing)} tensors missing (first: {missing[:3]}), "
-            f"{len(problems.unexpected_keys)} unexpected (first: {problems.unexpected_keys[:3]}). "
-            "Check --model"
-        )
-
-
-def _set_batch_norm_eps(model: FasterRCNN, eps: float) -> None:
-    for layer in model.modules():
-        if isinstance(layer, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)):
-            layer.eps = eps
 
 
 def _class_names(model: FasterRCNN, weights: models.WeightsEnum | None) -> list[str]:

@@ -1,77 +1,142 @@
 """Where weights come from: a file, or torchvision's published ones."""
 
-import hashlib
+import os
 import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from rcnn_backend.contract.manifest import sha256_of
+from torch import Tensor
 from torchvision import models
+from torchvision.models import detection
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from rcnn_export.detector.state_dicts import StateDict, choose_state_dict
+from rcnn_export.detector.weights_file import read_weights_file
 from rcnn_export.errors import ExportError
 
-FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+RANDOM, DEFAULT = "random", "DEFAULT"
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a ``.pth`` (tensors only, nothing is executed) or ``.safetensors`` file."""
-    if not path.is_file():
-        raise ExportError(
-            f"no weights file {path}: give an existing .pth or .safetensors file, "
-            "a torchvision weights name such as DEFAULT, or random"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, torch.Tensor] = load_file(path)
-            return tensors
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(
-            f"cannot read the weights {path}: {reason}. Save a plain state dict: "
-            "torch.save(model.state_dict(), path)"
-        ) from error
-    if isinstance(loaded, dict) and isinstance(
-        loaded.get("model"), dict
-    ):  # torchvision's reference checkpoints
-        loaded = loaded["model"]
-    if not (isinstance(loaded, dict) and all(isinstance(value, torch.Tensor) for value in loaded.values())):
-        raise ExportError(f"{path} holds no state dict: save it with torch.save(model.state_dict(), path)")
-    return loaded
+class DownloadError(ExportError):
+    """Published weights could not be had."""
 
 
-def named_weights_of(model: str, weights: str) -> models.WeightsEnum | None:
-    """The published weights that ``weights`` names; None where it is a file or the model has none published."""
-    if ":" in model or Path(weights).suffix in FILE_SUFFIXES:
+@dataclass(frozen=True)
+class Weights:
+    """The state dict of a detector, and what is known of it.
+
+    Attributes:
+        published: torchvision's, where it is one of those.
+        batch_norm_eps: the eps it was trained with; None where the file does not record it.
+    """
+
+    tensors: dict[str, Tensor]
+    published: models.WeightsEnum | None = None
+    batch_norm_eps: float | None = None
+
+
+def find_weights(model: str, weights: str, key: str | None, report: Callable[[str], None]) -> Weights | None:
+    """Reads the file ``weights``, or downloads the published weights of that name; None for ``random``.
+
+    A published name comes before a file of the same name; ``./NAME`` is always a file.
+
+    Args:
+        model: as for ``load_detector``. A function has no published weights.
+        key: which state dict of a file that holds several, with dots between nested keys.
+        report: called with a line about what was taken.
+
+    Raises:
+        ExportError: there are no such weights, or they cannot be read.
+        DownloadError: they cannot be downloaded.
+    """
+    named = None if weights == RANDOM else _published(model, weights)
+    if key is not None and (named is not None or weights == RANDOM):
+        raise ExportError(f"--weights-key {key} chooses within a file, and {weights} is none: leave it out")
+    if weights == RANDOM:
         return None
-    known = models.get_model_weights(model)
-    try:
-        return known[weights.rpartition(".")[2]]
-    except KeyError:
+    if named is not None:
+        report(f"{weights} is {named}")
+        return Weights(_download(named), named, _trained_eps(named))
+    path = Path(weights)
+    content, recorded_eps = read_weights_file(path)
+    taken, others = choose_state_dict(content, weights, key)
+    _report_choice(weights, taken, others, report)
+    if published := published_weights_of(path):
+        report(f"{weights} is a copy of {published}")
+    eps = _trained_eps(published) if published else recorded_eps
+    return Weights(taken.tensors, published, taken.batch_norm_eps if eps is None else eps)
+
+
+def published_weights_of(path: Path) -> models.WeightsEnum | None:
+    """The published weights that this file is a copy of, by the hash in their published name."""
+    digest = sha256_of(path)
+    for name in models.list_models(module=detection):
+        for weights in models.get_model_weights(name):
+            if digest.startswith(Path(weights.url).stem.rpartition("-")[2]):
+                return weights
+    return None
+
+
+def _published(model: str, weights: str) -> models.WeightsEnum | None:
+    """The published weights that ``weights`` names; None where it is a file."""
+    is_function = ":" in model
+    known = {} if is_function else models.get_model_weights(model).__members__
+    enum, _, name = weights.rpartition(".")
+    if name in known and enum in ("", type(known[name]).__name__):
+        return known[name]
+    is_name = not Path(weights).suffix or re.fullmatch(r"\w+_Weights\.\w+", weights)
+    if os.sep in weights or os.path.lexists(weights) or not is_name:
+        return None
+    if is_function:
         raise ExportError(
-            f"{model} has no weights {weights!r}: give one of {', '.join(known.__members__)}, "
-            "a .pth or .safetensors file, or random"
-        ) from None
+            f"{model} is a function of yours, which has no published weights {weights!r}: "
+            "give --weights a file, or random"
+        )
+    raise ExportError(
+        f"{model} has no weights {weights!r}: give one of {', '.join(known)}, a file, or random"
+    )
 
 
-def download(weights: models.WeightsEnum) -> dict[str, torch.Tensor]:
+def _trained_eps(weights: models.WeightsEnum) -> float | None:
+    # torchvision overwrites it for these alone among the Faster R-CNNs; None: as the builder has it.
+    return 0.0 if weights is FasterRCNN_ResNet50_FPN_Weights.COCO_V1 else None
+
+
+def _download(weights: models.WeightsEnum) -> dict[str, Tensor]:
     """The state dict of published weights, from torch's cache or the network."""
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
-    except OSError as error:
-        raise ExportError(
+    except (OSError, HTTPException) as error:
+        raise DownloadError(
             f"cannot download {weights} from {weights.url}: {error}. Download it elsewhere and "
             "give the file as --weights"
         ) from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise DownloadError(
+            f"the download of {weights} is damaged: delete {cached} if it exists, and try again"
+        ) from error
 
 
-def published_weights_of(model: str, path: Path) -> models.WeightsEnum | None:
-    """The torchvision weights that this file is a copy of, by the hash in their published name."""
-    if ":" in model:
-        return None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    for weights in models.get_model_weights(model):
-        if digest.startswith(Path(weights.url).stem.rpartition("-")[2]):
-            return weights
-    return None
+def _report_choice(
+    weights: str, taken: StateDict, others: list[StateDict], report: Callable[[str], None]
+) -> None:
+    removed = f"removed the prefix {taken.prefix} from the names" if taken.prefix else ""
+    took = f"took {taken.path}{_average(taken)}" if taken.path else ""
+    if taken.key:
+        report(f"{weights}: {' and '.join(filter(None, (took, removed)))}")
+    if taken.num_left_out:
+        report(f"{weights}: tensors left out because they are not the detector's: {taken.num_left_out}")
+    paths = [each.path for each in (taken, *others)]
+    for other in (each for each in others if each.key):
+        key = other.key if paths.count(other.path) > 1 else other.path
+        report(f"{weights} also holds {key}{_average(other)}: give --weights-key {key} to take that")
+
+
+def _average(state_dict: StateDict) -> str:
+    return " (EMA: an average over training)" if state_dict.is_average else ""

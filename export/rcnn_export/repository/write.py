@@ -105,6 +105,8 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         "stage": stage.name,
         "model": detector.model_name,
         "weights": detector.weights,
+        "weights_key": detector.weights_key,
+        "batch_norm_eps": detector.batch_norm_eps,
         "weights_sha256": detector.weights_hash,
         "class_names": detector.class_names,
         "precision": options.precision.name,

@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from torchvision.models.detection import FasterRCNN
 
+from rcnn_export.detector.batch_norm import batch_norm_eps_of
+from rcnn_export.detector.weights_file import BATCH_NORM_EPS
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import Sample
 from rcnn_export.train.files import replacing
@@ -48,6 +50,8 @@ class Settings:
     amp: bool
     seed: int
     num_processes: int
+    weights_key: str | None = None
+    batch_norm_eps: float | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -184,6 +188,7 @@ class Training:
             "history": self.history,
             "epoch_losses": self.epoch_losses,
             "epoch_s": self.epoch_s,
+            BATCH_NORM_EPS: batch_norm_eps_of(self._model),
         }
         with replacing(path) as (partial,), partial.open("wb") as file:
             torch.save(state, file)

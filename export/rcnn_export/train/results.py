@@ -9,6 +9,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from rcnn_export.detector.batch_norm import batch_norm_eps_of
+from rcnn_export.detector.weights_file import BATCH_NORM_EPS
 from rcnn_export.train.files import replacing
 from rcnn_export.train.loop import Training
 
@@ -16,8 +18,9 @@ from rcnn_export.train.loop import Training
 def write_results(out: Path, training: Training, argv: list[str]) -> None:
     """Writes the averaged weights as they are after the latest epoch, and what they reach.
 
-    ``weights.safetensors`` (its metadata name the model and the classes), ``metrics.json`` (the metrics on
-    the held-out pictures, the command, the versions) and ``labels.txt``, each replaced in one move.
+    ``weights.safetensors`` (its metadata name the model, the classes and the eps of batch normalisation),
+    ``metrics.json`` (the metrics on the held-out pictures, the command, the versions) and ``labels.txt``, each
+    replaced in one move.
 
     Raises:
         ExportError: they cannot be written.
@@ -28,6 +31,8 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
         "num_classes": len(settings.class_names) + 1,  # with the background
         "class_names": settings.class_names,
     }
+    if (eps := batch_norm_eps_of(training.averaged_model)) is not None:
+        about[BATCH_NORM_EPS] = eps
     weights = {
         name: tensor.cpu().contiguous() for name, tensor in training.averaged_model.state_dict().items()
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rcnn_export.detector import load as detector_module
+from rcnn_export.detector import weights as weights_module
 from rcnn_export.detector.load import BACKGROUND, build_detector, load_detector
 from rcnn_export.errors import ExportError
 from safetensors.torch import save_file
@@ -71,7 +71,7 @@ def test_a_copy_of_the_published_v1_weights_gets_their_eps(
     state = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
     torch.save(state, tmp_path / "coco.pth")
     published = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
-    monkeypatch.setattr(detector_module, "published_weights_of", lambda model, path: published)
+    monkeypatch.setattr(weights_module, "published_weights_of", lambda path: published)
     loaded = load_detector("fasterrcnn_resnet50_fpn", str(tmp_path / "coco.pth"))
     norms = [m for m in loaded.model.modules() if isinstance(m, (torch.nn.BatchNorm2d, FrozenBatchNorm2d))]
     assert norms

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -144,12 +145,24 @@ def _on(folder: Path) -> list[str]:
     ]
 
 
-def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(coco_folder: Path, tmp_path: Path) -> None:
+def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(
+    coco_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--model", LIGHT, "--weights", str(SAMPLES / "digits.safetensors"), "--epochs", "1"]
     options += ["--batch-size", "2", "--horizontal-flip", "--device", "cpu", "--workers", "1"]
+    options += ["--batch-norm-eps", "1e-4"]
     assert train.main([*_on(coco_folder), *options, "--out", str(tmp_path)]) == 0
+    log = capsys.readouterr().out
+    assert f"training {LIGHT} from the weights {SAMPLES}/digits.safetensors" in log
+    assert (
+        "starting anew, for 3 classes instead of 11 (background included): roi_heads.box_predictor.cls_s"
+        in log
+    )
     tuned = load_detector(LIGHT, str(tmp_path / "weights.safetensors"), labels=tmp_path / "labels.txt")
     assert tuned.class_names[1:] == ["even", "odd"]
+    assert (
+        tuned.batch_norm_eps == load_detector(LIGHT, str(tmp_path / "checkpoint.pt")).batch_norm_eps == 1e-4
+    )
     before, after = load_file(SAMPLES / "digits.safetensors"), tuned.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "backbone.body.stem.0.0.weight" in changed
@@ -186,9 +199,30 @@ def test_several_processes_train_one_detector(tmp_path: Path) -> None:
     assert metrics["command"].startswith("torchrun --nproc-per-node=2")
 
 
+def test_without_weights_it_starts_from_the_published_ones(
+    coco_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    options = [*_on(coco_folder), "--batch-size", "2", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert train.main([*options, "--model", "fasterrcnn_mobilenet_v3_large_320_fpn"]) == 1
+    printed = capsys.readouterr()
+    assert "training fasterrcnn_mobilenet_v3_large_320_fpn from the weights DEFAULT" in printed.out
+    assert "cannot download FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1" in printed.err
+    assert "no route" in printed.err and "train from scratch with --weights random" in printed.err
+    # A function has none: it starts as the function builds it.
+    for chosen, expected in (([], "random"), (["--weights", "DEFAULT"], "DEFAULT")):
+        arguments = train._parse([*options, "--model", LIGHT, *chosen])
+        assert train._settings(arguments, CocoDataset(*arguments.train), Processes("cpu")).weights == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--weights", "DEFAULT"], "a function of yours, which has no published weights 'DEFAULT'"),
         (["--resume"], "there is no checkpoint"),
         (["--model", "fasterrcnn_resnet18"], "unknown model 'fasterrcnn_resnet18'"),
         (["--weights", "none.safetensors"], "no weights file none.safetensors"),

@@ -59,6 +59,21 @@ def run(repository: Path, *arguments: str) -> int:
     return verify.main(["--repository", str(repository), "--name", "digits", *arguments])
 
 
+def test_the_reference_has_the_eps_and_the_key_of_the_manifest(
+    editable: Path, digits: Detector, tmp_path: Path
+) -> None:
+    path = editable / "digits_rpn" / "1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["batch_norm_eps"] == 1e-5 and manifest["weights_key"] is None
+    torch.save({"first": digits.model.state_dict(), "second": {}}, tmp_path / "w.pth")
+    changed = {"batch_norm_eps": 0.25, "weights": str(tmp_path / "w.pth"), "weights_key": "first"}
+    path.write_text(json.dumps(manifest | changed))
+    options = ["--repository", str(editable), "--name", "digits"]
+    for given, expected in (([], 0.25), (["--batch-norm-eps", "0"], 0.0)):
+        reference = verify.load_reference(verify._parser().parse_args([*options, *given]), print)
+        assert reference.batch_norm_eps == expected and reference.weights_key == "first"
+
+
 def test_reference_is_torchvision(digits: Detector, images: list[np.ndarray]) -> None:
     trace = run_reference(digits.model, images)
     tensors = [torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in images]

@@ -1,0 +1,31 @@
+"""The options about weights that rcnn-export, rcnn-train and rcnn-verify have in common."""
+
+import argparse
+import math
+
+
+def add_weights_options(group: argparse._ActionsContainer, default: str) -> None:
+    """Adds ``--weights-key`` and ``--batch-norm-eps``; ``default`` says where the eps comes from otherwise."""
+    group.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="which state dict of a file that holds several, such as model_ema; dots go into nested keys "
+        "(default: the model's, not its average)",
+    )
+    group.add_argument(
+        "--batch-norm-eps",
+        type=_eps,
+        metavar="EPS",
+        help="of every batch normalisation; 0 for a fasterrcnn_resnet50_fpn fine-tuned from torchvision's COCO_V1 "
+        f"and saved as a state dict (default: {default})",
+    )
+
+
+def _eps(text: str) -> float:
+    try:
+        eps = float(text)
+    except ValueError:
+        eps = math.nan
+    if not 0 <= eps < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no eps, expected a number, 0 or more")
+    return eps
