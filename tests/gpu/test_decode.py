@@ -48,6 +48,20 @@ def test_pixels_are_pillows() -> None:
         assert_pillows(device, pixels[:3])
 
 
+def test_pictures_are_turned_by_their_exif() -> None:
+    device, decoder_input, expected = Gpu(0), [], []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        decoder_input.append(jpeg(40, 60, exif=exif.tobytes()))
+        expected.append(decode_image(decoder_input[-1], MAX_PIXELS).astype(np.int16))
+    with device.active():
+        pixels = JpegDecoder(device).decode(decoder_input, MAX_PIXELS)
+        for found, pillows in zip(device.download(pixels), expected, strict=True):
+            assert found.shape == pillows.shape
+            assert np.abs(found - pillows).max() <= BOUND
+
+
 def test_grey_pictures_are_left_to_pillow() -> None:
     """nvImageCodec 0.9 leaves the pixels of some unwritten."""
     device = Gpu(0)

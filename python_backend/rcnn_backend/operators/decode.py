@@ -1,5 +1,7 @@
 """A picture as sent, encoded or not -> RGB pixels, with every refusal in plain words."""
 
+import base64
+import binascii
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -31,6 +33,29 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# What base64 makes of the first bytes of each format. No file of these formats begins so.
+BASE64_STARTS = (
+    b"/9j/",
+    b"iVBORw0KGgo",
+    b"UklGR",
+    b"SUkqA",
+    b"SUkrA",
+    b"TU0AK",
+    b"R0lGOD",
+    *(b"Qk%d" % i for i in range(4)),
+)
+
+
+def from_base64(data: bytes) -> bytes:
+    """The picture file in a text: base64, alone or in a data URL, as JSON carries it. Other bytes stay as they are."""
+    text = data.partition(b";base64,")[2] if data.startswith(b"data:") else data
+    if not text.startswith(BASE64_STARTS):
+        return data
+    try:
+        return base64.b64decode(text)
+    except binascii.Error:
+        return data
 
 
 def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
@@ -135,10 +160,12 @@ class ImageDecoder:
         """What ``decode_requests`` gives, of requests with one of two tensors.
 
         Args:
-            requests: ``image`` bytes [B, 1], encoded, or ``pixels`` uint8 RGB [B, h, w, 3].
+            requests: ``image`` bytes [B, 1], encoded, also in base64, or ``pixels`` uint8 RGB [B, h, w, 3].
         """
         encoded = [
-            tensors["image"].reshape(-1).tolist() if tensors.keys() == {"image"} else []
+            [from_base64(data) for data in tensors["image"].reshape(-1).tolist()]
+            if tensors.keys() == {"image"}
+            else []
             for tensors in requests
         ]
         decoded = self.decode_requests(encoded)

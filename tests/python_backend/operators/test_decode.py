@@ -1,5 +1,6 @@
 """Every kind of picture file gives RGB pixels or says what is wrong with it."""
 
+import base64
 import io
 import struct
 import zlib
@@ -10,7 +11,7 @@ from PIL import Image
 from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.devices import Cpu
 from rcnn_backend.errors import InvalidInputError
-from rcnn_backend.operators.decode import ImageDecoder, decode_image
+from rcnn_backend.operators.decode import ImageDecoder, decode_image, from_base64
 
 LIMIT = 50_000_000
 
@@ -151,7 +152,7 @@ def test_a_metadata_bomb_is_survived() -> None:
         assert error.reason == "damaged"
 
 
-def test_too_many_bytes_are_refused() -> None:
+def limited(**limits: int) -> PreprocessParameters:
     values = {
         "min_size": 8,
         "max_size": 32,
@@ -159,10 +160,32 @@ def test_too_many_bytes_are_refused() -> None:
         "image_mean": [0.5] * 3,
         "image_std": [1.0] * 3,
     }
-    limits = PreprocessParameters(**values, size_divisible=1, max_image_pixels=LIMIT, max_image_bytes=2000)
+    return PreprocessParameters(**values, size_divisible=1, max_image_pixels=LIMIT, **limits)
+
+
+def test_too_many_bytes_are_refused() -> None:
+    limits = limited(max_image_bytes=2000)
     small, large = encode(gradient(), "JPEG"), encode(gradient(), "BMP")
     assert len(small) < 2000 < len(large)
     good, refused = ImageDecoder(limits, Cpu()).decode_requests([[small], [large]])
     assert isinstance(good, list)
     assert isinstance(refused, InvalidInputError) and refused.reason == "too_many_bytes"
     assert f"the image has {len(large)} bytes, more than the 2000" in str(refused)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_base64_is_a_picture_too(kind: str) -> None:
+    data = encode(gradient(), kind)
+    text = base64.b64encode(data)
+    assert from_base64(text) == data
+    assert from_base64(b"data:image/%s;base64,%s" % (kind.lower().encode(), text)) == data
+    assert from_base64(data) == data
+
+
+def test_a_text_that_is_cut_short_is_no_picture() -> None:
+    text = base64.b64encode(encode(gradient(), "PNG"))
+    whole, cut = ImageDecoder(limited(), Cpu()).read_requests(
+        [{"image": np.array([[each]], dtype=object)} for each in (text, text[:-1])]
+    )
+    np.testing.assert_array_equal(whole[0], np.asarray(gradient()))
+    assert "not an image of a known format" in str(cut)

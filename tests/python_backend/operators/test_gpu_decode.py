@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from rcnn_backend.operators.decode import UPRIGHT
 
 MAX_PIXELS = 4000
 DEVICE = SimpleNamespace(device_id=0, stream=SimpleNamespace(ptr=0))
@@ -101,3 +103,21 @@ def test_what_is_not_as_its_header_says_is_left_to_pillow(
     pixels = decoder.decode([jpeg(30), jpeg(40)], MAX_PIXELS)
     assert pixels[0] is None
     assert pixels[1].shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_turned_upright_as_pillow_does(gpu_decode: ModuleType, orientation: int) -> None:
+    stored = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+    picture = Image.fromarray(stored)
+    expected = picture.transpose(UPRIGHT[orientation]) if orientation > 1 else picture
+    np.testing.assert_array_equal(gpu_decode.turn(stored, orientation), np.asarray(expected))
+
+
+def test_the_orientation_is_read_beside_broken_exif(gpu_decode: ModuleType) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for block, orientation in ((exif.tobytes(), 6), (b"Exif\0\0nonsense", 1)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (30, 20)).save(buffer, "JPEG", exif=block)
+        assert gpu_decode.orientation_for_gpu(buffer.getvalue(), MAX_PIXELS) == orientation
+    assert gpu_decode.orientation_for_gpu(jpeg(30)[:-2], MAX_PIXELS) == 0

@@ -11,6 +11,7 @@ from nvidia import nvimgcodec
 
 from rcnn_backend.devices import Gpu
 from rcnn_backend.operators.picture_files import open_picture
+from rcnn_backend.operators.picture_metadata import without_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class JpegDecoder:
             options=":fancy_upsampling=1",
         )
         self._params = nvimgcodec.DecodeParams(
-            apply_exif_orientation=True, color_spec=nvimgcodec.ColorSpec.SRGB
+            apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
         )
         self._stream = device.stream
         self._has_failed = False
@@ -41,12 +42,13 @@ class JpegDecoder:
     def decode(self, images: Sequence[bytes], max_image_pixels: int) -> list[cupy.ndarray | None]:
         """uint8 RGB [h, w, 3] of each image that is a complete JPEG within the limit and decodes, else None."""
         pixels: list[cupy.ndarray | None] = [None] * len(images)
-        chosen = [index for index, data in enumerate(images) if is_for_gpu(data, max_image_pixels)]
+        orientations = [orientation_for_gpu(data, max_image_pixels) for data in images]
+        chosen = [index for index, orientation in enumerate(orientations) if orientation]
         if chosen:
-            decoded = self._decode([images[index] for index in chosen])
+            decoded = self._decode([without_metadata(images[index], "JPEG")[0] for index in chosen])
             for index, image in zip(chosen, decoded, strict=True):
                 if image is not None and is_usable(image.__cuda_array_interface__, max_image_pixels):
-                    pixels[index] = self._share(image)
+                    pixels[index] = turn(self._share(image), orientations[index])
         return pixels
 
     def _decode(self, images: Sequence[bytes]) -> list[nvimgcodec.Image | None]:
@@ -89,18 +91,28 @@ def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
     )
 
 
-def is_for_gpu(data: bytes, max_image_pixels: int) -> bool:
-    """Whether it is a complete JPEG in colour, YCbCr, of at most ``max_image_pixels``.
+def turn(pixels: Any, orientation: int) -> Any:
+    """A view of stored pixels [h, w, 3] that is upright by their EXIF orientation, 1 to 8."""
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    return pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
+
+
+def orientation_for_gpu(data: bytes, max_image_pixels: int) -> int:
+    """The EXIF orientation of a complete JPEG in colour, YCbCr, of at most ``max_image_pixels``; 0 for anything else.
 
     nvImageCodec 0.9 leaves the pixels of some grey JPEGs unwritten, without an error: Pillow decodes them.
     """
     try:
         with open_picture(data, formats=("JPEG",)) as image:
-            return (
+            is_for_gpu = (
                 image.mode == "RGB"
                 and image.info.get("adobe_transform") != 0  # RGB without a transform
                 and image.width * image.height <= max_image_pixels
                 and END_OF_IMAGE in data[-MAX_TRAILER_BYTES:]
             )
+            return image.info["orientation"] if is_for_gpu else 0
     except Exception:  # Pillow says what is wrong with it
-        return False
+        return 0
