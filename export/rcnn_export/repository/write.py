@@ -67,14 +67,14 @@ def export_repository(
         report("Deriving the configs")
         for model_name, text in derive_configs(detector, name, options).items():
             (staging / model_name / VERSION).mkdir(parents=True)
-            (staging / model_name / "config.pbtxt").write_text(text)
+            (staging / model_name / "config.pbtxt").write_text(text, encoding="utf-8")
         for template, model in zip(FASTER_RCNN.model_names(TEMPLATE), models, strict=True):
             adapter = template_dir() / template / VERSION / "model.py"
             if adapter.is_file():
                 shutil.copyfile(adapter, staging / model / VERSION / "model.py")
         labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
         for whole in (name, f"{name}_{PIXELS}", f"{name}_{FUSED}"):
-            (staging / whole / "labels.txt").write_text(labels)
+            (staging / whole / "labels.txt").write_text(labels, encoding="utf-8")
         precision = options.precision
         for stage in engine_stages(detector.model, precision):
             report(f"Exporting the {stage.name}, {precision.name}, for {options.engine}")

@@ -46,7 +46,7 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
     }
     save_file(weights, partials["weights.safetensors"], metadata=metadata)
     partials["metrics.json"].write_text(json.dumps(report, indent=2) + "\n")
-    partials["labels.txt"].write_text("".join(f"{name}\n" for name in settings.class_names))
+    partials["labels.txt"].write_text("".join(f"{name}\n" for name in settings.class_names), encoding="utf-8")
     for name, partial in partials.items():
         partial.replace(out / name)
 
