@@ -32,6 +32,7 @@ from rcnn_backend.server.log import last_words, load_failures, still_loading
 from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
+from rcnn_backend.server.paths import make_plain_folder, plain_link
 from rcnn_backend.server.stub_processes import StubWatch
 from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
 
@@ -178,7 +179,7 @@ def running_server(
     if trace:
         trace.mkdir(parents=True, exist_ok=True)
 
-    folder = Path(tempfile.mkdtemp(prefix="rcnn-serve-")).resolve()
+    folder = make_plain_folder()
     cleaner = subprocess.Popen(
         ["sh", "-c", CLEANER, "sh", folder, folder.name],
         stdin=subprocess.PIPE,
@@ -191,7 +192,10 @@ def running_server(
     assert cleaner.stdin is not None
     opened = contextlib.ExitStack()
     try:
-        command: list[str | Path] = [install.server, f"--model-repository={repository.resolve()}"]
+        command: list[str | Path] = [
+            install.server,
+            f"--model-repository={plain_link(repository.resolve(), folder)}",
+        ]
         for protocol, url in urls.items():
             command += [f"--{protocol}-address={address_of(host, flags, protocol)}"]
             command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
