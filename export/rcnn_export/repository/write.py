@@ -25,6 +25,7 @@ from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_di
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
+MAX_FILE_NAME = 255  # bytes, on every usual file system
 
 
 def export_repository(
@@ -54,6 +55,11 @@ def export_repository(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
     models = FASTER_RCNN.model_names(name)
+    if (excess := max(map(len, models)) - MAX_FILE_NAME) > 0:
+        raise ExportError(
+            f"the name {name[:20]}... has {len(name)} characters: use at most {len(name) - excess}, as the folders of "
+            "the steps add theirs"
+        )
     if options.engine == TENSORRT and not options.profiles:
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
     if options.engine == TENSORRT:

@@ -28,11 +28,13 @@ from rcnn_backend.server.flags import (
     model_flags,
     trace_flags,
 )
+from rcnn_backend.server.gpus import find_gpus
 from rcnn_backend.server.log import last_words, load_failures, still_loading
 from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
 from rcnn_backend.server.paths import make_plain_folder, plain_link
+from rcnn_backend.server.shared_memory import check_shared_memory
 from rcnn_backend.server.stub_processes import StubWatch
 from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
 
@@ -169,6 +171,7 @@ def running_server(
         RepositoryError: the models are not there or not complete (see ``select_models``).
     """
     install = find_triton()
+    check_shared_memory(1)
     repository = Path(repository)
     selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
     pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
@@ -227,6 +230,9 @@ def running_server(
             models_stay = get_flag(flags, "model-control-mode") in ("", "none")
             server.watch = StubWatch(process.pid, urls.get("http", ""), locks.admin_headers, models_stay)
             server.dead_steps()  # finds the processes
+            # On a GPU, only what a client sends and gets goes through shared memory.
+            if not (pool.flags or find_gpus()[0]):
+                check_shared_memory(len(server.watch.stubs))
             yield server
         finally:
             server.stop()

@@ -33,6 +33,33 @@ def plain_link(path: Path, folder: Path) -> Path:
     return link
 
 
+def check_plain(folder: Path) -> None:
+    """Refuses an installed Triton whose path the shell would change.
+
+    Raises:
+        ServerError: names the folder.
+    """
+    if not is_plain(folder):
+        raise ServerError(
+            f"Triton lies in {str(folder)!r} and cannot start Python models from there: move it to a folder whose path "
+            f"has {PLAIN_CHARACTERS} only"
+        )
+
+
+def check_separators(*folders: Path) -> None:
+    """Refuses folders that cannot stand in PATH and LD_LIBRARY_PATH.
+
+    Raises:
+        ServerError: names the folder.
+    """
+    for folder in folders:
+        if found := [character for character in ":;" if character in str(folder)]:
+            raise ServerError(
+                f"the path {str(folder)!r} has a {found[0]!r}, which separates folders in PATH and LD_LIBRARY_PATH: "
+                "install rcnn-backend in a virtual environment whose path has none"
+            )
+
+
 def make_plain_folder() -> Path:
     """A new temporary folder on a plain path: in TMPDIR, else in /tmp or /var/tmp.
 
