@@ -11,6 +11,7 @@ from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import ShapeRange
 from rcnn_backend.errors import RepositoryError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rcnn_export.detector.load import TORCHVISION_MODELS, Detector, load_detector
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
 
     def report(line: str) -> None:
-        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {line}", soft_wrap=True)
+        console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
     try:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
@@ -154,7 +155,7 @@ def _shapes(text: str) -> ShapeRange:
 
 def _summary(detector: Detector, repository: Path, written: list[Path]) -> Table:
     table = Table()
-    table.add_column(f"{len(detector.class_names) - 1} classes, in {repository}/")
+    table.add_column(escape(f"{len(detector.class_names) - 1} classes, in {repository}/"))
     table.add_column("size", justify="right")
     for path in written:
         size = path.stat().st_size
