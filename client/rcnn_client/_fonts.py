@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import unicodedata
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ FOLDERS = (
     r"%WINDIR%\Fonts",
     r"%LOCALAPPDATA%\Microsoft\Windows\Fonts",
 )
+STYLES = "bold|black|heavy|medium|light|thin|italic|oblique|condensed|mono"
 REGULAR = 80  # fontconfig's weight
 
 
@@ -89,7 +91,9 @@ def _candidates(letters: str) -> Iterator[tuple[str, int]]:
         folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf")
     for folder in folders:
         files = (path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc"))
-        for path in sorted(files, key=lambda path: _rank(path.name, "regular" in path.name.lower())):
+        for path in sorted(
+            files, key=lambda path: _rank(path.name, not re.search(STYLES, path.name.lower()))
+        ):
             if path.stem != "LastResort":  # draws the name of the script in place of each letter
                 yield str(path), 0
 
