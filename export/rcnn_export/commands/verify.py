@@ -17,6 +17,8 @@ from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import VERSION
+from rcnn_client import RcnnError
+from rcnn_client._connection import Connection
 from rich.console import Console
 from tritonclient.utils import InferenceServerException
 
@@ -62,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         verification = Verification(
             detector.model, PipelineStages(pipeline), served=bool(arguments.server), precision=precision
         )
-        server = triton.InferenceServerClient(arguments.server) if arguments.server else None
+        server = None
+        if arguments.server:
+            server = Connection(arguments.server, None, None).open(triton.InferenceServerClient, 0)
         for number, batch in enumerate(deal(pictures, arguments.batch)):
             images = [
                 decode_image(encoded, pipeline.preprocess_parameters.max_image_pixels) for _, encoded in batch
@@ -73,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except InferenceServerException as error:
         print(f"rcnn-verify: the server {arguments.server}: {error}", file=sys.stderr)
         return UNUSABLE
-    except (ExportError, RepositoryError, InvalidInputError, OSError) as error:
+    except (ExportError, RepositoryError, InvalidInputError, RcnnError, OSError) as error:
         print(f"rcnn-verify: {error}", file=sys.stderr)
         return UNUSABLE
     sizes = ", ".join(str(size) for size in arguments.batch)
