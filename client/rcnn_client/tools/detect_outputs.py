@@ -120,7 +120,9 @@ class JsonLines:
         for key, value in (("frame", frame), ("error", error), ("detections", found)):
             if value is not None:
                 line[key] = value
-        print(json.dumps(line | self._settings, ensure_ascii=False), file=self._stream, flush=True)
+        text = json.dumps(line | self._settings, ensure_ascii=False)
+        # A byte of a file name that is no UTF-8 is a lone surrogate here, which is escaped as JSON has it: \udcff.
+        print(text.encode("utf-8", "backslashreplace").decode(), file=self._stream, flush=True)
 
     def _keep_answered(self, path: Path) -> None:
         """Remove all lines but those of pictures that were answered, and note their offsets."""

@@ -62,7 +62,7 @@ class RunningServer:
     ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
     empty where none was sized. ``log``: None where it goes to stderr. ``admin_headers``: what opens
     the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the
-    server is ready.
+    server is ready. ``served_from``: the repository as Triton knows it, which may be a link.
     """
 
     process: subprocess.Popen[bytes]
@@ -74,6 +74,7 @@ class RunningServer:
     exit_timeout_s: float
     admin_headers: dict[str, str]
     watch: StubWatch | None = None
+    served_from: Path | None = None
 
     @property
     def grpc_url(self) -> str:
@@ -129,7 +130,10 @@ class RunningServer:
             with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
                 kept = Path(copy.name)
             shutil.copyfile(self.log, kept)
-        return "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+        text = "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+        return (
+            text.replace(str(self.served_from), str(self.served_from.resolve())) if self.served_from else text
+        )
 
 
 @contextlib.contextmanager
@@ -195,10 +199,8 @@ def running_server(
     assert cleaner.stdin is not None
     opened = contextlib.ExitStack()
     try:
-        command: list[str | Path] = [
-            install.server,
-            f"--model-repository={plain_link(repository.resolve(), folder)}",
-        ]
+        served_from = plain_link(repository.resolve(), folder)
+        command: list[str | Path] = [install.server, f"--model-repository={served_from}"]
         for protocol, url in urls.items():
             command += [f"--{protocol}-address={address_of(host, flags, protocol)}"]
             command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
@@ -225,6 +227,7 @@ def running_server(
         server = RunningServer(
             process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s, locks.admin_headers
         )
+        server.served_from = served_from
         try:
             _wait_until_ready(server, ready_timeout_s)
             models_stay = get_flag(flags, "model-control-mode") in ("", "none")

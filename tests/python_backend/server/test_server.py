@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -196,6 +197,10 @@ def test_an_odd_path_is_served(repository: Path, tmp_path: Path, monkeypatch: py
     with running_server(repository) as server:
         assert infer(server.grpc_url, "pair", [1, 2.5]) == [4, 7]
         assert [stub.model for stub in server.watch.stubs.values()].count("plus_one") == 1
+    model = repository / "plus_one" / "1" / "model.py"
+    model.write_text("import no_such_package\n")
+    with pytest.raises(ServerError, match=re.escape(f"(at {model}(1): <module>)")):
+        running_server(repository).__enter__()
 
 
 def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) -> None:
