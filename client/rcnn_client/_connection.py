@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from ._errors import InvalidParameterError
+from ._proxies import is_loopback
 
 FilePath: TypeAlias = str | os.PathLike[str]
 
@@ -100,4 +101,6 @@ class Connection:
 
     def open(self, client_class: Any, endpoint: int) -> Any:
         """A tritonclient of that class to one of the servers; it connects at its first call."""
-        return client_class(self.urls[endpoint], creds=self._credentials, channel_args=CHANNEL_ARGS)
+        url = self.urls[endpoint]
+        use_proxy = [("grpc.enable_http_proxy", int(not is_loopback(url)))]
+        return client_class(url, creds=self._credentials, channel_args=CHANNEL_ARGS + use_proxy)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ._detections import Detection, Detections
+from ._fonts import Font, readable
 from ._images import ImageInput, open_image
 from ._orientation import upright
 
@@ -16,11 +17,15 @@ Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 an
 Colour = tuple[int, int, int]
 
 
-class _Label(NamedTuple):
+class _Text(NamedTuple):
     text: str
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    font: Font
+    origin: tuple[float, float]  # left end of the baseline
+
+
+class _Label(NamedTuple):
+    texts: list[_Text]
     place: Rectangle
-    text_origin: tuple[float, float]
     colour: Colour
 
 
@@ -57,7 +62,8 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     for label in reversed(labels):
         _draw_rectangle(draw, label.place, fill=label.colour)
         luma = np.dot(label.colour, (0.299, 0.587, 0.114))  # ITU-R BT.601
-        draw.text(label.text_origin, label.text, "black" if luma > 120 else "white", label.font)
+        for text, font, origin in label.texts:
+            draw.text(origin, text, "black" if luma > 120 else "white", font, anchor="ls")
     return canvas
 
 
@@ -90,17 +96,26 @@ def _draw_rectangle(
 def _place_label(
     detection: Detection, canvas_size: tuple[int, int], font_size: int, padding: int, taken: list[Rectangle]
 ) -> _Label:
-    text = f"{detection.class_name} {detection.score:.2f}"
-    font = ImageFont.load_default(font_size)
-    while font.getlength(text) + 2 * padding > canvas_size[0] and font_size > 7:
+    name, name_font = readable(detection.class_name, detection.label, font_size)
+    score, score_font = f" {detection.score:.2f}", ImageFont.load_default(font_size)
+    while (
+        font_size > 7
+        and name_font.getlength(name) + score_font.getlength(score) + 2 * padding > canvas_size[0]
+    ):
         font_size -= 1
-        font = ImageFont.load_default(font_size)
-    left, _, right, _ = font.getbbox(text)
-    _, top, _, bottom = font.getbbox("Hg")  # the same height for every label
+        name, name_font = readable(detection.class_name, detection.label, font_size)
+        score_font = ImageFont.load_default(font_size)
+    name_width = name_font.getlength(name)
+    left, *_ = name_font.getbbox(name, anchor="ls")
+    # the same height for every label, unless its letters are higher
+    boxes = [score_font.getbbox("Hg", anchor="ls"), name_font.getbbox(name, anchor="ls")]
+    top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
+    right = name_width + score_font.getbbox(score, anchor="ls")[2]
     size = (right - left + 2 * padding, bottom - top + 2 * padding)
     place = _free_place(detection.box, size, canvas_size, taken)
-    text_origin = (place[0] + padding - left, place[1] + padding - top)
-    return _Label(text, font, place, text_origin, _class_colour(detection.label))
+    x, baseline = place[0] + padding - left, place[1] + padding - top
+    texts = [_Text(name, name_font, (x, baseline)), _Text(score, score_font, (x + name_width, baseline))]
+    return _Label(texts, place, _class_colour(detection.label))
 
 
 def _free_place(

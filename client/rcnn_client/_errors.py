@@ -5,6 +5,7 @@ from __future__ import annotations
 from tritonclient.utils import InferenceServerException
 
 from ._detections import Detections
+from ._proxies import host_of, proxy_variable
 
 # Triton's words for a request that found the queue full, and for one that waited in it for too long.
 FULL_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
@@ -100,7 +101,7 @@ def from_transport(
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError(
             f"{about}no answer from {url} within {timeout_s:.3g} s; the server is overloaded or unreachable, "
-            "or timeout_s is too short for it"
+            f"or timeout_s is too short for it{_through_proxy(url)}"
         )
     if status == "UNAVAILABLE" and "handshake failed" in said:
         return CertificateError(
@@ -117,7 +118,7 @@ def from_transport(
     # CANCELLED: the server stopped. "No available versions": the model is being loaded or unloaded.
     if status in ("UNAVAILABLE", "CANCELLED") or "has no available versions" in said:
         return ServerUnavailableError(
-            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}"
+            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}{_through_proxy(url)}"
         )
     if status == "NOT_FOUND":
         return ModelNotFoundError(
@@ -129,6 +130,16 @@ def from_transport(
             '. transport="shm" needs a server on this host that sees the same /dev/shm (docker: --ipc=host)'
         )
     return ServerError(f"{about}{url} failed on model {model!r}: {status}: {said}")
+
+
+def _through_proxy(url: str) -> str:
+    """The proxy in between, if there is one."""
+    if not (variable := proxy_variable(url)):
+        return ""
+    return (
+        f". The call went through the proxy of the environment variable {variable}: where it should not, add "
+        f"{host_of(url)} to no_proxy"
+    )
 
 
 def _advice(said: str, uses_tls: bool) -> str:

@@ -1,11 +1,14 @@
 """What `draw_detections` puts on a picture, judged by its pixels."""
 
+import importlib.util
 import io
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from rcnn_client import Detections, InvalidImageError, draw_detections
+from rcnn_client import Detections, InvalidImageError, _fonts, draw_detections
 
 GREY = (120, 120, 120)
 
@@ -140,3 +143,53 @@ def test_a_picture_that_cannot_be_drawn_on(tmp_path, name, content, reason):
         draw_detections(tmp_path / name, detections())
     with pytest.raises(InvalidImageError, match="expected uint8"):
         draw_detections(np.zeros((4, 4, 3)), detections())
+
+
+@pytest.fixture
+def only_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A system without fontconfig and without fonts: there is matplotlib's."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(_fonts, "FOLDERS", ())
+    for cached in (_fonts.readable, _fonts._find_file):
+        cached.cache_clear()
+    yield
+    for cached in (_fonts.readable, _fonts._find_file):
+        cached.cache_clear()
+
+
+def named(name: str) -> np.ndarray:
+    one = detections(((40, 60, 250, 160), 0.9, 7))
+    one = Detections(one.boxes, one.scores, one.labels, [name])
+    return np.asarray(draw_detections(Image.new("RGB", (300, 200), GREY), one))
+
+
+@pytest.mark.parametrize("name", ["Käse", "собака", "σκύλος", "שלום", "كلب"])
+def test_a_name_is_drawn_in_a_font_that_has_its_letters(only_matplotlib, name):
+    text, font = _fonts.readable(name, 7, 20)
+    assert text == name and _fonts.has_letters(font, name)
+    assert Path(str(font.path)).name == "DejaVuSans.ttf"
+    other = name.replace(name[-1], name[0])
+    assert not np.array_equal(named(name), named(other))
+
+
+@pytest.mark.parametrize(
+    "name", ["猫", "dog 🐶", "a\nb", "\x1b[31m", "\ud800", "", "  ", "\u2028", "a\u200db猫"]
+)
+def test_a_name_that_no_font_has_is_drawn_as_its_label(only_matplotlib, name):
+    assert _fonts.readable(name, 7, 20)[0] == "class 7"
+    assert np.array_equal(named(name), named("class 7"))
+
+
+def test_fontconfig_names_a_font(monkeypatch, tmp_path):
+    """A font of regular weight before the others; one that cannot be opened is passed over."""
+    matplotlib = importlib.util.find_spec("matplotlib")
+    folder = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
+    fonts = {"Broken-Sans.ttf": 80, "DejaVuSans-Bold.ttf": 200, "DejaVuSans.ttf": 80, "DejaVuSerif.ttf": 80}
+    lines = "".join(f"{folder / name}\\n0\\n0\\n{weight}\\n" for name, weight in fonts.items())
+    fc_list = tmp_path / "fc-list"
+    fc_list.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    fc_list.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _fonts._find_file.cache_clear()
+    assert _fonts._find_file("ж") == (str(folder / "DejaVuSans.ttf"), 0)
+    _fonts._find_file.cache_clear()

@@ -1,6 +1,7 @@
 """The command rcnn-detect on many pictures: lines of JSON, resuming, COCO results."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -199,3 +200,21 @@ def test_nothing_found_is_an_empty_list(server, tmp_path, png):
         main([str(tmp_path / "none.png"), "--url", server.url, "--coco", str(tmp_path / "results.json")]) == 0
     )
     assert json.loads((tmp_path / "results.json").read_text()) == []
+
+
+def test_file_names_of_any_bytes(server, tmp_path, png, capsys):
+    names = [b"1 a.png", b"2 \xff.png", "3 猫.png".encode()]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for label, name in enumerate(names, start=1):
+        (folder / os.fsdecode(name)).write_bytes(png(label))
+    journal, drawn = tmp_path / "found.jsonl", tmp_path / "drawn"
+    command = [str(folder), "--url", server.url, "--json", str(journal), "--out", str(drawn), "--resume"]
+    assert main(command) == 0
+    journal.read_text(encoding="utf-8")  # is UTF-8
+    assert [line["file"] for line in lines_of(journal)] == [str(folder / os.fsdecode(name)) for name in names]
+    assert sorted(os.fsencode(path.name) for path in drawn.iterdir()) == names
+    assert main(command) == 0
+    assert "3 answered by an earlier run, 0 failed" in capsys.readouterr().err
+    assert main([str(folder), "--url", server.url]) == 0
+    assert "2 \\udcff.png: 2 detections" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections import deque
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-detect; returns the exit code, see its help. Wrong usage exits with 2."""
     escape_what_cannot_be_encoded()
     parser, args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may have any bytes
     try:
         sources = find_sources(args.inputs, args.out, lambda line: complain(PROG, line))
         with _Run(args, sources) as run:

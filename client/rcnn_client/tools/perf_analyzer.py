@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._proxies import host_of, is_loopback
+
 NUM_WINDOWS = 3  # perf_analyzer reports the mean of its last three windows
 INSTALL = {
     "libb64": "apt install libb64-0d",
@@ -60,7 +62,8 @@ class PerfAnalyzer:
         arguments += ["--concurrency-range", str(in_flight), "-p", str(window_ms)]
         arguments += ["--max-trials", str(NUM_WINDOWS), "--stability-percentage", "999"]  # no further windows
         try:
-            done = self._run(*arguments, timeout_s=10 * seconds + 300)
+            direct = {"no_grpc_proxy": host_of(url)} if is_loopback(url) else {}
+            done = self._run(*arguments, timeout_s=10 * seconds + 300, **direct)
         except subprocess.TimeoutExpired as error:
             raise PerfAnalyzerError(f"perf_analyzer did not end within {error.timeout:g} s") from error
         if done.returncode or not report.exists():
@@ -73,10 +76,12 @@ class PerfAnalyzer:
         finally:
             report.unlink()
 
-    def _run(self, *arguments: str | Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, *arguments: str | Path, timeout_s: float, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.program, *arguments],
-            env={**os.environ, "LD_LIBRARY_PATH": self.library_path},
+            env={**os.environ, "LD_LIBRARY_PATH": self.library_path} | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -8,6 +8,7 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from .._connection import Connection
 from .._errors import from_transport
 from .._info import step_models
 
@@ -38,7 +39,7 @@ class Statistics:
 
     def __init__(self, url: str, model: str) -> None:
         self._url, self._model = url, model
-        self._client = triton.InferenceServerClient(url)
+        self._client = Connection(url, None, None).open(triton.InferenceServerClient, 0)
         try:
             config = self._call(self._client.get_model_config, model).config
         except BaseException:

@@ -1,6 +1,8 @@
 """The command ``rcnn-export``: a torchvision detector into a Triton model repository."""
 
 import argparse
+import io
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,6 +27,8 @@ from rcnn_export.repository.write import export_repository
 def main(argv: list[str] | None = None) -> int:
     """Exports a detector; exit code 0, or 1 with the reason on stderr."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
     console = Console(highlight=False)
     started = time.monotonic()
 
@@ -50,7 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     report("Done")
     console.print(_summary(detector, arguments.repository, written))
-    console.print(f"Serve it:  rcnn-serve {arguments.repository} --models {name}", soft_wrap=True)
+    console.print(
+        f"Serve it:  rcnn-serve {shlex.quote(str(arguments.repository))} --models {name}",
+        soft_wrap=True,
+        markup=False,
+    )
     return 0
 
 
@@ -159,7 +167,7 @@ def _shapes(text: str) -> ShapeRange:
 
 def _summary(detector: Detector, repository: Path, written: list[Path]) -> Table:
     table = Table()
-    table.add_column(f"{len(detector.class_names) - 1} classes, in {repository}/")
+    table.add_column(escape(f"{len(detector.class_names) - 1} classes, in {repository}/"))
     table.add_column("size", justify="right")
     for path in written:
         size = path.stat().st_size

@@ -17,6 +17,8 @@ from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.operators.detections import Detections
 from rcnn_backend.pipeline import VERSION
+from rcnn_client import RcnnError
+from rcnn_client._connection import Connection
 from rcnn_client.tools.picture_files import picture_suffixes
 from rich.console import Console
 from rich.markup import escape
@@ -65,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         verification = Verification(
             detector.model, PipelineStages(pipeline), served=bool(arguments.server), precision=precision
         )
-        server = triton.InferenceServerClient(arguments.server) if arguments.server else None
+        server = None
+        if arguments.server:
+            server = Connection(arguments.server, None, None).open(triton.InferenceServerClient, 0)
         for number, batch in enumerate(deal(pictures, arguments.batch)):
             images = [decode(picture, pipeline.preprocess_parameters.max_image_pixels) for picture in batch]
             served = ask_server(server, arguments.name, [encoded for _, encoded in batch]) if server else None
@@ -74,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except InferenceServerException as error:
         print(f"rcnn-verify: the server {arguments.server}: {error}", file=sys.stderr)
         return UNUSABLE
-    except (ExportError, RepositoryError, InvalidInputError, OSError) as error:
+    except (ExportError, RepositoryError, InvalidInputError, RcnnError, OSError) as error:
         print(f"rcnn-verify: {error}", file=sys.stderr)
         return UNUSABLE
     sizes = ", ".join(str(size) for size in arguments.batch)

@@ -20,6 +20,7 @@ from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, report_open_eps, set_batch_norm_eps
+from rcnn_export.detector.labels import BACKGROUND, read_labels
 from rcnn_export.detector.random_weights import calibrate
 from rcnn_export.detector.weights import find_weights
 from rcnn_export.detector.weights_fit import load_into
@@ -28,7 +29,6 @@ from rcnn_export.errors import ExportError
 TORCHVISION_MODELS = sorted(
     name for name in models.list_models(module=detection) if name.startswith("fasterrcnn_")
 )
-BACKGROUND = "__background__"
 RANDOM_SEED = 0
 
 
@@ -150,17 +150,6 @@ def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
 def num_classes_of(model: FasterRCNN) -> int:
     """Classes the box head scores, the background included."""
     return int(model.roi_heads.box_predictor.cls_score.out_features)
-
-
-def read_labels(path: Path) -> list[str]:
-    """Class names with the background put first, from a file of one name a line."""
-    try:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise ExportError(f"cannot read the labels {path}: {error.strerror}") from error
-    if not names:
-        raise ExportError(f"the labels file {path} is empty: write one class name a line")
-    return names if names[0] == BACKGROUND else [BACKGROUND, *names]
 
 
 def _check_model_name(model: str) -> None:

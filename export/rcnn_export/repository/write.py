@@ -25,6 +25,7 @@ from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_di
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
+MAX_FILE_NAME = 255  # bytes, on every usual file system
 
 
 def export_repository(
@@ -54,6 +55,11 @@ def export_repository(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
     models = FASTER_RCNN.model_names(name)
+    if (excess := max(map(len, models)) - MAX_FILE_NAME) > 0:
+        raise ExportError(
+            f"the name {name[:20]}... has {len(name)} characters: use at most {len(name) - excess}, as the folders of "
+            "the steps add theirs"
+        )
     if options.engine == TENSORRT and not options.profiles:
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
     if options.engine == TENSORRT:
@@ -67,14 +73,14 @@ def export_repository(
         report("Deriving the configs")
         for model_name, text in derive_configs(detector, name, options).items():
             (staging / model_name / VERSION).mkdir(parents=True)
-            (staging / model_name / "config.pbtxt").write_text(text)
+            (staging / model_name / "config.pbtxt").write_text(text, encoding="utf-8")
         for template, model in zip(FASTER_RCNN.model_names(TEMPLATE), models, strict=True):
             adapter = template_dir() / template / VERSION / "model.py"
             if adapter.is_file():
                 shutil.copyfile(adapter, staging / model / VERSION / "model.py")
         labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
         for whole in (name, f"{name}_{PIXELS}", f"{name}_{FUSED}"):
-            (staging / whole / "labels.txt").write_text(labels)
+            (staging / whole / "labels.txt").write_text(labels, encoding="utf-8")
         precision = options.precision
         for stage in engine_stages(detector.model, precision):
             report(f"Exporting the {stage.name}, {precision.name}, for {options.engine}")

@@ -17,10 +17,10 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     """
     path = model_dir / "config.pbtxt"
     try:
-        config = text_format.Parse(path.read_text(), ModelConfig())
+        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except OSError as error:
         raise RepositoryError(f"cannot read {path}: {error.strerror}. Write it with rcnn-export") from error
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{path} is no valid model config: {error}") from error
     return to_json(config)
 
@@ -38,7 +38,7 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
     configs = {}
     for path in sorted(repository.glob("[!.]*/config.pbtxt")):
         try:
-            configs[path.parent.name] = text_format.Parse(path.read_text(), ModelConfig())
+            configs[path.parent.name] = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
         except (text_format.ParseError, OSError, UnicodeDecodeError) as error:
             raise RepositoryError(f"{path} cannot be read as a Triton model config: {error}") from error
     if not configs:

@@ -23,6 +23,8 @@ MAX_TEMPORARY_LOG_BYTES = 16 << 20
 def main(argv: list[str] | None = None) -> int:
     """Serves until a signal comes or the server ends. Returns the server's exit code, or 1 if it did not start."""
     options, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops it as Ctrl-C does
     try:
         if options.rebuild and (code := _rebuild(options.repository, options.models)):

@@ -28,10 +28,13 @@ from rcnn_backend.server.flags import (
     model_flags,
     trace_flags,
 )
+from rcnn_backend.server.gpus import find_gpus
 from rcnn_backend.server.log import last_words, load_failures, still_loading
 from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
+from rcnn_backend.server.paths import make_plain_folder, plain_link
+from rcnn_backend.server.shared_memory import check_shared_memory
 from rcnn_backend.server.stub_processes import StubWatch
 from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
 
@@ -59,7 +62,7 @@ class RunningServer:
     ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
     empty where none was sized. ``log``: None where it goes to stderr. ``admin_headers``: what opens
     the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the
-    server is ready.
+    server is ready. ``served_from``: the repository as Triton knows it, which may be a link.
     """
 
     process: subprocess.Popen[bytes]
@@ -71,6 +74,7 @@ class RunningServer:
     exit_timeout_s: float
     admin_headers: dict[str, str]
     watch: StubWatch | None = None
+    served_from: Path | None = None
 
     @property
     def grpc_url(self) -> str:
@@ -126,7 +130,10 @@ class RunningServer:
             with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
                 kept = Path(copy.name)
             shutil.copyfile(self.log, kept)
-        return "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+        text = "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+        return (
+            text.replace(str(self.served_from), str(self.served_from.resolve())) if self.served_from else text
+        )
 
 
 @contextlib.contextmanager
@@ -168,6 +175,7 @@ def running_server(
         RepositoryError: the models are not there or not complete (see ``select_models``).
     """
     install = find_triton()
+    check_shared_memory(1)
     repository = Path(repository)
     selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
     pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
@@ -178,7 +186,7 @@ def running_server(
     if trace:
         trace.mkdir(parents=True, exist_ok=True)
 
-    folder = Path(tempfile.mkdtemp(prefix="rcnn-serve-")).resolve()
+    folder = make_plain_folder()
     cleaner = subprocess.Popen(
         ["sh", "-c", CLEANER, "sh", folder, folder.name],
         stdin=subprocess.PIPE,
@@ -191,7 +199,8 @@ def running_server(
     assert cleaner.stdin is not None
     opened = contextlib.ExitStack()
     try:
-        command: list[str | Path] = [install.server, f"--model-repository={repository.resolve()}"]
+        served_from = plain_link(repository.resolve(), folder)
+        command: list[str | Path] = [install.server, f"--model-repository={served_from}"]
         for protocol, url in urls.items():
             command += [f"--{protocol}-address={address_of(host, flags, protocol)}"]
             command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
@@ -218,11 +227,15 @@ def running_server(
         server = RunningServer(
             process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s, locks.admin_headers
         )
+        server.served_from = served_from
         try:
             _wait_until_ready(server, ready_timeout_s)
             models_stay = get_flag(flags, "model-control-mode") in ("", "none")
             server.watch = StubWatch(process.pid, urls.get("http", ""), locks.admin_headers, models_stay)
             server.dead_steps()  # finds the processes
+            # On a GPU, only what a client sends and gets goes through shared memory.
+            if not (pool.flags or find_gpus()[0]):
+                check_shared_memory(len(server.watch.stubs))
             yield server
         finally:
             server.stop()

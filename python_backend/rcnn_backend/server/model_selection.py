@@ -9,6 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from rcnn_backend.contract.chain import FUSED, PIXELS, detector_of, nearest_chain
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError
+from rcnn_backend.server.paths import PLAIN_CHARACTERS, is_plain
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def _fused_detector(configs: dict[str, ModelConfig], name: str) -> str:
 
 def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
     """What the model lacks and the command that writes it; empty when it is complete."""
+    if odd := _odd_names(configs, name):
+        return f"Triton cannot start {', '.join(map(repr, odd))}: rename it, with {PLAIN_CHARACTERS} only"
     missing = _missing_files(repository, configs, name)
     if not missing:
         return ""
@@ -74,6 +77,13 @@ def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
         option = "" if detector == family else f" --name {detector}"
         fault += f"; `rcnn-export {family}{option} --repository {repository}` writes it"
     return fault
+
+
+def _odd_names(configs: dict[str, ModelConfig], name: str) -> list[str]:
+    """The names of models, and of their files, that the shell would change (see ``paths``)."""
+    models = [name, *_steps(configs[name])]
+    files = [configs[model].default_model_filename for model in models if model in configs]
+    return [each for each in (*models, *files) if each and not is_plain(each)]
 
 
 def _missing_files(repository: Path, configs: dict[str, ModelConfig], name: str) -> list[str]:

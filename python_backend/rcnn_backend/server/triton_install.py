@@ -5,7 +5,6 @@ Python backend, and one stub per Python version (the process that runs a ``model
 the wheel it is the ``tritonserver`` on PATH, as in NVIDIA's images, with that server's own backends.
 """
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
+from rcnn_backend.server.numpy_version import check_numpy_1
+from rcnn_backend.server.paths import check_plain, check_separators
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 # glibc's malloc gives what a rare large batch took back to the system, and threads share what small ones took.
@@ -69,7 +70,8 @@ def find_triton() -> TritonInstall:
             f"this Python is {PYTHON_VERSION}, and the installed tritonserver has a stub for "
             f"{', '.join(versions) or 'none'}: use Python 3.10, 3.11 or 3.12"
         )
-    _check_numpy()
+    check_separators(Path(sys.executable).parent, install.libraries)
+    check_numpy_1()
     _check_python3()
     return install
 
@@ -89,21 +91,10 @@ def _find_on_path() -> TritonInstall:
         raise ServerError(
             f"{server} has no Python backend: there is no {stub}; use an image of Triton that has"
         )
+    check_separators(Path(sys.executable).parent, root)
+    check_plain(root)
     _check_python3()
     return TritonInstall(Path(server).resolve(), root / "lib", python_backend, stub)
-
-
-def _check_numpy() -> None:
-    """Triton 24.10's stub reads the arrays of NumPy 2 as garbage, without an error."""
-    try:
-        version = importlib.metadata.version("numpy")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    if not version.startswith("1."):
-        raise ServerError(
-            f"NumPy is {version} for {sys.executable}, and this tritonserver's Python models need NumPy 1: "
-            "run `pip install 'numpy<2'`"
-        )
 
 
 def _check_python3() -> None:
@@ -163,7 +154,7 @@ def server_environment(install: TritonInstall, backends: Path, folder: Path) -> 
 def _check_libraries(program: Path, environment: dict[str, str]) -> None:
     """Lists the libraries that the loader finds for a program, as ``ldd`` does."""
     tracing = {**environment, "LD_TRACE_LOADED_OBJECTS": "1"}
-    traced = subprocess.run([program], env=tracing, capture_output=True, text=True)
+    traced = subprocess.run([program], env=tracing, capture_output=True, text=True, errors="replace")
     lines = (traced.stdout + traced.stderr).splitlines()
     missing = sorted({line.split(" => ")[0].strip() for line in lines if "not found" in line})
     libpython = [name for name in missing if re.match(r"libpython\d", name)]

@@ -126,7 +126,7 @@ def two_level_detector(num_classes: int = 4) -> FasterRCNN:
 
 
 def test_another_detectors_configs_are_derived() -> None:
-    names = [BACKGROUND, "a", "b", "c"]
+    names = [BACKGROUND, 'Käse "1"', "猫", "$(x) & 'y' \\"]
     texts = derive_configs(Detector(two_level_detector(), "two", "random", names), "two")
     configs = {name: text_format.Parse(text, ModelConfig()) for name, text in texts.items()}
     steps = ("preprocess", "rpn", "proposals", "header", "detections")

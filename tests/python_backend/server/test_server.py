@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -186,6 +187,22 @@ def test_serves_every_complete_model_and_leaves_nothing(unexported: Path, tempor
     assert nothing_left(temporary, folder.name)
 
 
+def test_an_odd_path_is_served(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repository's path and TMPDIR have what the shell, a locale or UTF-8 would not take."""
+    odd = tmp_path / os.fsdecode(b"a (b) 'c' \"$d\" &;\n \xc3\xa4 \xff")
+    (odd / "temporary").mkdir(parents=True)
+    repository = repository.rename(odd / "models")
+    monkeypatch.setenv("TMPDIR", str(odd / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with running_server(repository) as server:
+        assert infer(server.grpc_url, "pair", [1, 2.5]) == [4, 7]
+        assert [stub.model for stub in server.watch.stubs.values()].count("plus_one") == 1
+    model = repository / "plus_one" / "1" / "model.py"
+    model.write_text("import no_such_package\n")
+    with pytest.raises(ServerError, match=re.escape(f"(at {model}(1): <module>)")):
+        running_server(repository).__enter__()
+
+
 def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) -> None:
     command = Command(repository, "--models", "pair", "--exit-timeout-secs", "20")
     (folder,) = temporary.iterdir()
@@ -342,8 +359,8 @@ def test_environments_that_cannot_serve(
     with monkeypatch.context() as patch, pytest.raises(ServerError, match="pip install nvidia-pytriton"):
         patch.setattr("importlib.util.find_spec", lambda name: None)
         start()
-    with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"NumPy is 2\.3\.1 .*'numpy<2'"):
-        patch.setattr("importlib.metadata.version", lambda name: "2.3.1")
+    with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"NumPy is 2\.3\.1 in "):
+        patch.setattr("rcnn_backend.server.numpy_version.read_version", lambda package: "2.3.1")
         start()
     with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"Python is 3\.99.* 3\.10, 3\.11"):
         patch.setattr(triton_install, "PYTHON_VERSION", "3.99")

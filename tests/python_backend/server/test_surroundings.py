@@ -1,0 +1,79 @@
+"""What rcnn-serve notices around it before it says that it serves: shared memory, NumPy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rcnn_backend.errors import ServerError
+from rcnn_backend.server import numpy_version
+from rcnn_backend.server.numpy_version import check_numpy_1, read_version
+from rcnn_backend.server.shared_memory import check_shared_memory
+
+
+def shared_memory(mebibytes: int) -> os.statvfs_result:
+    return os.statvfs_result([4096, 4096, mebibytes << 8, mebibytes << 8, mebibytes << 8, 0, 0, 0, 0, 255])
+
+
+def test_a_small_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: shared_memory(64))
+    with pytest.raises(
+        ServerError, match=r"/dev/shm has 64 MiB free, and the process of a model needs at least 65: .*=1g`"
+    ):
+        check_shared_memory(1)
+    with pytest.raises(
+        ServerError, match=r"the 20 processes of the models need at least 1300: give it 3 GiB, .*=3g`"
+    ):
+        check_shared_memory(20)
+    monkeypatch.setattr(os, "statvfs", lambda path: shared_memory(1024))
+    check_shared_memory(7)
+
+
+def test_the_command_refuses_at_once(tmp_path: Path) -> None:
+    """In a mount namespace of its own, as in a container with Docker's default."""
+    server = Path(sys.executable).with_name("rcnn-serve")
+    script = 'mount -t tmpfs -o size=64m tmpfs /dev/shm || exit 77; exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", server, tmp_path]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr}")
+    assert done.returncode == 1
+    assert "rcnn-serve: /dev/shm has 64 MiB free" in done.stderr and "docker run --shm-size=1g" in done.stderr
+
+
+def write_numpy(folder: Path, version: str) -> None:
+    (folder / "numpy").mkdir(parents=True)
+    (folder / "numpy" / "__init__.py").touch()
+    (folder / "numpy" / "version.py").write_text(version)
+
+
+def test_a_numpy_2_in_front_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_numpy_1()
+    write_numpy(tmp_path, 'version = "2.3.1"\n__version__ = version\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ServerError, match=rf"NumPy is 2\.3\.1 in {tmp_path}/numpy.* another folder"):
+        check_numpy_1()
+    monkeypatch.setenv("PYTHONPATH", f"/absent:{tmp_path}/")
+    with pytest.raises(ServerError, match=rf"take {tmp_path} off PYTHONPATH"):
+        check_numpy_1()
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.setattr(numpy_version.site, "getusersitepackages", lambda: str(tmp_path))
+    with pytest.raises(ServerError, match="set PYTHONNOUSERSITE=1"):
+        check_numpy_1()
+    monkeypatch.setattr(numpy_version.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ServerError, match=r"-m pip install 'numpy<2'`"):
+        check_numpy_1()
+
+
+def test_a_numpy_that_is_missing_or_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ServerError, match="NumPy is not installed for "):
+        check_numpy_1()
+    write_numpy(tmp_path, "")
+    with pytest.raises(ServerError, match="NumPy is broken in"):
+        check_numpy_1()
+    assert read_version(tmp_path) == ""
