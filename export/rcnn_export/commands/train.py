@@ -1,7 +1,10 @@
 """``rcnn-train``: trains or fine-tunes a detector on a COCO-format dataset or on the sample digits."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -9,29 +12,28 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader, Subset
-from torchvision.models.detection import FasterRCNN
-
-from rcnn_export.detector.load import build_detector, load_detector
-from rcnn_export.digits.dataset import DigitsDataset
+from rcnn_export.commands.choices import INTERRUPTED
 from rcnn_export.errors import ExportError
-from rcnn_export.train.coco_dataset import CocoDataset, Sample
-from rcnn_export.train.coco_eval import detect, score
-from rcnn_export.train.loop import EpochBatches, Settings, Training
-from rcnn_export.train.processes import Processes
-from rcnn_export.train.results import write_results
+
+# What takes seconds to import is imported where it is used: --help need not wait for it.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from torch.utils.data import DataLoader
+    from torchvision.models.detection import FasterRCNN
+
+    from rcnn_export.digits.dataset import DigitsDataset
+    from rcnn_export.train.coco_dataset import CocoDataset, Sample
+    from rcnn_export.train.loop import Settings, Training
+    from rcnn_export.train.processes import Processes
+
+    Data = CocoDataset | DigitsDataset
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"
 DEFAULT_MODEL = "fasterrcnn_resnet50_fpn"
 CHECKPOINT_INTERVAL_S = 600.0
-INTERRUPTED = 130
-
-Data = CocoDataset | DigitsDataset
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,6 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parse(argv)
     try:
+        import torch
+
+        from rcnn_export.train.processes import Processes
+
+        arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         processes = Processes(arguments.device)
         try:
             return _train(arguments, argv, processes)
@@ -49,45 +56,68 @@ def main(argv: list[str] | None = None) -> int:
         message = str(error).rpartition("ExportError: ")[2].strip()
         print(f"rcnn-train: {message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before or after the steps, which end by themselves
+        print("rcnn-train: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="rcnn-train",
-        description=__doc__,
+        description="Trains or fine-tunes a detector on a COCO-format dataset or on the sample digits.",
         epilog="Several GPUs, or several processes a GPU for a light detector: "
         "torchrun --nproc-per-node N -m rcnn_export.commands.train ...",
     )
+    version = importlib.metadata.version("rcnn-export")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     files = ("ANNOTATIONS", "PICTURES")
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
     source.add_argument("--train", nargs=2, type=Path, metavar=files, help="COCO instances file, its folder")
     source.add_argument("--sample", choices=["digits"], help="compose the sample dataset instead")
     data.add_argument("--val", nargs=2, type=Path, metavar=files, help="the same for evaluation")
-    data.add_argument("--sample-pictures", type=int, nargs=2, metavar=("TRAIN", "VAL"), default=(12000, 500))
+    data.add_argument(
+        "--sample-pictures",
+        type=int,
+        nargs=2,
+        metavar=("TRAIN", "VAL"),
+        default=(12000, 500),
+        help="how many pictures --sample composes (default: 12000 500)",
+    )
     data.add_argument("--horizontal-flip", action="store_true", help="mirror every second picture")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        help=f"torchvision builder or package.module:function ({DEFAULT_MODEL}; light for --sample)",
+        help=f"torchvision builder or package.module:function (default: {DEFAULT_MODEL}; with --sample a light one)",
     )
     model.add_argument(
         "--weights",
         default="random",
         help="where to start: a torchvision weights name, .pth, .safetensors or random; "
-        "the box predictor starts anew if its classes are others",
+        "the box predictor starts anew if its classes are others (default: %(default)s)",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder for weights, metrics and checkpoint")
     run.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    run.add_argument("--epochs", type=int, default=12)
-    run.add_argument("--batch-size", type=int, default=16, help="pictures a step, over all processes (16)")
-    run.add_argument("--learning-rate", type=float, help="of AdamW (1e-3 from random weights, else 1e-4)")
-    run.add_argument("--weight-decay", type=float, default=0.05)
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    default = "(default: %(default)s)"
+    run.add_argument("--epochs", type=int, default=12, help=f"passes over the pictures {default}")
+    run.add_argument(
+        "--batch-size", type=int, default=16, help=f"pictures a step, over all processes {default}"
+    )
+    run.add_argument(
+        "--learning-rate", type=float, help="of AdamW (default: 1e-3 from random weights, else 1e-4)"
+    )
+    run.add_argument("--weight-decay", type=float, default=0.05, help=f"of AdamW {default}")
+    run.add_argument("--device", help="such as cuda or cpu (default: cuda where there is a GPU, else cpu)")
     run.add_argument("--no-amp", action="store_true", help="train in FP32 on a GPU too")
-    run.add_argument("--workers", type=int, default=min(len(os.sched_getaffinity(0)), 16), help="a process")
-    run.add_argument("--seed", type=int, default=0)
+    workers = min(len(os.sched_getaffinity(0)), 16)
+    run.add_argument(
+        "--workers",
+        type=int,
+        default=workers,
+        help="that read pictures, for each process (default: as many as CPUs, at most 16; here %(default)s)",
+    )
+    run.add_argument("--seed", type=int, default=0, help=f"of the order and the mirroring {default}")
     arguments = parser.parse_args(argv)
     if bool(arguments.train) != bool(arguments.val):
         parser.error("--train and --val go together; --sample brings its own held-out pictures")
@@ -97,6 +127,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes) -> int:
+    from rich.console import Console
+    from torch.utils.data import Subset
+
+    from rcnn_export.train.coco_eval import detect, score
+    from rcnn_export.train.loop import EpochBatches, Training
+    from rcnn_export.train.results import write_results
+
     # 1. Data, then a detector with as many classes as the data has.
     console = Console(quiet=processes.rank > 0, soft_wrap=True)
     train_data, val_data = _load_data(arguments, console)
@@ -146,6 +183,9 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
 
 
 def _load_data(arguments: argparse.Namespace, console: Console) -> tuple[Data, Data]:
+    from rcnn_export.digits.dataset import DigitsDataset
+    from rcnn_export.train.coco_dataset import CocoDataset
+
     if arguments.sample:
         train_size, val_size = arguments.sample_pictures
         return DigitsDataset("train", train_size), DigitsDataset("held-out", val_size)
@@ -155,13 +195,15 @@ def _load_data(arguments: argparse.Namespace, console: Console) -> tuple[Data, D
             f"{arguments.val[0]} has the categories {val_data.class_names}, but {arguments.train[0]} has "
             f"{train_data.class_names}: give both files the same list"
         )
-    for (annotations, _), data in ((arguments.train, train_data), (arguments.val, val_data)):
+    for (file, _), data in ((arguments.train, train_data), (arguments.val, val_data)):
         skipped = f", {data.num_skipped} empty boxes left out" if data.num_skipped else ""
-        console.print(f"{annotations}: {len(data)} pictures, {len(data.class_names)} classes{skipped}")
+        console.print(f"{file}: {len(data)} pictures, {len(data.class_names)} classes{skipped}")
     return train_data, val_data
 
 
 def _settings(arguments: argparse.Namespace, train_data: Data, processes: Processes) -> Settings:
+    from rcnn_export.train.loop import Settings
+
     from_scratch = arguments.weights == "random"
     if arguments.batch_size % processes.count or arguments.batch_size > len(train_data):
         raise ExportError(
@@ -185,6 +227,8 @@ def _settings(arguments: argparse.Namespace, train_data: Data, processes: Proces
 
 
 def _initial_detector(settings: Settings) -> FasterRCNN:
+    from rcnn_export.detector.load import build_detector, load_detector
+
     detector = build_detector(settings.model, num_classes=len(settings.class_names) + 1)
     if settings.weights != "random":
         state = load_detector(settings.model, settings.weights).model.state_dict()
@@ -196,6 +240,8 @@ def _initial_detector(settings: Settings) -> FasterRCNN:
 
 
 def _loader(data: Any, arguments: argparse.Namespace, **batching: Any) -> DataLoader[Sample]:
+    from torch.utils.data import DataLoader
+
     return DataLoader(
         data,
         num_workers=arguments.workers,
@@ -258,6 +304,9 @@ def _train_epoch(
 
 
 def _progress(console: Console) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # In a log file only the lines after each epoch are of use.
     shown = console if console.is_terminal else Console(quiet=True)

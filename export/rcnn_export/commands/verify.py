@@ -1,37 +1,33 @@
 """The command ``rcnn-verify``: compares an exported detector with torchvision's, stage by stage."""
 
+from __future__ import annotations
+
 import argparse
+import importlib.metadata
 import itertools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import tritonclient.grpc as triton
-from PIL import Image
 from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.errors import InvalidInputError, RepositoryError
-from rcnn_backend.operators.decode import decode_image
-from rcnn_backend.operators.detections import Detections
-from rcnn_backend.pipeline import VERSION
-from rich.console import Console
-from tritonclient.utils import InferenceServerException
 
-from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import ENGINE_FILES
-from rcnn_export.engines.precision import PRECISIONS, Precision
-from rcnn_export.engines.stages import MAX_BATCH
+from rcnn_export.commands.choices import ENGINES, INTERRUPTED
 from rcnn_export.errors import ExportError
-from rcnn_export.verify.bisect import bisect, check_builder
-from rcnn_export.verify.engines import load_pipeline
-from rcnn_export.verify.pipeline_stages import PipelineStages, unpad_detections
-from rcnn_export.verify.reference import ImageDetections
-from rcnn_export.verify.report import make_table, print_verdict
-from rcnn_export.verify.sample_pictures import sample_pictures
-from rcnn_export.verify.stages import Verification
+
+# What takes seconds to import is imported where it is used: --help need not wait for it.
+if TYPE_CHECKING:
+    import numpy as np
+    import tritonclient.grpc as triton
+    from rich.console import Console
+
+    from rcnn_export.detector.load import Detector
+    from rcnn_export.engines.precision import Precision
+    from rcnn_export.verify.reference import ImageDetections
+    from rcnn_export.verify.stages import Verification
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
@@ -44,6 +40,26 @@ Picture = tuple[str, bytes]  # its name, and an encoded file
 def main(argv: list[str] | None = None) -> int:
     """Verifies a detector; exit code 0 if every stage holds, 1 if one diverges, 2 with the reason if it cannot run."""
     arguments = _parser().parse_args(argv)
+    try:
+        return _verify(arguments)
+    except KeyboardInterrupt:
+        print("rcnn-verify: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    import tritonclient.grpc as triton
+    from rcnn_backend.operators.decode import decode_image
+    from rich.console import Console
+    from tritonclient.utils import InferenceServerException
+
+    from rcnn_export.verify.bisect import check_builder
+    from rcnn_export.verify.engines import load_pipeline
+    from rcnn_export.verify.pipeline_stages import PipelineStages
+    from rcnn_export.verify.report import make_table, print_verdict
+    from rcnn_export.verify.sample_pictures import sample_pictures
+    from rcnn_export.verify.stages import Verification
+
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, TABLE_WIDTH)
     started = time.monotonic()
@@ -63,13 +79,18 @@ def main(argv: list[str] | None = None) -> int:
             detector.model, PipelineStages(pipeline), served=bool(arguments.server), precision=precision
         )
         server = triton.InferenceServerClient(arguments.server) if arguments.server else None
-        for number, batch in enumerate(deal(pictures, arguments.batch)):
+        batches = deal(pictures, arguments.batch)
+        report(
+            f"Comparing {len(pictures)} pictures in {len(batches)} batches; the 12 of the default take a ResNet50-FPN "
+            "1 to 2 minutes on two cores"
+        )
+        for number, batch in enumerate(batches):
             images = [
                 decode_image(encoded, pipeline.preprocess_parameters.max_image_pixels) for _, encoded in batch
             ]
             served = ask_server(server, arguments.name, [encoded for _, encoded in batch]) if server else None
             verification.add(f"batch {number}", images, served)
-            report(f"Batch {number}: {', '.join(name for name, _ in batch)}")
+            report(f"Batch {number + 1} of {len(batches)}: {', '.join(name for name, _ in batch)}")
     except InferenceServerException as error:
         print(f"rcnn-verify: the server {arguments.server}: {error}", file=sys.stderr)
         return UNUSABLE
@@ -95,10 +116,21 @@ def load_reference(repository: Path, name: str, model: str | None, weights: str 
 
     Raises:
         RepositoryError: no manifest.
-        ExportError: the weights are not those of the engines.
+        ExportError: the weights are not there, or not those of the engines.
     """
+    from rcnn_backend.pipeline import VERSION
+
+    from rcnn_export.detector.load import load_detector
+    from rcnn_export.detector.weights import FILE_SUFFIXES
+
     version_dir = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION
     manifest = read_manifest(version_dir)
+    exported_from = Path(manifest["weights"])
+    if not weights and exported_from.suffix in FILE_SUFFIXES and not exported_from.is_file():
+        raise ExportError(
+            f"the weights {exported_from} that {name} was exported from are not there any more: give them as "
+            "--weights FILE"
+        )
     detector = load_detector(
         model or manifest["model"], weights or manifest["weights"], len(manifest["class_names"])
     )
@@ -118,6 +150,10 @@ def read_precision(repository: Path, name: str) -> Precision:
         RepositoryError: no manifest.
         ExportError: a precision that is not known here.
     """
+    from rcnn_backend.pipeline import VERSION
+
+    from rcnn_export.engines.precision import PRECISIONS
+
     version_dir = repository / f"{name}_rpn" / VERSION
     exported = read_manifest(version_dir)["precision"]
     if exported not in PRECISIONS:
@@ -130,6 +166,8 @@ def read_precision(repository: Path, name: str) -> Precision:
 
 def read_pictures(paths: Sequence[Path]) -> list[Picture]:
     """The files, and of a folder those that are named like pictures, in the order of their names."""
+    from PIL import Image
+
     suffixes = Image.registered_extensions()
     files = []
     for path in paths:
@@ -158,6 +196,12 @@ def ask_server(
     server: triton.InferenceServerClient, name: str, batch: Sequence[bytes]
 ) -> list[ImageDetections]:
     """The served detections of encoded pictures, sent as one request."""
+    import numpy as np
+    import tritonclient.grpc as triton
+    from rcnn_backend.operators.detections import Detections
+
+    from rcnn_export.verify.pipeline_stages import unpad_detections
+
     image = triton.InferInput("image", [len(batch), 1], "BYTES")
     image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
     answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
@@ -171,8 +215,13 @@ def _parser() -> argparse.ArgumentParser:
         "says stage by stage how far they differ. Each stage runs alone, on torchvision's own input, and end to end. "
         "Exit code 0: every stage holds. 1: a stage diverges. 2: the comparison could not run.",
     )
+    version = importlib.metadata.version("rcnn-export")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
     parser.add_argument(
-        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s"
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        help="the model repository (default: %(default)s)",
     )
     parser.add_argument(
         "--name", default="faster_rcnn", help="the served model's name (default: %(default)s)"
@@ -184,7 +233,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="picture files, or folders of them (default: 12 made from photos, 48x64 to 1333x1000 pixels)",
+        help="picture files, or folders of them (default: 12 made from photos, 64x16 to 1333x1000 pixels, which take "
+        "a ResNet50-FPN 1 to 2 minutes on two cores)",
     )
     parser.add_argument(
         "--batch",
@@ -196,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--engine",
-        choices=tuple(ENGINE_FILES),
+        choices=ENGINES,
         default="",
         help="which of the engine files, where there are several: a plan has its ONNX beside it (default: the one "
         "that is served)",
@@ -222,12 +272,18 @@ def _print_layer(
     if step is None:
         console.print(f"{stage} is computed between the engines: there is no layer to name")
         return
+    from rcnn_backend.pipeline import VERSION
+
+    from rcnn_export.verify.bisect import bisect
+
     version_dir = arguments.repository / f"{arguments.name}_{step}" / VERSION
     found = bisect(version_dir, verification.first_inputs(step, dtype), verification.precision.bounds.array)
     console.print(f"{step}: {found}" if found else f"{step}: every layer agrees with ONNX Runtime's")
 
 
 def _batch_size(text: str) -> int:
+    from rcnn_export.engines.stages import MAX_BATCH
+
     if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH):
         raise argparse.ArgumentTypeError(f"{text!r} is no batch size, expected 1 to {MAX_BATCH}")
     return int(text)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
@@ -102,7 +103,7 @@ def test_holds_on_generated_pictures(digits: Detector, digits_repository: Path) 
     """From a thumbnail to the largest, in one batch padded to a common size."""
     pipeline = Pipeline.load(digits_repository, "digits")
     verification = Verification(digits.model, PipelineStages(pipeline))
-    decoded = [verify.decode_image(encoded, 10**7) for encoded in sample_pictures(4).values()]
+    decoded = [decode_image(encoded, 10**7) for encoded in sample_pictures(4).values()]
     assert sorted(image.shape[:2] for image in decoded)[::3] == [(64, 48), (1333, 1000)]
     verification.add("batch", decoded)
     assert verification.holds, verification.first_divergence
