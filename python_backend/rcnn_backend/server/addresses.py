@@ -12,7 +12,7 @@ from rcnn_backend.server.flags import get_flag
 
 PROTOCOLS = ("http", "grpc", "metrics")
 LOOPBACK = "127.0.0.1"
-REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}  # where a program of this host reaches all addresses
+REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}  # by a program of this host. Triton's HTTP at :: has no IPv4
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def find_address(host: str, flags: Sequence[str], protocol: str) -> str:
     given = get_flag(flags, f"{protocol}-address") or host
     name = given.removeprefix("ipv6:").removeprefix("ipv4:").strip("[]")
     try:
-        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ServerError(
             f"{given!r} is no address of this host: give one in numbers, such as {LOOPBACK}, 0.0.0.0 or ::1"
@@ -102,7 +102,6 @@ def _listen(address: str, port: int, shared: bool) -> socket.socket:
         (address, port),
         family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
         reuse_port=shared,
-        dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6(),  # as tritonserver does
     )
 
 

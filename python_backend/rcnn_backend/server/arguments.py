@@ -143,7 +143,7 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
         "--host",
         metavar="ADDRESS",
         default="127.0.0.1",
-        help="listen on this address; 0.0.0.0 (IPv4) or :: (IPv4 and IPv6) for all of this machine's "
+        help="listen on this address; 0.0.0.0 for all of this machine's, or :: for all of IPv6 "
         "(default: %(default)s, for programs of this machine only)",
     )
     for protocol, port in DEFAULT_PORTS.items():
