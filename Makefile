@@ -100,6 +100,6 @@ constraints: $(INSTALLED)  ## resolve every pin again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-clean:  ## remove the environment and what was exported or written
-	rm -rf $(VENV) demo.png
-	git clean -fdXq model_repository
+clean:  ## remove the environment, caches and demo.png; what you exported stays
+	rm -rf $(VENV) demo.png .mypy_cache .pytest_cache .ruff_cache build dist
+	find client export python_backend model_repository tests -name __pycache__ -prune -exec rm -rf {} +

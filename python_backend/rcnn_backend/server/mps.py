@@ -70,9 +70,12 @@ def _probe(environment: Mapping[str, str]) -> None:
     if done.returncode:
         *_, reason = done.stderr.strip().splitlines() or ["it was killed"]
         raise ServerError(f"no program can use the GPU through it ({reason})")
+    if not _control(environment, commands="get_server_list\n").strip():  # without a daemon, CUDA goes its own way
+        raise ServerError("programs do not use the GPU through it")
 
 
-def _control(environment: Mapping[str, str], *arguments: str, commands: str = "") -> None:
+def _control(environment: Mapping[str, str], *arguments: str, commands: str = "") -> str:
+    """What the daemon's program answers."""
     # The daemon numbers the GPUs that it sees anew, and its clients would apply their list to these numbers.
     numbered = os.environ.get(VISIBLE, "").replace(",", "").replace(" ", "").isdecimal()
     inherited = {name: value for name, value in os.environ.items() if name != VISIBLE or not numbered}
@@ -97,3 +100,4 @@ def _control(environment: Mapping[str, str], *arguments: str, commands: str = ""
         raise ServerError(f"{CONTROL} did not answer within {TIMEOUT_S:g} s") from error
     if done.returncode:
         raise ServerError(f"{CONTROL} ended with exit code {done.returncode}: {done.stdout.strip()}")
+    return done.stdout

@@ -262,7 +262,9 @@ def test_on_a_gpu_the_memory_pool_is_sized(
     monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    command = Command(digits_repository, "--models", "digits", "--images-in-flight", "4")
+    command = Command(
+        digits_repository, "--models", "digits", "--mps", "off", "--fused", "off", "--images-in-flight", "4"
+    )
     (server,) = tritonservers(temporary)
     flags = Path(f"/proc/{server}/cmdline").read_text().split("\0")
     command.signal(signal.SIGTERM)
