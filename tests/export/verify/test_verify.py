@@ -215,6 +215,20 @@ def test_other_weights_are_refused(editable: Path, capsys: pytest.CaptureFixture
     assert "is not what" in capsys.readouterr().err
 
 
+def test_weights_are_found_from_any_folder_and_asked_for_where_they_are_gone(
+    editable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = editable / "digits_rpn" / "1" / "manifest.json"
+    weights = json.loads(manifest.read_text())["weights"]
+    assert Path(weights).is_absolute() and Path(weights).is_file()
+    manifest.write_text(manifest.read_text().replace(weights, str(tmp_path / "gone.pth")))
+    assert run(editable) == verify.UNUSABLE
+    assert f"the weights {tmp_path}/gone.pth that digits was exported from" in (
+        said := capsys.readouterr().err
+    )
+    assert said.endswith("give them as --weights FILE\n")
+
+
 def test_a_precision_of_another_version_is_refused(
     editable: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -387,6 +388,25 @@ def test_repositories_that_cannot_be_served(unexported: Path, tmp_path: Path) ->
     (unexported / "double" / "config.pbtxt").write_text("backend: 3")
     with pytest.raises(RepositoryError, match=r"double/config.pbtxt cannot be read .*1:10"):
         select_models(unexported)
+
+
+def test_templates_are_no_broken_models(repository: Path, tmp_path: Path) -> None:
+    """Those in git have configs and no engine: alone there is one thing to do, beside others they are not told."""
+    templates = Path(__file__).resolve().parents[3] / "model_repository"
+    for path in templates.glob("faster_rcnn*"):
+        shutil.copytree(path, tmp_path / "clone" / path.name)
+        shutil.copytree(path, repository / path.name)
+    with pytest.raises(RepositoryError) as caught:
+        select_models(tmp_path / "clone")
+    assert re.fullmatch(
+        r".*/clone holds no exported detector yet: run `rcnn-export .*/clone`", str(caught.value)
+    )
+    selection = select_models(repository)
+    assert (selection.served, selection.skipped) == (["pair"], {})
+    with pytest.raises(
+        RepositoryError, match=r"faster_rcnn: missing faster_rcnn/1/, .*`rcnn-export faster_rcnn "
+    ):
+        select_models(repository, ["faster_rcnn"])
 
 
 def test_environments_that_cannot_serve(
