@@ -106,7 +106,7 @@ def _rebuild(repository: Path, models: list[str]) -> int:
 
 def _ready_message(server: RunningServer, options: argparse.Namespace) -> str:
     addresses = ", ".join(f"{protocol} {endpoint}" for protocol, endpoint in server.endpoints.items())
-    lines = server.notes
+    lines = [*server.notes]
     if server.models is None:
         served = f"{options.repository}, the models that --model-control-mode chooses,"
     else:
@@ -120,7 +120,7 @@ def _ready_message(server: RunningServer, options: argparse.Namespace) -> str:
 
 def _try_command(url: str, model: str, options: argparse.Namespace) -> str:
     """The command that sends a picture to the model."""
-    command = f"rcnn-detect photo.jpg --url {url} --model {shlex.quote(model)} --out boxed.png"
+    command = f"rcnn-detect photo.jpg --url {shlex.quote(url)} --model {shlex.quote(model)} --out boxed.png"
     if options.tls_cert:
         command += " --tls-ca CA.pem"
     if options.tls_ca:
