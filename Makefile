@@ -103,6 +103,6 @@ constraints: $(INSTALLED)  ## resolve every pin again
 docs: $(INSTALLED)  ## the reference in client/README.md, from the docstrings
 	$(BIN)/python client/reference.py
 
-clean:  ## remove the environment and what was exported or written
-	rm -rf $(VENV) demo.png
-	git clean -fdXq model_repository
+clean:  ## remove the environment, caches and demo.png; what you exported stays
+	rm -rf $(VENV) demo.png .mypy_cache .pytest_cache .ruff_cache build dist
+	find client export python_backend model_repository tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/bin/sh
-# rcnn-serve on the mounted repository; every argument is passed on to it.
+# rcnn-serve on the mounted repository, for other containers and hosts (--host 0.0.0.0); every argument is passed on to
+# it, also --host :: for IPv6, and flags of tritonserver after --.
 #   MODEL_REPOSITORY  folder of the models (default /models)
 #   READY_TIMEOUT_S   give up when the models have not loaded by then (default 900)
 # TensorRT plans run only on the kind of GPU and the TensorRT that built them: where the repository has
@@ -14,5 +15,9 @@ fi
 if [ -n "$(find "$repository" -mindepth 3 -maxdepth 3 -name model.plan -print -quit)" ]; then
     set -- --rebuild "$@"
 fi
-exec rcnn-serve "$repository" --ready-timeout-s "${READY_TIMEOUT_S:-900}" \
-    --metrics-config=summary_latencies=true "$@"
+case " $* " in
+    *" -- "*) ;;
+    *) set -- "$@" -- ;;
+esac
+exec rcnn-serve "$repository" --host 0.0.0.0 --ready-timeout-s "${READY_TIMEOUT_S:-900}" \
+    "$@" --metrics-config=summary_latencies=true

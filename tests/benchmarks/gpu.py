@@ -237,9 +237,9 @@ def measure_served(repository: Path, temporary: Path, arguments: argparse.Namesp
     runs = [("torchvision peer", "torchvision_peer", False)]
     runs += [(label, model, False) for label, model in ours.items()]
     if shutil.which(mps_control):
-        runs += [(f"{label}, --mps", model, True) for label, model in ours.items()]
+        runs += [(f"{label}, --mps on", model, True) for label, model in ours.items()]
     for label, model, mps in runs:
-        with running_server(repository, [model], mps=mps) as server:
+        with running_server(repository, [model], mps="on" if mps else "off") as server:
             for clients in arguments.clients:
                 with contextlib.suppress(PerfAnalyzerError):  # no stable speed yet: this is to warm it
                     analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)

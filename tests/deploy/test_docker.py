@@ -116,9 +116,9 @@ def test_the_entry_point_says_what_is_missing_and_rebuilds_plans(deploy: Path, t
     empty = run(entrypoint, cwd=tmp_path, **environment)
     assert empty.returncode == 1 and f"No model in {models}: mount the folder" in empty.stderr
     (models / "digits_rpn" / "config.pbtxt").touch()
-    onnx = run(entrypoint, "--log-verbose=1", cwd=tmp_path, **environment)
-    metrics = "--metrics-config=summary_latencies=true"
-    assert onnx.stdout == f"{models} --ready-timeout-s 900 {metrics} --log-verbose=1\n"
+    started, metrics = f"{models} --host 0.0.0.0 --ready-timeout-s", "--metrics-config=summary_latencies=true"
+    onnx = run(entrypoint, "--models", "a", "--", "--log-verbose=1", cwd=tmp_path, **environment)
+    assert onnx.stdout == f"{started} 900 --models a -- --log-verbose=1 {metrics}\n"
     (models / "digits_rpn" / "1" / "model.plan").touch()
     plan = run(entrypoint, cwd=tmp_path, READY_TIMEOUT_S="60", **environment)
-    assert plan.stdout == f"{models} --ready-timeout-s 60 {metrics} --rebuild\n"
+    assert plan.stdout == f"{started} 60 --rebuild -- {metrics}\n"

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from PIL import Image
+from rcnn_backend.errors import RepositoryError
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_backend.server.model_selection import select_models
+from rcnn_backend.server.stub_processes import find_stubs
 from rcnn_client import Detections, Detector, InvalidImageError, RcnnError
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -22,6 +24,13 @@ OUTPUTS = ("boxes", "scores", "labels", "num_detections")
 def server(digits_repository: Path) -> Iterator[RunningServer]:
     with running_server(digits_repository, models=["digits", "digits_fused"]) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def expected(server: RunningServer) -> list[Detections]:
+    """The ensemble's answer to each picture."""
+    with Detector(server.grpc_url, "digits") as ensemble:
+        return [ensemble.detect(path) for path in PICTURES]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,35 @@ def test_pixels_go_in_as_they_are(server: RunningServer, fused: Detector) -> Non
         count = answer.as_numpy("num_detections")[index, 0]
         expected = fused.detect(picture)
         np.testing.assert_allclose(answer.as_numpy("boxes")[index, :count], expected.boxes, atol=1e-2)
+
+
+def test_under_the_detector_s_own_name(digits_repository: Path, expected: list[Detections]) -> None:
+    """``--fused on``: clients of the detector, and of its pixels model, stay as they are."""
+    picture = np.asarray(Image.open(PICTURES[0]).convert("RGB"))
+    with running_server(digits_repository, ["digits"], fused="on") as server:
+        assert server.models and server.models.served == ["digits", "digits_pixels"]
+        assert [stub.model for stub in find_stubs(server.process.pid).values()] == ["digits"]  # one process
+        assert server.notes == ["digits is served by digits_fused: one process, faster than the steps"]
+        with Detector(server.grpc_url, "digits") as detector:
+            for path, answer in zip(PICTURES, expected, strict=True):
+                assert_same(detector.detect(path), answer)
+            of_pixels = detector.detect(picture)
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            given = triton.InferInput("pixels", [1, *picture.shape], "UINT8")
+            given.set_data_from_numpy(picture[None])
+            boxes = client.infer("digits_pixels", [given], client_timeout=60).as_numpy("boxes")
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                client.unload_model("digits")
+        np.testing.assert_allclose(boxes[0, : len(of_pixels)], of_pixels.boxes, atol=1e-2)
+    assert server.process.returncode == 0
+
+
+def test_a_detector_without_its_fused_model_is_told(digits_repository: Path, tmp_path: Path) -> None:
+    for path in digits_repository.iterdir():
+        if path.name != "digits_fused":
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(RepositoryError, match="--fused on needs digits_fused, which is missing"):
+        running_server(tmp_path, ["digits"], fused="on").__enter__()
 
 
 def test_it_is_served_when_it_is_named(digits_repository: Path, tmp_path: Path) -> None:

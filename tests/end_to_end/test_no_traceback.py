@@ -105,7 +105,17 @@ def test_bad_weights(refused: Refused, tmp_path: Path, name: str) -> None:
     weights = ["--weights", str(path)]
     said = refused(rcnn_export, ["faster_rcnn", *DIGITS, *weights, "--repository", str(tmp_path / "models")])
     assert name in said
-    run = ["--sample", "digits", "--sample-pictures", "2", "2", "--batch-size", "2", "--out", str(tmp_path / "run")]
+    run = [
+        "--sample",
+        "digits",
+        "--sample-pictures",
+        "2",
+        "2",
+        "--batch-size",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert name in refused(rcnn_train, [*run, *weights])
 
 

@@ -2,64 +2,80 @@
 
 import argparse
 import io
+import json
 import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from rcnn_backend.contract.manifest import PlanOptions
-from rcnn_backend.engines.profiles import ShapeRange
+from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.manifest import MANIFEST, PlanOptions
 from rcnn_backend.errors import RepositoryError
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from rcnn_export.commands.weights_options import add_weights_options
-from rcnn_export.detector.load import TORCHVISION_MODELS, Detector, load_detector
-from rcnn_export.detector.weights import DEFAULT
-from rcnn_export.engines.options import ENGINE_FILES, ONNX, TENSORRT, EngineOptions
-from rcnn_export.engines.plan_shapes import EXAMPLE, parse_shapes, plan_profiles
-from rcnn_export.engines.precision import FP32, PRECISIONS
+from rcnn_export.commands.choices import INTERRUPTED
+from rcnn_export.commands.export_arguments import parse
+from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.engines.options import TENSORRT, EngineOptions
+from rcnn_export.engines.plan_shapes import plan_profiles
+from rcnn_export.engines.precision import PRECISIONS
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.write import export_repository
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exports a detector; exit code 0, or 1 with the reason on stderr."""
-    arguments = _parser().parse_args(argv)
+    """Exports a detector; exit code 0, 1 with the reason on stderr, or 130 after Ctrl-C."""
+    arguments = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
+    try:
+        return _export(arguments, arguments.name or arguments.detector)
+    except (ExportError, RepositoryError) as error:
+        print(f"rcnn-export: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"rcnn-export: interrupted; {arguments.repository} is as it was", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _export(arguments: argparse.Namespace, name: str) -> int:
     console = Console(highlight=False)
     started = time.monotonic()
 
     def report(line: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
-    try:
-        report(f"Loading {arguments.model} with weights {arguments.weights}")
-        detector = load_detector(
-            arguments.model,
-            arguments.weights,
-            arguments.num_classes,
-            arguments.labels,
-            weights_key=arguments.weights_key,
-            batch_norm_eps=arguments.batch_norm_eps,
-            report=report,
-        )
-        name = arguments.name or arguments.detector
-        options = _engine_options(arguments, detector)
-        written = export_repository(detector, arguments.repository, name, report, options)
-    except (ExportError, RepositoryError) as error:
-        print(f"rcnn-export: {error}", file=sys.stderr)
-        return 1
-    report("Done")
-    console.print(_summary(detector, arguments.repository, written))
-    console.print(
-        f"Serve it:  rcnn-serve {shlex.quote(str(arguments.repository))} --models {name}",
-        soft_wrap=True,
-        markup=False,
+    report(f"Loading {arguments.model} with weights {arguments.weights}")
+    detector = load_detector(
+        arguments.model,
+        arguments.weights,
+        arguments.num_classes,
+        arguments.labels,
+        weights_key=arguments.weights_key,
+        batch_norm_eps=arguments.batch_norm_eps,
+        report=report,
     )
+    options = _engine_options(arguments, detector)
+    if replaced := _describe(arguments.repository, name):
+        report(f"This replaces {name} ({replaced})")
+    written = export_repository(detector, arguments.repository, name, report, options)
+    report("Done")
+    print(_summary(detector, name, arguments.repository, written))
+    print(f"Serve it:  rcnn-serve {shlex.quote(str(arguments.repository))} --models {name}")
     return 0
+
+
+def _describe(repository: Path, name: str) -> str:
+    """What the repository has under this name: the model, its engine and when it was written; empty for nothing."""
+    path = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / "1" / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        return f"{manifest['model']}, {Path(manifest['weights']).name}, {manifest['precision']}, exported {written}"
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def _engine_options(arguments: argparse.Namespace, detector: Detector) -> EngineOptions:
@@ -82,100 +98,14 @@ def _engine_options(arguments: argparse.Namespace, detector: Detector) -> Engine
     return EngineOptions(TENSORRT, precision, plan_profiles(detector.model, arguments.shapes), plan)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rcnn-export",
-        description="Fills a Triton model repository from a torchvision detector.",
-        epilog="Example: rcnn-export faster_rcnn --model fasterrcnn_resnet50_fpn --weights my.pth "
-        "--labels labels.txt --name my_detector",
-    )
-    parser.add_argument("detector", choices=["faster_rcnn"], help="the kind of detector")
-    parser.add_argument(
-        "--model",
-        default="fasterrcnn_resnet50_fpn",
-        help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
-        "returning a FasterRCNN (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--weights",
-        default=DEFAULT,
-        help="a file with a state dict (torch.save or safetensors, alone or in a training checkpoint), a torchvision "
-        "weights name such as COCO_V1, or random to try an export without weights (default: %(default)s, "
-        "torchvision's best; a function of yours needs a file or random)",
-    )
-    add_weights_options(parser, default="as the weights record it, else as the model has it")
-    parser.add_argument(
-        "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"
-    )
-    parser.add_argument(
-        "--labels", type=Path, help="text file, one class name a line, without the background"
-    )
-    parser.add_argument(
-        "--repository",
-        type=Path,
-        default=Path("model_repository"),
-        help="the model repository to write into (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=tuple(ENGINE_FILES),
-        default=ONNX,
-        help="onnx: runs anywhere, in ONNX Runtime; aoti: compiled by PyTorch for this machine's GPU, or CPU if "
-        "it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=tuple(PRECISIONS),
-        default=FP32.name,
-        help="of the networks; boxes and scores are computed in fp32 either way (default: %(default)s)",
-    )
-    plans = parser.add_argument_group("TensorRT plans")
-    plans.add_argument(
-        "--shapes",
-        type=_shapes,
-        action="append",
-        default=[],
-        metavar="BxHxW,BxHxW,BxHxW",
-        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE}; "
-        "once for each profile (default: one profile for what the detector's transform makes, up to 8 pictures)",
-    )
-    plans.add_argument(
-        "--version-compatible", action="store_true", help="the plans run on later versions of TensorRT too"
-    )
-    plans.add_argument(
-        "--hardware-compatible",
-        action="store_true",
-        help="the plans run on every GPU from Ampere on, but slower",
-    )
-    plans.add_argument(
-        "--compute-capability",
-        action="append",
-        default=[],
-        metavar="MAJOR.MINOR",
-        help="build for GPUs of this kind on a machine without one; TensorRT-RTX only (default: this machine's GPU)",
-    )
-    parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
-    return parser
-
-
-def _shapes(text: str) -> ShapeRange:
-    try:
-        return parse_shapes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _summary(detector: Detector, repository: Path, written: list[Path]) -> Table:
-    table = Table()
-    table.add_column(escape(f"{len(detector.class_names) - 1} classes, in {repository}/"))
-    table.add_column("size", justify="right")
+def _summary(detector: Detector, name: str, repository: Path, written: list[Path]) -> str:
+    """A line for all, and one for each engine, within 80 columns where the names are short."""
+    classes = len(detector.class_names) - 1
+    lines = [f"{name}: {classes} class{'' if classes == 1 else 'es'}, {len(written)} files in {repository}/"]
     for path in written:
-        size = path.stat().st_size
-        table.add_row(
-            str(path.relative_to(repository)),
-            f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB",
-        )
-    return table
+        if (path.parent / MANIFEST).is_file() and path.name != MANIFEST:
+            lines.append(f"  {path.stat().st_size / 1e6:7.1f} MB  {path.relative_to(repository)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,13 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
-from rcnn_export.commands.weights_options import add_weights_options
+from rcnn_export.commands.train_arguments import DEFAULT_MODEL, parse
 from rcnn_export.detector.weights import DEFAULT, RANDOM
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.errors import ExportError
@@ -23,7 +22,6 @@ from rcnn_export.train.signals import INTERRUPTED, StopSignals
 from rcnn_export.train.start import initial_detector
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"
-DEFAULT_MODEL = "fasterrcnn_resnet50_fpn"
 
 Data = CocoDataset | DigitsDataset
 
@@ -31,8 +29,9 @@ Data = CocoDataset | DigitsDataset
 def main(argv: list[str] | None = None) -> int:
     """Runs ``rcnn-train``; 0 when done, 1 after an error, 130 when stopped with a checkpoint written."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = _parse(argv)
+    arguments = parse(argv)
     try:
+        arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         processes = Processes(arguments.device)
         try:
             return _train(arguments, argv, processes)
@@ -47,57 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rcnn-train: stopped before the first step", file=sys.stderr)
         return INTERRUPTED
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="rcnn-train",
-        description=__doc__,
-        epilog="Several GPUs, or several processes a GPU for a light detector: "
-        "torchrun --nproc-per-node N -m rcnn_export.commands.train ...",
-    )
-    files = ("ANNOTATIONS", "PICTURES")
-    data = parser.add_argument_group("data")
-    source = data.add_mutually_exclusive_group(required=True)
-    source.add_argument("--train", nargs=2, type=Path, metavar=files, help="COCO instances file, its folder")
-    source.add_argument("--sample", choices=["digits"], help="compose the sample dataset instead")
-    data.add_argument("--val", nargs=2, type=Path, metavar=files, help="the same for evaluation")
-    data.add_argument("--sample-pictures", type=int, nargs=2, metavar=("TRAIN", "VAL"), default=(12000, 500))
-    data.add_argument("--horizontal-flip", action="store_true", help="mirror every second picture")
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model",
-        help=f"torchvision builder or package.module:function ({DEFAULT_MODEL}; light for --sample)",
-    )
-    model.add_argument(
-        "--weights",
-        help="where to start: a torchvision weights name, a file as for rcnn-export, or random; the box predictor "
-        f"starts anew if its classes are others ({DEFAULT}, torchvision's best; {RANDOM} with --sample or for a "
-        "function of yours, which starts as the function builds it)",
-    )
-    add_weights_options(model, default="as the weights record it, else as the model has it")
-    run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, required=True, help="folder for weights, metrics and checkpoint")
-    run.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the checkpoint in --out; with more --epochs than before, the "
-        "learning rate goes on along the longer run's curve",
-    )
-    run.add_argument("--epochs", type=int, default=12)
-    run.add_argument("--batch-size", type=int, default=16, help="pictures a step, over all processes (16)")
-    run.add_argument("--learning-rate", type=float, help="of AdamW (1e-3 from random weights, else 1e-4)")
-    run.add_argument("--weight-decay", type=float, default=0.05)
-    run.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    run.add_argument("--no-amp", action="store_true", help="train in FP32 on a GPU too")
-    run.add_argument("--workers", type=int, default=min(len(os.sched_getaffinity(0)), 16), help="a process")
-    run.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if bool(arguments.train) != bool(arguments.val):
-        parser.error("--train and --val go together; --sample brings its own held-out pictures")
-    if min(arguments.epochs, arguments.batch_size, *arguments.sample_pictures) < 1:
-        parser.error("--epochs, --batch-size and --sample-pictures start at 1")
-    return arguments
 
 
 def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes) -> int:

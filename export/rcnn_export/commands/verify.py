@@ -24,11 +24,10 @@ from rich.console import Console
 from rich.markup import escape
 from tritonclient.utils import InferenceServerException
 
-from rcnn_export.commands.weights_options import add_weights_options
+from rcnn_export.commands.choices import INTERRUPTED
+from rcnn_export.commands.verify_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import ENGINE_FILES
 from rcnn_export.engines.precision import PRECISIONS, Precision
-from rcnn_export.engines.stages import MAX_BATCH
 from rcnn_export.errors import ExportError
 from rcnn_export.verify.bisect import bisect, check_builder
 from rcnn_export.verify.engines import load_pipeline
@@ -48,7 +47,15 @@ Picture = tuple[str, bytes]  # its name, and an encoded file
 
 def main(argv: list[str] | None = None) -> int:
     """Verifies a detector; exit code 0 if every stage holds, 1 if one diverges, 2 with the reason if it cannot run."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv)
+    try:
+        return _verify(arguments)
+    except KeyboardInterrupt:
+        print("rcnn-verify: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _verify(arguments: argparse.Namespace) -> int:
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, TABLE_WIDTH)
     started = time.monotonic()
@@ -70,11 +77,16 @@ def main(argv: list[str] | None = None) -> int:
         server = None
         if arguments.server:
             server = Connection(arguments.server, None, None).open(triton.InferenceServerClient, 0)
-        for number, batch in enumerate(deal(pictures, arguments.batch)):
+        batches = deal(pictures, arguments.batch)
+        report(
+            f"Comparing {len(pictures)} pictures in {len(batches)} batches; the 12 of the default take a ResNet50-FPN "
+            "1 to 2 minutes on two cores"
+        )
+        for number, batch in enumerate(batches):
             images = [decode(picture, pipeline.preprocess_parameters.max_image_pixels) for picture in batch]
             served = ask_server(server, arguments.name, [encoded for _, encoded in batch]) if server else None
             verification.add(f"batch {number}", images, served)
-            report(f"Batch {number}: {', '.join(name for name, _ in batch)}")
+            report(f"Batch {number + 1} of {len(batches)}: {', '.join(name for name, _ in batch)}")
     except InferenceServerException as error:
         print(f"rcnn-verify: the server {arguments.server}: {error}", file=sys.stderr)
         return UNUSABLE
@@ -96,10 +108,16 @@ def load_reference(arguments: argparse.Namespace, report: Callable[[str], None])
 
     Raises:
         RepositoryError: no manifest.
-        ExportError: the weights are not those of the engines.
+        ExportError: the weights are not there, or not those of the engines.
     """
     version_dir = arguments.repository / f"{arguments.name}_{FASTER_RCNN.engines[0].name}" / VERSION
     manifest = read_manifest(version_dir)
+    exported_from = Path(manifest["weights"])
+    if not arguments.weights and exported_from.is_absolute() and not exported_from.exists():
+        raise ExportError(
+            f"the weights {exported_from} that {arguments.name} was exported from are not there any more: give them "
+            "as --weights FILE"
+        )
     key, eps = arguments.weights_key, arguments.batch_norm_eps
     detector = load_detector(
         arguments.model or manifest["model"],
@@ -184,56 +202,6 @@ def ask_server(
     return unpad_detections(Detections(*(answer.as_numpy(output) for output in Detections._fields)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rcnn-verify",
-        description="Runs pictures through torchvision (eager, FP32, CPU) and through an exported detector, and "
-        "says stage by stage how far they differ. Each stage runs alone, on torchvision's own input, and end to end. "
-        "Exit code 0: every stage holds. 1: a stage diverges. 2: the comparison could not run.",
-    )
-    parser.add_argument(
-        "--repository", type=Path, default=Path("model_repository"), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--name", default="faster_rcnn", help="the served model's name (default: %(default)s)"
-    )
-    parser.add_argument("--model", help="as for rcnn-export (default: as exported)")
-    parser.add_argument("--weights", help="as for rcnn-export (default: as exported)")
-    add_weights_options(parser, default="as exported")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="picture files, or folders of them (default: 12 made from photos, 48x64 to 1333x1000 pixels)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=_batch_size,
-        nargs="+",
-        default=[1, 3, 8],
-        metavar="SIZE",
-        help="how many pictures go together, in turn (default: 1 3 8)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=tuple(ENGINE_FILES),
-        default="",
-        help="which of the engine files, where there are several: a plan has its ONNX beside it (default: the one "
-        "that is served)",
-    )
-    parser.add_argument(
-        "--bisect",
-        action="store_true",
-        help="when a TensorRT plan diverges, name the first layer whose output differs from ONNX "
-        "Runtime's; builds the plan again with every layer's output",
-    )
-    parser.add_argument(
-        "--server", metavar="HOST:PORT", help="compare also the answers of the server at this gRPC address"
-    )
-    return parser
-
-
 def _print_layer(
     console: Console, arguments: argparse.Namespace, verification: Verification, dtype: np.dtype[Any]
 ) -> None:
@@ -246,12 +214,6 @@ def _print_layer(
     version_dir = arguments.repository / f"{arguments.name}_{step}" / VERSION
     found = bisect(version_dir, verification.first_inputs(step, dtype), verification.precision.bounds.array)
     console.print(f"{step}: {found}" if found else f"{step}: every layer agrees with ONNX Runtime's")
-
-
-def _batch_size(text: str) -> int:
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH):
-        raise argparse.ArgumentTypeError(f"{text!r} is no batch size, expected 1 to {MAX_BATCH}")
-    return int(text)
 
 
 if __name__ == "__main__":

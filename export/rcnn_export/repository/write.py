@@ -110,7 +110,7 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
     manifest: dict[str, Any] = {
         "stage": stage.name,
         "model": detector.model_name,
-        "weights": detector.weights,
+        "weights": _absolute(detector.weights),
         "weights_key": detector.weights_key,
         "batch_norm_eps": detector.batch_norm_eps,
         "weights_sha256": detector.weights_hash,
@@ -125,6 +125,11 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         },
     }
     write_manifest(version_dir, manifest)
+
+
+def _absolute(weights: str) -> str:
+    """Weights in a file are found again from any folder; a name stays as it is."""
+    return str(Path(weights).resolve()) if Path(weights).is_file() else weights
 
 
 def _plan_build() -> ModuleType:

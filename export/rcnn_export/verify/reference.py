@@ -101,6 +101,18 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
     )
 
 
+@torch.no_grad()
+def run_header(model: FasterRCNN, roialigned_feature: Float, proposals: Float) -> tuple[Float, Float]:
+    """What ``model``'s header makes of RoIs: pooled features [R, C, h, w] and boxes [R, 4] -> ``class_scores``,
+    ``class_boxes`` as in a ``Trace``.
+    """
+    logits, regression = model.roi_heads.box_predictor(
+        model.roi_heads.box_head(torch.from_numpy(roialigned_feature))
+    )
+    boxes = model.roi_heads.box_coder.decode(regression, [torch.from_numpy(proposals)])  # [R, K + 1, 4]
+    return torch.softmax(logits, dim=-1)[:, 1:].numpy(), boxes[:, 1:].numpy()
+
+
 def _rpn_boxes(
     model: FasterRCNN, objectness: torch.Tensor, boxes: torch.Tensor, anchors_per_level: list[int]
 ) -> torch.Tensor:

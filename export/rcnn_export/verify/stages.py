@@ -1,5 +1,6 @@
 """Compares a pipeline with torchvision, batch by batch and stage by stage; each stage is compared twice."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from rcnn_backend.contract.chain import FASTER_RCNN
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.parameters import detection_parameters, pool_parameters, proposal_parameters
+from rcnn_export.detector.parameters import detection_parameters, proposal_parameters
 from rcnn_export.detector.split import pooler_with_strides
 from rcnn_export.engines.precision import FP32, Precision
 from rcnn_export.verify.compare import (
@@ -22,8 +23,9 @@ from rcnn_export.verify.compare import (
     compare_rpn_boxes,
 )
 from rcnn_export.verify.differences import Comparison
+from rcnn_export.verify.matching import Float, Indices
 from rcnn_export.verify.pipeline_stages import PipelineStages
-from rcnn_export.verify.reference import ImageDetections, Trace, run_reference
+from rcnn_export.verify.reference import ImageDetections, Trace, run_header, run_reference
 from rcnn_export.verify.ties import Link, SelectionRules
 
 STAGES = FASTER_RCNN.stages
@@ -57,7 +59,7 @@ class Verification:
             self.comparisons[STAGES[-1], SERVED] = Comparison(precision.bounds)
         self._first: Trace | None = None
         self._model = model
-        model.roi_heads.box_roi_pool = pooler_with_strides(model)
+        model.roi_heads.box_roi_pool = pooler = pooler_with_strides(model)
         self._stages = stages
         parameters = proposal_parameters(model)
         self._pre_nms_top_n = model.rpn.pre_nms_top_n()
@@ -76,11 +78,11 @@ class Verification:
             detections.min_box_size,
             detections.detections_per_img,
         )
-        pooling = pool_parameters(model)
-        self._finest_stride_px = pooling.feature_strides[0]
-        finest, coarsest = math.log2(pooling.feature_strides[0]), math.log2(pooling.feature_strides[-1])
+        strides = [round(1 / scale) for scale in pooler.scales]
+        self._finest_stride_px = strides[0]
+        finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
         levels = np.arange(finest + 1, coarsest + 1)  # all but the finest
-        self._level_boundaries_px = pooling.canonical_scale * 2.0 ** (levels - pooling.canonical_level)
+        self._level_boundaries_px = pooler.canonical_scale * 2.0 ** (levels - pooler.canonical_level)
 
     def add(self, name: str, images: Images, served: Sequence[ImageDetections] | None = None) -> None:
         """Compares one batch of uint8 RGB images [h, w, 3].
@@ -170,17 +172,20 @@ class Verification:
                 carry(link, len(reference.proposals[image])),
                 self._pyramid_scale(reference, image),
             )
-            link = carry(link, len(reference.proposals[image]))
-            compare_header(
+            link = compare_header(
                 self.comparisons["header", mode],
                 (reference.class_scores[image], made.class_scores[image]),
                 (reference.class_boxes[image], made.class_boxes[image]),
-                link,
-                same_input=mode == ALONE,
+                carry(link, len(reference.proposals[image])),
+                None if mode == ALONE else functools.partial(self._torchvision_header, given, image),
             )
             self._compare_detections(name, mode, image, reference, given, made.detections[image], link)
             links.append(link)
         return links
+
+    def _torchvision_header(self, given: Trace, image: int, rois: Indices) -> tuple[Float, Float]:
+        """What torchvision's header makes of these RoIs of the pipeline."""
+        return run_header(self._model, given.roialigned_feature[image][rois], given.proposals[image][rois])
 
     def _pyramid_scale(self, reference: Trace, image: int) -> PyramidScale:
         largest = max(float(np.abs(level[image]).max()) for level in reference.features)

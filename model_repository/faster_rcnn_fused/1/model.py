@@ -4,19 +4,23 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from rcnn_backend.contract.chain import FASTER_RCNN, detector_of
+from rcnn_backend.contract.chain import FASTER_RCNN, FUSED
 from rcnn_backend.operators.detections import override
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.steps.step import Request, Step, Tensors
 
 
 class TritonPythonModel:
-    """Runs the steps and the engines of the detector whose folders lie beside this one's."""
+    """Runs the steps and the engines of the detector whose folders lie beside this one's.
+
+    The model is named ``<detector>_fused``, or as the detector itself.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         self.step = Step(args, FASTER_RCNN, "detections")
-        repository, name = Path(args["model_repository"]).parent, detector_of(args["model_name"])
-        self.pipeline = Pipeline.load(repository, name, self.step.device)
+        repository, name = Path(args["model_repository"]).parent, args["model_name"]
+        detector = name if (repository / f"{name}_preprocess").exists() else name.removesuffix(f"_{FUSED}")
+        self.pipeline = Pipeline.load(repository, detector, self.step.device)
         self.step.run(self.pipeline.warm_up, self.step.config["max_batch_size"])
 
     def execute(self, requests: list[Any]) -> list[Any]:

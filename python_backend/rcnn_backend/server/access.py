@@ -1,12 +1,13 @@
 """Who may call what: TLS, a token, and the APIs of Triton that stay locked."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
-from rcnn_backend.server.flags import get_flag, is_for_this_host
+from rcnn_backend.server.addresses import Endpoint, is_for_this_host
+from rcnn_backend.server.flags import get_flag
 
 # What a client needs. Health stays open to all, for whoever checks it has no token.
 FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")
@@ -86,6 +87,28 @@ def lock(access: Access, flags: Sequence[str], *, host: str) -> Locks:
             header = headers["model-repository"]
             admin_headers = given.get("model-repository", {header: keys[header]} if header else {})
     return Locks(made, admin_headers)
+
+
+def warn_of_others(access: Access, flags: Sequence[str], endpoints: Mapping[str, Endpoint]) -> str:
+    """A sentence where other hosts reach the server without TLS or without a token; empty where they do not."""
+    has_tls = bool(access.tls_certificate) or _is_on(flags, "grpc-use-ssl")
+    has_clients = bool(access.token or access.tls_client_ca) or _is_on(flags, "grpc-use-ssl-mutual")
+    lacking = [] if has_tls else ["TLS (--tls-cert, --tls-key)"]
+    lacking += [] if has_clients else ["a token (--token-file)"]
+    reached = [
+        f"{protocol} {endpoint}"
+        for protocol, endpoint in endpoints.items()
+        if protocol in RESTRICTIONS and not endpoint.is_for_this_host
+    ]
+    if access.tls_certificate:
+        reached = [place for place in reached if not place.startswith("http")]  # which answers health only
+    if not (lacking and reached):
+        return ""
+    return f"Warning: other hosts may reach {' and '.join(reached)} without {' and without '.join(lacking)}"
+
+
+def _is_on(flags: Sequence[str], name: str) -> bool:
+    return get_flag(flags, name).lower() in ("true", "1")
 
 
 def _tls_flags(access: Access) -> list[str]:

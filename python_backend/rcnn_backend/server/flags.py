@@ -1,15 +1,8 @@
 """Reads the flags that the user gives for tritonserver, and makes others."""
 
-import contextlib
-import errno
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rcnn_backend.errors import ServerError
-
-PROTOCOLS = ("http", "grpc", "metrics")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # By how much a stub's shared memory grows. By Triton's 1 MiB it grew to four times what tensors of mixed
 # shapes need, for each new piece is too small for the next tensor.
 SHM_GROWTH_BYTES = 64 << 20
@@ -20,40 +13,6 @@ def get_flag(flags: Sequence[str], name: str) -> str:
     """The value of ``--name=value``; of several the last counts, as in tritonserver; empty if there is none."""
     values = [flag.partition("=")[2] for flag in flags if flag.partition("=")[0] == f"--{name}"]
     return values[-1] if values else ""
-
-
-def address_of(host: str, flags: Sequence[str], protocol: str) -> str:
-    """The address that the protocol's port listens on."""
-    return get_flag(flags, f"{protocol}-address") or host
-
-
-def is_for_this_host(host: str, flags: Sequence[str], protocol: str) -> bool:
-    """Whether only this host's programs reach the protocol's port."""
-    return address_of(host, flags, protocol) in LOOPBACK
-
-
-def choose_urls(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, str]:
-    """``host:port`` of each protocol. Each port is tried here, so that a taken one is an error at once."""
-    urls = {}
-    with contextlib.ExitStack() as listeners:
-        for protocol in PROTOCOLS:
-            if get_flag(flags, f"allow-{protocol}").lower() in ("false", "0"):
-                continue
-            address, port = address_of(host, flags, protocol), ports.get(protocol, 0)
-            shared = get_flag(flags, f"reuse-{protocol}-port").lower() in ("true", "1")
-            try:
-                listener = listeners.enter_context(socket.create_server((address, port), reuse_port=shared))
-            except (OSError, OverflowError) as error:
-                if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                    reason = f"port {port} is taken, choose another with --{protocol}-port (0: any free one)"
-                else:
-                    reason = (
-                        f"--{protocol}-address={address} --{protocol}-port={port} cannot be used: {error}"
-                    )
-                raise ServerError(reason) from error
-            reached_at = "127.0.0.1" if address == "0.0.0.0" else address
-            urls[protocol] = f"{reached_at}:{listener.getsockname()[1]}"
-    return urls
 
 
 def backend_flags(backends: Path, shared_memory_prefix: str) -> list[str]:

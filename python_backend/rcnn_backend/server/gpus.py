@@ -6,6 +6,7 @@ https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
 """
 
 import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -38,6 +39,11 @@ def find_gpus() -> tuple[int, int]:
         return _find_slice(totals, slices)
     num_visible = _num_visible(len(totals)) if totals else 0
     return (num_visible, min(totals)) if num_visible else (0, 0)
+
+
+def steps_use_gpu() -> bool:
+    """Whether the Python steps compute on a GPU: there is one, and CuPy is installed."""
+    return importlib.util.find_spec("cupy") is not None and find_gpus()[0] > 0
 
 
 def _find_slice(totals: list[int], slices: list[Slice]) -> tuple[int, int]:

@@ -17,22 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
-from rcnn_backend.server.access import RESTRICTIONS, Access, lock
+from rcnn_backend.server.acceleration import accelerate
+from rcnn_backend.server.access import RESTRICTIONS, Access, lock, warn_of_others
+from rcnn_backend.server.addresses import LOOPBACK, PROTOCOLS, Endpoint, choose_endpoints, is_for_this_host
 from rcnn_backend.server.draining import drain
-from rcnn_backend.server.flags import (
-    address_of,
-    backend_flags,
-    choose_urls,
-    get_flag,
-    is_for_this_host,
-    model_flags,
-    trace_flags,
-)
+from rcnn_backend.server.flags import backend_flags, get_flag, model_flags, trace_flags
+from rcnn_backend.server.fused import write_view
 from rcnn_backend.server.gpus import find_gpus
 from rcnn_backend.server.log import last_words, load_failures, still_loading
 from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
-from rcnn_backend.server.mps import CONTROL, PIPES, running_mps
+from rcnn_backend.server.mps import CONTROL, PIPES
 from rcnn_backend.server.paths import make_plain_folder, plain_link
 from rcnn_backend.server.shared_memory import check_shared_memory
 from rcnn_backend.server.stub_processes import StubWatch
@@ -57,24 +52,29 @@ rm -rf -- "$1" "/dev/shm/$2"*
 class RunningServer:
     """A tritonserver process.
 
-    ``urls``: ``host:port``, as tritonclient takes it, by ``http``, ``grpc`` and ``metrics``, less
-    those that the flags switch off. ``models``: None where the flags choose them by a
-    ``--model-control-mode`` of their own. ``memory_pool``: a line about Triton's CUDA memory pool,
-    empty where none was sized. ``log``: None where it goes to stderr. ``admin_headers``: what opens
-    the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the
-    server is ready. ``served_from``: the repository as Triton knows it, which may be a link.
+    ``endpoints``: by ``http``, ``grpc`` and ``metrics``, less those that the flags switch off. ``models``: None
+    where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
+    are served on a GPU. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
+    what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the server
+    is ready. ``served_from``: the repository as Triton knows it, which may be a link.
     """
 
     process: subprocess.Popen[bytes]
-    urls: dict[str, str]
+    endpoints: dict[str, Endpoint]
     models: ModelSelection | None
-    memory_pool: str
+    notes: list[str]
+    warning: str
     log: Path | None
     log_is_temporary: bool
     exit_timeout_s: float
     admin_headers: dict[str, str]
     watch: StubWatch | None = None
     served_from: Path | None = None
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """``host:port`` of each endpoint, as tritonclient on this host takes it."""
+        return {protocol: endpoint.url for protocol, endpoint in self.endpoints.items()}
 
     @property
     def grpc_url(self) -> str:
@@ -141,12 +141,13 @@ def running_server(
     repository: str | Path,
     models: Sequence[str] = (),
     *,
-    host: str = "127.0.0.1",
+    host: str = LOOPBACK,
     ports: Mapping[str, int] | None = None,
     flags: Sequence[str] = (),
     access: Access | None = None,
     trace: Path | None = None,
-    mps: bool = False,
+    mps: str = "off",
+    fused: str = "off",
     images_in_flight: int = 32,
     ready_timeout_s: float = 300.0,
     log: str | Path | None = None,
@@ -158,28 +159,30 @@ def running_server(
 
     Args:
         models: the names to serve; by default every complete model of the repository.
+        host: the address of IPv4 or IPv6 to listen on; ``0.0.0.0`` and ``::`` are all of this host's.
         ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
         flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
             among them leaves it to them which models are loaded.
         access: who may call what; by default shared memory is open if gRPC and HTTP listen to this host alone.
         trace: a folder for traces of every request, which is made if it is not there.
-        mps: the steps run their kernels side by side on a GPU, by a daemon that is started for them.
+        mps: ``on``, ``off`` or ``auto``: the steps run their kernels side by side on a GPU, by a daemon that is
+            started for them.
+        fused: ``on``, ``off`` or ``auto``: the fused models are served under the names of the detectors.
         images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
             memory pool holds on a GPU, unless the flags size it. More than that are slower.
         log: file for the server's log; by default a temporary one, kept only when the start fails.
         log_to_stderr: the server's log goes to stderr and to no file.
 
     Raises:
-        ServerError: the server cannot run in this environment, a port is taken, a model failed
-            to load, or the server was not ready within ``ready_timeout_s``.
+        ServerError: the server cannot run in this environment, an address or a port cannot be used, a model
+            failed to load, or the server was not ready within ``ready_timeout_s``.
         RepositoryError: the models are not there or not complete (see ``select_models``).
     """
     install = find_triton()
     check_shared_memory(1)
     repository = Path(repository)
     selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)
-    pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
-    urls = choose_urls(host, ports or {}, flags)
+    endpoints = choose_endpoints(host, ports or {}, flags)
     if access is None:
         access = Access(shared_memory=all(is_for_this_host(host, flags, each) for each in RESTRICTIONS))
     locks = lock(access, flags, host=host)
@@ -199,23 +202,27 @@ def running_server(
     assert cleaner.stdin is not None
     opened = contextlib.ExitStack()
     try:
+        acceleration = accelerate(mps, fused, selection, folder, opened)
+        if selection and acceleration.fused:
+            repository = write_view(repository, acceleration.fused, folder / "models")
+            selection = selection.fuse(acceleration.fused)
+        pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
         served_from = plain_link(repository.resolve(), folder)
         command: list[str | Path] = [install.server, f"--model-repository={served_from}"]
-        for protocol, url in urls.items():
-            command += [f"--{protocol}-address={address_of(host, flags, protocol)}"]
-            command += [f"--{protocol}-port={url.rpartition(':')[2]}"]
+        for protocol, endpoint in endpoints.items():
+            command += endpoint.flags(protocol)
         backends = prepare_backends(install, folder)
         command += backend_flags(backends, folder.name)
         command += model_flags(selection.served) if selection else []
         command += [*locks.flags, *(trace_flags(trace) if trace else [])]
         environment = server_environment(install, backends, folder)
-        environment |= opened.enter_context(running_mps(folder)) if mps else {}
+        environment |= acceleration.environment
         log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
         if log_path:
             log_path.write_bytes(b"")
         with log_path.open("ab") if log_path else contextlib.nullcontext(2) as output:
             process = subprocess.Popen(
-                [*command, *pool.flags, *flags],
+                [*command, *pool.flags, *_without_addresses(flags)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -225,13 +232,23 @@ def running_server(
         cleaner.stdin.write(f"{process.pid}\n")
         exit_timeout_s = float(get_flag(flags, "exit-timeout-secs") or 30)
         server = RunningServer(
-            process, urls, selection, pool.summary, log_path, log is None, exit_timeout_s, locks.admin_headers
+            process,
+            endpoints,
+            selection,
+            [*filter(None, [pool.summary]), *acceleration.notes],
+            warn_of_others(access, flags, endpoints),
+            log_path,
+            log is None,
+            exit_timeout_s,
+            locks.admin_headers,
         )
         server.served_from = served_from
         try:
             _wait_until_ready(server, ready_timeout_s)
             models_stay = get_flag(flags, "model-control-mode") in ("", "none")
-            server.watch = StubWatch(process.pid, urls.get("http", ""), locks.admin_headers, models_stay)
+            server.watch = StubWatch(
+                process.pid, server.urls.get("http", ""), locks.admin_headers, models_stay
+            )
             server.dead_steps()  # finds the processes
             # On a GPU, only what a client sends and gets goes through shared memory.
             if not (pool.flags or find_gpus()[0]):
@@ -243,6 +260,12 @@ def running_server(
     finally:
         opened.close()
         cleaner.communicate()
+
+
+def _without_addresses(flags: Sequence[str]) -> list[str]:
+    """Those that stand in the endpoints."""
+    addresses = tuple(f"--{protocol}-address=" for protocol in PROTOCOLS)
+    return [flag for flag in flags if not flag.startswith(addresses)]
 
 
 def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
@@ -257,7 +280,7 @@ def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
         host, _, port = waiting[0].rpartition(":")
         with (
             contextlib.suppress(OSError),
-            socket.create_connection((host, int(port)), timeout=1) as connection,
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1) as connection,
         ):
             if connection.getsockname() != connection.getpeername():  # TCP can connect a free port to itself
                 waiting.pop(0)

@@ -1,12 +1,12 @@
 """Which models of a repository can be served: an ensemble's engines may not be exported yet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from rcnn_backend.contract.chain import FUSED, PIXELS, detector_of, nearest_chain
+from rcnn_backend.contract.chain import FUSED, PIXELS, Chain, detector_of, find_chain, nearest_chain
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.server.paths import PLAIN_CHARACTERS, is_plain
@@ -14,10 +14,22 @@ from rcnn_backend.server.paths import PLAIN_CHARACTERS, is_plain
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """``served``: the names to load. ``skipped``: why each other model is not served, and the command that mends it."""
+    """Which models are served, and which are not.
+
+    ``served``: the names to load. ``skipped``: why each other model is not served, and the command that mends it.
+    ``detectors``: those served that take pictures in files. ``ensembles``: the detectors among them that are ensembles,
+    and for each whether its fused model could be served in its place.
+    """
 
     served: list[str]
     skipped: dict[str, str]
+    detectors: list[str]
+    ensembles: dict[str, bool]
+
+    def fuse(self, detectors: Sequence[str]) -> "ModelSelection":
+        """The same where the fused models of ``detectors`` are served under these names."""
+        fused = {f"{name}_{FUSED}" for name in detectors}
+        return replace(self, skipped={name: why for name, why in self.skipped.items() if name not in fused})
 
 
 def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection:
@@ -26,7 +38,8 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     A model is complete when its newest version folder holds a model file, an ensemble when all
     its steps are. A ``<name>_fused`` needs the steps of ``<name>``, whose engines it loads once
     more: it is served when it is named. With an ensemble goes its ``<name>_pixels``, which has
-    the same steps.
+    the same steps. Of a detector that was never exported, as the templates in git, nothing is said
+    unless it is named.
 
     Raises:
         RepositoryError: no such folder, no model in it, a config that cannot be read, a name
@@ -37,7 +50,13 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
     steps = {step for config in configs.values() for step in _steps(config)}
     chosen = [model for name in names for model in (name, f"{name}_{PIXELS}") if model in configs]
-    candidates = list(dict.fromkeys(chosen)) or [name for name in configs if name not in steps]
+    exported = [name for name in configs if name not in steps and not _is_template(repository, configs, name)]
+    candidates = list(dict.fromkeys(chosen)) or exported
+    if not candidates:
+        raise RepositoryError(
+            f"{repository} holds no exported detector yet: run `rcnn-export faster_rcnn --weights my.pth "
+            f"--labels labels.txt --name my_detector --repository {repository}`"
+        )
     faults = {name: _fault(repository, configs, name) for name in candidates}
     if not names:
         faults |= {
@@ -50,7 +69,15 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     if skipped and (names or not served):
         lines = "\n".join(f"  {name}: {fault}" for name, fault in skipped.items())
         raise RepositoryError(f"{repository} is not complete:\n{lines}")
-    return ModelSelection(served, skipped)
+    ensembles = {
+        name: f"{name}_{FUSED}" in configs
+        and f"{name}_{FUSED}" not in served
+        and not _fault(repository, configs, f"{name}_{FUSED}")
+        for name in served
+        if (found := find_chain(_steps(configs[name]))) and found[1] == name
+    }
+    detectors = [name for name in served if name in ensembles or _fused_detector(configs, name)]
+    return ModelSelection(served, skipped, detectors, ensembles)
 
 
 def _steps(config: ModelConfig) -> list[str]:
@@ -63,6 +90,19 @@ def _fused_detector(configs: dict[str, ModelConfig], name: str) -> str:
     return detector if detector != name and detector in configs else ""
 
 
+def _chain_of(configs: dict[str, ModelConfig], detector: str) -> Chain | None:
+    """The family of a detector, also where some of its steps are missing; None for any other model."""
+    return nearest_chain(detector, _steps(configs[detector])) if detector in configs else None
+
+
+def _is_template(repository: Path, configs: dict[str, ModelConfig], name: str) -> bool:
+    """Whether no engine of the model's detector was ever exported: there is no version folder for any."""
+    detector = detector_of(name)
+    if (chain := _chain_of(configs, detector)) is None:
+        return False
+    return not any(any((repository / f"{detector}_{step.name}").glob("[0-9]*")) for step in chain.engines)
+
+
 def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
     """What the model lacks and the command that writes it; empty when it is complete."""
     if odd := _odd_names(configs, name):
@@ -72,7 +112,7 @@ def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
         return ""
     fault = f"missing {', '.join(missing)}"
     detector = detector_of(name)
-    if chain := nearest_chain(detector, _steps(configs[detector])) if detector in configs else None:
+    if chain := _chain_of(configs, detector):
         family = chain.family
         option = "" if detector == family else f" --name {detector}"
         fault += f"; `rcnn-export {family}{option} --repository {repository}` writes it"

@@ -7,6 +7,7 @@ https://docs.nvidia.com/deploy/mps/
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,34 +15,76 @@ from rcnn_backend.errors import ServerError
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 30.0
+
+# A client of the daemon. Only a client's first context shows whether the service works: the daemon starts also
+# where the GPU is another's alone, in a mode that the service does not support, or out of reach in this container.
+PROBE = """
+import ctypes
+cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
+code = cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+raise SystemExit(f"CUDA error {code}" if code else 0)
+"""
 
 
 @contextlib.contextmanager
 def running_mps(folder: Path) -> Iterator[Mapping[str, str]]:
     """Runs a daemon for this server alone while the block is open. Gives the environment variables of its clients.
 
+    Where the environment names a daemon already, its clients use that one.
+
     Args:
         folder: for the daemon's pipes and logs.
 
     Raises:
-        ServerError: there is no such daemon here, or it does not start.
+        ServerError: there is no such daemon here, it does not start, or no program can compute through it.
     """
+    if os.environ.get(PIPES):
+        _probe({})
+        yield {}
+        return
     environment = {PIPES: str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps" / "log")}
     (folder / "mps" / "log").mkdir(parents=True)
+    _control(environment, "-d")
     try:
-        _control(environment, "-d")
+        _probe(environment)
         yield environment
     finally:
         with contextlib.suppress(ServerError):
             _control(environment, commands="quit\n")
 
 
-def _control(environment: Mapping[str, str], *arguments: str, commands: str = "") -> None:
+def _probe(environment: Mapping[str, str]) -> None:
+    """Lets a program compute through the daemon."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(f"a program that asked for the GPU got none within {TIMEOUT_S:g} s") from error
+    if done.returncode:
+        *_, reason = done.stderr.strip().splitlines() or ["it was killed"]
+        raise ServerError(f"no program can use the GPU through it ({reason})")
+    if not _control(
+        environment, commands="get_server_list\n"
+    ).strip():  # without a daemon, CUDA goes its own way
+        raise ServerError("programs do not use the GPU through it")
+
+
+def _control(environment: Mapping[str, str], *arguments: str, commands: str = "") -> str:
+    """What the daemon's program answers."""
+    # The daemon numbers the GPUs that it sees anew, and its clients would apply their list to these numbers.
+    numbered = os.environ.get(VISIBLE, "").replace(",", "").replace(" ", "").isdecimal()
+    inherited = {name: value for name, value in os.environ.items() if name != VISIBLE or not numbered}
     try:
         done = subprocess.run(
             [CONTROL, *arguments],
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             input=commands,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -50,10 +93,13 @@ def _control(environment: Mapping[str, str], *arguments: str, commands: str = ""
         )
     except FileNotFoundError as error:
         raise ServerError(
-            f"--mps needs {CONTROL}, which comes with NVIDIA's driver and is not on PATH: serve without --mps, "
-            "or in a container that has the driver's utilities (NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+            f"{CONTROL}, which comes with NVIDIA's driver, is not on PATH; a container has it with "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         ) from error
+    except OSError as error:
+        raise ServerError(f"{CONTROL} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise ServerError(f"{CONTROL} did not answer within {TIMEOUT_S:g} s") from error
     if done.returncode:
         raise ServerError(f"{CONTROL} ended with exit code {done.returncode}: {done.stdout.strip()}")
+    return done.stdout

@@ -1,6 +1,7 @@
 """An export is complete or does not happen, and detectors live side by side."""
 
 import json
+import re
 from pathlib import Path
 
 import onnx
@@ -136,13 +137,19 @@ def test_an_older_export_that_cannot_be_put_back_outlives_the_clean_up(
 
 
 def test_the_command_says_what_it_wrote(
-    instant_onnx: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     model = ["--model", "fasterrcnn_mobilenet_v3_large_320_fpn", "--weights", "random"]
-    assert main(["faster_rcnn", *model, "--name", "mine", "--repository", str(tmp_path)]) == 0
+    mine = ["faster_rcnn", *model, "--name", "mine", "--repository", "repository"]
+    assert main(mine) == 0
     printed = capsys.readouterr().out
-    assert "mine_rpn/1/model.onnx" in printed
-    assert "rcnn-serve" in printed
+    assert "mine_rpn/1/model.onnx" in printed and "This replaces" not in printed
+    assert printed.endswith("Serve it:  rcnn-serve repository --models mine\n")
+    assert len(printed.splitlines()) < 10 and max(map(len, printed.splitlines())) <= 80
+    assert main(mine) == 0
+    replaces = r"This replaces mine \(fasterrcnn_mobilenet_v3_large_320_fpn, random, fp32, exported 20\d\d-"
+    assert re.search(replaces, capsys.readouterr().out)
     assert main(["faster_rcnn", *model, "--name", "a/b", "--repository", str(tmp_path)]) == 1
     assert "'a/b' is no model name" in capsys.readouterr().err
     (tmp_path / "file").touch()

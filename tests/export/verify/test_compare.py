@@ -181,18 +181,38 @@ def test_fp16_counts_rows_and_explains_none() -> None:
     assert not wrong.holds
 
 
-@pytest.mark.parametrize(
-    ("same_input", "bounds", "holds"),
-    [(True, FP16.bounds, False), (False, FP16.bounds, True), (False, FP32.bounds, False)],
-)
-def test_a_header_row_out_of_bounds_is_a_mismatch_only_if_its_roi_differed(
-    same_input: bool, bounds: Bounds, holds: bool
-) -> None:
-    """One of ten RoIs has a box that is 4 px off."""
+def moved_header(bounds: Bounds, torchvision_boxes: Float | None) -> tuple[Comparison, Link]:
+    """One of ten RoIs has a box that is 4 px off; ``torchvision_boxes``: what its header makes of that RoI."""
     comparison = Comparison(bounds)
     scores, boxes = np.zeros((10, 1), np.float32), np.tile(array([0, 0, 9, 9]), (10, 1, 1))
     moved = boxes.copy()
     moved[3, 0, 2] += 4
-    compare_header(comparison, (scores, scores), (boxes, moved), Link.identity(10), same_input)
-    assert comparison.holds == holds
-    assert comparison.matched == (9 if holds else 10)
+
+    def header(rois: np.ndarray) -> tuple[Float, Float]:
+        assert rois.tolist() == [3] and torchvision_boxes is not None
+        return scores[rois], torchvision_boxes
+
+    given = None if torchvision_boxes is None else header
+    return comparison, compare_header(comparison, (scores, scores), (boxes, moved), Link.identity(10), given)
+
+
+def test_a_header_row_out_of_bounds_needs_an_explanation() -> None:
+    """It has one where torchvision makes the same of the exported RoI, and not where both had the same RoI."""
+    comparison, link = moved_header(FP32.bounds, array([[[0, 0, 13.04, 9]]]))
+    assert comparison.holds and (comparison.matched, comparison.rows) == (9, 10)
+    assert comparison.explained == {"both headers agree on the exported RoI": 1}
+    assert (
+        np.flatnonzero(link.lost_a).tolist()
+        == np.flatnonzero(link.matching.b_to_a == UNMATCHED).tolist()
+        == [3]
+    )
+    for torchvision_boxes in (array([[[0, 0, 13.06, 9]]]), array([[[0, 0, np.nan, 9]]]), None):
+        comparison, link = moved_header(FP32.bounds, torchvision_boxes)
+        assert not comparison.holds and not link.lost_a.any()
+
+
+def test_in_fp16_a_header_row_out_of_bounds_is_a_mismatch_only_if_its_roi_differed() -> None:
+    comparison, _ = moved_header(FP16.bounds, array([[[0, 0, 9, 9]]]))
+    assert comparison.holds and comparison.matched == 9
+    comparison, _ = moved_header(FP16.bounds, None)
+    assert not comparison.holds and comparison.matched == 10

@@ -119,7 +119,7 @@ def test_holds_on_generated_pictures(digits: Detector, digits_repository: Path) 
     """From a thumbnail to the largest, in one batch padded to a common size."""
     pipeline = Pipeline.load(digits_repository, "digits")
     verification = Verification(digits.model, PipelineStages(pipeline))
-    decoded = [verify.decode_image(encoded, 10**7) for encoded in sample_pictures(4).values()]
+    decoded = [decode_image(encoded, 10**7) for encoded in sample_pictures(4).values()]
     assert sorted(image.shape[:2] for image in decoded)[::3] == [(64, 48), (1333, 1000)]
     verification.add("batch", decoded)
     assert verification.holds, verification.first_divergence
@@ -244,6 +244,20 @@ def test_generated_pictures_are_the_same_every_time() -> None:
 def test_other_weights_are_refused(editable: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(editable, "--weights", "random") == verify.UNUSABLE
     assert "is not what" in capsys.readouterr().err
+
+
+def test_weights_are_found_from_any_folder_and_asked_for_where_they_are_gone(
+    editable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = editable / "digits_rpn" / "1" / "manifest.json"
+    weights = json.loads(manifest.read_text())["weights"]
+    assert Path(weights).is_absolute() and Path(weights).is_file()
+    manifest.write_text(manifest.read_text().replace(weights, str(tmp_path / "gone.pth")))
+    assert run(editable) == verify.UNUSABLE
+    assert f"the weights {tmp_path}/gone.pth that digits was exported from" in (
+        said := capsys.readouterr().err
+    )
+    assert said.endswith("give them as --weights FILE\n")
 
 
 def test_a_precision_of_another_version_is_refused(

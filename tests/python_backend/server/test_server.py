@@ -3,12 +3,14 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,8 +20,9 @@ import pytest
 import tritonclient.grpc as triton
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError, ServerError
-from rcnn_backend.server import local_server, triton_install
-from rcnn_backend.server.cli import main, parse_arguments
+from rcnn_backend.server import triton_install
+from rcnn_backend.server.arguments import parse_arguments
+from rcnn_backend.server.cli import main
 from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.log import load_failures, still_loading
 from rcnn_backend.server.memory_pool import image_bytes
@@ -125,6 +128,21 @@ def tritonservers(folder: Path) -> list[int]:
     return [pid for pid in processes_of(folder) if Path(f"/proc/{pid}/exe").resolve().name == "tritonserver"]
 
 
+def listening_addresses(folder: Path) -> list[str]:
+    """Of each TCP socket that the one tritonserver listens with, as ``ss -ltn`` tells them."""
+    (server,) = tritonservers(folder)
+    files = [str(path.readlink()) for path in Path(f"/proc/{server}/fd").iterdir() if path.is_symlink()]
+    found = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/{server}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in files:
+                words = bytes.fromhex(local.partition(":")[0])
+                address = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+                found.append(socket.inet_ntop(family, address).removeprefix("::ffff:"))  # IPv4 in IPv6
+    return found
+
+
 def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
@@ -142,7 +160,7 @@ class Command:
 
     def __init__(self, *arguments: str | Path) -> None:
         ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
-        command = [Path(sys.executable).with_name("rcnn-serve"), *arguments, *ports]
+        command = [Path(sys.executable).with_name("rcnn-serve"), *ports, *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.lines = []
@@ -204,15 +222,51 @@ def test_an_odd_path_is_served(repository: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) -> None:
-    command = Command(repository, "--models", "pair", "--exit-timeout-secs", "20")
+    command = Command(repository, "--models", "pair", "--", "--exit-timeout-secs", "20")
     (folder,) = temporary.iterdir()
     assert infer(command.grpc_url, "pair", [1]) == [4]
+    assert listening_addresses(temporary) == ["127.0.0.1"] * 3
     time.sleep(0.5)
     command.signal(signal.SIGTERM)
     code, _, stderr = command.finish()
     assert (code, stderr) == (0, "plus_one got [1.0]\n")  # the model's print, nothing of the server's routine
     assert command.lines[-1].startswith("Serving pair at http 127.0.0.1:")
     assert nothing_left(temporary, folder.name)
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses", "printed", "reached_at", "is_warned"),
+    [
+        ("::1", {"::1"}, "[::1]", "[::1]", False),
+        ("0.0.0.0", {"0.0.0.0", "::"}, "0.0.0.0", "127.0.0.1", True),  # gRPC listens to IPv6, too
+        ("::", {"::"}, "[::]", "[::1]", True),
+    ],
+)
+def test_the_address_to_listen_on(
+    repository: Path,
+    temporary: Path,
+    host: str,
+    addresses: set[str],
+    printed: str,
+    reached_at: str,
+    is_warned: bool,
+) -> None:
+    command = Command(repository, "--models", "pair", "--host", host)
+    assert set(listening_addresses(temporary)) == addresses
+    http, grpc = (
+        re.search(rf"{name} {re.escape(printed)}:(\d+)", command.lines[-1]) for name in ("http", "grpc")
+    )
+    assert http and grpc
+    assert infer(f"{reached_at}:{grpc[1]}", "pair", [1]) == [4]
+    with urllib.request.urlopen(f"http://{reached_at}:{http[1]}/v2/health/ready", timeout=5) as answer:
+        assert answer.status == 200
+    command.signal(signal.SIGTERM)
+    code, _, stderr = command.finish()
+    assert code == 0
+    warning = (
+        f"Warning: other hosts may reach http {printed}:{http[1]} and grpc {printed}:{grpc[1]} without TLS"
+    )
+    assert stderr.startswith(warning) is is_warned
 
 
 def test_on_a_gpu_the_memory_pool_is_sized(
@@ -225,7 +279,9 @@ def test_on_a_gpu_the_memory_pool_is_sized(
     monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    command = Command(digits_repository, "--models", "digits", "--images-in-flight", "4")
+    command = Command(
+        digits_repository, "--models", "digits", "--mps", "off", "--fused", "off", "--images-in-flight", "4"
+    )
     (server,) = tritonservers(temporary)
     flags = Path(f"/proc/{server}/cmdline").read_text().split("\0")
     command.signal(signal.SIGTERM)
@@ -350,6 +406,25 @@ def test_repositories_that_cannot_be_served(unexported: Path, tmp_path: Path) ->
         select_models(unexported)
 
 
+def test_templates_are_no_broken_models(repository: Path, tmp_path: Path) -> None:
+    """Those in git have configs and no engine: alone there is one thing to do, beside others they are not told."""
+    templates = Path(__file__).resolve().parents[3] / "model_repository"
+    for path in templates.glob("faster_rcnn*"):
+        shutil.copytree(path, tmp_path / "clone" / path.name)
+        shutil.copytree(path, repository / path.name)
+    with pytest.raises(RepositoryError) as caught:
+        select_models(tmp_path / "clone")
+    assert re.fullmatch(
+        r".*/clone holds no exported detector yet: run `rcnn-export .*/clone`", str(caught.value)
+    )
+    selection = select_models(repository)
+    assert (selection.served, selection.skipped) == (["pair"], {})
+    with pytest.raises(
+        RepositoryError, match=r"faster_rcnn: missing faster_rcnn/1/, .*`rcnn-export faster_rcnn "
+    ):
+        select_models(repository, ["faster_rcnn"])
+
+
 def test_environments_that_cannot_serve(
     repository: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,17 +447,49 @@ def test_environments_that_cannot_serve(
     assert not list(temporary.iterdir())
 
 
-def test_flags_and_their_values_pass_through() -> None:
+def test_flags_after_two_dashes_pass_through() -> None:
     options, flags = parse_arguments(
-        ["--log-verbose", "1", "repository", "--models", "a", "b", "--disable-auto-complete-config"]
+        [
+            "repository",
+            "--models",
+            "a",
+            "b",
+            "--",
+            "--log-verbose",
+            "1",
+            "--disable-auto-complete-config",
+            "--a=b",
+        ]
     )
     assert (options.repository, options.models) == (Path("repository"), ["a", "b"])
-    assert flags == ["--log-verbose=1", "--disable-auto-complete-config"]
-    assert local_server.get_flag(flags, "log-verbose") == "1"
-    with pytest.raises(SystemExit):
-        parse_arguments(["repository", "another"])
-    with pytest.raises(SystemExit):
-        parse_arguments(["--images-in-flight", "0"])
+    assert flags == ["--log-verbose=1", "--disable-auto-complete-config", "--a=b"]
+    options, flags = parse_arguments([])
+    assert (options.host, options.mps, options.fused, flags) == ("127.0.0.1", "auto", "auto", [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--grpc-prot", "1"],
+            r"no option --grpc-prot: did you mean --grpc-port\? .* rcnn-serve -- --grpc-prot",
+        ),
+        (
+            ["--strict-readiness=true"],
+            r"no option --strict-readiness\. .* rcnn-serve -- --strict-readiness=true",
+        ),
+        (["repository", "another"], "unexpected argument 'another'"),
+        (["--", "verbose"], "'verbose' is no flag of tritonserver"),
+        (["--", "--http-port=1"], "--http-port is an option of rcnn-serve: give it before the --"),
+        (["--models", "a", "--", "--model-control-mode=poll"], "--load-model=NAME instead"),
+        (["--fused", "on", "--", "--model-control-mode=poll"], "load NAME_fused instead"),
+        (["--images-in-flight", "0"], "expected at least 1"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments(arguments)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_the_log_of_a_failed_start_is_read() -> None:

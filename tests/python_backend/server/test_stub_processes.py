@@ -117,7 +117,7 @@ def test_in_explicit_mode_a_killed_stub_ends_the_command_and_an_unloaded_model_d
     token.write_text("secret\n")
     program = Path(sys.executable).with_name("rcnn-serve")
     ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
-    command = [program, repository, *EXPLICIT, *ports, "--token-file", token]
+    command = [program, repository, *ports, "--token-file", token, "--", *EXPLICIT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

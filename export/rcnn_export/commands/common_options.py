@@ -1,7 +1,13 @@
-"""The options about weights that rcnn-export, rcnn-train and rcnn-verify have in common."""
+"""The options that rcnn-export, rcnn-train and rcnn-verify have in common."""
 
 import argparse
 import math
+from importlib.metadata import version
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--version``, which prints the version of the installed package."""
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('rcnn-export')}")
 
 
 def add_weights_options(group: argparse._ActionsContainer, default: str) -> None:

@@ -1,0 +1,17 @@
+"""What the options choose from, as far as ``--help`` names it.
+
+Written down, because the modules that define it import torch, which takes seconds; a test compares them.
+"""
+
+TORCHVISION_MODELS = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+)
+ENGINES = ("onnx", "aoti", "tensorrt")
+PRECISIONS = ("fp32", "fp16")
+EXAMPLE_SHAPES = "1x320x320,4x800x1344,8x1344x1344"
+MAX_BATCH = 128  # pictures
+
+INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell has it

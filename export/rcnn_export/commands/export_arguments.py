@@ -1,0 +1,102 @@
+"""The arguments of ``rcnn-export``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rcnn_export.commands.choices import ENGINES, EXAMPLE_SHAPES, PRECISIONS, TORCHVISION_MODELS
+from rcnn_export.commands.common_options import add_version, add_weights_options
+
+if TYPE_CHECKING:
+    from rcnn_backend.engines.profiles import ShapeRange
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the arguments; --help, --version and wrong usage end the program."""
+    parser = argparse.ArgumentParser(
+        prog="rcnn-export",
+        description="Fills a Triton model repository from a torchvision detector.",
+        epilog="Example: rcnn-export faster_rcnn --model fasterrcnn_resnet50_fpn --weights my.pth "
+        "--labels labels.txt --name my_detector",
+    )
+    add_version(parser)
+    parser.add_argument("detector", choices=["faster_rcnn"], help="the kind of detector")
+    parser.add_argument(
+        "--model",
+        default="fasterrcnn_resnet50_fpn",
+        help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
+        "returning a FasterRCNN (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        default="DEFAULT",
+        help="a file with a state dict (torch.save or safetensors, alone or in a training checkpoint), a torchvision "
+        "weights name such as COCO_V1, or random to try an export without weights (default: %(default)s, "
+        "torchvision's best; a function of yours needs a file or random)",
+    )
+    add_weights_options(parser, default="as the weights record it, else as the model has it")
+    parser.add_argument(
+        "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="text file, one class name a line, without the background (default: those of published weights, else "
+        "class_1, class_2, ...)",
+    )
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        help="the model repository to write into (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="onnx: runs anywhere, in ONNX Runtime; aoti: compiled by PyTorch for this machine's GPU, or CPU if "
+        "it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of the networks; boxes and scores are computed in fp32 either way (default: %(default)s)",
+    )
+    plans = parser.add_argument_group("TensorRT plans")
+    plans.add_argument(
+        "--shapes",
+        type=_shapes,
+        action="append",
+        default=[],
+        metavar="BxHxW,BxHxW,BxHxW",
+        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE_SHAPES}; "
+        "once for each profile (default: one profile for what the detector's transform makes, up to 8 pictures)",
+    )
+    plans.add_argument(
+        "--version-compatible", action="store_true", help="the plans run on later versions of TensorRT too"
+    )
+    plans.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="the plans run on every GPU from Ampere on, but slower",
+    )
+    plans.add_argument(
+        "--compute-capability",
+        action="append",
+        default=[],
+        metavar="MAJOR.MINOR",
+        help="build for GPUs of this kind on a machine without one; TensorRT-RTX only (default: this machine's GPU)",
+    )
+    parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
+    return parser.parse_args(argv)
+
+
+def _shapes(text: str) -> "ShapeRange":
+    from rcnn_export.engines.plan_shapes import parse_shapes
+
+    try:
+        return parse_shapes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

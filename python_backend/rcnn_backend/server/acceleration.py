@@ -1,0 +1,75 @@
+"""What makes detectors fast on a GPU: MPS for the processes of their steps, or their fused models.
+
+Without either, the five steps of an ensemble take turns on the GPU.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rcnn_backend.contract.chain import FUSED
+from rcnn_backend.errors import RepositoryError, ServerError
+from rcnn_backend.server.gpus import steps_use_gpu
+from rcnn_backend.server.model_selection import ModelSelection
+from rcnn_backend.server.mps import running_mps
+
+AUTO, ON, OFF = "auto", "on", "off"
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """``environment``: variables for the server. ``fused``: the detectors that are served by their fused models.
+
+    ``notes``: lines that say so.
+    """
+
+    environment: Mapping[str, str]
+    fused: list[str]
+    notes: list[str]
+
+
+def accelerate(
+    mps: str, fused: str, models: ModelSelection | None, folder: Path, opened: contextlib.ExitStack
+) -> Acceleration:
+    """Starts MPS and chooses the detectors to serve by their fused models.
+
+    Args:
+        mps: AUTO: on a GPU, where it can be started; ON: or else an error.
+        fused: AUTO: on a GPU without MPS; ON: always.
+        models: what is served; None where that is not known here, and nothing is fused.
+        folder: for MPS.
+        opened: what ends MPS.
+
+    Raises:
+        ServerError: MPS is wanted and cannot be started.
+        RepositoryError: the fused model of a detector is wanted and not there.
+    """
+    on_gpu = AUTO in (mps, fused) and steps_use_gpu()
+    environment: Mapping[str, str] | None = None
+    notes = []
+    if mps == ON or (mps == AUTO and on_gpu):
+        try:
+            environment = opened.enter_context(running_mps(folder))
+            notes.append("MPS is on: the processes of the steps compute side by side on the GPU")
+        except ServerError as error:
+            if mps == ON:
+                raise ServerError(f"MPS cannot be started: {error}. --mps auto serves without it") from error
+            notes.append(
+                f"MPS is off, and without it an ensemble serves less than half as many pictures a second: {error}"
+            )
+    ensembles = models.ensembles if models else {}
+    if fused == ON and (lacking := [name for name, is_fusible in ensembles.items() if not is_fusible]):
+        raise RepositoryError(
+            f"--fused on needs {lacking[0]}_{FUSED}, which is missing or served by its own name: export the "
+            "detector again, or leave --fused out"
+        )
+    fusible = [name for name, is_fusible in ensembles.items() if is_fusible]
+    if fused == ON or (fused == AUTO and on_gpu and environment is None):
+        notes += [
+            f"{name} is served by {name}_{FUSED}: one process, faster than the steps" for name in fusible
+        ]
+        return Acceleration(environment or {}, fusible, notes)
+    if on_gpu:
+        notes += [f"{name}_{FUSED} is faster still: --fused on serves it as {name}" for name in fusible]
+    return Acceleration(environment or {}, [], notes)

@@ -1,0 +1,67 @@
+"""The commands as a person meets them: --help at once, --version, Ctrl-C."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rcnn_export.commands import choices, export, verify
+from rcnn_export.detector.load import TORCHVISION_MODELS
+from rcnn_export.engines.options import ENGINE_FILES
+from rcnn_export.engines.plan_shapes import EXAMPLE
+from rcnn_export.engines.precision import PRECISIONS
+from rcnn_export.engines.stages import MAX_BATCH
+
+COMMANDS = ("rcnn-serve", "rcnn-export", "rcnn-verify", "rcnn-train")
+SLOW = ("torch", "onnx", "numpy", "grpc", "rich.table")
+
+
+def test_the_choices_are_those_of_the_code() -> None:
+    assert list(choices.TORCHVISION_MODELS) == TORCHVISION_MODELS
+    assert tuple(ENGINE_FILES) == choices.ENGINES
+    assert tuple(PRECISIONS) == choices.PRECISIONS
+    assert choices.EXAMPLE_SHAPES == EXAMPLE
+    assert choices.MAX_BATCH == MAX_BATCH
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_version_import_nothing_slow(command: str) -> None:
+    """The time itself depends on how busy the machine is, so the best of three counts."""
+    program = Path(sys.executable).with_name(command)
+    times_s = []
+    for _ in range(3):
+        started = time.monotonic()
+        shown = subprocess.run([program, "--help"], check=True, capture_output=True, text=True).stdout
+        times_s.append(time.monotonic() - started)
+    assert min(times_s) < 1
+    assert "(default: " in shown and max(map(len, shown.splitlines())) <= 80
+    version = subprocess.run(
+        [sys.executable, "-X", "importtime", program, "--version"], check=True, capture_output=True, text=True
+    )
+    assert version.stdout == f"{command} 0.1.0\n"
+    imported = {line.rpartition("|")[2].strip() for line in version.stderr.splitlines()}
+    assert not imported & set(SLOW)
+
+
+@pytest.mark.parametrize(
+    ("command", "work", "arguments", "said"),
+    [
+        (export, "_export", ["faster_rcnn"], "rcnn-export: interrupted; model_repository is as it was\n"),
+        (verify, "_verify", [], "rcnn-verify: interrupted\n"),
+    ],
+)
+def test_ctrl_c_is_one_line(
+    command: object,
+    work: str,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, work, interrupted)
+    assert command.main(arguments) == choices.INTERRUPTED  # type: ignore[attr-defined]
+    assert capsys.readouterr().err == said
