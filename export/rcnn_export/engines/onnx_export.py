@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from rcnn_export.engines.stages import Stage
+from rcnn_export.engines.swin import traceable_swin
 
 OPSET = 20
 
@@ -17,7 +18,7 @@ OPSET = 20
 @torch.no_grad()
 def export_program(stage: Stage) -> ExportedProgram:
     """The stage as an ATen graph, from which every engine is made."""
-    with _quiet():
+    with _quiet(), traceable_swin():
         return torch.export.export(stage.module, stage.example, dynamic_shapes=stage.dynamic_shapes)
 
 
