@@ -189,7 +189,13 @@ def _initial_detector(settings: Settings) -> FasterRCNN:
     if settings.weights != "random":
         state = load_detector(settings.model, settings.weights).model.state_dict()
         for name, own in detector.state_dict().items():
-            if name.startswith("roi_heads.box_predictor.") and state[name].shape != own.shape:
+            if state[name].shape != own.shape:
+                if not name.startswith("roi_heads.box_predictor."):
+                    raise ExportError(
+                        f"the weights {settings.weights} do not fit {len(settings.class_names)} classes: {name} has "
+                        f"{list(state[name].shape)} in them and {list(own.shape)} here, and only roi_heads.box_predictor "
+                        "can start anew"
+                    )
                 state[name] = own
         detector.load_state_dict(state)
     return detector

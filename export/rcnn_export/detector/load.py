@@ -6,13 +6,8 @@ A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 """
 
 import hashlib
-import importlib
-import inspect
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torchvision import models
@@ -20,7 +15,10 @@ from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from rcnn_export.detector.builders import call_function
+from rcnn_export.detector.checks import check_builder_name, check_followed, check_is_faster_rcnn
 from rcnn_export.detector.random_weights import calibrate
+from rcnn_export.detector.shapes import check_rpn, num_classes_of
 from rcnn_export.detector.weights import download, named_weights_of, published_weights_of, read_state_dict
 from rcnn_export.errors import ExportError
 
@@ -28,6 +26,7 @@ TORCHVISION_MODELS = sorted(
     name for name in models.list_models(module=detection) if name.startswith("fasterrcnn_")
 )
 BACKGROUND = "__background__"
+AS_BUILT = "builder"  # the weights that the user's own function gives the detector
 RANDOM_SEED = 0
 
 
@@ -64,7 +63,8 @@ def load_detector(
     Args:
         model: a torchvision builder's name, or ``package.module:function``.
         weights: a torchvision weights name (``COCO_V1``, ``DEFAULT``), a ``.pth`` or
-            ``.safetensors`` file holding a state dict, or ``random`` (seeded).
+            ``.safetensors`` file holding a state dict, ``random`` (seeded), or ``builder``: those that a
+            function of one's own gives the detector.
         num_classes: classes with the background; by default as many as the weights have.
         labels: a text file, one class name a line, without the background.
 
@@ -76,11 +76,17 @@ def load_detector(
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
 
-    named_weights = None if weights == "random" else named_weights_of(model, weights)
+    as_built = ":" in model and weights == AS_BUILT
+    if ":" in model and weights == "DEFAULT":
+        raise ExportError(
+            f"{model} has no published weights: give --weights a .pth or .safetensors file, {AS_BUILT} for those that "
+            "the function itself gives the detector, or random"
+        )
+    named_weights = None if weights == "random" or as_built else named_weights_of(model, weights)
     state_dict: dict[str, torch.Tensor] | None = None
     if named_weights is not None:
         state_dict = download(named_weights)
-    elif weights != "random":
+    elif weights != "random" and not as_built:
         state_dict = read_state_dict(Path(weights))
         named_weights = published_weights_of(model, Path(weights))
     if state_dict is not None:
@@ -94,9 +100,9 @@ def load_detector(
         num_classes = in_weights or num_classes
 
     detector = build_detector(model, num_classes)
-    if state_dict is None:
+    if weights == "random":
         calibrate(detector)
-    else:
+    elif state_dict is not None:
         _load_state_dict(detector, state_dict, model, weights)
         if named_weights is FasterRCNN_ResNet50_FPN_Weights.COCO_V1:
             _set_batch_norm_eps(detector, 0.0)  # as torchvision does: they were trained so
@@ -116,27 +122,33 @@ def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
     Without ``num_classes`` it has as many as its builder gives it: 91 in torchvision.
 
     Raises:
-        ExportError: no such builder, or it does not return a FasterRCNN.
+        ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
     """
     _check_model_name(model)
-    classes = {} if num_classes is None else {"num_classes": num_classes}
     torch.manual_seed(RANDOM_SEED)
     if ":" in model:
-        function = _import_function(model)
-        takes_classes = "num_classes" in inspect.signature(function).parameters
-        detector = function(**classes) if takes_classes else function()
+        detector = check_is_faster_rcnn(call_function(model, num_classes), model)
     else:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
         detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
-    if not isinstance(detector, FasterRCNN):
+    check_detector(detector.eval())
+    if num_classes is not None and num_classes_of(detector) != num_classes:
         raise ExportError(
-            f"{model} returned {type(detector).__name__}, expected torchvision.models.detection.FasterRCNN"
+            f"{model} returned a detector of {num_classes_of(detector)} classes, but {num_classes} were asked for "
+            "(background included): give the function a parameter num_classes that decides it"
         )
-    return detector.eval()
+    return detector
 
 
-def num_classes_of(model: FasterRCNN) -> int:
-    """Classes the box head scores, the background included."""
-    return int(model.roi_heads.box_predictor.cls_score.out_features)
+def check_detector(model: FasterRCNN) -> None:
+    """Refuses a detector whose answers an export would not give.
+
+    Raises:
+        ExportError: it has code of its own where an export follows torchvision's, or parts that do not fit together.
+    """
+    check_followed(model)
+    check_rpn(model)
+    num_classes_of(model)
 
 
 def read_labels(path: Path) -> list[str]:
@@ -151,23 +163,12 @@ def read_labels(path: Path) -> list[str]:
 
 
 def _check_model_name(model: str) -> None:
+    check_builder_name(model)
     if ":" not in model and model not in TORCHVISION_MODELS:
         raise ExportError(
             f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
             "package.module:function for a function that returns a FasterRCNN"
         )
-
-
-def _import_function(path: str) -> Callable[..., Any]:
-    module_name, _, function_name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: a module in the user's own folder
-    try:
-        return getattr(importlib.import_module(module_name), function_name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ExportError(
-            f"cannot import {path}: {error}. Expected package.module:function, importable from here"
-        ) from error
 
 
 def _num_classes_of(state_dict: dict[str, torch.Tensor]) -> int | None:

@@ -12,7 +12,7 @@ from rcnn_backend.engines.profiles import Profile, ShapeRange
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.parameters import proposal_parameters
-from rcnn_export.detector.split import backbone_features, pooled_levels
+from rcnn_export.detector.shapes import backbone_features, pooled_levels
 from rcnn_export.errors import ExportError
 
 EXAMPLE = "1x320x320,4x800x1344,8x1344x1344"

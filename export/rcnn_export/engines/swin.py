@@ -37,7 +37,8 @@ def merge_patches(x: Tensor) -> Tensor:
     rows, columns = ((side + 1) // 2 for side in (height, width))
     x = functional.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
     quarters = x.unflatten(-2, (columns, 2)).unflatten(-4, (rows, 2))  # [B, H/2, 2, W/2, 2, C]
-    return quarters.permute(0, 1, 3, 4, 2, 5).flatten(-3)
+    merged: Tensor = quarters.permute(0, 1, 3, 4, 2, 5).flatten(-3)
+    return merged
 
 
 def shifted_window_attention(

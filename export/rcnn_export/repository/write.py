@@ -13,7 +13,7 @@ from typing import Any
 from rcnn_backend.contract.chain import FASTER_RCNN, FUSED, PIXELS
 from rcnn_backend.contract.manifest import sha256_of, write_manifest
 
-from rcnn_export.detector.load import Detector
+from rcnn_export.detector.load import Detector, check_detector
 from rcnn_export.engines.aoti_export import compile_package
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
@@ -47,12 +47,13 @@ def export_repository(
         The files written, engines and configs, in the order the data flows.
 
     Raises:
-        ExportError: the name is no Triton model name, a graph cannot be an engine, the
+        ExportError: the name is no Triton model name, the detector is one that cannot be exported, a graph cannot be an engine, the
             shapes are no profiles, or the repository cannot be written.
         RepositoryError: a TensorRT plan cannot be built.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
+    check_detector(detector.model)
     models = FASTER_RCNN.model_names(name)
     if options.engine == TENSORRT and not options.profiles:
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))

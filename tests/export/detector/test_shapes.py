@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.detector.split import pooled_strides, pooler_with_strides
+from rcnn_export.detector.shapes import pooled_strides, pooler_with_strides
 from torchvision.models.detection import FasterRCNN
 
 SIZES_DIVISIBLE = [1, 3, 20, 32, 48]
