@@ -11,18 +11,21 @@ from rcnn_backend.errors import RepositoryError
 from rich.console import Console
 from rich.table import Table
 
-from rcnn_export.detector.load import TORCHVISION_MODELS, Detector, load_detector
+from rcnn_export.detector.load import AS_BUILT, TORCHVISION_MODELS, Detector, load_detector
 from rcnn_export.engines.options import ENGINE_FILES, ONNX, TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import EXAMPLE, parse_shapes, plan_profiles
 from rcnn_export.engines.precision import FP32, PRECISIONS
 from rcnn_export.errors import ExportError
+from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.write import export_repository
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exports a detector; exit code 0, or 1 with the reason on stderr."""
     arguments = _parser().parse_args(argv)
-    console = Console(highlight=False)
+    console = Console(
+        highlight=False, file=sys.stdout
+    )  # this one, while an exporter's own notes are kept from it
     started = time.monotonic()
 
     def report(line: str) -> None:
@@ -30,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         report(f"Loading {arguments.model} with weights {arguments.weights}")
-        detector = load_detector(arguments.model, arguments.weights, arguments.num_classes, arguments.labels)
+        with still_running(report, f"loading {arguments.model}"):
+            detector = load_detector(
+                arguments.model, arguments.weights, arguments.num_classes, arguments.labels
+            )
         name = arguments.name or arguments.detector
         options = _engine_options(arguments, detector)
         written = export_repository(detector, arguments.repository, name, report, options)
@@ -81,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         default="DEFAULT",
         help="a .pth or .safetensors file, a torchvision weights name such as COCO_V1, "
-        "or random to try an export without weights (default: %(default)s)",
+        f"random to try an export without weights, or {AS_BUILT} for those that a function of yours gives its "
+        "detector (default: %(default)s)",
     )
     parser.add_argument(
         "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"

@@ -5,6 +5,7 @@ import inspect
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -15,11 +16,12 @@ WRAPPERS = (nn.DataParallel, DistributedDataParallel, OptimizedModule)
 ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def call_function(path: str, num_classes: int | None) -> object:
+def call_function(path: str, num_classes: int | None, seed: int) -> object:
     """What the function ``path``, ``package.module:function``, returns; a module is unwrapped, FP32 and on the CPU.
 
     Args:
         num_classes: given to the function if it has a parameter of that name, or takes any.
+        seed: of torch's random numbers in the call, whatever the import used.
 
     Raises:
         ExportError: it cannot be imported, is no function, needs other arguments, or raises.
@@ -27,9 +29,10 @@ def call_function(path: str, num_classes: int | None) -> object:
     function = _import(path)
     if isinstance(function, nn.Module) or not callable(function):
         raise ExportError(
-            f"{path} is a {type(function).__name__}, expected a function that returns a FasterRCNN"
+            f"{path} is no function but {type(function).__name__}: give a function that returns a FasterRCNN"
         )
     arguments = _arguments(path, function, num_classes)
+    torch.manual_seed(seed)
     try:
         return _unwrap(function(**arguments))
     except ExportError:

@@ -125,10 +125,10 @@ def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
         ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
     """
     _check_model_name(model)
-    torch.manual_seed(RANDOM_SEED)
     if ":" in model:
-        detector = check_is_faster_rcnn(call_function(model, num_classes), model)
+        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model)
     else:
+        torch.manual_seed(RANDOM_SEED)
         classes = {} if num_classes is None else {"num_classes": num_classes}
         detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
     check_detector(detector.eval())

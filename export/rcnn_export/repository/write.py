@@ -22,6 +22,7 @@ from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_dir
+from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
@@ -40,7 +41,7 @@ def export_repository(
     when anything fails, the older export stays as it was.
 
     Args:
-        report: called with a line of text as each part begins.
+        report: called with a line of text as each part begins, and every half minute until it ends.
         options: what the networks are compiled to.
 
     Returns:
@@ -80,12 +81,14 @@ def export_repository(
         for stage in engine_stages(detector.model, precision):
             report(f"Exporting the {stage.name}, {precision.name}, for {options.engine}")
             version_dir = staging / f"{name}_{stage.name}" / VERSION
-            _write_engine(stage, detector, options, version_dir)
+            with still_running(report, f"exporting the {stage.name}"):
+                _write_engine(stage, detector, options, version_dir)
             if options.engine == TENSORRT:
                 report(f"Building the {stage.name}'s TensorRT plan")
                 builder = _plan_build()
                 profiles, timings = options.profiles[stage.name], builder.timing_cache(repository)
-                builder.build_plan(version_dir, profiles, options.plan, timings)
+                with still_running(report, f"building the {stage.name}'s TensorRT plan"):
+                    builder.build_plan(version_dir, profiles, options.plan, timings)
         swap_folders(staging, repository, models)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error
