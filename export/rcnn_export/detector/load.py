@@ -20,6 +20,7 @@ from rcnn_export.detector.checks import check_builder_name, check_followed, chec
 from rcnn_export.detector.random_weights import calibrate
 from rcnn_export.detector.shapes import check_rpn, num_classes_of
 from rcnn_export.detector.weights import download, named_weights_of, published_weights_of, read_state_dict
+from rcnn_export.detector.zero_eps import allow_zero_eps
 from rcnn_export.errors import ExportError
 
 TORCHVISION_MODELS = sorted(
@@ -107,6 +108,7 @@ def load_detector(
         if named_weights is FasterRCNN_ResNet50_FPN_Weights.COCO_V1:
             _set_batch_norm_eps(detector, 0.0)  # as torchvision does: they were trained so
 
+    allow_zero_eps(detector)
     class_names = names_from_labels or _class_names(detector, named_weights)
     if len(class_names) != num_classes_of(detector):
         raise ExportError(

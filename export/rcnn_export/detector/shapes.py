@@ -95,7 +95,7 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
         inferred[size_hw] = pooler.scales
     if any(scales != pooler.scales for scales in inferred.values()):
         strides = ", ".join(
-            f"{[1 / scale for scale in scales]} at {height}x{width}"
+            f"{[round(1 / scale) for scale in scales]} at {height}x{width}"
             for (height, width), scales in inferred.items()
         )
         raise ExportError(
@@ -183,14 +183,12 @@ def backbone_features(
     _check_channels(model)
     with _running("backbone"):
         features = model.backbone(torch.zeros(1, CHANNELS, *size_hw))
-    if isinstance(features, Tensor):
-        features = {"0": features}
     maps = list(features.values()) if isinstance(features, dict) else [features]
     if not all(isinstance(feature, Tensor) and feature.ndim == 4 for feature in maps):
         raise ExportError(
             f"the backbone returns {_describe(features)}: torchvision expects a tensor [B, C, h, w] or an OrderedDict of them"
         )
-    return dict(features)
+    return dict(features) if isinstance(features, dict) else {"0": features}
 
 
 def _check_channels(model: FasterRCNN) -> None:

@@ -56,9 +56,12 @@ def test_a_stride_that_is_no_power_of_two_is_rounded_as_torchvision_rounds_it(bu
 
 
 def test_strides_that_the_first_picture_decides_are_refused(build: Build) -> None:
-    model = build(min_size=64, max_size=96)
-    model.backbone[0] = nn.Conv2d(3, 4, 11, 36, 5)
-    with pytest.raises(ExportError, match=r"infers other strides from pictures of other sizes .* at 64x85"):
+    model = build(min_size=96, max_size=128)
+    model.backbone[0] = nn.Conv2d(3, 4, 11, 48, 5)  # 2 rows of 96 px, 3 of 128
+    with pytest.raises(
+        ExportError,
+        match=r"infers other strides from pictures of other sizes \(\[64\] at 96x128, \[64\] at 96x96, \[32\] at 128x96\)",
+    ):
         pooled_strides(model)
 
 
