@@ -23,9 +23,8 @@ from rcnn_export.repository.write import export_repository
 def main(argv: list[str] | None = None) -> int:
     """Exports a detector; exit code 0, or 1 with the reason on stderr."""
     arguments = _parser().parse_args(argv)
-    console = Console(
-        highlight=False, file=sys.stdout
-    )  # this one, while an exporter's own notes are kept from it
+    # The file is given because sys.stdout is another one while torch exports and its notes are hidden.
+    console = Console(highlight=False, file=sys.stdout)
     started = time.monotonic()
 
     def report(line: str) -> None:

@@ -63,9 +63,10 @@ def _calibrate(model: FasterRCNN) -> None:
         _spread(model.rpn.head.bbox_pred, _channels_last(deltas), RPN_DELTAS_STD)
     proposals, _ = model.rpn(images, features)
     heads = model.roi_heads
-    roi_features = copy.deepcopy(heads.box_roi_pool)(
-        features, proposals, images.image_sizes
-    )  # it keeps the scales
+    pooler = copy.deepcopy(
+        heads.box_roi_pool
+    )  # a pooler keeps the scales that it infers from its first picture
+    roi_features = pooler(features, proposals, images.image_sizes)
     class_logits, class_deltas = heads.box_predictor(heads.box_head(roi_features))
     if isinstance(heads.box_predictor, FastRCNNPredictor):
         _spread(heads.box_predictor.cls_score, class_logits, CLASS_LOGITS_STD)

@@ -180,9 +180,19 @@ def backbone_features(
     Raises:
         ExportError: the backbone takes other than three channels, fails, or returns no feature maps.
     """
-    _check_channels(model)
-    with _running("backbone"):
-        features = model.backbone(torch.zeros(1, CHANNELS, *size_hw))
+    normalised = {len(model.transform.image_mean), len(model.transform.image_std)} - {
+        1
+    }  # one serves any number
+    if normalised - {CHANNELS}:
+        raise _other_channels(max(normalised))
+    try:
+        with _running("backbone"):
+            features = model.backbone(torch.zeros(1, CHANNELS, *size_hw))
+    except ExportError as error:
+        first = next((layer for layer in model.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
+        if first is None or first.in_channels == CHANNELS:
+            raise
+        raise _other_channels(first.in_channels) from error
     maps = list(features.values()) if isinstance(features, dict) else [features]
     if not all(isinstance(feature, Tensor) and feature.ndim == 4 for feature in maps):
         raise ExportError(
@@ -191,17 +201,11 @@ def backbone_features(
     return dict(features) if isinstance(features, dict) else {"0": features}
 
 
-def _check_channels(model: FasterRCNN) -> None:
-    """Refuses a detector for pictures of other than three channels, by its normalisation and its first convolution."""
-    lengths = {len(model.transform.image_mean), len(model.transform.image_std)}
-    first = next((layer for layer in model.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
-    taken = CHANNELS if first is None else first.in_channels
-    if taken != CHANNELS or not lengths <= {1, CHANNELS}:
-        channels = taken if taken != CHANNELS else max(lengths)
-        raise ExportError(
-            f"the detector takes pictures of {channels} channel{'s' if channels > 1 else ''}, and the server sends it "
-            "three, RGB. Put a layer that takes three before the backbone, and give three image_mean and image_std"
-        )
+def _other_channels(channels: int) -> ExportError:
+    return ExportError(
+        f"the detector takes pictures of {channels} channel{'s' if channels > 1 else ''}, and the server sends it "
+        "three, RGB. Put a layer that takes three before the backbone, and give three image_mean and image_std"
+    )
 
 
 @contextmanager

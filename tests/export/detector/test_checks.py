@@ -178,6 +178,17 @@ def test_pictures_of_other_channels_are_refused(build: Build, channels: int, tex
         check_detector(model)
 
 
+class Grey(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=1, keepdim=True)
+
+
+def test_a_backbone_may_make_its_own_channels_of_three(build: Build) -> None:
+    model = build(image_mean=[0.5], image_std=[0.25])
+    model.backbone = nn.Sequential(Grey(), nn.Conv2d(1, 4, 3, 8, 1))
+    check_detector(model)
+
+
 class Predictor(nn.Module):
     """Keeps torchvision's contract, but not the names of its layers."""
 
