@@ -22,6 +22,7 @@ from rcnn_export.engines.options import TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import PRECISIONS
 from rcnn_export.errors import ExportError
+from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.write import export_repository
 
 
@@ -41,22 +42,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace, name: str) -> int:
-    console = Console(highlight=False)
+    # The file is given because sys.stdout is another one while torch exports and its notes are hidden.
+    console = Console(highlight=False, file=sys.stdout)
     started = time.monotonic()
 
     def report(line: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
     report(f"Loading {arguments.model} with weights {arguments.weights}")
-    detector = load_detector(
-        arguments.model,
-        arguments.weights,
-        arguments.num_classes,
-        arguments.labels,
-        weights_key=arguments.weights_key,
-        batch_norm_eps=arguments.batch_norm_eps,
-        report=report,
-    )
+    with still_running(report, f"loading {arguments.model}"):
+        detector = load_detector(
+            arguments.model,
+            arguments.weights,
+            arguments.num_classes,
+            arguments.labels,
+            weights_key=arguments.weights_key,
+            batch_norm_eps=arguments.batch_norm_eps,
+            report=report,
+        )
     options = _engine_options(arguments, detector)
     if replaced := _describe(arguments.repository, name):
         report(f"This replaces {name} ({replaced})")

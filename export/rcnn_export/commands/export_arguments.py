@@ -32,8 +32,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         default="DEFAULT",
         help="a file with a state dict (torch.save or safetensors, alone or in a training checkpoint), a torchvision "
-        "weights name such as COCO_V1, or random to try an export without weights (default: %(default)s, "
-        "torchvision's best; a function of yours needs a file or random)",
+        "weights name such as COCO_V1, builder for those that a function of yours gives its detector, or random to try "
+        "an export without weights (default: %(default)s, torchvision's best)",
     )
     add_weights_options(parser, default="as the weights record it, else as the model has it")
     parser.add_argument(

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from rcnn_export.detector.zero_eps import allow_zero_eps
 from rcnn_export.errors import ExportError
 
 
@@ -35,6 +36,7 @@ def set_batch_norm_eps(model: nn.Module, eps: float) -> None:
         )
     for layer in layers:
         layer.eps = eps
+    allow_zero_eps(model)
 
 
 def report_open_eps(model: nn.Module, weights: str, report: Callable[[str], None]) -> None:

@@ -6,13 +6,9 @@ A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 """
 
 import hashlib
-import importlib
-import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torchvision import models
@@ -20,10 +16,14 @@ from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, report_open_eps, set_batch_norm_eps
+from rcnn_export.detector.builders import call_function
+from rcnn_export.detector.checks import check_builder_name, check_followed, check_is_faster_rcnn
 from rcnn_export.detector.labels import BACKGROUND, read_labels
 from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.detector.weights import find_weights
+from rcnn_export.detector.shapes import check_rpn, num_classes_of
+from rcnn_export.detector.weights import RANDOM, find_weights
 from rcnn_export.detector.weights_fit import load_into
+from rcnn_export.detector.zero_eps import allow_zero_eps
 from rcnn_export.errors import ExportError
 
 TORCHVISION_MODELS = sorted(
@@ -76,7 +76,8 @@ def load_detector(
     Args:
         model: a torchvision builder's name, or ``package.module:function``.
         weights: a torchvision weights name (``COCO_V1``, ``DEFAULT``), a file of ``torch.save`` or
-            safetensors that holds a state dict, alone or in a checkpoint, or ``random`` (seeded).
+            safetensors that holds a state dict, alone or in a checkpoint, ``random`` (seeded), or ``builder``: those
+            that a function of one's own gives the detector.
         num_classes: classes with the background; by default as many as the weights have.
         labels: a text file, one class name a line, without the background.
         weights_key: which state dict of a file that holds several, with dots between nested keys.
@@ -107,9 +108,9 @@ def load_detector(
     eps = given.batch_norm_eps if given and batch_norm_eps is None else batch_norm_eps
     if eps is not None:
         set_batch_norm_eps(detector, eps)
-    if given is None:
+    if weights == RANDOM:
         calibrate(detector)
-    else:
+    elif given is not None:
         load_into(detector, given.tensors, model, weights, report)
         if eps is None and given.published is None:
             report_open_eps(detector, weights, report)
@@ -129,47 +130,43 @@ def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
     Without ``num_classes`` it has as many as its builder gives it: 91 in torchvision.
 
     Raises:
-        ExportError: no such builder, or it does not return a FasterRCNN.
+        ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
     """
     _check_model_name(model)
-    classes = {} if num_classes is None else {"num_classes": num_classes}
-    torch.manual_seed(RANDOM_SEED)
     if ":" in model:
-        function = _import_function(model)
-        takes_classes = "num_classes" in inspect.signature(function).parameters
-        detector = function(**classes) if takes_classes else function()
+        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model)
     else:
+        torch.manual_seed(RANDOM_SEED)
+        classes = {} if num_classes is None else {"num_classes": num_classes}
         detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
-    if not isinstance(detector, FasterRCNN):
+    allow_zero_eps(detector)
+    check_detector(detector.eval())
+    if num_classes is not None and num_classes_of(detector) != num_classes:
         raise ExportError(
-            f"{model} returned {type(detector).__name__}, expected torchvision.models.detection.FasterRCNN"
+            f"{model} returned a detector of {num_classes_of(detector)} classes, but {num_classes} were asked for "
+            "(background included): give the function a parameter num_classes that decides it"
         )
-    return detector.eval()
+    return detector
 
 
-def num_classes_of(model: FasterRCNN) -> int:
-    """Classes the box head scores, the background included."""
-    return int(model.roi_heads.box_predictor.cls_score.out_features)
+def check_detector(model: FasterRCNN) -> None:
+    """Refuses a detector whose answers an export would not give.
+
+    Raises:
+        ExportError: it has code of its own where an export follows torchvision's, or parts that do not fit together.
+    """
+    check_followed(model)
+    check_rpn(model)
+    num_classes_of(model)
 
 
 def _check_model_name(model: str) -> None:
+    check_builder_name(model)
     if ":" not in model and model not in TORCHVISION_MODELS:
         raise ExportError(
             f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
             "package.module:function for a function that returns a FasterRCNN"
         )
-
-
-def _import_function(path: str) -> Callable[..., Any]:
-    module_name, _, function_name = path.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: a module in the user's own folder
-    try:
-        return getattr(importlib.import_module(module_name), function_name)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ExportError(
-            f"cannot import {path}: {error}. Expected package.module:function, importable from here"
-        ) from error
 
 
 def _num_classes_of(state_dict: dict[str, torch.Tensor]) -> int | None:

@@ -1,5 +1,7 @@
 """The settings of a torch detector that the steps between the engines follow."""
 
+from collections.abc import Sequence
+
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
     PoolParameters,
@@ -8,7 +10,8 @@ from rcnn_backend.contract.parameters import (
 )
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.split import backbone_features, pooled_strides, roi_pooler
+from rcnn_export.detector.shapes import CHANNELS, backbone_features, pooled_strides
+from rcnn_export.errors import ExportError
 
 # On a CPU a batch of RoIs is padded to the next of these shares of ``post_nms_top_n``, the largest number of RoIs.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
@@ -22,13 +25,16 @@ def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
     placeholders: the hand-written config decides them.
     """
     transform = model.transform
+    fixed_size = transform.fixed_size
     return PreprocessParameters(
-        min_size=transform.min_size[-1],
-        max_size=transform.max_size,
-        fixed_size_hw=list(transform.fixed_size[::-1]) if transform.fixed_size is not None else None,
-        image_mean=list(transform.image_mean),
-        image_std=list(transform.image_std),
-        size_divisible=transform.size_divisible,
+        min_size=_whole("transform.min_size", transform.min_size[-1]),
+        max_size=_whole("transform.max_size", transform.max_size),
+        fixed_size_hw=None
+        if fixed_size is None
+        else [_whole("transform.fixed_size", side) for side in fixed_size[::-1]],
+        image_mean=_by_channel(transform.image_mean),
+        image_std=_by_channel(transform.image_std),
+        size_divisible=_whole("transform.size_divisible", transform.size_divisible),
         max_image_pixels=0,
     )
 
@@ -47,11 +53,11 @@ def proposal_parameters(model: FasterRCNN) -> ProposalParameters:
 
 def pool_parameters(model: FasterRCNN) -> PoolParameters:
     """MultiScaleRoIAlign's settings."""
-    pooler = roi_pooler(model)
+    pooler = model.roi_heads.box_roi_pool
     return PoolParameters(
         feature_strides=pooled_strides(model),
-        canonical_scale=pooler.canonical_scale,
-        canonical_level=pooler.canonical_level,
+        canonical_scale=_whole("box_roi_pool.canonical_scale", pooler.canonical_scale),
+        canonical_level=_whole("box_roi_pool.canonical_level", pooler.canonical_level),
         output_size_hw=list(pooler.output_size),
         sampling_ratio=pooler.sampling_ratio,
     )
@@ -66,3 +72,15 @@ def detection_parameters(model: FasterRCNN) -> DetectionParameters:
         min_box_size=POSTPROCESS_MIN_BOX_SIZE,
         detections_per_img=heads.detections_per_img,
     )
+
+
+def _by_channel(values: Sequence[float]) -> list[float]:
+    """A mean or a standard deviation of each of R, G and B; torchvision takes one for all three too."""
+    listed = [float(value) for value in values]
+    return listed * CHANNELS if len(listed) == 1 else listed
+
+
+def _whole(setting: str, value: float) -> int:
+    if value != int(value):
+        raise ExportError(f"{setting} is {value}, expected a whole number")
+    return int(value)

@@ -1,8 +1,12 @@
 """Seeded random weights with which a detector finds something, to try an export without trained weights."""
 
+import copy
+
 import torch
 from PIL import Image
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.transforms.functional import to_tensor
 
 from rcnn_export.photos import load_photo
@@ -54,14 +58,19 @@ def _calibrate(model: FasterRCNN) -> None:
     if isinstance(features, torch.Tensor):
         features = {"0": features}
     objectness, deltas = model.rpn.head(list(features.values()))
-    _spread(model.rpn.head.cls_logits, _channels_last(objectness), OBJECTNESS_STD)
-    _spread(model.rpn.head.bbox_pred, _channels_last(deltas), RPN_DELTAS_STD)
+    if isinstance(model.rpn.head, RPNHead):  # a head of the user's own keeps the weights that it has
+        _spread(model.rpn.head.cls_logits, _channels_last(objectness), OBJECTNESS_STD)
+        _spread(model.rpn.head.bbox_pred, _channels_last(deltas), RPN_DELTAS_STD)
     proposals, _ = model.rpn(images, features)
     heads = model.roi_heads
-    roi_features = heads.box_roi_pool(features, proposals, images.image_sizes)
+    pooler = copy.deepcopy(
+        heads.box_roi_pool
+    )  # a pooler keeps the scales that it infers from its first picture
+    roi_features = pooler(features, proposals, images.image_sizes)
     class_logits, class_deltas = heads.box_predictor(heads.box_head(roi_features))
-    _spread(heads.box_predictor.cls_score, class_logits, CLASS_LOGITS_STD)
-    _spread(heads.box_predictor.bbox_pred, class_deltas, CLASS_DELTAS_STD)
+    if isinstance(heads.box_predictor, FastRCNNPredictor):
+        _spread(heads.box_predictor.cls_score, class_logits, CLASS_LOGITS_STD)
+        _spread(heads.box_predictor.bbox_pred, class_deltas, CLASS_DELTAS_STD)
     model.eval()
 
 

@@ -9,19 +9,12 @@ of the resized image. What lies between the two (NMS, RoIAlign) runs in rcnn_bac
 checks by the ``*_samples`` that no tensor got lost on the way to an engine or from it.
 """
 
-import copy
-
 import torch
 from rcnn_backend.contract.samples import FIRST
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
-from torchvision.ops import MultiScaleRoIAlign
 
-from rcnn_export.errors import ExportError
-
-STRIDES_SIDE_PX = (
-    512  # of the picture that strides are inferred from: four rows or more up to a stride of 128
-)
+from rcnn_export.detector.shapes import cell_anchors, pooled_levels
 
 
 class RpnModule(nn.Module):
@@ -37,7 +30,7 @@ class RpnModule(nn.Module):
         self.pre_nms_top_n = model.rpn.pre_nms_top_n()
         self.pooled_levels = pooled_levels(model)
         self.cell_anchors = nn.ParameterList(
-            nn.Parameter(anchors, requires_grad=False) for anchors in model.rpn.anchor_generator.cell_anchors
+            nn.Parameter(anchors, requires_grad=False) for anchors in cell_anchors(model)
         )
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
@@ -127,63 +120,3 @@ def take_samples(*tensors: Tensor) -> Tensor:
         middle = tensor.select(-2, tensor.shape[-2] // 2)
         parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)
-
-
-def pooled_levels(model: FasterRCNN) -> list[str]:
-    """Names of the backbone's feature maps that RoIs are pooled from, finest first."""
-    pooler = roi_pooler(model)
-    features = backbone_features(model)
-    return [name for name in features if name in pooler.featmap_names]
-
-
-def pooled_strides(model: FasterRCNN) -> list[int]:
-    """Stride in pixels of each pooled level, a power of two as MultiScaleRoIAlign infers it."""
-    return [round(1 / scale) for scale in pooler_with_strides(model).scales]
-
-
-@torch.no_grad()
-def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
-    """A copy of the detector's MultiScaleRoIAlign that has inferred the pyramid's strides, from a large square.
-
-    It infers them once, from the first picture that it sees. A small or thin one, whose coarse levels have one
-    or two rows whatever their stride, would give it wrong strides for good.
-    """
-    pooler = copy.deepcopy(roi_pooler(model))
-    pooler.scales = pooler.map_levels = None
-    pooler(
-        backbone_features(model, STRIDES_SIDE_PX), [torch.ones(1, 4)], [(STRIDES_SIDE_PX, STRIDES_SIDE_PX)]
-    )
-    return pooler
-
-
-def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
-    """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
-    height, width = roi_pooler(model).output_size
-    return {
-        "channels": backbone_features(model)[pooled_levels(model)[0]].shape[1],
-        "classes": model.roi_heads.box_predictor.cls_score.out_features - 1,
-        "detections": model.roi_heads.detections_per_img,
-        "pooled_height": height,
-        "pooled_width": width,
-    }
-
-
-def roi_pooler(model: FasterRCNN) -> MultiScaleRoIAlign:
-    """The detector's MultiScaleRoIAlign.
-
-    Raises:
-        ExportError: RoIs are pooled by something else.
-    """
-    pooler = model.roi_heads.box_roi_pool
-    if not isinstance(pooler, MultiScaleRoIAlign):
-        raise ExportError(
-            f"box_roi_pool is a {type(pooler).__name__}: only torchvision.ops.MultiScaleRoIAlign is supported"
-        )
-    return pooler
-
-
-@torch.no_grad()
-def backbone_features(model: FasterRCNN, size: int = 64) -> dict[str, Tensor]:
-    """Every feature map of a blank square picture: the names, channels and strides of the pyramid."""
-    features = model.backbone(torch.zeros(1, 3, size, size))
-    return {"0": features} if isinstance(features, Tensor) else dict(features)

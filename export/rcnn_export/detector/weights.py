@@ -20,6 +20,7 @@ from rcnn_export.detector.weights_file import read_weights_file
 from rcnn_export.errors import ExportError
 
 RANDOM, DEFAULT = "random", "DEFAULT"
+AS_BUILT = "builder"  # the weights that a function of the user's own gives the detector
 
 
 class DownloadError(ExportError):
@@ -41,7 +42,7 @@ class Weights:
 
 
 def find_weights(model: str, weights: str, key: str | None, report: Callable[[str], None]) -> Weights | None:
-    """Reads the file ``weights``, or downloads the published weights of that name; None for ``random``.
+    """Reads the file ``weights``, or downloads the published weights of that name; None for ``random`` and ``builder``.
 
     A published name comes before a file of the same name; ``./NAME`` is always a file.
 
@@ -54,10 +55,11 @@ def find_weights(model: str, weights: str, key: str | None, report: Callable[[st
         ExportError: there are no such weights, or they cannot be read.
         DownloadError: they cannot be downloaded.
     """
-    named = None if weights == RANDOM else _published(model, weights)
-    if key is not None and (named is not None or weights == RANDOM):
+    is_given = weights == RANDOM or (weights == AS_BUILT and ":" in model)
+    named = None if is_given else _published(model, weights)
+    if key is not None and (named is not None or is_given):
         raise ExportError(f"--weights-key {key} chooses within a file, and {weights} is none: leave it out")
-    if weights == RANDOM:
+    if is_given:
         return None
     if named is not None:
         report(f"{weights} is {named}")
@@ -95,7 +97,7 @@ def _published(model: str, weights: str) -> models.WeightsEnum | None:
     if is_function:
         raise ExportError(
             f"{model} is a function of yours, which has no published weights {weights!r}: "
-            "give --weights a file, or random"
+            f"give --weights a file, {AS_BUILT} for those that the function itself gives the detector, or random"
         )
     raise ExportError(
         f"{model} has no weights {weights!r}: give one of {', '.join(known)}, a file, or random"

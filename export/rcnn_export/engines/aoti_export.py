@@ -48,6 +48,8 @@ def compile_package(stage: Stage, path: Path) -> str:
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs=INDUCTOR_OPTIONS
             )
+    except ExportError:
+        raise
     except Exception as error:  # of many kinds, from the compilers too
         raise ExportError(
             f"AOTInductor cannot compile the {stage.name}: {type(error).__name__}: {str(error)[:2000]}. "

@@ -10,22 +10,33 @@ import torch
 from torch.export import ExportedProgram
 
 from rcnn_export.engines.stages import Stage
+from rcnn_export.engines.swin import traceable_swin
+from rcnn_export.errors import ExportError
 
 OPSET = 20
 
 
 @torch.no_grad()
 def export_program(stage: Stage) -> ExportedProgram:
-    """The stage as an ATen graph, from which every engine is made."""
-    with _quiet():
+    """The stage as an ATen graph, from which every engine is made.
+
+    Raises:
+        ExportError: torch cannot trace it.
+    """
+    with _quiet(), traceable_swin(), _refusal(f"trace the {stage.name} for pictures of every size"):
         return torch.export.export(stage.module, stage.example, dynamic_shapes=stage.dynamic_shapes)
 
 
 def export_onnx(stage: Stage) -> onnx.ModelProto:
-    """The stage as an ONNX graph with named axes, before ``clean_graph``."""
-    with _quiet():
+    """The stage as an ONNX graph with named axes, before ``clean_graph``.
+
+    Raises:
+        ExportError: torch cannot trace it, or has no ONNX for one of its operators.
+    """
+    traced = export_program(stage)
+    with _quiet(), _refusal(f"write the {stage.name} as ONNX"):
         program = torch.onnx.export(
-            export_program(stage),
+            traced,
             input_names=stage.inputs,
             output_names=stage.outputs,
             opset_version=OPSET,
@@ -40,6 +51,19 @@ def export_onnx(stage: Stage) -> onnx.ModelProto:
             if not dim.HasField("dim_value"):
                 dim.dim_param = str(axis)
     return model
+
+
+@contextlib.contextmanager
+def _refusal(deed: str) -> Iterator[None]:
+    """Turns what an exporter raises, which is of many kinds, into one error with its first line."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        raise ExportError(
+            f"torch cannot {deed}: {type(error).__name__}: {lines[0]}. Look in the detector's own modules for code that "
+            "depends on the values or on the size of a picture"
+        ) from error
 
 
 @contextlib.contextmanager

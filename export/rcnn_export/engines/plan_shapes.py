@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from rcnn_backend.engines.profiles import Profile, ShapeRange
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.parameters import proposal_parameters
-from rcnn_export.detector.split import backbone_features, pooled_levels
+from rcnn_export.detector.parameters import preprocess_parameters, proposal_parameters
+from rcnn_export.detector.shapes import backbone_features, pooled_levels
 from rcnn_export.errors import ExportError
 
 EXAMPLE = "1x320x320,4x800x1344,8x1344x1344"
@@ -50,12 +50,12 @@ def plan_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange] = ()) -> dict[
 
 def _default_shapes(model: FasterRCNN) -> list[ShapeRange]:
     """One profile for every picture that the detector's own transform makes."""
-    transform = model.transform
+    transform = preprocess_parameters(model)
     divisor = transform.size_divisible
-    if transform.fixed_size is not None:
-        largest = best = tuple(_round_up(side, divisor) for side in transform.fixed_size[::-1])
+    if transform.fixed_size_hw is not None:
+        largest = best = tuple(_round_up(side, divisor) for side in transform.fixed_size_hw)
     else:
-        best = (_round_up(transform.min_size[-1], divisor), _round_up(transform.max_size, divisor))
+        best = (_round_up(transform.min_size, divisor), _round_up(transform.max_size, divisor))
         largest = (best[1], best[1])
     sides = ((divisor, divisor), best, largest)
     return [ShapeRange(*((batch, *side) for batch, side in zip(DEFAULT_BATCHES, sides, strict=True)))]

@@ -14,7 +14,8 @@ from torch import nn
 from torch.export import Dim
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.split import HeaderModule, RpnModule, pooled_levels, pooled_strides, tensor_sizes
+from rcnn_export.detector.shapes import pooled_levels, pooled_strides, tensor_sizes
+from rcnn_export.detector.split import HeaderModule, RpnModule
 from rcnn_export.engines.precision import FP32, Precision
 
 MODULES: dict[str, Callable[[FasterRCNN], RpnModule | HeaderModule]] = {

@@ -27,7 +27,7 @@ from rcnn_export.detector.parameters import (
     preprocess_parameters,
     proposal_parameters,
 )
-from rcnn_export.detector.split import pooled_levels, tensor_sizes
+from rcnn_export.detector.shapes import pooled_levels, tensor_sizes
 from rcnn_export.engines.options import DEFAULT_ENGINE, TRITON_BACKENDS, EngineOptions
 
 TEMPLATE = FASTER_RCNN.family

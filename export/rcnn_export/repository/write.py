@@ -13,7 +13,7 @@ from typing import Any
 from rcnn_backend.contract.chain import FASTER_RCNN, FUSED, PIXELS
 from rcnn_backend.contract.manifest import sha256_of, write_manifest
 
-from rcnn_export.detector.load import Detector
+from rcnn_export.detector.load import Detector, check_detector
 from rcnn_export.engines.aoti_export import compile_package
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
@@ -22,6 +22,7 @@ from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_dir
+from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
@@ -41,19 +42,20 @@ def export_repository(
     when anything fails, the older export stays as it was.
 
     Args:
-        report: called with a line of text as each part begins.
+        report: called with a line of text as each part begins, and every half minute until it ends.
         options: what the networks are compiled to.
 
     Returns:
         The files written, engines and configs, in the order the data flows.
 
     Raises:
-        ExportError: the name is no Triton model name, a graph cannot be an engine, the
+        ExportError: the name is no Triton model name, the detector is one that cannot be exported, a graph cannot be an engine, the
             shapes are no profiles, or the repository cannot be written.
         RepositoryError: a TensorRT plan cannot be built.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
+    check_detector(detector.model)
     models = FASTER_RCNN.model_names(name)
     if (excess := max(map(len, models)) - MAX_FILE_NAME) > 0:
         raise ExportError(
@@ -85,12 +87,14 @@ def export_repository(
         for stage in engine_stages(detector.model, precision):
             report(f"Exporting the {stage.name}, {precision.name}, for {options.engine}")
             version_dir = staging / f"{name}_{stage.name}" / VERSION
-            _write_engine(stage, detector, options, version_dir)
+            with still_running(report, f"exporting the {stage.name}"):
+                _write_engine(stage, detector, options, version_dir)
             if options.engine == TENSORRT:
                 report(f"Building the {stage.name}'s TensorRT plan")
                 builder = _plan_build()
                 profiles, timings = options.profiles[stage.name], builder.timing_cache(repository)
-                builder.build_plan(version_dir, profiles, options.plan, timings)
+                with still_running(report, f"building the {stage.name}'s TensorRT plan"):
+                    builder.build_plan(version_dir, profiles, options.plan, timings)
         swap_folders(staging, repository, models)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, set_batch_norm_eps
-from rcnn_export.detector.load import build_detector, load_detector, num_classes_of
+from rcnn_export.detector.load import build_detector, load_detector
+from rcnn_export.detector.shapes import num_classes_of
 from rcnn_export.detector.weights import RANDOM, DownloadError
 from rcnn_export.errors import ExportError
 from rcnn_export.train.loop import Settings

@@ -13,7 +13,7 @@ import torch
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
-from rcnn_export.detector.split import pooled_levels
+from rcnn_export.detector.shapes import pooled_levels
 
 Float = npt.NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from rcnn_backend.contract.chain import FASTER_RCNN
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.parameters import detection_parameters, proposal_parameters
-from rcnn_export.detector.split import pooler_with_strides
+from rcnn_export.detector.shapes import pooler_with_strides
 from rcnn_export.engines.precision import FP32, Precision
 from rcnn_export.verify.compare import (
     PyramidScale,

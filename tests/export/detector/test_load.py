@@ -77,6 +77,10 @@ def test_a_copy_of_the_published_v1_weights_gets_their_eps(
     assert norms
     assert loaded.class_names[1] == "person"
     assert {norm.eps for norm in norms} == {0.0}
+    frozen = FrozenBatchNorm2d(64, eps=0.0)
+    frozen.load_state_dict(loaded.model.backbone.body.bn1.state_dict())
+    picture = torch.rand(1, 64, 8, 8)
+    torch.testing.assert_close(loaded.model.backbone.body.bn1(picture), frozen(picture), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

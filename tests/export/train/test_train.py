@@ -215,7 +215,7 @@ def test_without_weights_it_starts_from_the_published_ones(
     assert "no route" in printed.err and "train from scratch with --weights random" in printed.err
     # A function has none: it starts as the function builds it.
     for chosen, expected in (([], "random"), (["--weights", "DEFAULT"], "DEFAULT")):
-        arguments = train._parse([*options, "--model", LIGHT, *chosen])
+        arguments = train.parse([*options, "--model", LIGHT, *chosen])
         assert train._settings(arguments, CocoDataset(*arguments.train), Processes("cpu")).weights == expected
 
 

@@ -70,7 +70,7 @@ def test_the_reference_has_the_eps_and_the_key_of_the_manifest(
     path.write_text(json.dumps(manifest | changed))
     options = ["--repository", str(editable), "--name", "digits"]
     for given, expected in (([], 0.25), (["--batch-norm-eps", "0"], 0.0)):
-        reference = verify.load_reference(verify._parser().parse_args([*options, *given]), print)
+        reference = verify.load_reference(verify.parse([*options, *given]), print)
         assert reference.batch_norm_eps == expected and reference.weights_key == "first"
 
 

@@ -1,0 +1,98 @@
+"""Calls a function of the user's own that returns a detector, and takes the detector out of its wrappers."""
+
+import importlib
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from rcnn_export.errors import ExportError
+
+WRAPPERS = (nn.DataParallel, DistributedDataParallel, OptimizedModule)
+ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def call_function(path: str, num_classes: int | None, seed: int) -> object:
+    """What the function ``path``, ``package.module:function``, returns; a module is unwrapped, FP32 and on the CPU.
+
+    Args:
+        num_classes: given to the function if it has a parameter of that name, or takes any.
+        seed: of torch's random numbers in the call, whatever the import used.
+
+    Raises:
+        ExportError: it cannot be imported, is no function, needs other arguments, or raises.
+    """
+    function = _import(path)
+    if isinstance(function, nn.Module) or not callable(function):
+        raise ExportError(
+            f"{path} is no function but {type(function).__name__}: give a function that returns a FasterRCNN"
+        )
+    arguments = _arguments(path, function, num_classes)
+    torch.manual_seed(seed)
+    try:
+        return _unwrap(function(**arguments))
+    except ExportError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ExportError(f"{path} raised {_first_line(error)}") from error
+
+
+def _import(path: str) -> Any:
+    module_name, _, function_name = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: a module in the user's own folder
+    try:
+        return getattr(importlib.import_module(module_name), function_name)
+    except (Exception, SystemExit) as error:  # a module may do anything when it is imported
+        reason = str(error) if isinstance(error, (ImportError, AttributeError)) else _first_line(error)
+        raise ExportError(
+            f"cannot import {path}: {reason}. Expected package.module:function, importable from here"
+        ) from error
+
+
+def _arguments(path: str, function: Any, num_classes: int | None) -> dict[str, int]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function written in C
+        return {}
+    needed = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in ANY_NUMBER
+    ]
+    if others := [name for name in needed if name != "num_classes"]:
+        raise ExportError(
+            f"{path} needs the arguments {', '.join(others)}, but it is called with num_classes alone: "
+            "give the others defaults"
+        )
+    if num_classes is not None:
+        takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+        return {"num_classes": num_classes} if takes_any or "num_classes" in parameters else {}
+    if needed:
+        raise ExportError(
+            f"{path} needs num_classes: give --num-classes or --labels, or give the parameter a default"
+        )
+    return {}
+
+
+def _unwrap(detector: object) -> object:
+    """The module without DataParallel and torch.compile, inside it too, in FP32, on the CPU."""
+    if isinstance(detector, WRAPPERS):
+        return _unwrap(detector._orig_mod if isinstance(detector, OptimizedModule) else detector.module)
+    if isinstance(detector, nn.Module):
+        for part in detector.modules():
+            part._compiled_call_impl = None  # of Module.compile()
+            for name, child in part.named_children():
+                if isinstance(child, WRAPPERS):
+                    setattr(part, name, _unwrap(child))
+        detector.float().cpu()
+    return detector
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,240 @@
+"""The names, sizes and strides of a detector's tensors, found by running its networks on blank pictures.
+
+The pictures are fake tensors: they have a shape and no values, so that nothing is computed and any size is quick.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+from rcnn_export.errors import ExportError
+
+CHANNELS = 3  # RGB
+ASPECT_RATIOS = (3 / 4, 1.0, 4 / 3)  # height / width of the pictures that strides are inferred from
+BLANK_SIDE_PX = 256
+
+
+def pooled_levels(model: FasterRCNN) -> list[str]:
+    """Names of the backbone's feature maps that RoIs are pooled from, finest first.
+
+    Raises:
+        ExportError: the backbone gives none of that name, or of different numbers of channels.
+    """
+    features, wanted = backbone_features(model), model.roi_heads.box_roi_pool.featmap_names
+    pooled = [name for name in features if name in wanted]
+    if not pooled:
+        raise ExportError(
+            f"box_roi_pool pools the feature maps {list(wanted)}, but the backbone returns {list(features)}: "
+            "give MultiScaleRoIAlign featmap_names among these"
+        )
+    if len({features[name].shape[1] for name in pooled}) > 1:
+        channels = {name: features[name].shape[1] for name in pooled}
+        raise ExportError(f"the pooled feature maps have different numbers of channels: {channels}")
+    return pooled
+
+
+def pooled_strides(model: FasterRCNN) -> list[int]:
+    """Stride in pixels of each pooled level, as MultiScaleRoIAlign has it.
+
+    Raises:
+        ExportError: torchvision would infer other strides from a picture of another shape, or they do not ascend
+            level by level.
+    """
+    pooler = pooler_with_strides(model)
+    strides = [round(1 / scale) for scale in pooler.scales]
+    exact = all(stride * scale == 1 for stride, scale in zip(strides, pooler.scales, strict=True))
+    mapper = pooler.map_levels
+    expected = (math.log2(strides[0]), math.log2(strides[-1])) if min(strides) else ()
+    if not exact or (len(strides) > 1 and (mapper.k_min, mapper.k_max) != expected):
+        raise ExportError(
+            f"box_roi_pool.scales are {pooler.scales} for levels {mapper.k_min} to {mapper.k_max}: expected 1 / stride "
+            "of each level, and for several levels powers of two that the map_levels agree with"
+        )
+    if any(coarse not in (fine, 2 * fine) for fine, coarse in pairwise(strides)):
+        raise ExportError(
+            f"the pooled levels {pooled_levels(model)} have the strides {strides}: expected the finest first, each "
+            "next one twice as coarse, because torchvision pools zeros for the RoIs of a level that is missing"
+        )
+    return strides
+
+
+def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
+    """A copy of the detector's MultiScaleRoIAlign that knows the pyramid's strides.
+
+    torchvision infers them once, from the first picture that it sees: ``2 ** round(log2(feature / picture))`` of the
+    heights. Scales that the detector has already stay. Otherwise they are those of a picture of usual shape, resized as the
+    transform does; a small or thin one, whose coarse levels have a row or two, would give wrong ones for good.
+
+    Raises:
+        ExportError: pictures of usual shapes give different strides.
+    """
+    pooler = copy.deepcopy(model.roi_heads.box_roi_pool)
+    if pooler.scales is not None and pooler.map_levels is not None:
+        return pooler
+    names = pooled_levels(model)
+    inferred = {}
+    for size_hw in _usual_sizes_hw(model.transform):
+        padded_hw = tuple(_round_up(side, model.transform.size_divisible) for side in size_hw)
+        features = backbone_features(model, padded_hw)
+        pooler.scales = pooler.map_levels = None
+        with torch.no_grad():
+            pooler(
+                {name: torch.empty(1, 1, *features[name].shape[-2:]) for name in names},
+                [torch.ones(1, 4)],
+                [size_hw],
+            )
+        inferred[size_hw] = pooler.scales
+    if any(scales != pooler.scales for scales in inferred.values()):
+        strides = ", ".join(
+            f"{[round(1 / scale) for scale in scales]} at {height}x{width}"
+            for (height, width), scales in inferred.items()
+        )
+        raise ExportError(
+            f"torchvision infers other strides from pictures of other sizes ({strides}), and keeps those of the first "
+            "picture it sees. Choose min_size and max_size so that they agree, or set box_roi_pool.scales and map_levels"
+        )
+    return pooler
+
+
+def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
+    """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
+    height, width = model.roi_heads.box_roi_pool.output_size
+    return {
+        "channels": backbone_features(model)[pooled_levels(model)[0]].shape[1],
+        "classes": num_classes_of(model) - 1,
+        "detections": model.roi_heads.detections_per_img,
+        "pooled_height": height,
+        "pooled_width": width,
+    }
+
+
+def num_classes_of(model: FasterRCNN) -> int:
+    """Classes that the box predictor scores, the background included.
+
+    Raises:
+        ExportError: box head and predictor do not fit what is pooled, or give anything else than a score and four
+            numbers of a box for each class.
+    """
+    heads = model.roi_heads
+    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
+    with _running("box_head and box_predictor"):
+        outputs = heads.box_predictor(
+            heads.box_head(torch.zeros(2, channels, *heads.box_roi_pool.output_size))
+        )
+    shapes = [tuple(output.shape) for output in outputs]
+    scores = shapes[0][-1] if shapes else 0
+    if shapes != [(2, scores), (2, 4 * scores)]:
+        raise ExportError(
+            f"box_predictor gives tensors of the shapes {shapes} for two RoIs: torchvision expects scores [2, classes] "
+            "and boxes [2, 4 * classes], four numbers for each class with the background"
+        )
+    return int(scores)
+
+
+def cell_anchors(model: FasterRCNN) -> list[Tensor]:
+    """The anchors of one position of each feature map, FP32 [A, 4] each, as an AnchorGenerator has them when it runs."""
+    generator = model.rpn.anchor_generator
+    generator.set_cell_anchors(torch.float32, torch.device("cpu"))
+    return list(generator.cell_anchors)
+
+
+def check_rpn(model: FasterRCNN) -> None:
+    """Checks that the RPN has anchors, one objectness and four numbers an anchor, for each feature map.
+
+    Raises:
+        ExportError: it has not.
+    """
+    features = list(backbone_features(model).values())
+    anchors = [len(cell) for cell in cell_anchors(model)]
+    if len(anchors) != len(features):
+        raise ExportError(
+            f"the anchor generator has anchors for {len(anchors)} feature maps, but the backbone returns "
+            f"{len(features)}: give AnchorGenerator one tuple of sizes for each"
+        )
+    with _running("rpn.head"):
+        objectness, deltas = model.rpn.head([torch.zeros(tuple(feature.shape)) for feature in features])
+    for outputs, numbers, word in ((objectness, 1, "scores"), (deltas, 4, "box numbers")):
+        given = [output.shape[1] for output in outputs]
+        expected = [numbers * count for count in anchors]
+        if given != expected:
+            raise ExportError(
+                f"rpn.head gives {given} {word} a position of its feature maps, but the anchor generator's anchors "
+                f"need {expected}: give RPNHead the same num_anchors as each level has"
+            )
+
+
+def backbone_features(
+    model: FasterRCNN, size_hw: tuple[int, ...] = (BLANK_SIDE_PX, BLANK_SIDE_PX)
+) -> dict[str, Tensor]:
+    """Every feature map of one blank picture, by name. They are fake tensors: only their shapes mean something.
+
+    Raises:
+        ExportError: the backbone takes other than three channels, fails, or returns no feature maps.
+    """
+    normalised = {len(model.transform.image_mean), len(model.transform.image_std)} - {
+        1
+    }  # one serves any number
+    if normalised - {CHANNELS}:
+        raise _other_channels(max(normalised))
+    try:
+        with _running("backbone"):
+            features = model.backbone(torch.zeros(1, CHANNELS, *size_hw))
+    except ExportError as error:
+        first = next((layer for layer in model.backbone.modules() if isinstance(layer, nn.Conv2d)), None)
+        if first is None or first.in_channels == CHANNELS:
+            raise
+        raise _other_channels(first.in_channels) from error
+    maps = list(features.values()) if isinstance(features, dict) else [features]
+    if not all(isinstance(feature, Tensor) and feature.ndim == 4 for feature in maps):
+        raise ExportError(
+            f"the backbone returns {_describe(features)}: torchvision expects a tensor [B, C, h, w] or an OrderedDict of them"
+        )
+    return dict(features) if isinstance(features, dict) else {"0": features}
+
+
+def _other_channels(channels: int) -> ExportError:
+    return ExportError(
+        f"the detector takes pictures of {channels} channel{'s' if channels > 1 else ''}, and the server sends it "
+        "three, RGB. Put a layer that takes three before the backbone, and give three image_mean and image_std"
+    )
+
+
+@contextmanager
+def _running(networks: str) -> Iterator[None]:
+    """Runs networks on fake tensors; what goes wrong in them is an ExportError."""
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    except Exception as error:  # the user's own code
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{networks} cannot be run on a blank picture: {reason}") from error
+
+
+def _usual_sizes_hw(transform: GeneralizedRCNNTransform) -> list[tuple[int, int]]:
+    if transform.fixed_size is not None:
+        return [tuple(transform.fixed_size[::-1])]
+    sizes = []
+    for ratio in ASPECT_RATIOS:
+        height, width = min(ratio, 1.0), min(1 / ratio, 1.0)  # the longer side is 1
+        scale = min(transform.min_size[-1] / min(height, width), transform.max_size)
+        sizes.append((int(height * scale), int(width * scale)))
+    return sizes
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, dict):
+        return "a dict of " + ", ".join(_describe(each) for each in value.values())
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _round_up(side: int, divisor: int) -> int:
+    return math.ceil(side / divisor) * divisor
