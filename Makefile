@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
+PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
+# auto: PyTorch for this machine's GPU, or without CUDA where it has none. Other values: uv pip install --help.
+TORCH ?= auto
 SAMPLE := export/samples
 DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
@@ -13,18 +17,25 @@ DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(INSTALLED)  ## the three packages and the tools into .venv
+install: $(INSTALLED)  ## the three packages into .venv: what the demo and the README need
 
-$(INSTALLED): constraints.txt requirements-dev.txt client/pyproject.toml python_backend/pyproject.toml export/pyproject.toml
+$(INSTALLED): constraints.txt requirements.txt client/pyproject.toml python_backend/pyproject.toml export/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@echo "Installing into $(VENV): 0.5 GB to download and 1.5 GB on disk; with CUDA 3.0 and 5.3 GB. This takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -r requirements-dev.txt
+	@$(PIP) --torch-backend $(TORCH) -r requirements.txt 2>$(VENV)/torch.log || \
+		{ echo "No PyTorch from its own index ($(VENV)/torch.log says why): taking the one on PyPI, with CUDA." && \
+		$(PIP) -r requirements.txt; }
 	@touch $@
 
-$(VENV)/.gpu: $(INSTALLED)
+$(TOOLS): $(INSTALLED) requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.gpu: $(TOOLS)
 	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e 'python_backend[server,gpu]'
+	$(PIP) -e 'python_backend[server,gpu]'
 	@touch $@
 
 $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py export/rcnn_export/*/*.py)
@@ -33,13 +44,13 @@ $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wild
 demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png
 	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
 
-test: $(INSTALLED)  ## every test that needs no GPU
+test: $(TOOLS)  ## every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
-test-long: $(INSTALLED)  ## FP16 plans of every torchvision model
+test-long: $(TOOLS)  ## FP16 plans of every torchvision model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long tests/export
 
-lint: $(INSTALLED)  ## ruff and mypy
+lint: $(TOOLS)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy client/rcnn_client python_backend/rcnn_backend export/rcnn_export
@@ -60,47 +71,47 @@ bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, in process and served
 	$(BIN)/python tests/benchmarks/gpu.py
 
-bench-precision: $(INSTALLED)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
+bench-precision: $(TOOLS)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
 	$(BIN)/python tests/benchmarks/precision.py
 
-bench-stream: $(DIGITS)  ## 1,000 pictures through the client's stream beside plain concurrent requests
+bench-stream: $(DIGITS) $(TOOLS)  ## 1,000 pictures through the client's stream beside plain concurrent requests
 	$(BIN)/python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
 
-bench-padding: $(DIGITS)  ## what padding to a few sizes changes in the answers
+bench-padding: $(DIGITS) $(TOOLS)  ## what padding to a few sizes changes in the answers
 	$(BIN)/python tests/benchmarks/padding.py
 
-bench-balancer: $(DIGITS)  ## 2,000 requests through nginx to two servers, one of which is killed: none lost
+bench-balancer: $(DIGITS) $(TOOLS)  ## 2,000 requests through nginx to two servers, one of which is killed: none lost
 	$(BIN)/python tests/benchmarks/balancer.py --requests 2000
 
 images:  ## the container images rcnn-triton:<version>-gpu and -cpu (needs Docker)
 	GRAFANA_PASSWORD=none docker compose --env-file deploy/docker/versions.env -f deploy/docker/compose.yaml --profile gpu --profile cpu build
 
-soak: $(DIGITS)  ## 16 clients for a minute: every answer right, memory flat
+soak: $(DIGITS) $(TOOLS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16
 
 soak-gpu: $(DIGITS) $(VENV)/.gpu  ## 32 clients for ten minutes: the GPU's memory flat after the first
 	$(BIN)/python tests/benchmarks/gpu_memory.py --seconds 600
 
-soak-long: $(DIGITS)  ## the same with 8 clients for half an hour, flat after the second minute
+soak-long: $(DIGITS) $(TOOLS)  ## the same with 8 clients for half an hour, flat after the second minute
 	$(BIN)/python tests/benchmarks/soak.py --seconds 1800 --clients 8 --settled-s 120
 
-fuzz: $(DIGITS)  ## 20,000 hostile pictures: each gets boxes or INVALID_ARGUMENT, memory flat
+fuzz: $(DIGITS) $(TOOLS)  ## 20,000 hostile pictures: each gets boxes or INVALID_ARGUMENT, memory flat
 	$(BIN)/python tests/benchmarks/fuzz.py --inputs 20000 --requests 2000
 
 fuzz-gpu: $(VENV)/.gpu  ## 20,000 JPEGs, valid and hostile, decoded on this GPU: pixels or InvalidInputError, memory flat
 	$(BIN)/python tests/benchmarks/fuzz_gpu.py --inputs 20000
 
-verify-models: $(DIGITS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
+verify-models: $(DIGITS) $(TOOLS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh
 
-bench-cpu: $(DIGITS)  ## served latency beside torchvision eager in process, on this CPU
+bench-cpu: $(DIGITS) $(TOOLS)  ## served latency beside torchvision eager in process, on this CPU
 	$(BIN)/python tests/benchmarks/cpu.py
 
-constraints: $(INSTALLED)  ## resolve every pin again
+constraints: $(TOOLS)  ## resolve every pin again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-docs: $(INSTALLED)  ## the reference in client/README.md, from the docstrings
+docs: $(TOOLS)  ## the reference in client/README.md, from the docstrings
 	$(BIN)/python client/reference.py
 
 clean:  ## remove the environment, caches and demo.png; what you exported stays
