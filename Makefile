@@ -12,7 +12,7 @@ DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,16 @@ $(VENV)/.gpu: $(TOOLS)
 
 $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py export/rcnn_export/*/*.py)
 	$(BIN)/rcnn-export faster_rcnn $(DIGITS_MODEL) --name digits --repository model_repository
+
+COCO_WEIGHTS ?= DEFAULT
+COCO := model_repository/coco/config.pbtxt
+PHOTO = $(shell $(BIN)/python -c 'import skimage; print(skimage.__path__[0])')/data/chelsea.png
+
+$(COCO): $(INSTALLED)
+	$(BIN)/rcnn-export faster_rcnn --model fasterrcnn_resnet50_fpn --weights $(COCO_WEIGHTS) --name coco --repository model_repository
+
+demo-coco: $(COCO)  ## the same with torchvision's COCO weights, which it downloads, on the photo of a cat: demo-coco.png
+	$(BIN)/python client/examples/demo.py --model coco $(PHOTO) --out demo-coco.png
 
 demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png
 	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
@@ -114,6 +124,6 @@ constraints: $(TOOLS)  ## resolve every pin again
 docs: $(TOOLS)  ## the reference in client/README.md, from the docstrings
 	$(BIN)/python client/reference.py
 
-clean:  ## remove the environment, caches and demo.png; what you exported stays
-	rm -rf $(VENV) demo.png .mypy_cache .pytest_cache .ruff_cache build dist
+clean:  ## remove the environment, caches and the drawn demos; what you exported stays
+	rm -rf $(VENV) demo.png demo-coco.png .mypy_cache .pytest_cache .ruff_cache build dist
 	find client export python_backend model_repository tests -name __pycache__ -prune -exec rm -rf {} +

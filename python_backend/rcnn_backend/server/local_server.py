@@ -31,7 +31,12 @@ from rcnn_backend.server.mps import CONTROL, PIPES
 from rcnn_backend.server.paths import make_plain_folder, plain_link
 from rcnn_backend.server.shared_memory import check_shared_memory
 from rcnn_backend.server.stub_processes import StubWatch
-from rcnn_backend.server.triton_install import find_triton, prepare_backends, server_environment
+from rcnn_backend.server.triton_install import (
+    check_engine_packages,
+    find_triton,
+    prepare_backends,
+    server_environment,
+)
 
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
 
@@ -179,6 +184,7 @@ def running_server(
         RepositoryError: the models are not there or not complete (see ``select_models``).
     """
     install = find_triton()
+    check_engine_packages()
     check_shared_memory(1)
     repository = Path(repository)
     selection = None if get_flag(flags, "model-control-mode") else select_models(repository, models)

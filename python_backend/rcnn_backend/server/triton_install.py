@@ -47,6 +47,19 @@ class TritonInstall:
         return self.stub.parent == self.python_backend
 
 
+def check_engine_packages() -> None:
+    """Refuses to serve where no package can run a detector's networks and operators.
+
+    Raises:
+        ServerError: names the extra that is missing.
+    """
+    if not any(map(importlib.util.find_spec, ("onnxruntime", "cupy"))):
+        raise ServerError(
+            f"no engine is installed for {sys.executable}: run `pip install 'rcnn-backend[cpu]'`, or "
+            "`pip install 'rcnn-backend[gpu]'` on a host with an NVIDIA GPU"
+        )
+
+
 def find_triton() -> TritonInstall:
     """Finds the server: the wheel's in the environment of the running Python, else the one on PATH.
 

@@ -1,5 +1,6 @@
 """What rcnn-serve notices around it before it says that it serves: shared memory, NumPy."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from rcnn_backend.errors import ServerError
 from rcnn_backend.server import numpy_version
+from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.numpy_version import check_numpy_1, read_version
 from rcnn_backend.server.shared_memory import check_shared_memory
 
@@ -77,3 +79,12 @@ def test_a_numpy_that_is_missing_or_broken(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ServerError, match="NumPy is broken in"):
         check_numpy_1()
     assert read_version(tmp_path) == ""
+
+
+def test_a_server_without_an_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("onnxruntime", "cupy") else found(name)
+    )
+    with pytest.raises(ServerError, match=r"no engine is installed for .*'rcnn-backend\[cpu\]'"):
+        running_server(tmp_path).__enter__()
