@@ -225,7 +225,7 @@ def add_peer(repository: Path, model: str, weights: str) -> None:
 
 
 def measure_served(repository: Path, temporary: Path, arguments: argparse.Namespace) -> list[Served]:
-    """perf_analyzer on the peer, the ensemble and the fused model, one server each; ours with and without MPS."""
+    """perf_analyzer on the peer, the ensemble and the fused model, one server each; ours with and without MPS, and by default."""
     for index, pixels in enumerate(make_pictures(arguments.size)):
         (temporary / f"{index}.jpg").write_bytes(encode(pixels))
     data, links = temporary / "input.json", temporary / "links"
@@ -234,12 +234,13 @@ def measure_served(repository: Path, temporary: Path, arguments: argparse.Namesp
     analyzer = find_perf_analyzer(links)
     rows = []
     ours = {"ensemble": NAME, "fused": f"{NAME}_fused"}
-    runs = [("torchvision peer", "torchvision_peer", False)]
-    runs += [(label, model, False) for label, model in ours.items()]
+    runs = [("torchvision peer", "torchvision_peer", {"mps": "off"})]
+    runs += [(label, model, {"mps": "off"}) for label, model in ours.items()]
     if shutil.which(mps_control):
-        runs += [(f"{label}, --mps on", model, True) for label, model in ours.items()]
-    for label, model, mps in runs:
-        with running_server(repository, [model], mps="on" if mps else "off") as server:
+        runs += [(f"{label}, --mps on", model, {"mps": "on"}) for label, model in ours.items()]
+    runs.append(("rcnn-serve without options", NAME, {"mps": "auto", "fused": "auto"}))
+    for label, model, options in runs:
+        with running_server(repository, [model], **options) as server:
             for clients in arguments.clients:
                 with contextlib.suppress(PerfAnalyzerError):  # no stable speed yet: this is to warm it
                     analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)
