@@ -40,7 +40,7 @@ from rcnn_export.verify.stages import Verification
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
 ENGINE_OF_STAGE = {stage: step.name for step in FASTER_RCNN.engines for stage in step.stages}
-TABLE_WIDTH = 120  # columns; narrower, it would leave out numbers
+TABLE_WIDTH = 80  # columns; narrower, it would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
 

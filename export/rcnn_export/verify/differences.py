@@ -17,8 +17,6 @@ class Difference:
     """The differences of one quantity of a stage. ``worst`` is the largest in units of its bound: up to 1 it holds."""
 
     largest: float = 0.0
-    total: float = 0.0
-    count: int = 0
     worst: float = 0.0
 
     def add(self, differences: npt.NDArray[np.floating], bounds: npt.NDArray[np.floating] | float) -> None:
@@ -27,13 +25,6 @@ class Difference:
             largest, worst = float(differences.max()), float((differences / bounds).max())
             self.largest = max(self.largest, math.inf if math.isnan(largest) else largest)
             self.worst = max(self.worst, math.inf if math.isnan(worst) else worst)
-            self.total += float(differences.sum(dtype=np.float64))
-            self.count += differences.size
-
-    @property
-    def mean(self) -> float:
-        """Of all differences that were added."""
-        return self.total / self.count if self.count else 0.0
 
 
 @dataclass
