@@ -161,7 +161,8 @@ def test_a_serving_host_needs_this_package_alone_and_answers_every_client(
     except PerfAnalyzerError as error:
         pytest.skip(str(error))
     out = paste(script, tmp_path, 600, PATH=path, LD_LIBRARY_PATH=libraries)
-    answers = [json.loads(line) for line in out.splitlines() if line.startswith('{"model_name"')]
+    starts = [found.start() for found in re.finditer(re.escape('{"model_name"'), out)]
+    answers = [json.JSONDecoder().raw_decode(out, start)[0] for start in starts]
     columns = [{output["name"]: output["data"] for output in answer["outputs"]} for answer in answers]
     assert [column["num_detections"] for column in columns] == [[5], [14]], out
     assert "Throughput: " in out
