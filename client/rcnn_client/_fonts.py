@@ -94,7 +94,7 @@ def _candidates(letters: str) -> Iterator[tuple[str, int]]:
         for path in sorted(
             files, key=lambda path: _rank(path.name, not re.search(STYLES, path.name.lower()))
         ):
-            if path.stem != "LastResort":  # draws the name of the script in place of each letter
+            if not path.stem.startswith("LastResort"):  # draws the name of the script in place of each letter
                 yield str(path), 0
 
 
