@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -108,7 +108,8 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
 def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
     """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
     height, width = model.roi_heads.box_roi_pool.output_size
-    return {
+    masks = mask_sizes(model) if isinstance(model, MaskRCNN) else {}
+    return masks | {
         "channels": backbone_features(model)[pooled_levels(model)[0]].shape[1],
         "classes": num_classes_of(model) - 1,
         "detections": model.roi_heads.detections_per_img,
@@ -138,6 +139,36 @@ def num_classes_of(model: FasterRCNN) -> int:
             "and boxes [2, 4 * classes], four numbers for each class with the background"
         )
     return int(scores)
+
+
+def mask_sizes(model: MaskRCNN) -> dict[str, int]:
+    """The sizes of the tensors around the mask header, by their word in the chain.
+
+    Raises:
+        ExportError: mask head and predictor do not fit what is pooled, or give anything else than a mask for each
+            class; or mask_roi_pool pools other levels than box_roi_pool.
+    """
+    heads = model.roi_heads
+    if set(heads.mask_roi_pool.featmap_names) != set(heads.box_roi_pool.featmap_names):
+        raise ExportError(
+            f"mask_roi_pool pools the feature maps {list(heads.mask_roi_pool.featmap_names)} and box_roi_pool "
+            f"{list(heads.box_roi_pool.featmap_names)}: give both the same featmap_names"
+        )
+    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
+    height, width = heads.mask_roi_pool.output_size
+    with _running("mask_head and mask_predictor"):
+        masks = heads.mask_predictor(heads.mask_head(torch.zeros(2, channels, height, width)))
+    if masks.ndim != 4 or tuple(masks.shape[:2]) != (2, num_classes_of(model)):
+        raise ExportError(
+            f"mask_predictor gives a tensor {list(masks.shape)} for two RoIs: torchvision expects one mask for each of "
+            f"the {num_classes_of(model)} classes with the background, [2, {num_classes_of(model)}, height, width]"
+        )
+    return {
+        "mask_pooled_height": height,
+        "mask_pooled_width": width,
+        "mask_height": masks.shape[2],
+        "mask_width": masks.shape[3],
+    }
 
 
 def cell_anchors(model: FasterRCNN) -> list[Tensor]:

@@ -142,7 +142,7 @@ def unpad_detections(found: Detections) -> list[ImageDetections]:
     """A batch's padded detections -> each image's own."""
     return [
         ImageDetections(boxes[:count], scores[:count], labels[:count])
-        for boxes, scores, labels, (count,) in zip(*found, strict=True)
+        for boxes, scores, labels, (count,) in zip(*found[:4], strict=True)
     ]
 
 
