@@ -58,7 +58,7 @@ def pool_parameters(model: FasterRCNN, name: str = "box_roi_pool") -> PoolParame
     """The settings of one of RoIHeads' MultiScaleRoIAligns, all of which pool the same levels."""
     pooler = getattr(model.roi_heads, name)
     return PoolParameters(
-        feature_strides=pooled_strides(model),
+        feature_strides=pooled_strides(model, name),
         canonical_scale=_whole(f"{name}.canonical_scale", pooler.canonical_scale),
         canonical_level=_whole(f"{name}.canonical_level", pooler.canonical_level),
         output_size_hw=list(pooler.output_size),

@@ -42,21 +42,21 @@ def pooled_levels(model: FasterRCNN) -> list[str]:
     return pooled
 
 
-def pooled_strides(model: FasterRCNN) -> list[int]:
-    """Stride in pixels of each pooled level, as MultiScaleRoIAlign has it.
+def pooled_strides(model: FasterRCNN, name: str = "box_roi_pool") -> list[int]:
+    """Stride in pixels of each pooled level, as one of RoIHeads' MultiScaleRoIAligns has it.
 
     Raises:
         ExportError: torchvision would infer other strides from a picture of another shape, or they do not ascend
             level by level.
     """
-    pooler = pooler_with_strides(model)
+    pooler = pooler_with_strides(model, name)
     strides = [round(1 / scale) for scale in pooler.scales]
     exact = all(stride * scale == 1 for stride, scale in zip(strides, pooler.scales, strict=True))
     mapper = pooler.map_levels
     expected = (math.log2(strides[0]), math.log2(strides[-1])) if min(strides) else ()
     if not exact or (len(strides) > 1 and (mapper.k_min, mapper.k_max) != expected):
         raise ExportError(
-            f"box_roi_pool.scales are {pooler.scales} for levels {mapper.k_min} to {mapper.k_max}: expected 1 / stride "
+            f"{name}.scales are {pooler.scales} for levels {mapper.k_min} to {mapper.k_max}: expected 1 / stride "
             "of each level, and for several levels powers of two that the map_levels agree with"
         )
     if any(coarse not in (fine, 2 * fine) for fine, coarse in pairwise(strides)):
@@ -67,8 +67,8 @@ def pooled_strides(model: FasterRCNN) -> list[int]:
     return strides
 
 
-def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
-    """A copy of the detector's MultiScaleRoIAlign that knows the pyramid's strides.
+def pooler_with_strides(model: FasterRCNN, name: str = "box_roi_pool") -> MultiScaleRoIAlign:
+    """A copy of one of the detector's MultiScaleRoIAligns that knows the pyramid's strides.
 
     torchvision infers them once, from the first picture that it sees: ``2 ** round(log2(feature / picture))`` of the
     heights. Scales that the detector has already stay. Otherwise they are those of a picture of usual shape, resized as the
@@ -77,7 +77,7 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
     Raises:
         ExportError: pictures of usual shapes give different strides.
     """
-    pooler = copy.deepcopy(model.roi_heads.box_roi_pool)
+    pooler = copy.deepcopy(getattr(model.roi_heads, name))
     if pooler.scales is not None and pooler.map_levels is not None:
         return pooler
     names = pooled_levels(model)
@@ -100,7 +100,7 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
         )
         raise ExportError(
             f"torchvision infers other strides from pictures of other sizes ({strides}), and keeps those of the first "
-            "picture it sees. Choose min_size and max_size so that they agree, or set box_roi_pool.scales and map_levels"
+            f"picture it sees. Choose min_size and max_size so that they agree, or set {name}.scales and map_levels"
         )
     return pooler
 
