@@ -201,9 +201,7 @@ def ask_server(
     image = triton.InferInput("image", [len(batch), 1], "BYTES")
     image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
     answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
-    arrays = {
-        field: answer.as_numpy(field) for field in Detections._fields
-    }  # None for what it does not answer
+    arrays = {name: answer.as_numpy(name) for name in Detections._fields}  # None for what is not answered
     return unpad_detections(Detections(**arrays))
 
 

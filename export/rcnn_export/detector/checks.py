@@ -1,8 +1,8 @@
 """Refuses detectors that answer by code of their own where an export follows torchvision's.
 
-Backbone, RPN head, box and mask heads, their predictors and ``decode_single`` are exported through their own code, whatever it is. The
-rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method or a hook of the
-user's own would be left out without a word.
+Backbone, RPN head, box and mask heads, their predictors and ``decode_single`` are exported through their own code,
+whatever it is. The rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method
+or a hook of the user's own would be left out without a word.
 """
 
 import operator
@@ -93,8 +93,8 @@ def check_followed(model: FasterRCNN) -> None:
     """Refuses a detector in which torchvision's code is replaced where an export follows it.
 
     Raises:
-        ExportError: a part has another class, a method or a hook of the user's own, or there is a mask or a keypoint head that
-            the detector's family has not.
+        ExportError: a part has another class, a method or a hook of the user's own, or there is a head that the
+            detector's family does not have, or it lacks one that the family has.
     """
     has_masks = isinstance(model, MaskRCNN)
     for path, (kind, methods) in FOLLOWED.items():

@@ -2,7 +2,8 @@
 
 A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 ``package.module:function``, any function that returns a
-``torchvision.models.detection.FasterRCNN`` or a ``MaskRCNN``. A function with a parameter ``num_classes`` is given the number.
+``torchvision.models.detection.FasterRCNN`` or a ``MaskRCNN``. A function with a parameter ``num_classes`` is
+given the number.
 """
 
 import hashlib

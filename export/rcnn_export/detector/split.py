@@ -1,13 +1,14 @@
 """Cuts a torchvision Faster or Mask R-CNN at module boundaries, where the data decides the shapes.
 
-    RpnModule     input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
-    HeaderModule  roialigned_feature, proposals -> class_scores, class_boxes, header_samples
+    RpnModule         input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
+    HeaderModule      roialigned_feature, proposals -> class_scores, class_boxes, header_samples
     MaskHeaderModule  mask_features, labels -> mask_probabilities, mask_header_samples
 
 Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
-classes, L pyramid levels that RoIs are pooled from, D detections an image, M of them at most real. Boxes are (x1, y1, x2, y2) in pixels
-of the resized image. What lies between them (NMS, RoIAlign) runs in rcnn_backend, which
-checks by the ``*_samples`` that no tensor got lost on the way to an engine or from it.
+classes, L pyramid levels that RoIs are pooled from, D detections an image (padded), M of
+them with features. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
+between the modules (NMS, RoIAlign) runs in rcnn_backend, which checks by the ``*_samples``
+that no tensor got lost on the way to an engine or from it.
 """
 
 import torch
@@ -132,7 +133,8 @@ class MaskHeaderModule(nn.Module):
         batch, rois = mask_features.shape[:2]
         logits = self.mask_predictor(self.mask_head(mask_features.flatten(0, 1)))  # [B * M, K + 1, 28, 28]
         height, width = logits.shape[-2:]
-        first = labels.index_select(1, torch.arange(rois, device=labels.device))  # a slice would fix rois
+        # A slice of labels would tie M to the example's.
+        first = labels.index_select(1, torch.arange(rois, device=labels.device))
         channels = first.reshape(-1, 1, 1, 1).expand(-1, 1, height, width)
         probabilities = torch.sigmoid(logits.gather(1, channels).float()).half()
         probabilities = probabilities.reshape(batch, rois, height, width)

@@ -90,8 +90,9 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
         "height": height,
         "width": width,
         "proposals": Dim("proposals", min=1, max=MAX_ROIS),
-        "mask_detections": Dim("mask_detections", min=1, max=most_detections),
     }
+    if most_detections > 1:
+        open_dims["mask_detections"] = Dim("mask_detections", min=1, max=most_detections)
     return Stage(
         name,
         _in_precision(MODULES[name](model), precision),

@@ -301,7 +301,7 @@ MASK_RCNN = Chain(
         ChainStep(
             "mask_header", (MASK_FEATURES, LABELS), (MASK_PROBABILITIES,), is_engine=True, stages=("masks",)
         ),
-        # It compares what the engine before it got and made, as every engine's successor does.
+        # An engine ends no chain: its successor compares what it got and made with what arrived.
         ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
     ),
     (*FASTER_RCNN.answers, MASKS),
