@@ -151,9 +151,11 @@ def _refusal(kind: type, family: str | None) -> str:
             f"{kind.__name__}, a one-stage detector: there are no proposals to cut it at. Give a FasterRCNN"
         )
     if kind is KeypointRCNN:
+        family = family or FASTER_RCNN.family
+        exported = "boxes" if family == FASTER_RCNN.family else "boxes and masks"
         return (
-            "KeypointRCNN: faster_rcnn exports boxes only, and what it finds beyond them would be lost. "
-            "Give a FasterRCNN"
+            f"KeypointRCNN: {family} exports {exported} only, and what it finds beyond them would be lost. "
+            f"Give a {KINDS[family].__name__}"
         )
     if family is None or kind is KINDS[family]:
         return ""
