@@ -57,8 +57,8 @@ demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a pic
 test: $(TOOLS)  ## every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
-test-long: $(TOOLS)  ## FP16 plans of every torchvision model
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long tests/export
+test-long: $(TOOLS)  ## FP16 plans of every torchvision model, and a Mask R-CNN served
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long tests/export tests/end_to_end/test_mask_rcnn.py
 
 lint: $(TOOLS)  ## ruff and mypy
 	$(BIN)/ruff check

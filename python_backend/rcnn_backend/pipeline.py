@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.batches import run_batches
-from rcnn_backend.contract.chain import FASTER_RCNN, pyramid
+from rcnn_backend.contract.chain import MASKS, Chain, chain_of_answers, pyramid
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
+    HeadParameters,
     PoolParameters,
     PreprocessParameters,
     ProposalParameters,
@@ -25,17 +26,27 @@ from rcnn_backend.contract.parameters import (
 )
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.engines.load import Engine, load_engine
-from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators import detections as detecting
 from rcnn_backend.operators import preprocess as preprocessing
 from rcnn_backend.operators import proposals as proposing
 from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
+from rcnn_backend.operators.heads import pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that runs on the final detections: its engine, and what it pools."""
+
+    engine: Engine
+    parameters: HeadParameters
+    pooling: PoolParameters
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Pipeline:
     >>> detections = pipeline.detect([Path("photo.jpg").read_bytes()])
     """
 
+    chain: Chain
     device: Device
     decoder: ImageDecoder
     engines: Mapping[str, Engine]  # by the step's name
@@ -53,6 +65,7 @@ class Pipeline:
     proposal_parameters: ProposalParameters
     pool_parameters: PoolParameters
     detection_parameters: DetectionParameters
+    mask_head: Head | None  # of a family with masks
     input_dtype: np.dtype[Any]
     class_names: list[str]
 
@@ -74,22 +87,35 @@ class Pipeline:
             RepositoryError: one of them is missing or wrong.
         """
         device = device or Cpu()
+        config = read_config(repository / name)
+        chain = _read_chain(config)
+        engines = {
+            step.name: load_engine(repository / f"{name}_{step.name}" / VERSION, device)
+            for step in chain.engines
+        }
         preprocess_config = read_config(repository / f"{name}_preprocess")
         preprocess_parameters = read_parameters(PreprocessParameters, preprocess_config)
         proposals_config = read_config(repository / f"{name}_proposals")
         detections_config = read_config(repository / f"{name}_detections")
-        class_names = read_config(repository / name).get("parameters", {}).get("class_names", {})
+        class_names = config.get("parameters", {}).get("class_names", {})
+        mask_head = None
+        if MASKS in chain.answers:
+            features_config = read_config(repository / f"{name}_mask_features")
+            mask_head = Head(
+                engines["mask_header"],
+                read_parameters(HeadParameters, features_config),
+                read_parameters(PoolParameters, features_config),
+            )
         return cls(
+            chain=chain,
             device=device,
             decoder=ImageDecoder(preprocess_parameters, device),
-            engines={
-                step.name: load_engine(repository / f"{name}_{step.name}" / VERSION, device)
-                for step in FASTER_RCNN.engines
-            },
+            engines=engines,
             preprocess_parameters=preprocess_parameters,
             proposal_parameters=read_parameters(ProposalParameters, proposals_config),
             pool_parameters=read_parameters(PoolParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
+            mask_head=mask_head,
             input_dtype=np.dtype(read_dtype(preprocess_config, "input")),
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
@@ -103,15 +129,14 @@ class Pipeline:
             overrides: score_thresh, nms_thresh or detections_per_img for this call.
 
         Returns:
-            NumPy arrays.
+            NumPy arrays; masks from a family that has them.
 
         Raises:
             InvalidInputError: an image or an override cannot be used.
         """
         parameters = override(self.detection_parameters, overrides or {})
         with self.device.active():
-            found = self.run(self._read(images), [parameters] * len(images))
-            return Detections(*self.device.download(found))
+            return Detections(**self._download(self.run(self._read(images), [parameters] * len(images))))
 
     def detect_requests(
         self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
@@ -133,12 +158,18 @@ class Pipeline:
         """Detects in one batch, and gives each request its part of the arrays."""
         pixels = [image for images, _ in requests for image in images]
         found = self.run(pixels, [parameters for images, parameters in requests for _ in images])
-        arrays = self.device.download(found)
+        arrays = self._download(found)
         ends = itertools.accumulate(len(images) for images, _ in requests)
         return [
-            Detections(*(array[end - len(images) : end] for array in arrays))
+            Detections(**{name: array[end - len(images) : end] for name, array in arrays.items()})
             for (images, _), end in zip(requests, ends, strict=True)
         ]
+
+    def _download(self, found: Detections) -> dict[str, npt.NDArray[Any]]:
+        """What clients get, on the host."""
+        names = [tensor.name for tensor in self.chain.answers]
+        hosts = self.device.download([getattr(found, name) for name in names])
+        return dict(zip(names, hosts, strict=True))
 
     def run(self, pixels: Sequence[Array], parameters: Sequence[DetectionParameters]) -> Detections:
         """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
@@ -147,8 +178,8 @@ class Pipeline:
             parameters: the thresholds of each image.
         """
         network_input, image_sizes = preprocess(pixels, self.preprocess_parameters, self.input_dtype)
-        class_scores, class_boxes, num_proposals = self._networks(network_input, image_sizes)
-        return detect(
+        class_scores, class_boxes, num_proposals, *features = self._networks(network_input, image_sizes)
+        found = detect(
             class_scores,
             class_boxes,
             num_proposals,
@@ -156,11 +187,28 @@ class Pipeline:
             parameters,
             self.detection_parameters.detections_per_img,
         )
+        return found._replace(masks=self._masks(self.mask_head, features, found)) if self.mask_head else found
+
+    def _masks(self, head: Head, features: Sequence[Array], found: Detections) -> Array:
+        """Masks [B, D, h, w] of the detections; how many there are is waited for."""
+
+        def run(mask_features: Array, labels: Array) -> Array:
+            return head.engine.run({"mask_features": mask_features, "labels": labels})["mask_probabilities"]
+
+        (counts,) = self.device.download([found.num_detections])
+        pooled = pool_detections(features, found.detected_boxes, counts, head.parameters, head.pooling)
+        return run_packed(run, pooled, found.labels, counts, head.parameters)
 
     @functools.cached_property
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
         """``run_networks``, as CUDA graphs if the device and all engines allow it."""
-        run = functools.partial(run_networks, self.engines, self.proposal_parameters, self.pool_parameters)
+        run = functools.partial(
+            run_networks,
+            self.engines,
+            self.proposal_parameters,
+            self.pool_parameters,
+            self.mask_head is not None,
+        )
         if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run
         from rcnn_backend.engines.graphs import GraphCache  # needs CuPy
@@ -200,11 +248,24 @@ class Pipeline:
             raise refusals[0]
 
     def _run_blank(self, batch: int, height: int, width: int) -> None:
-        """Runs the networks twice on pictures of zeros, padded to that size: the second run is captured."""
+        """Runs the networks twice on pictures of zeros, padded to that size: the second run is captured.
+
+        A head of the final detections runs once for each number of them that it pads to.
+        """
         network_input = self.device.upload(np.zeros((batch, 3, height, width), self.input_dtype))
         image_sizes = np.tile(np.array([height, width, height, width], np.float32), (batch, 1))
         for _ in range(2):
-            self._networks(network_input, self.device.upload(image_sizes))
+            outputs = self._networks(network_input, self.device.upload(image_sizes))
+        if self.mask_head:
+            for count in self.mask_head.parameters.padded_counts:
+                self._masks(self.mask_head, outputs[3:], self._blank_detections(batch, count))
+
+    def _blank_detections(self, batch: int, count: int) -> Detections:
+        """So many boxes of zeros in each image."""
+        most = self.detection_parameters.detections_per_img
+        boxes, scores = np.zeros((batch, most, 4), np.float32), np.zeros((batch, most), np.float32)
+        labels, counts = np.zeros((batch, most), np.int64), np.full((batch, 1), count, np.int32)
+        return Detections(*(self.device.upload(array) for array in (boxes, scores, labels, counts, boxes)))
 
     def _read(self, images: Sequence[bytes | npt.NDArray[np.uint8]]) -> list[Array]:
         encoded = [image for image in images if isinstance(image, bytes)]
@@ -213,6 +274,22 @@ class Pipeline:
             raise decoded
         rest = iter(decoded)
         return [next(rest) if isinstance(image, bytes) else self.device.upload(image) for image in images]
+
+
+def _read_chain(config: Mapping[str, Any]) -> Chain:
+    """The family of a detector, from the outputs of the model that bears its name.
+
+    Raises:
+        RepositoryError: they are no family's.
+    """
+    outputs = [output["name"] for output in config["output"]]
+    chain = chain_of_answers(outputs)
+    if chain is None:
+        raise RepositoryError(
+            f"{config['name']}/config.pbtxt has the outputs {', '.join(outputs)}, which are no detector's: export it "
+            "again with rcnn-export"
+        )
+    return chain
 
 
 def _sizes_to_warm(parameters: PreprocessParameters) -> list[tuple[int, int]]:
@@ -226,13 +303,16 @@ def run_networks(
     engines: Mapping[str, Engine],
     parameters: ProposalParameters,
     pooling: PoolParameters,
+    keeps_features: bool,
     network_input: Array,
     image_sizes: Array,
-) -> tuple[Array, Array, Array]:
-    """Both engines and what lies between them: -> class_scores, class_boxes, num_proposals."""
+) -> list[Array]:
+    """RPN, header and what lies between them: -> class_scores, class_boxes, num_proposals, and on demand the pyramid."""
     rpn_outputs = engines["rpn"].run({"input": network_input})
-    proposals = propose(rpn_outputs["rpn_boxes"], pyramid(rpn_outputs), image_sizes, parameters, pooling)
+    features = pyramid(rpn_outputs)
+    proposals = propose(rpn_outputs["rpn_boxes"], features, image_sizes, parameters, pooling)
     outputs = engines["header"].run(
         {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
     )
-    return outputs["class_scores"], outputs["class_boxes"], proposals.num_proposals
+    found = [outputs["class_scores"], outputs["class_boxes"], proposals.num_proposals]
+    return [*found, *features] if keeps_features else found

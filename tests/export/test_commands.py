@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rcnn_backend.contract.chain import CHAINS
 from rcnn_export.commands import choices, export, verify
 from rcnn_export.detector.load import TORCHVISION_MODELS
 from rcnn_export.engines.options import ENGINE_FILES
@@ -19,6 +20,8 @@ SLOW = ("torch", "onnx", "numpy", "grpc", "rich.table")
 
 def test_the_choices_are_those_of_the_code() -> None:
     assert list(choices.TORCHVISION_MODELS) == TORCHVISION_MODELS
+    assert list(choices.DEFAULT_MODELS) == list(CHAINS)
+    assert set(choices.DEFAULT_MODELS.values()) < set(TORCHVISION_MODELS)
     assert tuple(ENGINE_FILES) == choices.ENGINES
     assert tuple(PRECISIONS) == choices.PRECISIONS
     assert choices.EXAMPLE_SHAPES == EXAMPLE

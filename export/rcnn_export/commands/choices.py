@@ -8,7 +8,13 @@ TORCHVISION_MODELS = (
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
 )
+DEFAULT_MODELS = {  # of each family
+    "faster_rcnn": "fasterrcnn_resnet50_fpn",
+    "mask_rcnn": "maskrcnn_resnet50_fpn",
+}
 ENGINES = ("onnx", "aoti", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 EXAMPLE_SHAPES = "1x320x320,4x800x1344,8x1344x1344"

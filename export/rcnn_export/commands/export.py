@@ -58,6 +58,7 @@ def _export(arguments: argparse.Namespace, name: str) -> int:
             arguments.labels,
             weights_key=arguments.weights_key,
             batch_norm_eps=arguments.batch_norm_eps,
+            family=arguments.detector,
             report=report,
         )
     options = _engine_options(arguments, detector)

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcnn_export.commands.choices import ENGINES, EXAMPLE_SHAPES, PRECISIONS, TORCHVISION_MODELS
+from rcnn_export.commands.choices import (
+    DEFAULT_MODELS,
+    ENGINES,
+    EXAMPLE_SHAPES,
+    PRECISIONS,
+    TORCHVISION_MODELS,
+)
 from rcnn_export.commands.common_options import add_version, add_weights_options
 
 if TYPE_CHECKING:
@@ -21,12 +27,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--labels labels.txt --name my_detector",
     )
     add_version(parser)
-    parser.add_argument("detector", choices=["faster_rcnn"], help="the kind of detector")
+    parser.add_argument("detector", choices=list(DEFAULT_MODELS), help="the kind of detector")
     parser.add_argument(
         "--model",
-        default="fasterrcnn_resnet50_fpn",
         help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
-        "returning a FasterRCNN (default: %(default)s)",
+        f"returning a FasterRCNN or a MaskRCNN (default: {' or '.join(DEFAULT_MODELS.values())})",
     )
     parser.add_argument(
         "--weights",
@@ -90,7 +95,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="build for GPUs of this kind on a machine without one; TensorRT-RTX only (default: this machine's GPU)",
     )
     parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.model = arguments.model or DEFAULT_MODELS[arguments.detector]
+    return arguments
 
 
 def _shapes(text: str) -> "ShapeRange":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
-from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators.decode import decode_image
@@ -39,7 +39,9 @@ from rcnn_export.verify.stages import Verification
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
 SERVER_TIMEOUT_S = 600.0
-ENGINE_OF_STAGE = {stage: step.name for step in FASTER_RCNN.engines for stage in step.stages}
+ENGINE_OF_STAGE = {
+    stage: step.name for chain in CHAINS.values() for step in chain.engines for stage in step.stages
+}
 TABLE_WIDTH = 80  # columns; narrower, it would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
@@ -199,7 +201,8 @@ def ask_server(
     image = triton.InferInput("image", [len(batch), 1], "BYTES")
     image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
     answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
-    return unpad_detections(Detections(*(answer.as_numpy(output) for output in Detections._fields)))
+    arrays = {name: answer.as_numpy(name) for name in Detections._fields}  # None for what is not answered
+    return unpad_detections(Detections(**arrays))
 
 
 def _print_layer(

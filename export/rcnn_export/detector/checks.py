@@ -1,8 +1,8 @@
 """Refuses detectors that answer by code of their own where an export follows torchvision's.
 
-Backbone, RPN head, box head, predictor and ``decode_single`` are exported through their own code, whatever it is. The
-rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method or a hook of the
-user's own would be left out without a word.
+Backbone, RPN head, box and mask heads, their predictors and ``decode_single`` are exported through their own code,
+whatever it is. The rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method
+or a hook of the user's own would be left out without a word.
 """
 
 import operator
@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
 from torch import nn
 from torchvision.models.detection import (
     FCOS,
@@ -25,6 +26,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from rcnn_export.detector.families import chain_of
 from rcnn_export.errors import ExportError
 
 # The parts of a detector that rcnn_backend stands in for, and the methods that answer there. Methods that only training
@@ -38,36 +40,44 @@ FOLLOWED: dict[str, tuple[type, tuple[str, ...]]] = {
     "rpn.box_coder": (BoxCoder, ("decode",)),
     "rpn": (RegionProposalNetwork, ("forward", "filter_proposals", "_get_top_n_idx")),
     "roi_heads.box_roi_pool": (MultiScaleRoIAlign, ("forward",)),
+    "roi_heads.mask_roi_pool": (MultiScaleRoIAlign, ("forward",)),  # of a MaskRCNN
     "roi_heads.box_coder": (BoxCoder, ("decode",)),
     "roi_heads": (RoIHeads, ("forward", "postprocess_detections", "has_mask", "has_keypoint")),
     "": (FasterRCNN, ("forward", "eager_outputs")),
 }
-FAMILIES = {"maskrcnn_": MaskRCNN, "keypointrcnn_": KeypointRCNN}
+KINDS = {FASTER_RCNN.family: FasterRCNN, MASK_RCNN.family: MaskRCNN}
+BUILDERS = {"fasterrcnn_": FasterRCNN, "maskrcnn_": MaskRCNN, "keypointrcnn_": KeypointRCNN}
 ONE_STAGE = {"retinanet_": RetinaNet, "fcos_": FCOS, "ssd": SSD}
 
 
-def check_builder_name(model: str) -> None:
+def check_builder_name(model: str, family: str | None = None) -> None:
     """Refuses a torchvision builder of another kind of detector.
 
+    Args:
+        family: the only one that is taken; by default any.
+
     Raises:
-        ExportError: it builds a Mask or Keypoint R-CNN, or a one-stage detector.
+        ExportError: it builds a detector of another family, a Keypoint R-CNN, or a one-stage detector.
     """
-    for prefix, kind in (FAMILIES | ONE_STAGE).items():
-        if model.startswith(prefix):
-            raise ExportError(f"{model} is a {_describe(kind)}")
+    for prefix, kind in (BUILDERS | ONE_STAGE).items():
+        if model.startswith(prefix) and (reason := _refusal(kind, family)):
+            raise ExportError(f"{model} is a {reason}")
 
 
-def check_is_faster_rcnn(detector: object, model: str) -> FasterRCNN:
-    """What the function ``model`` returned, if it is a FasterRCNN and no more than one.
+def check_is_faster_rcnn(detector: object, model: str, family: str | None = None) -> FasterRCNN:
+    """What the function ``model`` returned, if it is a FasterRCNN or a MaskRCNN, which is one, too.
+
+    Args:
+        family: the only one that is taken; by default any.
 
     Raises:
         ExportError: it is something else, or holds the FasterRCNN in an attribute.
     """
-    kind = next(
-        (kind for kind in (*FAMILIES.values(), *ONE_STAGE.values()) if isinstance(detector, kind)), None
-    )
-    if kind is not None:
-        raise ExportError(f"{model} returned a {_describe(kind)}")
+    for kind in (MaskRCNN, KeypointRCNN, *ONE_STAGE.values(), FasterRCNN):
+        if isinstance(detector, kind):
+            if reason := _refusal(kind, family):
+                raise ExportError(f"{model} returned a {reason}")
+            break
     if isinstance(detector, FasterRCNN):
         return detector
     given = f"{model} returned {'a class, ' if isinstance(detector, type) else ''}{_name(detector)}"
@@ -75,16 +85,21 @@ def check_is_faster_rcnn(detector: object, model: str) -> FasterRCNN:
         held = next((name for name, part in detector.named_modules() if isinstance(part, FasterRCNN)), None)
         if held is not None:
             raise ExportError(f"{given}, whose {held} is a FasterRCNN: return that")
-    raise ExportError(f"{given}, expected torchvision.models.detection.FasterRCNN")
+    expected = KINDS.get(family or "", FasterRCNN).__name__
+    raise ExportError(f"{given}, expected torchvision.models.detection.{expected}")
 
 
 def check_followed(model: FasterRCNN) -> None:
     """Refuses a detector in which torchvision's code is replaced where an export follows it.
 
     Raises:
-        ExportError: a part has another class, a method or a hook of the user's own, or there is a mask or a keypoint head.
+        ExportError: a part has another class, a method or a hook of the user's own, or there is a head that the
+            detector's family does not have, or it lacks one that the family has.
     """
+    has_masks = isinstance(model, MaskRCNN)
     for path, (kind, methods) in FOLLOWED.items():
+        if path == "roi_heads.mask_roi_pool" and not has_masks:
+            continue
         part = operator.attrgetter(path)(model) if path else model
         name = path or "the detector"
         if not isinstance(part, kind):
@@ -104,11 +119,17 @@ def check_followed(model: FasterRCNN) -> None:
         kept = "in FP32" if ".quantized" in type(part).__module__ else "as Python modules"
         if kept == "in FP32" or isinstance(part, torch.jit.ScriptModule):
             raise ExportError(f"{name} is a {_name(part)}, which cannot be traced: build the detector {kept}")
-    for head in ("mask", "keypoint"):
+    if has_masks and not model.roi_heads.has_mask():
+        raise ExportError(
+            "the detector is a MaskRCNN without a mask head: set mask_roi_pool, mask_head and mask_predictor of its "
+            "roi_heads, or give a FasterRCNN for the boxes alone"
+        )
+    for head in ("keypoint",) if has_masks else ("mask", "keypoint"):
         if getattr(model.roi_heads, f"has_{head}")():
+            exported = "boxes and masks" if has_masks else "boxes"
             raise ExportError(
-                f"the detector has a {head} head: faster_rcnn exports boxes only, and its {head}s would be lost. "
-                f"Set roi_heads.{head}_predictor to None for the boxes alone"
+                f"the detector has a {head} head: {chain_of(model).family} exports {exported} only, and its {head}s "
+                f"would be lost. Set roi_heads.{head}_predictor to None for the {exported} alone"
             )
 
 
@@ -123,14 +144,29 @@ def _is_torchvisions(part: Any, method: str, kind: type) -> bool:
     )
 
 
-def _describe(kind: type) -> str:
+def _refusal(kind: type, family: str | None) -> str:
+    """Why a detector of that kind is not exported; empty if it is."""
     if kind in ONE_STAGE.values():
         return (
             f"{kind.__name__}, a one-stage detector: there are no proposals to cut it at. Give a FasterRCNN"
         )
+    if kind is KeypointRCNN:
+        family = family or FASTER_RCNN.family
+        exported = "boxes" if family == FASTER_RCNN.family else "boxes and masks"
+        return (
+            f"KeypointRCNN: {family} exports {exported} only, and what it finds beyond them would be lost. "
+            f"Give a {KINDS[family].__name__}"
+        )
+    if family is None or kind is KINDS[family]:
+        return ""
+    own = next(name for name, each in KINDS.items() if each is kind)
+    reason = (
+        f"{family} exports boxes only, and what it finds beyond them would be lost"
+        if kind is MaskRCNN
+        else f"{family} exports masks, and it has none"
+    )
     return (
-        f"{kind.__name__}: faster_rcnn exports boxes only, and what it finds beyond them would be lost. "
-        "Give a FasterRCNN"
+        f"{kind.__name__}: {reason}. Give a {KINDS[family].__name__}, or export it with `rcnn-export {own}`"
     )
 
 

@@ -2,7 +2,8 @@
 
 A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 ``package.module:function``, any function that returns a
-``torchvision.models.detection.FasterRCNN``. A function with a parameter ``num_classes`` is given the number.
+``torchvision.models.detection.FasterRCNN`` or a ``MaskRCNN``. A function with a parameter ``num_classes`` is
+given the number.
 """
 
 import hashlib
@@ -11,23 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rcnn_backend.contract.chain import Chain
 from torchvision import models
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, report_open_eps, set_batch_norm_eps
 from rcnn_export.detector.builders import call_function
 from rcnn_export.detector.checks import check_builder_name, check_followed, check_is_faster_rcnn
+from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.labels import BACKGROUND, read_labels
 from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.detector.shapes import check_rpn, num_classes_of
+from rcnn_export.detector.shapes import check_rpn, mask_sizes, num_classes_of
 from rcnn_export.detector.weights import RANDOM, find_weights
 from rcnn_export.detector.weights_fit import load_into
 from rcnn_export.detector.zero_eps import allow_zero_eps
 from rcnn_export.errors import ExportError
 
 TORCHVISION_MODELS = sorted(
-    name for name in models.list_models(module=detection) if name.startswith("fasterrcnn_")
+    name for name in models.list_models(module=detection) if name.startswith(("fasterrcnn_", "maskrcnn_"))
 )
 RANDOM_SEED = 0
 
@@ -45,6 +48,11 @@ class Detector:
     weights: str
     class_names: list[str]
     weights_key: str | None = None
+
+    @property
+    def chain(self) -> Chain:
+        """The steps of its family."""
+        return chain_of(self.model)
 
     @property
     def batch_norm_eps(self) -> float | None:
@@ -69,6 +77,7 @@ def load_detector(
     *,
     weights_key: str | None = None,
     batch_norm_eps: float | None = None,
+    family: str | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Detector:
     """Builds ``model`` and loads ``weights`` into it.
@@ -82,12 +91,13 @@ def load_detector(
         labels: a text file, one class name a line, without the background.
         weights_key: which state dict of a file that holds several, with dots between nested keys.
         batch_norm_eps: of every batch normalisation; by default what the weights record, else the model's own.
+        family: ``faster_rcnn`` or ``mask_rcnn``, if a detector of another one is to be refused.
         report: called with a line of text for whatever a user should know of the weights.
 
     Raises:
         ExportError: the model, the weights or the labels do not exist or do not fit together.
     """
-    _check_model_name(model)
+    _check_model_name(model, family)
     names_from_labels = read_labels(labels) if labels else None
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
@@ -104,7 +114,7 @@ def load_detector(
             )
         num_classes = in_weights or num_classes
 
-    detector = build_detector(model, num_classes)
+    detector = build_detector(model, num_classes, family)
     eps = given.batch_norm_eps if given and batch_norm_eps is None else batch_norm_eps
     if eps is not None:
         set_batch_norm_eps(detector, eps)
@@ -124,17 +134,17 @@ def load_detector(
     return Detector(detector.eval(), model, weights, class_names, weights_key)
 
 
-def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
-    """An untrained detector with ``num_classes`` classes, the background included.
+def build_detector(model: str, num_classes: int | None = None, family: str | None = None) -> FasterRCNN:
+    """An untrained detector with ``num_classes`` classes, the background included, of that family or of any.
 
     Without ``num_classes`` it has as many as its builder gives it: 91 in torchvision.
 
     Raises:
         ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
     """
-    _check_model_name(model)
+    _check_model_name(model, family)
     if ":" in model:
-        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model)
+        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model, family)
     else:
         torch.manual_seed(RANDOM_SEED)
         classes = {} if num_classes is None else {"num_classes": num_classes}
@@ -158,14 +168,16 @@ def check_detector(model: FasterRCNN) -> None:
     check_followed(model)
     check_rpn(model)
     num_classes_of(model)
+    if isinstance(model, MaskRCNN):
+        mask_sizes(model)
 
 
-def _check_model_name(model: str) -> None:
-    check_builder_name(model)
+def _check_model_name(model: str, family: str | None) -> None:
+    check_builder_name(model, family)
     if ":" not in model and model not in TORCHVISION_MODELS:
         raise ExportError(
             f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
-            "package.module:function for a function that returns a FasterRCNN"
+            "package.module:function for a function that returns a FasterRCNN or a MaskRCNN"
         )
 
 

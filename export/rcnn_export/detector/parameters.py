@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
+    HeadParameters,
     PoolParameters,
     PreprocessParameters,
     ProposalParameters,
@@ -15,6 +16,8 @@ from rcnn_export.errors import ExportError
 
 # On a CPU a batch of RoIs is padded to the next of these shares of ``post_nms_top_n``, the largest number of RoIs.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
+# A head of the final detections pads them to the next of these shares of ``detections_per_img``.
+DETECTION_SHARES = (0.01, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
 
 
@@ -51,13 +54,13 @@ def proposal_parameters(model: FasterRCNN) -> ProposalParameters:
     )
 
 
-def pool_parameters(model: FasterRCNN) -> PoolParameters:
-    """MultiScaleRoIAlign's settings."""
-    pooler = model.roi_heads.box_roi_pool
+def pool_parameters(model: FasterRCNN, name: str = "box_roi_pool") -> PoolParameters:
+    """The settings of one of RoIHeads' MultiScaleRoIAligns, all of which pool the same levels."""
+    pooler = getattr(model.roi_heads, name)
     return PoolParameters(
-        feature_strides=pooled_strides(model),
-        canonical_scale=_whole("box_roi_pool.canonical_scale", pooler.canonical_scale),
-        canonical_level=_whole("box_roi_pool.canonical_level", pooler.canonical_level),
+        feature_strides=pooled_strides(model, name),
+        canonical_scale=_whole(f"{name}.canonical_scale", pooler.canonical_scale),
+        canonical_level=_whole(f"{name}.canonical_level", pooler.canonical_level),
         output_size_hw=list(pooler.output_size),
         sampling_ratio=pooler.sampling_ratio,
     )
@@ -72,6 +75,12 @@ def detection_parameters(model: FasterRCNN) -> DetectionParameters:
         min_box_size=POSTPROCESS_MIN_BOX_SIZE,
         detections_per_img=heads.detections_per_img,
     )
+
+
+def head_parameters(model: FasterRCNN) -> HeadParameters:
+    """How a head of the final detections pads them."""
+    most = model.roi_heads.detections_per_img
+    return HeadParameters(sorted({max(1, round(share * most)) for share in DETECTION_SHARES}))
 
 
 def _by_channel(values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -42,21 +42,21 @@ def pooled_levels(model: FasterRCNN) -> list[str]:
     return pooled
 
 
-def pooled_strides(model: FasterRCNN) -> list[int]:
-    """Stride in pixels of each pooled level, as MultiScaleRoIAlign has it.
+def pooled_strides(model: FasterRCNN, name: str = "box_roi_pool") -> list[int]:
+    """Stride in pixels of each pooled level, as one of RoIHeads' MultiScaleRoIAligns has it.
 
     Raises:
         ExportError: torchvision would infer other strides from a picture of another shape, or they do not ascend
             level by level.
     """
-    pooler = pooler_with_strides(model)
+    pooler = pooler_with_strides(model, name)
     strides = [round(1 / scale) for scale in pooler.scales]
     exact = all(stride * scale == 1 for stride, scale in zip(strides, pooler.scales, strict=True))
     mapper = pooler.map_levels
     expected = (math.log2(strides[0]), math.log2(strides[-1])) if min(strides) else ()
     if not exact or (len(strides) > 1 and (mapper.k_min, mapper.k_max) != expected):
         raise ExportError(
-            f"box_roi_pool.scales are {pooler.scales} for levels {mapper.k_min} to {mapper.k_max}: expected 1 / stride "
+            f"{name}.scales are {pooler.scales} for levels {mapper.k_min} to {mapper.k_max}: expected 1 / stride "
             "of each level, and for several levels powers of two that the map_levels agree with"
         )
     if any(coarse not in (fine, 2 * fine) for fine, coarse in pairwise(strides)):
@@ -67,8 +67,8 @@ def pooled_strides(model: FasterRCNN) -> list[int]:
     return strides
 
 
-def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
-    """A copy of the detector's MultiScaleRoIAlign that knows the pyramid's strides.
+def pooler_with_strides(model: FasterRCNN, name: str = "box_roi_pool") -> MultiScaleRoIAlign:
+    """A copy of one of the detector's MultiScaleRoIAligns that knows the pyramid's strides.
 
     torchvision infers them once, from the first picture that it sees: ``2 ** round(log2(feature / picture))`` of the
     heights. Scales that the detector has already stay. Otherwise they are those of a picture of usual shape, resized as the
@@ -77,7 +77,7 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
     Raises:
         ExportError: pictures of usual shapes give different strides.
     """
-    pooler = copy.deepcopy(model.roi_heads.box_roi_pool)
+    pooler = copy.deepcopy(getattr(model.roi_heads, name))
     if pooler.scales is not None and pooler.map_levels is not None:
         return pooler
     names = pooled_levels(model)
@@ -100,7 +100,7 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
         )
         raise ExportError(
             f"torchvision infers other strides from pictures of other sizes ({strides}), and keeps those of the first "
-            "picture it sees. Choose min_size and max_size so that they agree, or set box_roi_pool.scales and map_levels"
+            f"picture it sees. Choose min_size and max_size so that they agree, or set {name}.scales and map_levels"
         )
     return pooler
 
@@ -108,7 +108,8 @@ def pooler_with_strides(model: FasterRCNN) -> MultiScaleRoIAlign:
 def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
     """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
     height, width = model.roi_heads.box_roi_pool.output_size
-    return {
+    masks = mask_sizes(model) if isinstance(model, MaskRCNN) else {}
+    return masks | {
         "channels": backbone_features(model)[pooled_levels(model)[0]].shape[1],
         "classes": num_classes_of(model) - 1,
         "detections": model.roi_heads.detections_per_img,
@@ -138,6 +139,36 @@ def num_classes_of(model: FasterRCNN) -> int:
             "and boxes [2, 4 * classes], four numbers for each class with the background"
         )
     return int(scores)
+
+
+def mask_sizes(model: MaskRCNN) -> dict[str, int]:
+    """The sizes of the tensors around the mask header, by their word in the chain.
+
+    Raises:
+        ExportError: mask head and predictor do not fit what is pooled, or give anything else than a mask for each
+            class; or mask_roi_pool pools other levels than box_roi_pool.
+    """
+    heads = model.roi_heads
+    if set(heads.mask_roi_pool.featmap_names) != set(heads.box_roi_pool.featmap_names):
+        raise ExportError(
+            f"mask_roi_pool pools the feature maps {list(heads.mask_roi_pool.featmap_names)} and box_roi_pool "
+            f"{list(heads.box_roi_pool.featmap_names)}: give both the same featmap_names"
+        )
+    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
+    height, width = heads.mask_roi_pool.output_size
+    with _running("mask_head and mask_predictor"):
+        masks = heads.mask_predictor(heads.mask_head(torch.zeros(2, channels, height, width)))
+    if masks.ndim != 4 or tuple(masks.shape[:2]) != (2, num_classes_of(model)):
+        raise ExportError(
+            f"mask_predictor gives a tensor {list(masks.shape)} for two RoIs: torchvision expects one mask for each of "
+            f"the {num_classes_of(model)} classes with the background, [2, {num_classes_of(model)}, height, width]"
+        )
+    return {
+        "mask_pooled_height": height,
+        "mask_pooled_width": width,
+        "mask_height": masks.shape[2],
+        "mask_width": masks.shape[3],
+    }
 
 
 def cell_anchors(model: FasterRCNN) -> list[Tensor]:

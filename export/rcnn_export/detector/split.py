@@ -1,18 +1,20 @@
-"""Cuts a torchvision Faster R-CNN in two at module boundaries, where the data decides the shapes.
+"""Cuts a torchvision Faster or Mask R-CNN at module boundaries, where the data decides the shapes.
 
-    RpnModule     input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
-    HeaderModule  roialigned_feature, proposals -> class_scores, class_boxes, header_samples
+    RpnModule         input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
+    HeaderModule      roialigned_feature, proposals -> class_scores, class_boxes, header_samples
+    MaskHeaderModule  mask_features, labels -> mask_probabilities, mask_header_samples
 
 Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
-classes, L pyramid levels that RoIs are pooled from. Boxes are (x1, y1, x2, y2) in pixels
-of the resized image. What lies between the two (NMS, RoIAlign) runs in rcnn_backend, which
-checks by the ``*_samples`` that no tensor got lost on the way to an engine or from it.
+classes, L pyramid levels that RoIs are pooled from, D detections an image (padded), M of
+them with features. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
+between the modules (NMS, RoIAlign) runs in rcnn_backend, which checks by the ``*_samples``
+that no tensor got lost on the way to an engine or from it.
 """
 
 import torch
 from rcnn_backend.contract.samples import FIRST
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from rcnn_export.detector.shapes import cell_anchors, pooled_levels
 
@@ -111,12 +113,40 @@ class HeaderModule(nn.Module):
         return scores, boxes, take_samples(roialigned_feature, proposals, scores, boxes)
 
 
+class MaskHeaderModule(nn.Module):
+    """Mask head and predictor, and the sigmoid of the channel of each detection's label."""
+
+    NETWORKS = ("mask_head", "mask_predictor")  # what may be FP16; the sigmoid is FP32
+
+    def __init__(self, model: MaskRCNN) -> None:
+        super().__init__()
+        self.mask_head = model.roi_heads.mask_head
+        self.mask_predictor = model.roi_heads.mask_predictor
+
+    def forward(self, mask_features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``mask_features`` [B, M, C, 14, 14], ``labels`` INT64 [B, D] -> mask_probabilities, mask_header_samples
+
+        ``mask_probabilities`` FP16 [B, M, 28, 28]: of the first M labels, in the frame of each box.
+        ``mask_header_samples`` FP32 [B, S]: samples of both inputs and of mask_probabilities.
+        Follows torchvision's maskrcnn_inference.
+        """
+        batch, rois = mask_features.shape[:2]
+        logits = self.mask_predictor(self.mask_head(mask_features.flatten(0, 1)))  # [B * M, K + 1, 28, 28]
+        height, width = logits.shape[-2:]
+        # A slice of labels would tie M to the example's.
+        first = labels.index_select(1, torch.arange(rois, device=labels.device))
+        channels = first.reshape(-1, 1, 1, 1).expand(-1, 1, height, width)
+        probabilities = torch.sigmoid(logits.gather(1, channels).float()).half()
+        probabilities = probabilities.reshape(batch, rois, height, width)
+        return probabilities, take_samples(mask_features, labels.float(), probabilities)
+
+
 def take_samples(*tensors: Tensor) -> Tensor:
     """``rcnn_backend.steps.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
     parts = []
     for tensor in tensors:
         first = tensor[(slice(None),) + (0,) * (tensor.ndim - 2)]
         parts.append(nn.functional.pad(first, (0, FIRST))[:, :FIRST])  # zeros where there are fewer
-        middle = tensor.select(-2, tensor.shape[-2] // 2)
+        middle = tensor if tensor.ndim == 2 else tensor.select(-2, tensor.shape[-2] // 2)
         parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)

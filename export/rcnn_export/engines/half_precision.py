@@ -1,7 +1,7 @@
 """FP16 as a property of the module: half weights, and FP32 for the arithmetic that would lose too much.
 
 Whatever is made of the module, ONNX or a compiled package, has the same types, and no engine builder
-chooses them. RpnModule and HeaderModule decode boxes and take softmax in FP32 themselves.
+chooses them. The modules of ``split`` decode boxes and take softmax and sigmoid in FP32 themselves.
 """
 
 import copy

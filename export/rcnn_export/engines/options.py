@@ -21,7 +21,7 @@ class EngineOptions:
     Attributes:
         engine: ONNX, AOTI or TENSORRT.
         precision: of the networks.
-        profiles: of the TensorRT plans of ``rpn`` and ``header``; by default those of ``plan_profiles``.
+        profiles: of the TensorRT plans, by step; by default those of ``plan_profiles``.
         plan: how TensorRT builds the plans.
     """
 

@@ -8,11 +8,13 @@ B images, H and W the sides of the RPN's input in pixels, R RoIs an image.
 import re
 from collections.abc import Sequence
 
+from rcnn_backend.contract.chain import ChainStep, bind
 from rcnn_backend.engines.profiles import Profile, ShapeRange
 from torchvision.models.detection import FasterRCNN
 
-from rcnn_export.detector.parameters import preprocess_parameters, proposal_parameters
-from rcnn_export.detector.shapes import backbone_features, pooled_levels
+from rcnn_export.detector.families import chain_of
+from rcnn_export.detector.parameters import head_parameters, preprocess_parameters, proposal_parameters
+from rcnn_export.detector.shapes import tensor_sizes
 from rcnn_export.errors import ExportError
 
 EXAMPLE = "1x320x320,4x800x1344,8x1344x1344"
@@ -39,13 +41,16 @@ def parse_shapes(text: str) -> ShapeRange:
 
 
 def plan_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange] = ()) -> dict[str, list[Profile]]:
-    """The profiles of the ``rpn`` and of the ``header``; without shapes, ``_default_shapes``.
+    """The profiles of each engine by its step's name; without shapes, ``_default_shapes``.
 
     Raises:
         ExportError: see ``_rpn_profiles``.
     """
     shapes = shapes or _default_shapes(model)
-    return {"rpn": _rpn_profiles(model, shapes), "header": _header_profiles(model, shapes)}
+    return {
+        step.name: _rpn_profiles(model, shapes) if step.name == "rpn" else _roi_profiles(model, shapes, step)
+        for step in chain_of(model).engines
+    }
 
 
 def _default_shapes(model: FasterRCNN) -> list[ShapeRange]:
@@ -91,11 +96,13 @@ def _rpn_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profi
     return [{"input": ShapeRange(*((batch, 3, *sides) for batch, *sides in range_))} for range_ in shapes]
 
 
-def _header_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profile]:
-    """One profile for each range of batch sizes in the shapes; overlapping ranges are joined."""
-    counts = proposal_parameters(model).padded_counts
-    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
-    output_size = model.roi_heads.box_roi_pool.output_size
+def _roi_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange], step: ChainStep) -> list[Profile]:
+    """One profile of an engine that runs on RoIs for each range of batch sizes in the shapes; overlapping ranges are joined."""
+    proposals, detections = proposal_parameters(model).padded_counts, head_parameters(model).padded_counts
+    fixed = tensor_sizes(model)
+    fewest = fixed | {"proposals": proposals[0], "mask_detections": detections[0]}
+    usual = fixed | {"proposals": proposals[-1], "mask_detections": detections[len(detections) // 2]}
+    most = fixed | {"proposals": proposals[-1], "mask_detections": detections[-1]}
     joined: list[ShapeRange] = []
     for batches in sorted(ShapeRange(*((shape[0],) for shape in range_)) for range_ in shapes):
         if joined and joined[-1].overlaps(batches):
@@ -104,11 +111,11 @@ def _header_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Pr
         joined.append(batches)
     profiles: list[Profile] = []
     for (smallest,), (best,), (largest,) in joined:
-        sizes = ((smallest, counts[0]), (best, counts[-1]), (largest, counts[-1]))
+        sizes = ((smallest, fewest), (best, usual), (largest, most))
         profiles.append(
             {
-                "roialigned_feature": ShapeRange(*((*size, channels, *output_size) for size in sizes)),
-                "proposals": ShapeRange(*((*size, 4) for size in sizes)),
+                tensor.name: ShapeRange(*((batch, *bind(tensor.shape, rows)) for batch, rows in sizes))
+                for tensor in step.inputs
             }
         )
     return profiles

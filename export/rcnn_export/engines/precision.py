@@ -22,6 +22,7 @@ class Bounds:
             the two bounds counts. A box's side is exp(delta) times its anchor's, so a delta within ``array`` moves
             the edges of a very large box by more than ``box_px``.
         score: the largest difference of a score.
+        mask: the largest difference of a mask's probability.
         matched_share: the smallest share of detections that must match end to end, explained ones not counted.
         explains: True: every row without a partner needs an explanation. False: rows are only counted, and
             ``matched_share`` of the rows of each stage must have a partner.
@@ -31,6 +32,7 @@ class Bounds:
     box_px: float
     box_of_side: float
     score: float
+    mask: float
     matched_share: float
     explains: bool = True
 
@@ -71,7 +73,7 @@ FP32 = Precision(
     _as_it_is,
     # Sums of thousands of terms, added in another order. Boxes and scores differ by far less than an eye or a
     # mAP sees.
-    Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, matched_share=0.99),
+    Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, mask=1e-3, matched_share=0.99),
 )
 FP16 = Precision(
     "fp16",
@@ -81,6 +83,8 @@ FP16 = Precision(
     # Each number has 11 bits. In ONNX Runtime the sample with its trained weights stays within a fifth of these
     # bounds, and each network of torchvision's models with random weights, by itself, within half. End to end
     # their nearly tied scores fall on either side of cuts and thresholds, so rows are counted and not explained.
-    Bounds(array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, matched_share=0.9, explains=False),
+    Bounds(
+        array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, mask=2e-2, matched_share=0.9, explains=False
+    ),
 )
 PRECISIONS = {precision.name: precision for precision in (FP32, FP16)}

@@ -9,23 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rcnn_backend.contract.chain import FASTER_RCNN, NETWORK, Tensor, bind
+from rcnn_backend.contract.chain import INT64, NETWORK, Tensor, bind
 from torch import nn
 from torch.export import Dim
 from torchvision.models.detection import FasterRCNN
 
+from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.shapes import pooled_levels, pooled_strides, tensor_sizes
-from rcnn_export.detector.split import HeaderModule, RpnModule
+from rcnn_export.detector.split import HeaderModule, MaskHeaderModule, RpnModule
 from rcnn_export.engines.precision import FP32, Precision
 
-MODULES: dict[str, Callable[[FasterRCNN], RpnModule | HeaderModule]] = {
+Module = RpnModule | HeaderModule | MaskHeaderModule
+MODULES: dict[str, Callable[[FasterRCNN], Module]] = {
     "rpn": RpnModule,
     "header": HeaderModule,
+    "mask_header": MaskHeaderModule,
 }
 MAX_BATCH = 128
 MAX_SIDE_PX = 8192
 MAX_ROIS = 1 << 14
 TYPICAL_BATCH = 8
+TYPICAL_DETECTIONS = 10  # an image
 EXAMPLE_SIZE_HW = (256, 320)  # large enough for several rows on every level, whose number is then dynamic
 
 
@@ -53,24 +57,42 @@ class Stage:
 
 def engine_stages(model: FasterRCNN, precision: Precision = FP32) -> list[Stage]:
     """All networks of the detector, in the order the data flows."""
-    return [engine_stage(model, step.name, precision) for step in FASTER_RCNN.engines]
+    return [engine_stage(model, step.name, precision) for step in chain_of(model).engines]
 
 
 def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> Stage:
     """The network of one step. Pictures have sides that are multiples of the detector's ``size_divisible``."""
-    step, levels = FASTER_RCNN.step(name), len(pooled_levels(model))
-    inputs, outputs = FASTER_RCNN.inputs(step, levels), FASTER_RCNN.outputs(step, levels)
+    chain, levels = chain_of(model), len(pooled_levels(model))
+    step = chain.step(name)
+    inputs, outputs = chain.inputs(step, levels), chain.outputs(step, levels)
     divisor, fixed = model.transform.size_divisible, tensor_sizes(model)
     typical_height, typical_width = _typical_size_hw(model)
     example_height, example_width = (_round_up(side, divisor) for side in EXAMPLE_SIZE_HW)
-    example = {"height": example_height, "width": example_width, "proposals": 6}
-    typical = {"height": typical_height, "width": typical_width, "proposals": model.rpn.post_nms_top_n()}
+    most_detections = fixed["detections"]
+    example = {
+        "height": example_height,
+        "width": example_width,
+        "proposals": 6,
+        "mask_detections": min(3, most_detections),
+    }
+    typical = {
+        "height": typical_height,
+        "width": typical_width,
+        "proposals": model.rpn.post_nms_top_n(),
+        "mask_detections": min(TYPICAL_DETECTIONS, most_detections),
+    }
     batch = Dim("batch", min=1, max=MAX_BATCH)
     height, width = (divisor * Dim(name, min=1, max=MAX_SIDE_PX // divisor) for name in ("rows", "columns"))
     if divisor % pooled_strides(model)[-1]:
         # The levels' sizes are then rounded, and the tracer would ask for rows that are not known to be two or more.
         height = width = Dim.DYNAMIC
-    open_dims = {"height": height, "width": width, "proposals": Dim("proposals", min=1, max=MAX_ROIS)}
+    open_dims = {
+        "height": height,
+        "width": width,
+        "proposals": Dim("proposals", min=1, max=MAX_ROIS),
+    }
+    if most_detections > 1:
+        open_dims["mask_detections"] = Dim("mask_detections", min=1, max=most_detections)
     return Stage(
         name,
         _in_precision(MODULES[name](model), precision),
@@ -89,6 +111,8 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
 
 def _example(tensor: Tensor, sizes: dict[str, int], precision: Precision) -> torch.Tensor:
     """Two images."""
+    if tensor.data_type == INT64:
+        return torch.ones(2, *bind(tensor.shape, sizes), dtype=torch.int64)
     dtype = precision.dtype if tensor.data_type == NETWORK else torch.float32
     return torch.rand(2, *bind(tensor.shape, sizes), dtype=dtype)
 
@@ -117,7 +141,7 @@ def _round_up(side: int, divisor: int) -> int:
     return math.ceil(side / divisor) * divisor
 
 
-def _in_precision(module: RpnModule | HeaderModule, precision: Precision) -> nn.Module:
+def _in_precision(module: Module, precision: Precision) -> nn.Module:
     for name in module.NETWORKS:
         setattr(module, name, precision.prepare(getattr(module, name)))
     return module.eval()

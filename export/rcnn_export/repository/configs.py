@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,27 @@ from google.protobuf import text_format
 from rcnn_backend.contract.chain import (
     FASTER_RCNN,
     FUSED,
-    LEVEL,
+    MASKS,
     NETWORK,
     PIXELS,
-    ChainStep,
+    Chain,
     Tensor,
     bind,
-    level_names,
 )
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from rcnn_export.detector.load import Detector
 from rcnn_export.detector.parameters import (
     detection_parameters,
+    head_parameters,
     pool_parameters,
     preprocess_parameters,
     proposal_parameters,
 )
 from rcnn_export.detector.shapes import pooled_levels, tensor_sizes
 from rcnn_export.engines.options import DEFAULT_ENGINE, TRITON_BACKENDS, EngineOptions
+from rcnn_export.engines.precision import Precision
 
-TEMPLATE = FASTER_RCNN.family
 FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
 CHOSEN_BY_HAND = (
     "max_image_bytes",
@@ -45,15 +45,24 @@ def template_dir() -> Path:
     return in_clone if in_clone.is_dir() else Path(__file__).resolve().parents[1] / "model_repository"
 
 
+def template_of(chain: Chain, part: str) -> Path:
+    """The hand-written folder of one of a family's models: its own, or Faster R-CNN's, from which it then differs
+    in what the chain declares only.
+
+    Args:
+        part: what the model's name has behind the detector's, such as ``_rpn``; empty for the ensemble.
+    """
+    own = template_dir() / f"{chain.family}{part}"
+    return own if own.is_dir() else template_dir() / f"{FASTER_RCNN.family}{part}"
+
+
 def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
     """The text of each model's config.pbtxt, by model name. Tensors that go to and from a network have the type of the export's precision.
 
     A file that needs no change is passed on with its comments.
     """
-    model = detector.model
-    levels = len(pooled_levels(model))
-    sizes = tensor_sizes(model)
-    declared = {tensor.name: tensor for step in FASTER_RCNN.steps for tensor in _tensors(step, levels)}
+    model, chain = detector.model, detector.chain
+    levels, sizes = len(pooled_levels(model)), tensor_sizes(model)
     parameters: dict[str, dict[str, Any]] = {
         "": {"class_names": detector.class_names},
         PIXELS: {"class_names": detector.class_names},
@@ -63,37 +72,37 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
         | dataclasses.asdict(pool_parameters(model)),
         "detections": dataclasses.asdict(detection_parameters(model)),
     }
+    if MASKS in chain.answers:
+        parameters["mask_features"] = dataclasses.asdict(head_parameters(model)) | dataclasses.asdict(
+            pool_parameters(model, "mask_roi_pool")
+        )
+    steps = {step.name: step for step in chain.steps}
     texts = {}
-    for template, model_name in zip(
-        FASTER_RCNN.model_names(TEMPLATE), FASTER_RCNN.model_names(name), strict=True
-    ):
-        text = (template_dir() / template / "config.pbtxt").read_text()
+    for model_name in chain.model_names(name):
+        part = model_name.removeprefix(name)
+        template, own = template_of(chain, part), part.removeprefix("_")
+        text = (template / "config.pbtxt").read_text()
         config = text_format.Parse(text, ModelConfig())
         original = ModelConfig()
         original.CopyFrom(config)
         config.name = model_name
         if config.backend in TRITON_BACKENDS.values():
             config.backend = TRITON_BACKENDS[options.engine]
-            _list_profiles(config, len(options.profiles.get(template.rpartition("_")[2], ())))
-        if template == f"{TEMPLATE}_{FUSED}" and options.is_for_gpu:
+            _list_profiles(config, len(options.profiles.get(own, ())))
+        if own == FUSED and options.is_for_gpu:
             config.instance_group.add(count=FUSED_INSTANCES)
         if options.profiles:
             config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
-        for step in config.ensemble_scheduling.step:
-            own = FASTER_RCNN.step(step.model_name.removeprefix(f"{TEMPLATE}_"))
-            step.model_name = f"{name}_{own.name}"
-            _replace_feature_map(step.input_map, FASTER_RCNN.inputs(own, levels))
-            _replace_feature_map(step.output_map, FASTER_RCNN.outputs(own, levels))
-        for tensors in (config.input, config.output):
-            _repeat_features(tensors, levels)
-            for tensor in tensors:
-                shape = declared[tensor.name]
-                tensor.dims[:] = bind(shape.shape, sizes)
-                if shape.data_type == NETWORK:
-                    tensor.data_type = DataType.Value(options.precision.triton_type)
-        for key, value in parameters.get(template.removeprefix(TEMPLATE).lstrip("_"), {}).items():
+        if step := steps.get(own):
+            _declare(config.input, chain.inputs(step, levels), sizes, options.precision)
+            _declare(config.output, chain.outputs(step, levels), sizes, options.precision)
+        else:
+            _declare(config.output, chain.answers, sizes, options.precision)
+        if config.HasField("ensemble_scheduling"):
+            _wire(config, chain, name, levels)
+        for key, value in parameters.get(own, {}).items():
             config.parameters[key].string_value = json.dumps(value)
-        texts[model_name] = text if config == original else _to_text(config, template)
+        texts[model_name] = text if config == original else _to_text(config, template.name)
     return texts
 
 
@@ -107,34 +116,34 @@ def _list_profiles(config: ModelConfig, count: int) -> None:
         config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, profile=map(str, range(count)))
 
 
-def _tensors(step: ChainStep, levels: int) -> list[Tensor]:
-    return [*FASTER_RCNN.inputs(step, levels), *FASTER_RCNN.outputs(step, levels)]
+def _wire(config: ModelConfig, chain: Chain, name: str, levels: int) -> None:
+    """An ensemble's steps: what the chain declares, except that only the picture that the ensemble takes comes in."""
+    del config.ensemble_scheduling.step[:]
+    taken = {tensor.name for tensor in config.input}
+    for step in chain.steps:
+        wired = config.ensemble_scheduling.step.add(model_name=f"{name}_{step.name}", model_version=-1)
+        inputs = [t.name for t in chain.inputs(step, levels) if not t.is_optional or t.name in taken]
+        wired.input_map.update({tensor: tensor for tensor in inputs})
+        wired.output_map.update({tensor.name: tensor.name for tensor in chain.outputs(step, levels)})
 
 
-def _replace_feature_map(tensor_map: Any, tensors: Sequence[Tensor]) -> None:
-    """The ensemble's wiring of the pyramid: one entry for each level that the step takes or gives."""
-    for key in [key for key in tensor_map if key.startswith(LEVEL)]:
-        del tensor_map[key]
-    for tensor in tensors:
-        if tensor.is_pyramid:
-            tensor_map[tensor.name] = tensor.name
-
-
-def _repeat_features(tensors: Any, levels: int) -> None:
-    """A step's declared pyramid tensors: one a level, in the place of the template's."""
-    first = next((tensor for tensor in tensors if tensor.name.startswith(LEVEL)), None)
-    if first is None:
-        return
-    kept = [tensor for tensor in tensors if not tensor.name.startswith(LEVEL)]
-    place = list(tensors).index(first)
-    features = []
-    for name in level_names(levels):
-        feature = type(first)()
-        feature.CopyFrom(first)
-        feature.name = name
-        features.append(feature)
+def _declare(
+    tensors: Any, declared: Sequence[Tensor], sizes: Mapping[str, int], precision: Precision
+) -> None:
+    """Makes a model's inputs or outputs those declared; one that the template has keeps what else is said of it there."""
+    known = {tensor.name: tensor for tensor in tensors}
+    own = []
+    for tensor in declared:
+        config = type(tensors[0])()
+        if tensor.name in known:
+            config.CopyFrom(known[tensor.name])
+        config.name = tensor.name
+        config.dims[:] = bind(tensor.shape, sizes)
+        data_type = precision.triton_type if tensor.data_type == NETWORK else tensor.data_type
+        config.data_type = DataType.Value(data_type)
+        own.append(config)
     del tensors[:]
-    tensors.extend([*kept[:place], *features, *kept[place:]])
+    tensors.extend(own)
 
 
 def _to_text(config: ModelConfig, template: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rcnn_backend.contract.chain import FASTER_RCNN, FUSED, PIXELS
+from rcnn_backend.contract.chain import FUSED, PIXELS
 from rcnn_backend.contract.manifest import sha256_of, write_manifest
 
 from rcnn_export.detector.load import Detector, check_detector
@@ -21,7 +21,7 @@ from rcnn_export.engines.options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, ONNX
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
-from rcnn_export.repository.configs import TEMPLATE, derive_configs, template_dir
+from rcnn_export.repository.configs import derive_configs, template_of
 from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.swap import swap_folders
 
@@ -36,7 +36,7 @@ def export_repository(
     report: Callable[[str], None] = lambda _: None,
     options: EngineOptions = DEFAULT_ENGINE,
 ) -> list[Path]:
-    """Exports both engines and writes every model of the detector ``name`` into ``repository``.
+    """Exports the engines and writes every model of the detector ``name`` into ``repository``.
 
     The new folders are made complete beside the old ones and then take their places;
     when anything fails, the older export stays as it was.
@@ -56,7 +56,7 @@ def export_repository(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
     check_detector(detector.model)
-    models = FASTER_RCNN.model_names(name)
+    models = detector.chain.model_names(name)
     if (excess := max(map(len, models)) - MAX_FILE_NAME) > 0:
         raise ExportError(
             f"the name {name[:20]}... has {len(name)} characters: use at most {len(name) - excess}, as the folders of "
@@ -76,8 +76,8 @@ def export_repository(
         for model_name, text in derive_configs(detector, name, options).items():
             (staging / model_name / VERSION).mkdir(parents=True)
             (staging / model_name / "config.pbtxt").write_text(text, encoding="utf-8")
-        for template, model in zip(FASTER_RCNN.model_names(TEMPLATE), models, strict=True):
-            adapter = template_dir() / template / VERSION / "model.py"
+        for model in models:
+            adapter = template_of(detector.chain, model.removeprefix(name)) / VERSION / "model.py"
             if adapter.is_file():
                 shutil.copyfile(adapter, staging / model / VERSION / "model.py")
         labels = "".join(f"{class_name}\n" for class_name in detector.class_names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from rcnn_backend.contract.chain import FASTER_RCNN
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, set_batch_norm_eps
@@ -23,7 +24,7 @@ def initial_detector(settings: Settings, report: Callable[[str], None]) -> Faste
     Raises:
         ExportError: the model or the weights do not exist or do not fit together.
     """
-    detector = build_detector(settings.model, num_classes=len(settings.class_names) + 1)
+    detector = build_detector(settings.model, len(settings.class_names) + 1, FASTER_RCNN.family)
     eps = settings.batch_norm_eps
     if settings.weights == RANDOM:
         built = "the weights it is built with" if ":" in settings.model else "random weights"

@@ -181,8 +181,8 @@ def compare_detections(
     image_size: Float,
     link: Link,
     rules: SelectionRules,
-) -> None:
-    """The final detections of each side; ``link`` is between the proposals.
+) -> Link:
+    """The final detections of each side; ``link`` is between the proposals, the returned one between the detections.
 
     Args:
         image_size: resized height and width, original height and width.
@@ -197,6 +197,36 @@ def compare_detections(
     candidates = _link_classes(link, class_scores[0].shape[1])
     only_a, only_b = explain_selection(a, b, matching, candidates, rules)
     _compare_rows(comparison, where, rows_a, rows_b, bounds, matching, only_a, only_b)
+    return link_rows(matching, only_a, only_b)
+
+
+def compare_masks(
+    comparison: Comparison,
+    masks: tuple[Float, Float],
+    link: Link,
+    torchvision_header: Callable[[Indices], Float] | None = None,
+) -> None:
+    """Masks [n, h, w] of each side, detection by detection.
+
+    Args:
+        torchvision_header: where the two sides were given different features, gives torchvision's masks for those of
+            the export that are asked for; see ``compare_header``.
+    """
+    in_a, in_b = link.matching.pairs()
+    bound = comparison.bounds.mask
+    differences = np.abs(masks[0][in_a] - masks[1][in_b])  # [pairs, h, w]
+    differs = (differences > bound).any(axis=(1, 2))
+    if torchvision_header is None:
+        differs[:] = False
+    elif comparison.bounds.explains and differs.any():
+        own, expected = masks[1][in_b[differs]], torchvision_header(in_b[differs])
+        agrees = (np.abs(own - expected) <= bound).all(axis=(1, 2))
+        differs[differs] = agrees
+        if agrees.any():
+            comparison.explained["both mask headers agree on the exported RoI"] += int(agrees.sum())
+    comparison.difference("probability").add(differences[~differs], bound)
+    comparison.matched += int((~differs).sum())
+    comparison.rows += len(in_a)
 
 
 def clip(boxes: Float, size_hw: Float) -> Float:

@@ -1,11 +1,13 @@
 """Runs the exported pipeline stage by stage: each stage alone on a given input, or all of them in turn."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import Detections, detect
+from rcnn_backend.operators.heads import pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
@@ -29,9 +31,10 @@ class PipelineStages:
         """All stages in the order of ``Pipeline.detect``: one batch of uint8 RGB images [h, w, 3]."""
         network_input, image_sizes = self.preprocess(images)
         rpn_boxes, features = self.rpn(network_input)
+        own_features = [feature.astype(self._pipeline.input_dtype, copy=False) for feature in features]
         proposals = propose(
             rpn_boxes,
-            [feature.astype(self._pipeline.input_dtype, copy=False) for feature in features],
+            own_features,
             image_sizes,
             self._pipeline.proposal_parameters,
             self._pipeline.pool_parameters,
@@ -40,7 +43,10 @@ class PipelineStages:
             {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
         )
         counts = proposals.num_proposals
-        detections = self._detect(header["class_scores"], header["class_boxes"], counts, image_sizes)
+        detections, detected_boxes = self._detect(
+            header["class_scores"], header["class_boxes"], counts, image_sizes
+        )
+        mask_features = self.mask_features(own_features, detected_boxes)
         return Trace(
             network_input,
             image_sizes,
@@ -51,6 +57,9 @@ class PipelineStages:
             _unpad(header["class_scores"], counts),
             _unpad(header["class_boxes"], counts),
             detections,
+            detected_boxes,
+            mask_features,
+            self.masks(mask_features, detections),
         )
 
     def run_each(self, images: Sequence[npt.NDArray[np.uint8]], given: Trace) -> Trace:
@@ -61,7 +70,9 @@ class PipelineStages:
             self.proposals(given.rpn_boxes, given.features, given.image_sizes),
             self.roi_align(given.features, given.proposals),
             *self.header(given.roialigned_feature, given.proposals),
-            self.detections(given.class_scores, given.class_boxes, given.image_sizes),
+            *self.detections(given.class_scores, given.class_boxes, given.image_sizes),
+            self.mask_features(given.features, given.detected_boxes),
+            self.masks(given.mask_features, given.detections),
         )
 
     def preprocess(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Float, Float]:
@@ -107,15 +118,39 @@ class PipelineStages:
 
     def detections(
         self, class_scores: list[Float], class_boxes: list[Float], image_sizes: Float
-    ) -> list[ImageDetections]:
-        """-> detections."""
+    ) -> tuple[list[ImageDetections], list[Float]]:
+        """-> detections, detected_boxes."""
         scores, counts = self._pad(class_scores)
         boxes, _ = self._pad(class_boxes)
         return self._detect(scores, boxes, counts, image_sizes)
 
+    def mask_features(self, features: list[Float], detected_boxes: list[Float]) -> list[Float]:
+        """-> mask_features; none of a family without masks."""
+        if (head := self._pipeline.mask_head) is None:
+            return []
+        boxes, counts = self._pad_detections(detected_boxes)
+        pooled = pool_detections(features, boxes, counts, head.parameters, head.pooling)
+        return _unpad(pooled.astype(np.float32), counts)
+
+    def masks(self, mask_features: list[Float], detections: list[ImageDetections]) -> list[Float]:
+        """-> masks, from the labels of the detections; none of a family without masks."""
+        if (head := self._pipeline.mask_head) is None:
+            return []
+        pooled, counts = self._pad_detections(mask_features)
+        labels, _ = self._pad_detections([found.labels for found in detections])
+
+        def run(packed: Float, packed_labels: npt.NDArray[np.int64]) -> Float:
+            inputs = {"mask_features": packed, "labels": packed_labels}
+            masks: Float = head.engine.run(inputs)["mask_probabilities"]
+            return masks
+
+        pooled = pooled.astype(self._pipeline.input_dtype, copy=False)
+        masks = run_packed(run, pooled, labels, counts, head.parameters)
+        return _unpad(masks.astype(np.float32), counts)
+
     def _detect(
         self, class_scores: Float, class_boxes: Float, counts: Counts, image_sizes: Float
-    ) -> list[ImageDetections]:
+    ) -> tuple[list[ImageDetections], list[Float]]:
         parameters = self._pipeline.detection_parameters
         found = detect(
             class_scores,
@@ -125,25 +160,39 @@ class PipelineStages:
             [parameters] * len(image_sizes),
             parameters.detections_per_img,
         )
-        return unpad_detections(found)
+        assert found.detected_boxes is not None
+        return unpad_detections(found), _unpad(found.detected_boxes, found.num_detections)
 
     def _pad(self, rows: list[Float]) -> tuple[Float, Counts]:
         """Each image's rows -> one array [B, R, ...], R the size that the pipeline pads to, and the counts."""
         counts = np.array([[len(image)] for image in rows], np.int32)
         sizes = self._pipeline.proposal_parameters.padded_counts
         padded = next((size for size in sizes if size >= counts.max()), int(counts.max()))
-        batch = np.zeros((len(rows), padded, *rows[0].shape[1:]), np.float32)
-        for image, own in zip(batch, rows, strict=True):
-            image[: len(own)] = own
-        return batch, counts
+        return _pad_to(padded, rows), counts
+
+    def _pad_detections(self, rows: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], Counts]:
+        """Each image's rows -> one array [B, D, ...], and the counts."""
+        counts = np.array([[len(image)] for image in rows], np.int32)
+        return _pad_to(self._pipeline.detection_parameters.detections_per_img, rows), counts
+
+
+def _pad_to(padded: int, rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    batch = np.zeros((len(rows), padded, *rows[0].shape[1:]), rows[0].dtype)
+    for image, own in zip(batch, rows, strict=True):
+        image[: len(own)] = own
+    return batch
 
 
 def unpad_detections(found: Detections) -> list[ImageDetections]:
     """A batch's padded detections -> each image's own."""
-    return [
+    unpadded = [
         ImageDetections(boxes[:count], scores[:count], labels[:count])
-        for boxes, scores, labels, (count,) in zip(*found, strict=True)
+        for boxes, scores, labels, (count,) in zip(*found[:4], strict=True)
     ]
+    if found.masks is not None:
+        for image, masks in zip(unpadded, found.masks.astype(np.float32), strict=True):
+            image.masks = masks[: len(image.scores)]
+    return unpadded
 
 
 def _unpad(batch: Float, counts: Counts) -> list[Float]:

@@ -1,16 +1,16 @@
-"""torchvision's Faster R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is compared with.
+"""torchvision's Faster or Mask R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is compared with.
 
 Shapes: B images, C channels, N anchors kept an image, R proposals an image, K foreground
 classes. Boxes are (x1, y1, x2, y2); in pixels of the resized image unless said otherwise.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from rcnn_export.detector.shapes import pooled_levels
@@ -25,6 +25,7 @@ class ImageDetections:
     boxes: Float  # [n, 4]
     scores: Float  # [n]
     labels: npt.NDArray[np.int64]  # [n], 1..K
+    masks: Float | None = None  # [n, h, w] of a server; those of a Trace are in the Trace
 
 
 @dataclass
@@ -40,6 +41,9 @@ class Trace:
     class_scores: list[Float]  # of each image [R, K]
     class_boxes: list[Float]  # of each image [R, K, 4]
     detections: list[ImageDetections]
+    detected_boxes: list[Float]  # of each image [n, 4], those of the detections in the resized image
+    mask_features: list[Float] = field(default_factory=list)  # of each image [n, C, 14, 14]; of a Mask R-CNN
+    masks: list[Float] = field(default_factory=list)  # of each image [n, 28, 28], probabilities; likewise
 
 
 @torch.no_grad()
@@ -72,6 +76,8 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
     class_scores = torch.softmax(logits, dim=-1)
 
     found = model.roi_heads.postprocess_detections(logits, regression, proposals, batch.image_sizes)
+    detected_boxes = found[0]
+    mask_features, masks = _mask_branch(model, features, found, batch.image_sizes)
     detections = [
         {"boxes": boxes, "scores": scores, "labels": labels}
         for boxes, scores, labels in zip(*found, strict=True)
@@ -98,6 +104,9 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
             ImageDetections(*(image[key].numpy() for key in ("boxes", "scores", "labels")))
             for image in detections
         ],
+        detected_boxes=[boxes.numpy() for boxes in detected_boxes],
+        mask_features=mask_features,
+        masks=masks,
     )
 
 
@@ -111,6 +120,33 @@ def run_header(model: FasterRCNN, roialigned_feature: Float, proposals: Float) -
     )
     boxes = model.roi_heads.box_coder.decode(regression, [torch.from_numpy(proposals)])  # [R, K + 1, 4]
     return torch.softmax(logits, dim=-1)[:, 1:].numpy(), boxes[:, 1:].numpy()
+
+
+@torch.no_grad()
+def run_mask_header(model: MaskRCNN, mask_features: Float, labels: npt.NDArray[np.int64]) -> Float:
+    """What ``model``'s mask header makes of detections: features [n, C, h, w] and labels [n] -> ``masks`` of a Trace."""
+    heads = model.roi_heads
+    logits = heads.mask_predictor(heads.mask_head(torch.from_numpy(mask_features)))
+    masks: Float = torch.sigmoid(logits)[torch.arange(len(labels)), torch.from_numpy(labels)].numpy()
+    return masks
+
+
+def _mask_branch(
+    model: FasterRCNN,
+    features: dict[str, torch.Tensor],
+    found: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]],
+    sizes: list[tuple[int, int]],
+) -> tuple[list[Float], list[Float]]:
+    """``mask_features`` and ``masks`` of a Trace, from boxes, scores and labels of each image."""
+    if not isinstance(model, MaskRCNN):
+        return [], []
+    boxes, _, labels = found
+    pooled = model.roi_heads.mask_roi_pool(features, boxes, sizes).split([len(each) for each in boxes])
+    mask_features = [rows.numpy() for rows in pooled]
+    masks = [
+        run_mask_header(model, rows, each.numpy()) for rows, each in zip(mask_features, labels, strict=True)
+    ]
+    return mask_features, masks
 
 
 def _rpn_boxes(

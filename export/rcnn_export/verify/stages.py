@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rcnn_backend.contract.chain import FASTER_RCNN
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.ops import MultiScaleRoIAlign
 
+from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.parameters import detection_parameters, proposal_parameters
 from rcnn_export.detector.shapes import pooler_with_strides
 from rcnn_export.engines.precision import FP32, Precision
@@ -18,6 +19,7 @@ from rcnn_export.verify.compare import (
     compare_array,
     compare_detections,
     compare_header,
+    compare_masks,
     compare_pooled,
     compare_proposals,
     compare_rpn_boxes,
@@ -25,10 +27,16 @@ from rcnn_export.verify.compare import (
 from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.matching import Float, Indices
 from rcnn_export.verify.pipeline_stages import PipelineStages
-from rcnn_export.verify.reference import ImageDetections, Trace, run_header, run_reference
+from rcnn_export.verify.reference import (
+    ImageDetections,
+    Trace,
+    run_header,
+    run_mask_header,
+    run_reference,
+)
 from rcnn_export.verify.ties import Link, SelectionRules
 
-STAGES = FASTER_RCNN.stages
+DETECTIONS, MASKS = "detections", "masks"  # the stages whose answers a server gives
 ALONE = "alone"
 END_TO_END = "end to end"
 SERVED = "served"
@@ -41,7 +49,7 @@ class Verification:
 
     ``comparisons[stage, ALONE]``: the stage was given torchvision's own input of it.
     ``comparisons[stage, END_TO_END]``: it was given what the stages before it made.
-    ``comparisons["detections", SERVED]``: what a server answered.
+    ``comparisons["detections", SERVED]``: what a server answered, and likewise of ``masks``.
     """
 
     def __init__(
@@ -53,13 +61,19 @@ class Verification:
     ) -> None:
         self.precision = precision
         self.comparisons = {
-            (stage, mode): Comparison(precision.bounds) for stage in STAGES for mode in (ALONE, END_TO_END)
+            (stage, mode): Comparison(precision.bounds)
+            for stage in chain_of(model).stages
+            for mode in (ALONE, END_TO_END)
         }
         if served:
-            self.comparisons[STAGES[-1], SERVED] = Comparison(precision.bounds)
+            for stage in (DETECTIONS, MASKS):
+                if (stage, ALONE) in self.comparisons:
+                    self.comparisons[stage, SERVED] = Comparison(precision.bounds)
         self._first: Trace | None = None
         self._model = model
-        model.roi_heads.box_roi_pool = pooler = pooler_with_strides(model)
+        model.roi_heads.box_roi_pool = pooler_with_strides(model)
+        if isinstance(model, MaskRCNN):
+            model.roi_heads.mask_roi_pool = pooler_with_strides(model, "mask_roi_pool")
         self._stages = stages
         parameters = proposal_parameters(model)
         self._pre_nms_top_n = model.rpn.pre_nms_top_n()
@@ -78,11 +92,6 @@ class Verification:
             detections.min_box_size,
             detections.detections_per_img,
         )
-        strides = [round(1 / scale) for scale in pooler.scales]
-        self._finest_stride_px = strides[0]
-        finest, coarsest = math.log2(strides[0]), math.log2(strides[-1])
-        levels = np.arange(finest + 1, coarsest + 1)  # all but the finest
-        self._level_boundaries_px = pooler.canonical_scale * 2.0 ** (levels - pooler.canonical_level)
 
     def add(self, name: str, images: Images, served: Sequence[ImageDetections] | None = None) -> None:
         """Compares one batch of uint8 RGB images [h, w, 3].
@@ -98,13 +107,19 @@ class Verification:
         links = self._compare(name, END_TO_END, reference, given=ours, made=ours)
         for image, found in enumerate(served or ()):
             # What the server chose from is not known; the same code in process chose from this.
-            self._compare_detections(name, SERVED, image, reference, ours, found, links[image])
+            link = self._compare_detections(name, SERVED, image, reference, ours, found, links[image])
+            if isinstance(self._model, MaskRCNN):
+                self._compare_served_masks(image, reference, ours, found, link)
 
     def first_inputs(self, step: str, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
-        """What torchvision gives the engine ``step``, rpn or header, for the first picture; features in ``dtype``."""
+        """What torchvision gives the engine ``step`` for the first picture; features in ``dtype``."""
         assert self._first is not None, "no batch was added"
         if step == "rpn":
             return {"input": self._first.input[:1].astype(dtype)}
+        if step == "mask_header":
+            pooled, labels = self._first.mask_features[0].astype(dtype), self._first.detections[0].labels
+            most = self._model.roi_heads.detections_per_img
+            return {"mask_features": pooled[None], "labels": np.pad(labels, (0, most - len(labels)))[None]}
         pooled = self._first.roialigned_feature[0].astype(dtype)
         return {"roialigned_feature": pooled[None], "proposals": self._first.proposals[0][None]}
 
@@ -114,7 +129,7 @@ class Verification:
         final = [
             comparison
             for (stage, mode), comparison in self.comparisons.items()
-            if stage == STAGES[-1] and mode != ALONE
+            if stage == DETECTIONS and mode != ALONE
         ]
         return min(comparison.matched / comparison.rows if comparison.rows else 1.0 for comparison in final)
 
@@ -170,7 +185,7 @@ class Verification:
                 (reference.roialigned_feature[image], made.roialigned_feature[image]),
                 (reference.proposals[image], given.proposals[image]),
                 carry(link, len(reference.proposals[image])),
-                self._pyramid_scale(reference, image),
+                self._pyramid_scale(reference, image, self._model.roi_heads.box_roi_pool),
             )
             link = compare_header(
                 self.comparisons["header", mode],
@@ -179,17 +194,53 @@ class Verification:
                 carry(link, len(reference.proposals[image])),
                 None if mode == ALONE else functools.partial(self._torchvision_header, given, image),
             )
-            self._compare_detections(name, mode, image, reference, given, made.detections[image], link)
             links.append(link)
+            link = self._compare_detections(name, mode, image, reference, given, made.detections[image], link)
+            if not isinstance(self._model, MaskRCNN):
+                continue
+            link = compare_pooled(
+                self.comparisons["mask_features", mode],
+                (reference.mask_features[image], made.mask_features[image]),
+                (reference.detected_boxes[image], given.detected_boxes[image]),
+                carry(link, len(reference.detected_boxes[image])),
+                self._pyramid_scale(reference, image, self._model.roi_heads.mask_roi_pool),
+            )
+            compare_masks(
+                self.comparisons[MASKS, mode],
+                (reference.masks[image], made.masks[image]),
+                carry(link, len(reference.masks[image])),
+                None if mode == ALONE else functools.partial(self._torchvision_masks, given, image),
+            )
         return links
 
     def _torchvision_header(self, given: Trace, image: int, rois: Indices) -> tuple[Float, Float]:
         """What torchvision's header makes of these RoIs of the pipeline."""
         return run_header(self._model, given.roialigned_feature[image][rois], given.proposals[image][rois])
 
-    def _pyramid_scale(self, reference: Trace, image: int) -> PyramidScale:
+    def _torchvision_masks(self, given: Trace, image: int, rows: Indices) -> Float:
+        """What torchvision's mask header makes of these detections of the pipeline."""
+        return run_mask_header(
+            self._model, given.mask_features[image][rows], given.detections[image].labels[rows]
+        )
+
+    def _compare_served_masks(
+        self, image: int, reference: Trace, ours: Trace, found: ImageDetections, link: Link
+    ) -> None:
+        """The server's features are not known; those of the same code in process are, if it found as many."""
+        comparison = self.comparisons[MASKS, SERVED]
+        if found.masks is None:
+            comparison.unexplained.append("the server answers without masks")
+            return
+        is_alike = len(found.scores) == len(ours.detections[image].scores)
+        header = functools.partial(self._torchvision_masks, ours, image) if is_alike else None
+        compare_masks(comparison, (reference.masks[image], found.masks), link, header)
+
+    def _pyramid_scale(self, reference: Trace, image: int, pooler: MultiScaleRoIAlign) -> PyramidScale:
         largest = max(float(np.abs(level[image]).max()) for level in reference.features)
-        return PyramidScale(self._level_boundaries_px, self._finest_stride_px, largest)
+        finest, coarsest = (-math.log2(pooler.scales[end]) for end in (0, -1))
+        levels = np.arange(finest + 1, coarsest + 1)  # all but the finest
+        boundaries_px = pooler.canonical_scale * 2.0 ** (levels - pooler.canonical_level)
+        return PyramidScale(boundaries_px, round(2**finest), largest)
 
     def _compare_detections(
         self,
@@ -200,8 +251,8 @@ class Verification:
         given: Trace,
         made: ImageDetections,
         link: Link,
-    ) -> None:
-        compare_detections(
+    ) -> Link:
+        return compare_detections(
             self.comparisons["detections", mode],
             f"{name}, picture {image}",
             (reference.class_scores[image], given.class_scores[image]),

@@ -1,9 +1,10 @@
 """Step 5: the header's scores and boxes -> detections."""
 
 import functools
+import json
 from typing import Any
 
-from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.chain import chain_of_step
 from rcnn_backend.contract.parameters import DetectionParameters, read_parameters
 from rcnn_backend.operators.detections import detect, override, warm_up
 from rcnn_backend.steps.step import Step, Tensors
@@ -13,7 +14,10 @@ class TritonPythonModel:
     """Answers all requests of an execution as one batch, each with its own thresholds."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.step = Step(args, FASTER_RCNN, "detections")
+        outputs = [output["name"] for output in json.loads(args["model_config"])["output"]]
+        chain = chain_of_step("detections", outputs)
+        self.outputs = [tensor.name for tensor in chain.step("detections").outputs]
+        self.step = Step(args, chain, "detections")
         self.parameters = read_parameters(DetectionParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 
@@ -31,4 +35,5 @@ class TritonPythonModel:
             self.parameters.detections_per_img,
         )
         # On the host: no later step would notice if Triton lost these.
-        return dict(zip(found._fields, self.step.device.download(found), strict=True))
+        hosts = self.step.device.download([getattr(found, name) for name in self.outputs])
+        return dict(zip(self.outputs, hosts, strict=True))

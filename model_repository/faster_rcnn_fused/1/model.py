@@ -39,4 +39,8 @@ class TritonPythonModel:
         ]
         found = iter(self.pipeline.detect_requests(good))
         results = [images if isinstance(images, Exception) else next(found) for images in decoded]
-        return [result if isinstance(result, Exception) else result._asdict() for result in results]
+        answers = [tensor.name for tensor in self.pipeline.chain.answers]
+        return [
+            result if isinstance(result, Exception) else {name: getattr(result, name) for name in answers}
+            for result in results
+        ]

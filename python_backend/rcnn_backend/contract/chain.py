@@ -12,6 +12,9 @@ Shapes are those of one image, without the batch axis. A word stands for a size 
     anchors, proposals, detections  rows an image
     classes                         foreground classes
     pooled_height, pooled_width     one pooled RoI
+    mask_detections                 detections an image, padded to one of a few sizes
+    mask_pooled_height, ..._width   one RoI pooled for the mask header
+    mask_height, mask_width         one mask
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -21,7 +24,8 @@ from typing import Any
 
 from rcnn_backend.contract.samples import NUM_SAMPLES, SUFFIX
 
-FP32, INT32, INT64, UINT8, BYTES = "TYPE_FP32", "TYPE_INT32", "TYPE_INT64", "TYPE_UINT8", "TYPE_STRING"
+FP32, FP16, INT32, INT64 = "TYPE_FP32", "TYPE_FP16", "TYPE_INT32", "TYPE_INT64"
+UINT8, BYTES = "TYPE_UINT8", "TYPE_STRING"
 NETWORK = "network"  # FP32, or FP16 in an FP16 export
 LEVEL = "feature_"  # feature_0 is the finest level that RoIs are pooled from
 PIXELS, FUSED = "pixels", "fused"  # <name>_pixels takes pixels, <name>_fused runs all steps in one process
@@ -76,10 +80,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of one family, in the order the data flows."""
+    """The steps of one family, in the order the data flows.
+
+    ``answers``: what clients get; its ensembles and its fused model have these outputs.
+    """
 
     family: str
     steps: tuple[ChainStep, ...]
+    answers: tuple[Tensor, ...] = ()
 
     @property
     def engines(self) -> list[ChainStep]:
@@ -200,6 +208,25 @@ def find_chain(models: Collection[str]) -> tuple[Chain, str] | None:
     return None
 
 
+def chain_of_answers(outputs: Collection[str]) -> Chain | None:
+    """The family whose ensembles and fused model have these outputs; None if none has."""
+    return next((c for c in CHAINS.values() if {tensor.name for tensor in c.answers} == {*outputs}), None)
+
+
+def chain_of_step(name: str, outputs: Collection[str]) -> Chain:
+    """The family whose step ``name`` has these outputs. Families that share a step are the same to it.
+
+    Raises:
+        KeyError: no family has such a step.
+    """
+    for chain in CHAINS.values():
+        for step in chain.steps:
+            made = {tensor.name for tensor in chain.outputs(step, count_levels(outputs))}
+            if step.name == name and made == {*outputs}:
+                return chain
+    raise KeyError(f"no family has a step {name!r} with the outputs {', '.join(outputs)}")
+
+
 def nearest_chain(detector: str, models: Collection[str]) -> Chain | None:
     """The family that has the most steps of the detector among the ``models``; None if none has any."""
     shared = {family: len({*chain.step_names(detector)} & {*models}) for family, chain in CHAINS.items()}
@@ -235,26 +262,48 @@ SCORES = Tensor("scores", FP32, ("detections",))
 LABELS = Tensor("labels", INT64, ("detections",))
 NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
 
-FASTER_RCNN = Chain(
-    "faster_rcnn",
-    (
-        ChainStep("preprocess", (IMAGE, PIXEL_IMAGE), (INPUT, IMAGE_SIZES), stages=("input",)),
-        ChainStep("rpn", (INPUT,), (RPN_BOXES, FEATURES), is_engine=True, stages=("features", "rpn_boxes")),
-        ChainStep(
-            "proposals",
-            (RPN_BOXES, FEATURES, IMAGE_SIZES),
-            (PROPOSALS, POOLED, NUM_PROPOSALS),
-            stages=("proposals", "roialigned_feature"),
-        ),
-        ChainStep(
-            "header", (POOLED, PROPOSALS), (CLASS_SCORES, CLASS_BOXES), is_engine=True, stages=("header",)
-        ),
-        ChainStep(
-            "detections",
-            (CLASS_SCORES, CLASS_BOXES, NUM_PROPOSALS, IMAGE_SIZES),
-            (BOXES, SCORES, LABELS, NUM_DETECTIONS),
-            stages=("detections",),
-        ),
-    ),
+DETECTED_BOXES = Tensor("detected_boxes", FP32, ("detections", 4))  # in pixels of the resized image
+MASK_FEATURES = Tensor(
+    "mask_features", NETWORK, ("mask_detections", "channels", "mask_pooled_height", "mask_pooled_width")
 )
-CHAINS = {chain.family: chain for chain in (FASTER_RCNN,)}
+MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("mask_detections", "mask_height", "mask_width"))
+MASKS = Tensor("masks", FP16, ("detections", "mask_height", "mask_width"))
+
+TO_CLASS_BOXES = (
+    ChainStep("preprocess", (IMAGE, PIXEL_IMAGE), (INPUT, IMAGE_SIZES), stages=("input",)),
+    ChainStep("rpn", (INPUT,), (RPN_BOXES, FEATURES), is_engine=True, stages=("features", "rpn_boxes")),
+    ChainStep(
+        "proposals",
+        (RPN_BOXES, FEATURES, IMAGE_SIZES),
+        (PROPOSALS, POOLED, NUM_PROPOSALS),
+        stages=("proposals", "roialigned_feature"),
+    ),
+    ChainStep("header", (POOLED, PROPOSALS), (CLASS_SCORES, CLASS_BOXES), is_engine=True, stages=("header",)),
+)
+DETECTIONS = ChainStep(
+    "detections",
+    (CLASS_SCORES, CLASS_BOXES, NUM_PROPOSALS, IMAGE_SIZES),
+    (BOXES, SCORES, LABELS, NUM_DETECTIONS),
+    stages=("detections",),
+)
+FASTER_RCNN = Chain("faster_rcnn", (*TO_CLASS_BOXES, DETECTIONS), DETECTIONS.outputs)
+MASK_RCNN = Chain(
+    "mask_rcnn",
+    (
+        *TO_CLASS_BOXES,
+        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES)),
+        ChainStep(
+            "mask_features",
+            (FEATURES, DETECTED_BOXES, NUM_DETECTIONS),
+            (MASK_FEATURES,),
+            stages=("mask_features",),
+        ),
+        ChainStep(
+            "mask_header", (MASK_FEATURES, LABELS), (MASK_PROBABILITIES,), is_engine=True, stages=("masks",)
+        ),
+        # An engine ends no chain: its successor compares what it got and made with what arrived.
+        ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
+    ),
+    (*FASTER_RCNN.answers, MASKS),
+)
+CHAINS = {chain.family: chain for chain in (FASTER_RCNN, MASK_RCNN)}

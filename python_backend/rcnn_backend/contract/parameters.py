@@ -97,6 +97,17 @@ class DetectionParameters:
     detections_per_img: int
 
 
+@dataclass(frozen=True)
+class HeadParameters:
+    """A head that runs on the final detections.
+
+    ``padded_counts``: the sizes that the number of an image's detections is padded to, ascending; the last is
+    ``detections_per_img``.
+    """
+
+    padded_counts: list[int]
+
+
 def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
     """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
 

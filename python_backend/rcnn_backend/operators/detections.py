@@ -27,6 +27,8 @@ class Detections(NamedTuple):
     scores: Float  # [B, D]
     labels: npt.NDArray[np.int64]  # [B, D], 1..K
     num_detections: npt.NDArray[np.int32]  # [B, 1]
+    detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, which heads pool from
+    masks: npt.NDArray[np.float16] | None = None  # [B, D, h, w], probabilities in the frame of each box
 
 
 def detect(
@@ -47,7 +49,8 @@ def detect(
         parameters: the thresholds of each image, which a request may have overridden.
         detections_per_img: D, the model's own, which no override exceeds.
 
-    CuPy arrays are computed on their GPU.
+    Returns:
+        The detections without masks. CuPy arrays are computed on their GPU.
     """
     if not isinstance(class_scores, np.ndarray):
         from rcnn_backend.operators.gpu import detections as gpu  # needs CuPy
@@ -62,17 +65,19 @@ def detect(
         np.zeros((batch, max_detections), np.int64),
         np.zeros((batch, 1), np.int32),
     )
+    detected_boxes = np.zeros_like(found.boxes)
     for image in range(batch):
         real = int(num_proposals[image, 0])
         boxes, scores, labels = postprocess_detections(
             class_scores[image, :real], class_boxes[image, :real], image_sizes[image, :2], parameters[image]
         )
         count = len(scores)
+        detected_boxes[image, :count] = boxes
         found.boxes[image, :count] = resize_boxes(boxes, image_sizes[image])
         found.scores[image, :count] = scores
         found.labels[image, :count] = labels
         found.num_detections[image] = count
-    return found
+    return found._replace(detected_boxes=detected_boxes)
 
 
 def postprocess_detections(

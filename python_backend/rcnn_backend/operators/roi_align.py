@@ -42,7 +42,13 @@ def multi_scale_roi_align(
 
     Returns:
         [B, R, C, *output_size_hw] of the features' type, zero where there is no proposal.
+
+    CuPy arrays are computed on their GPU.
     """
+    if not isinstance(proposals, np.ndarray):
+        from rcnn_backend.operators.gpu import roi_align as gpu  # needs CuPy
+
+        return gpu.multi_scale_roi_align(features, proposals, num_proposals, parameters)
     batch, rois = proposals.shape[:2]
     height, width = parameters.output_size_hw
     real = np.arange(rois) < num_proposals.reshape(-1, 1)  # [B, R]

@@ -1,4 +1,4 @@
-"""A detector's own name served by its fused model, one process in the place of five, with clients unchanged."""
+"""A detector's own name served by its fused model, one process in the place of all steps, with clients unchanged."""
 
 from collections.abc import Sequence
 from pathlib import Path

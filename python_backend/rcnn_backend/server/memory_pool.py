@@ -16,6 +16,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelOutpu
 from rcnn_backend.contract.chain import bind, find_chain, level_names
 from rcnn_backend.contract.configs import read_configs, to_json
 from rcnn_backend.contract.parameters import (
+    DetectionParameters,
     PoolParameters,
     PreprocessParameters,
     ProposalParameters,
@@ -93,6 +94,7 @@ def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
     chain, detector = found
     proposals = read_parameters(ProposalParameters, _as_dict(configs, f"{detector}_proposals"))
     strides = read_parameters(PoolParameters, _as_dict(configs, f"{detector}_proposals")).feature_strides
+    detections = read_parameters(DetectionParameters, _as_dict(configs, f"{detector}_detections"))
     size_hw = _largest_size_hw(
         read_parameters(PreprocessParameters, _as_dict(configs, f"{detector}_preprocess"))
     )
@@ -100,6 +102,7 @@ def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
         **_named_sides("", size_hw),
         "anchors": proposals.max_rpn_boxes,
         "proposals": proposals.padded_counts[-1],
+        "mask_detections": detections.detections_per_img,
     }
     levels = {
         name: _named_sides("level_", [math.ceil(side / stride) for side in size_hw])

@@ -1,4 +1,4 @@
-"""Both halves of every torchvision Faster R-CNN export, equal torch, and build as TensorRT engines.
+"""Both halves of every torchvision Faster R-CNN and the mask header of every Mask R-CNN export, equal torch, and build as TensorRT engines.
 
 TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU,
 at once for the kinds of GPU that it is told.
@@ -19,9 +19,9 @@ from rcnn_export.detector.load import TORCHVISION_MODELS, load_detector
 from rcnn_export.engines.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.plan_shapes import plan_profiles
-from rcnn_export.engines.precision import FP16
+from rcnn_export.engines.precision import FP16, FP32, Precision
 from rcnn_export.engines.stages import Stage, engine_stages
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 FEATURE_TOLERANCE = 1e-5  # of the largest magnitude
 SCORE_TOLERANCE = 1e-4
@@ -30,7 +30,12 @@ CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TORCHVISION_MODELS],
+    params=[
+        pytest.param(
+            name, marks=[pytest.mark.xdist_group(name), *[pytest.mark.long] * name.startswith("maskrcnn_")]
+        )
+        for name in TORCHVISION_MODELS
+    ],
 )
 def model(request: pytest.FixtureRequest) -> FasterRCNN:
     """A model with random weights."""
@@ -39,18 +44,27 @@ def model(request: pytest.FixtureRequest) -> FasterRCNN:
 
 @pytest.fixture(scope="module")
 def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage, Path]]:
-    """The RPN and the header of the model, and their ONNX files."""
+    """The networks of the model that no other test exports, and their ONNX files."""
     folder = tmp_path_factory.mktemp("stages")
     exported = []
-    for stage in engine_stages(model):
+    for stage in own_stages(model):
         path = folder / f"{stage.name}.onnx"
         onnx.save(clean_graph(export_onnx(stage)), path)
         exported.append((stage, path))
     return exported
 
 
+def own_stages(model: FasterRCNN, precision: Precision = FP32) -> list[Stage]:
+    """The RPN and the header, or of a Mask R-CNN, which has the same, the mask header."""
+    stages = engine_stages(model, precision)
+    return stages[2:] if isinstance(model, MaskRCNN) else stages
+
+
 def inputs_of(stage: Stage, batch: int, sides: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     random = torch.Generator().manual_seed(batch)
+    if stage.name == "mask_header":
+        features = torch.randn(batch, 1 + sides[1] // 32, *stage.example[0].shape[2:], generator=random)
+        return features, torch.randint(0, 91, (batch, 100), generator=random)
     if stage.name == "rpn":
         coarse = torch.randn(batch, 3, sides[0] // 16, sides[1] // 16, generator=random)
         return (torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear"),)
@@ -81,8 +95,10 @@ def test_onnx_equals_torch_at_any_batch_and_size(stages: list[tuple[Stage, Path]
             for name, theirs in zip(stage.outputs, expected, strict=True):
                 ours, reference = outputs[name], theirs.numpy()
                 assert ours.shape == reference.shape
-                assert ours.dtype == np.float32
-                if name == "rpn_boxes":  # near ties may swap rows: the sorted scores stay
+                assert ours.dtype == reference.dtype
+                if name == "mask_probabilities":
+                    np.testing.assert_allclose(ours, reference, atol=1e-3)
+                elif name == "rpn_boxes":  # near ties may swap rows: the sorted scores stay
                     np.testing.assert_allclose(ours[:, :, 0], reference[:, :, 0], atol=SCORE_TOLERANCE)
                     np.testing.assert_array_equal(ours[:, :, 5], reference[:, :, 5])
                 else:
@@ -110,7 +126,7 @@ def test_tensorrt_parses_and_builds(
 @pytest.mark.timeout(600)
 def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> None:
     """The sample's FP16 plans, which other tests build, take a few seconds; these minutes."""
-    for stage in engine_stages(model, FP16):
+    for stage in own_stages(model, FP16):
         onnx.save(clean_graph(export_onnx(stage)), tmp_path / "model.onnx")
         build(model, stage, tmp_path)
 

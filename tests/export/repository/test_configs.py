@@ -19,12 +19,13 @@ from rcnn_backend.contract.parameters import (
 from rcnn_export.detector.load import BACKGROUND, Detector, load_detector
 from rcnn_export.repository.configs import derive_configs, template_dir
 from torchvision.models import get_model_weights
-from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 Tensor = tuple[int, list[int]]
+R50_FPN = {"faster_rcnn": fasterrcnn_resnet50_fpn, "mask_rcnn": maskrcnn_resnet50_fpn}
 
 
 def configs_in(repository: Path, name: str) -> dict[str, ModelConfig]:
@@ -32,6 +33,11 @@ def configs_in(repository: Path, name: str) -> dict[str, ModelConfig]:
         model: text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
         for model in FASTER_RCNN.model_names(name)
     }
+
+
+def derived(model: FasterRCNN, name: str, names: list[str]) -> dict[str, ModelConfig]:
+    texts = derive_configs(Detector(model, "model", "random", names), name)
+    return {model_name: text_format.Parse(text, ModelConfig()) for model_name, text in texts.items()}
 
 
 def walk(configs: dict[str, ModelConfig], name: str) -> dict[str, Tensor]:
@@ -65,10 +71,17 @@ def test_the_repository_in_git_is_wired() -> None:
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
-def test_the_repository_in_git_is_what_the_chain_declares(chain: Chain) -> None:
-    """Models, wiring, and the type and shape of every tensor: 4 pooled levels, as R50-FPN has."""
-    configs = configs_in(template_dir(), chain.family)
+def test_r50_fpns_configs_are_what_the_chain_declares(chain: Chain) -> None:
+    """Models, wiring, and the type and shape of every tensor: 4 pooled levels."""
+    model = R50_FPN[chain.family](weights=None, weights_backbone=None).eval()
+    configs = derived(model, chain.family, [f"class_{label}" for label in range(91)])
+    assert list(configs) == chain.model_names(chain.family)
     fixed = {"channels": 256, "classes": 90, "detections": 100, "pooled_height": 7, "pooled_width": 7}
+    fixed |= {"mask_pooled_height": 14, "mask_pooled_width": 14, "mask_height": 28, "mask_width": 28}
+    for name in (chain.family, f"{chain.family}_pixels", f"{chain.family}_fused"):
+        assert [(t.name, DataType.Name(t.data_type), list(t.dims)) for t in configs[name].output] == [
+            (t.name, t.data_type, bind(t.shape, fixed)) for t in chain.answers
+        ]
     for ensemble, taken in ((chain.family, "image"), (f"{chain.family}_pixels", "pixels")):
         for step, wired in zip(chain.steps, configs[ensemble].ensemble_scheduling.step, strict=True):
             inputs = [t.name for t in chain.inputs(step, 4) if not t.is_optional or t.name == taken]
@@ -97,11 +110,15 @@ def test_the_two_ensembles_differ_in_their_input_only() -> None:
     assert pixels == encoded
 
 
-def test_the_repository_in_git_is_r50_fpns() -> None:
+@pytest.mark.parametrize("family", R50_FPN)
+def test_the_repository_in_git_is_r50_fpns(family: str) -> None:
+    """All of Faster R-CNN's models are in git, and of another family those that differ by more than their tensors."""
     coco = get_model_weights("fasterrcnn_resnet50_fpn")["COCO_V1"].meta["categories"]
-    model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    for name, text in derive_configs(Detector(model, "r50", "COCO_V1", coco), "faster_rcnn").items():
-        assert text == (template_dir() / name / "config.pbtxt").read_text(), name
+    model = R50_FPN[family](weights=None, weights_backbone=None).eval()
+    texts = derive_configs(Detector(model, "r50", "COCO_V1", coco), family)
+    in_git = {path.parent.name: path.read_text() for path in template_dir().glob(f"{family}*/config.pbtxt")}
+    assert in_git == {name: texts[name] for name in in_git}
+    assert len(in_git) == (len(texts) if family == "faster_rcnn" else 3)
 
 
 def two_level_detector(num_classes: int = 4) -> FasterRCNN:

@@ -23,7 +23,7 @@ def detect(
     image_sizes: cupy.ndarray,
     parameters: Sequence[DetectionParameters],
     detections_per_img: int,
-) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray]:
+) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Score threshold, per-class NMS, top D and scaling back, for a batch.
 
     Of equal scores the lower proposal comes first, then the lower class. IoU is rounded as in
@@ -40,7 +40,8 @@ def detect(
     Returns:
         The fields of ``rcnn_backend.operators.detections.Detections``: ``boxes`` float32 [B, D, 4] in pixels
         of the images as sent, ``scores`` float32 [B, D], ``labels`` int64 [B, D] in 1..K,
-        ``num_detections`` int32 [B, 1]; best first, the rest zero.
+        ``num_detections`` int32 [B, 1], ``detected_boxes`` float32 [B, D, 4] in pixels of the resized images; best
+        first, the rest zero.
 
     Raises:
         ValueError: more proposals than the GPU's shared memory can sort.
@@ -59,6 +60,7 @@ def detect(
     kept = cupy.empty((batch, classes, max_detections), np.uint64)
     kept_counts = cupy.empty((batch, classes), np.int32)
     boxes = cupy.empty((batch, max_detections, 4), np.float32)
+    detected_boxes = cupy.empty_like(boxes)
     scores = cupy.empty((batch, max_detections), np.float32)
     labels = cupy.empty((batch, max_detections), np.int64)
     num_detections = cupy.empty((batch, 1), np.int32)
@@ -90,10 +92,10 @@ def detect(
     kernels.load("detections", "gather_detections", shared)(
         (batch,),
         (GATHER_THREADS,),
-        (*inputs, *shape, np.int32(capacity), boxes, scores, labels, num_detections),
+        (*inputs, *shape, np.int32(capacity), boxes, detected_boxes, scores, labels, num_detections),
         shared_mem=shared,
     )
-    return boxes, scores, labels, num_detections
+    return boxes, scores, labels, num_detections, detected_boxes
 
 
 def _power_of_two(least: int) -> int:

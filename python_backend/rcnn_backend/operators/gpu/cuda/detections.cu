@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(512) gather_detections(
     const int rois, const int classes, const int most,
     const int capacity,   // a power of two, at least D and the number of threads together
     float4* boxes,        // [B, D], pixels of the picture as sent
+    float4* detected,     // [B, D], the same in pixels of the resized image
     float* scores,        // [B, D]
     long long* labels,    // [B, D], 1..K
     int* num_detections   // [B]
@@ -174,17 +175,18 @@ __global__ void __launch_bounds__(512) gather_detections(
     const float ratio_y = image_size[2] / image_size[0], ratio_x = image_size[3] / image_size[1];
     for (int i = threadIdx.x; i < most; i += blockDim.x) {
         const long long place = static_cast<long long>(image) * most + i;
-        float4 box = {0, 0, 0, 0};
+        float4 box = {0, 0, 0, 0}, resized = box;
         float score = 0;
         long long label = 0;
         if (i < found) {
             const unsigned candidate = static_cast<unsigned>(orders[i]);
-            box = clip(class_boxes[candidate], image_size);
-            box = {box.x * ratio_x, box.y * ratio_y, box.z * ratio_x, box.w * ratio_y};
+            resized = clip(class_boxes[candidate], image_size);
+            box = {resized.x * ratio_x, resized.y * ratio_y, resized.z * ratio_x, resized.w * ratio_y};
             score = class_scores[candidate];
             label = candidate % classes + 1;
         }
         boxes[place] = box;
+        detected[place] = resized;
         scores[place] = score;
         labels[place] = label;
     }

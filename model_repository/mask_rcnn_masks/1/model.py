@@ -1,0 +1,26 @@
+"""Step 8 of Mask R-CNN: the mask header's probabilities -> masks, a row for each row of boxes."""
+
+from typing import Any
+
+from rcnn_backend.contract.chain import MASK_RCNN
+from rcnn_backend.operators.heads import pad_images
+from rcnn_backend.steps.step import Step, Tensors
+
+
+class TritonPythonModel:
+    """Answers all requests of an execution as one batch."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.step = Step(args, MASK_RCNN, "masks")
+        (masks,) = self.step.config["output"]
+        self.detections_per_img = int(masks["dims"][0])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return self.step.answer_together(requests, self._pad)
+
+    def _pad(self, tensors: Tensors, options: list[Any]) -> Tensors:
+        # On the host: no later step would notice if Triton lost these.
+        probabilities, counts = self.step.device.download(
+            [tensors["mask_probabilities"], tensors["num_detections"]]
+        )
+        return {"masks": pad_images(probabilities, counts, self.detections_per_img)}

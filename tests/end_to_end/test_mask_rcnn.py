@@ -1,0 +1,140 @@
+"""A small Mask R-CNN, exported, in process and served: boxes and masks as torchvision gives them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc as triton
+from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.pipeline import Pipeline
+from rcnn_backend.server.local_server import running_server
+from rcnn_export.commands.verify import ask_server
+from rcnn_export.detector.load import Detector
+from rcnn_export.detector.random_weights import calibrate
+from rcnn_export.digits.detector import digits_detector
+from rcnn_export.repository.write import export_repository
+from rcnn_export.verify.pipeline_stages import PipelineStages
+from rcnn_export.verify.reference import run_reference
+from rcnn_export.verify.sample_pictures import sample_pictures
+from rcnn_export.verify.stages import Verification
+from torchvision.models.detection import MaskRCNN
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("mask_rcnn")]
+
+PICTURES = list(sample_pictures().values())  # of many sizes
+ANSWERS = ("boxes", "scores", "labels", "num_detections", "masks")
+BATCHES = ([0], [3, 1, 5], [2, 2, 2])
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    plain = digits_detector()
+    torch.manual_seed(0)
+    model = MaskRCNN(
+        plain.backbone,
+        5,
+        min_size=128,
+        max_size=256,
+        rpn_anchor_generator=plain.rpn.anchor_generator,
+        rpn_pre_nms_top_n_test=100,
+        rpn_post_nms_top_n_test=50,
+        box_detections_per_img=30,
+        box_score_thresh=0.3,
+    )
+    calibrate(model.eval())
+    return Detector(model, "small", "random", ["__background__", "a", "b", "c", "d"])
+
+
+@pytest.fixture(scope="module")
+def repository(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masks")
+    export_repository(detector, folder, "masked")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(repository: Path) -> Pipeline:
+    return Pipeline.load(repository, "masked")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[triton.InferenceServerClient]:
+    with running_server(repository, ["masked", "masked_pixels", "masked_fused"]) as running:
+        yield triton.InferenceServerClient(running.grpc_url)
+
+
+def pixels_of(numbers: list[int]) -> list[np.ndarray]:
+    return [decode_image(PICTURES[number], 10**8) for number in numbers]
+
+
+@pytest.mark.parametrize("numbers", BATCHES)
+def test_the_pipeline_answers_as_torchvision_does(
+    detector: Detector, pipeline: Pipeline, numbers: list[int]
+) -> None:
+    images = pixels_of(numbers)
+    found, expected = pipeline.detect(images), run_reference(detector.model, images)
+    assert found.masks is not None
+    assert (found.masks.shape, found.masks.dtype) == ((len(images), 30, 28, 28), np.float16)
+    for image, reference in enumerate(expected.detections):
+        count = int(found.num_detections[image, 0])
+        assert count == len(reference.scores) > 0
+        np.testing.assert_array_equal(found.labels[image, :count], reference.labels)
+        np.testing.assert_allclose(found.boxes[image, :count], reference.boxes, atol=0.05)
+        np.testing.assert_allclose(found.masks[image, :count], expected.masks[image], atol=1e-3)
+        assert not found.masks[image, count:].any()
+
+
+def test_few_detections_many_and_none_in_one_batch(pipeline: Pipeline) -> None:
+    images = pixels_of([0, 2, 3])
+    everything = pipeline.detect(images, {"score_thresh": 0.0})
+    assert everything.masks is not None
+    assert (everything.num_detections == 30).all()
+    for count in (1, 7):
+        few = pipeline.detect(images, {"score_thresh": 0.0, "detections_per_img": count})
+        assert few.masks is not None
+        np.testing.assert_allclose(few.masks[:, :count], everything.masks[:, :count], atol=1e-3)
+        assert not few.masks[:, count:].any()
+    nothing = pipeline.detect(images, {"score_thresh": 1.0})
+    assert nothing.masks is not None
+    assert not nothing.num_detections.any()
+    assert not nothing.masks.any()
+
+
+@pytest.mark.parametrize("model", ["masked", "masked_fused"])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"score_thresh": 1.0}, {"score_thresh": 0.0}, {"detections_per_img": 2}]
+)
+def test_every_model_serves_the_masks_of_the_pipeline(
+    server: triton.InferenceServerClient, pipeline: Pipeline, model: str, parameters: dict[str, float]
+) -> None:
+    for numbers in BATCHES:
+        encoded = np.array([[PICTURES[number]] for number in numbers], np.object_)
+        image = triton.InferInput("image", list(encoded.shape), "BYTES")
+        image.set_data_from_numpy(encoded)
+        answer = server.infer(model, [image], parameters=parameters, client_timeout=60)
+        expected = pipeline.detect(pixels_of(numbers), parameters)
+        for name in ANSWERS:
+            assert answer.as_numpy(name).dtype == getattr(expected, name).dtype
+            np.testing.assert_allclose(answer.as_numpy(name), getattr(expected, name), atol=1e-3)
+
+
+def test_pixels_are_served_too(server: triton.InferenceServerClient, pipeline: Pipeline) -> None:
+    (pixels,) = pixels_of([4])
+    tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
+    tensor.set_data_from_numpy(pixels[None])
+    masks = pipeline.detect([pixels]).masks
+    np.testing.assert_allclose(server.infer("masked_pixels", [tensor]).as_numpy("masks"), masks, atol=1e-3)
+
+
+def test_verify_holds_in_process_and_served(
+    detector: Detector, pipeline: Pipeline, server: triton.InferenceServerClient
+) -> None:
+    verification = Verification(detector.model, PipelineStages(pipeline), served=True)
+    for numbers in BATCHES:
+        served = ask_server(server, "masked", [PICTURES[number] for number in numbers])
+        verification.add("batch", pixels_of(numbers), served)
+    assert verification.holds, verification.first_divergence
+    assert {("masks", "alone"), ("masks", "end to end"), ("masks", "served")} <= set(verification.comparisons)
+    assert verification.comparisons["masks", "served"].matched > 0
