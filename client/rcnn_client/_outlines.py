@@ -93,4 +93,4 @@ def _compress(counts: NDArray[np.int64]) -> str:
         digits.append(np.where(is_open, 48 + low + 0x20 * goes_on, 0))
         is_open &= goes_on
     text = np.stack(digits, axis=1).astype(np.uint8)  # [runs, characters]
-    return text[text > 0].tobytes().decode("ascii")
+    return bytes(text[text > 0]).decode("ascii")
