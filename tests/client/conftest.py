@@ -124,6 +124,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             )
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])
 
+    def ModelMetadata(self, request, context):
+        return service_pb2.ModelMetadataResponse()
+
+    def ServerMetadata(self, request, context):
+        return service_pb2.ServerMetadataResponse()
+
     def ModelInfer(self, request, context):
         with self._lock:
             self.metadata.append(dict(context.invocation_metadata()))

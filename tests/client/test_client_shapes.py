@@ -137,13 +137,7 @@ def test_a_picture_whose_size_is_not_known(server, png, monkeypatch):
         detect(server, png(3), False)
 
 
-def test_info(server, monkeypatch):
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-    base = service_pb2_grpc.GRPCInferenceServiceServicer
-    model, about = service_pb2.ModelMetadataResponse(), service_pb2.ServerMetadataResponse()
-    monkeypatch.setattr(base, "ModelMetadata", lambda self, request, context: model)
-    monkeypatch.setattr(base, "ServerMetadata", lambda self, request, context: about)
+def test_info(server):
     with Detector(server.url) as detector:
         info = detector.info()
         assert not info.has_masks and info.keypoint_names == []
