@@ -183,8 +183,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
         datatypes = {"float16": "FP16", "float32": "FP32", "int64": "INT64", "int32": "INT32"}
-        for name in [output.name for output in request.outputs] or tensors:
-            tensor = tensors[name]
+        wanted = [output.name for output in request.outputs]
+        for name, tensor in tensors.items():
+            if wanted and name not in wanted:
+                continue
             answer.outputs.add(name=name, datatype=datatypes[tensor.dtype.name], shape=tensor.shape)
             answer.raw_output_contents.append(tensor.tobytes())
         return answer
