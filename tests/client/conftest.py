@@ -13,7 +13,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -76,14 +76,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         config.input[0].data_type = model_config_pb2.TYPE_UINT8
         self.configs[config.name] = config
 
-    def add_masks(self) -> None:
-        """Answer masks, too."""
-        for config in self.configs.values():
-            config.output.add(name="masks", data_type=model_config_pb2.TYPE_FP16, dims=[ROWS, 28, 28])
+    def add_masks(self, models: Iterable[str] = ()) -> None:
+        """Answer masks, too: these models, or all."""
+        for model in models or self.configs:
+            self.configs[model].output.add(
+                name="masks", data_type=model_config_pb2.TYPE_FP16, dims=[ROWS, 28, 28]
+            )
 
-    def add_keypoints(self, count: int, names: list[str] | None = None) -> None:
-        """Answer so many keypoints, too; the config names them if there are `names`."""
-        for config in self.configs.values():
+    def add_keypoints(self, count: int, names: list[str] | None = None, models: Iterable[str] = ()) -> None:
+        """Answer so many keypoints, too; the configs name them if there are `names`."""
+        for model in models or self.configs:
+            config = self.configs[model]
             for name, dims in (("keypoints", [ROWS, count, 3]), ("keypoint_scores", [ROWS, count])):
                 config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=dims)
             if names is not None:
