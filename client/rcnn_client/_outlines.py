@@ -22,8 +22,7 @@ def encode_rle(crop: MaskCrop, image_size_hw: tuple[int, int]) -> dict[str, Any]
     height, width = image_size_hw
     rows, columns, _ = _horizontal_edges(crop.mask)
     # Where runs start and end, by turns. One that reaches a column's end may go on in the next.
-    ends = np.sort((crop.left + columns) * height + crop.top + rows)
-    ends, times = np.unique(ends, return_counts=True)
+    ends, times = np.unique((crop.left + columns) * height + crop.top + rows, return_counts=True)
     ends = np.concatenate(([0], ends[times == 1], [height * width]))
     counts = np.diff(ends)
     if len(counts) > 1 and counts[-1] == 0:
