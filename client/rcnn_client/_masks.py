@@ -69,7 +69,7 @@ def _expand(boxes: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
 def _sample(first: int, last: int, size: int, num_values: int) -> _Axis:
     """The pixels from `first` to `last`, cut to the picture, between `num_values` values."""
     count = max(last - first + 1, 1)
-    start, stop = max(first, 0), min(first + count, last + 1, size)
+    start, stop = max(first, 0), min(last + 1, size)
     centres = np.arange(start - first, stop - first) + 0.5
     positions = np.maximum(float(np.float32(num_values / count)) * centres - 0.5, 0).astype(np.float32)
     before = np.minimum(positions.astype(np.int64), num_values - 1)
