@@ -1,4 +1,4 @@
-"""Sends pictures to a two-stage detector on a Triton server and gets boxes: NumPy and Pillow, no torch.
+"""Sends pictures to a two-stage detector on a Triton server and gets boxes, masks and keypoints, without torch.
 
 >>> with Detector("localhost:8001") as detector:
 ...     for detection in detector.detect("photo.jpg", score_thresh=0.5):

@@ -21,6 +21,7 @@ from ._errors import (
 )
 from ._images import ImageInput
 from ._info import DetectorInfo
+from ._masks import MaskCrop
 from ._options import DetectOptions
 from ._results import Result
 
@@ -38,6 +39,7 @@ __all__ = [
     "ImageInput",
     "InvalidImageError",
     "InvalidParameterError",
+    "MaskCrop",
     "ModelNotFoundError",
     "NotADetectorError",
     "QueueFullError",

@@ -21,6 +21,7 @@ from ._contract import (
     pixels_input,
     read_answer,
     read_model_config,
+    wanted_outputs,
 )
 from ._detections import Detections
 from ._errors import (
@@ -29,7 +30,7 @@ from ._errors import (
     NotADetectorError,
     ServerUnavailableError,
 )
-from ._images import encode_image, faults_of, image_name, rgb_pixels
+from ._images import encode_image, encoded_size_hw, faults_of, image_name, rgb_pixels
 from ._info import DetectorInfo, read_info, step_models
 from ._options import Options, Request
 from ._servers import Deadline, Servers
@@ -136,6 +137,7 @@ class BaseDetector:
                 encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
                 tensor = yield from copy(encoded_input, encoded, num_bytes=len(encoded))
 
+        outputs = wanted_outputs(request.contract)
         if pixels is not None and not self._uses_shm:
             with faults_of(name):
                 tensor = yield from copy(pixels_input, pixels, num_bytes=pixels.nbytes)
@@ -148,6 +150,7 @@ class BaseDetector:
                 [tensor],
                 deadline=limit,
                 image_name=name,
+                outputs=outputs,
                 parameters=request.parameters,
                 request_id=options.request_id and options.request_id + suffix,
             )
@@ -158,7 +161,14 @@ class BaseDetector:
             return infer(endpoint, tensor, limit)
 
         answer = yield from self._servers.retry(attempt, deadline)
-        return request.keep(read_answer(answer, request.contract, name))
+        size_hw = None
+        if request.contract.mask_size is not None:
+            if pixels is not None:
+                size_hw = (pixels.shape[0], pixels.shape[1])
+            else:
+                with faults_of(name):
+                    size_hw = yield from copy(encoded_size_hw, encoded, num_bytes=len(encoded))
+        return request.keep(read_answer(answer, request.contract, name, size_hw))
 
     def _encode(self, image: Any) -> bytes:
         if not isinstance(image, Image.Image):

@@ -1,6 +1,7 @@
 """The detector's tensors and parameters as Triton names them: the request out, the answer in.
 
-Shapes: D rows per picture, fixed by the model and padded; only the first `num_detections` are real.
+Shapes: D rows per picture, fixed by the model and padded; only the first `num_detections` are real. M: side of a
+mask. P: keypoints per detection.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferInput, InferResult, model_config_pb2
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult, model_config_pb2
 
 from ._detections import Detections
 from ._errors import NotADetectorError, ServerError
@@ -27,6 +28,19 @@ OUTPUTS = {
     "labels": "TYPE_INT64",
     "num_detections": "TYPE_INT32",
 }
+# What a Mask R-CNN and a Keypoint R-CNN answer besides.
+MASKS = {"masks": "TYPE_FP16"}
+KEYPOINTS = {"keypoints": "TYPE_FP32", "keypoint_scores": "TYPE_FP32"}
+
+COCO_KEYPOINTS = [
+    "nose",
+    *(
+        f"{side}_{part}"
+        for part in ("eye", "ear", "shoulder", "elbow", "wrist")
+        for side in ("left", "right")
+    ),
+    *(f"{side}_{part}" for part in ("hip", "knee", "ankle") for side in ("left", "right")),
+]
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,31 @@ class Contract:
         class_names: index is the label; index 0 is the background.
         max_detections: D, the largest number of detections for one picture.
         takes_pixels: whether the model has the input `pixels`.
+        mask_size: M; None if the model answers no masks.
+        keypoint_names: P names; None if the model answers no keypoints.
     """
 
     class_names: list[str]
     max_detections: int
     takes_pixels: bool
+    mask_size: int | None = None
+    keypoint_names: list[str] | None = None
+
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The outputs to ask for, with their shapes for one picture."""
+        rows = self.max_detections
+        shapes: dict[str, tuple[int, ...]] = {
+            "boxes": (1, rows, 4),
+            "scores": (1, rows),
+            "labels": (1, rows),
+            "num_detections": (1, 1),
+        }
+        if self.mask_size is not None:
+            shapes["masks"] = (1, rows, self.mask_size, self.mask_size)
+        if self.keypoint_names is not None:
+            shapes["keypoints"] = (1, rows, len(self.keypoint_names), 3)
+            shapes["keypoint_scores"] = (1, rows, len(self.keypoint_names))
+        return shapes
 
 
 def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED) -> Contract:
@@ -66,17 +100,49 @@ def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED)
             f"max_batch_size {config.max_batch_size}; expected {expected_inputs}, {OUTPUTS} and at least 1. "
             "Name the whole detector, not one of its steps"
         )
-    try:
-        class_names = json.loads(config.parameters["class_names"].string_value)
-    except json.JSONDecodeError:
-        class_names = None
-    if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+    class_names = _names(config, "class_names")
+    if class_names is None:
         raise NotADetectorError(
             f"model {config.name!r} carries no class names: the parameter class_names of its config must be "
             "a JSON list of strings; export the detector again with rcnn-export"
         )
-    max_detections = next(tensor.dims[0] for tensor in config.output if tensor.name == "scores")
-    return Contract(class_names, max_detections, PIXELS.items() <= inputs.items())
+    dims = {tensor.name: tensor.dims for tensor in config.output}
+    return Contract(
+        class_names,
+        max_detections=dims["scores"][0],
+        takes_pixels=PIXELS.items() <= inputs.items(),
+        mask_size=dims["masks"][-1] if MASKS.items() <= outputs.items() else None,
+        keypoint_names=(
+            _keypoint_names(config, dims["keypoint_scores"][-1])
+            if KEYPOINTS.items() <= outputs.items()
+            else None
+        ),
+    )
+
+
+def _keypoint_names(config: Any, count: int) -> list[str]:
+    """The names in the config; without them COCO's if there are 17, otherwise numbers from 0."""
+    names = _names(config, "keypoint_names")
+    if names is None:
+        is_coco = count == len(COCO_KEYPOINTS)
+        return list(COCO_KEYPOINTS) if is_coco else [str(number) for number in range(count)]
+    if len(names) != count:
+        raise NotADetectorError(
+            f"model {config.name!r} answers {count} keypoints, but the parameter keypoint_names of its config has "
+            f"{len(names)} names; export the detector again with rcnn-export"
+        )
+    return names
+
+
+def _names(config: Any, parameter: str) -> list[str] | None:
+    """The names in a parameter of a config; None if it is missing or no JSON list of strings."""
+    if parameter not in config.parameters:
+        return None
+    try:
+        names = json.loads(config.parameters[parameter].string_value)
+    except json.JSONDecodeError:
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def encoded_input(encoded: bytes) -> InferInput:
@@ -97,26 +163,45 @@ def pixels_input(pixels: NDArray[np.uint8], region: str | None = None) -> InferI
     return tensor
 
 
-def read_answer(answer: InferResult, contract: Contract, image_name: str) -> Detections:
+def wanted_outputs(contract: Contract) -> list[InferRequestedOutput]:
+    """The outputs that `read_answer` reads; the server need not compute others."""
+    return [InferRequestedOutput(name) for name in contract.output_shapes()]
+
+
+def read_answer(
+    answer: InferResult, contract: Contract, image_name: str, image_size_hw: tuple[int, int] | None = None
+) -> Detections:
     """Output tensors of one picture -> its detections, padding cut off.
+
+    Args:
+        image_size_hw: of the upright picture, if the model answers masks.
 
     Raises:
         ServerError: the shapes differ from the contract's, or a label has no class name.
     """
-    tensors = {name: answer.as_numpy(name) for name in OUTPUTS}
-    boxes, scores, labels, num_detections = tensors.values()
+    expected = contract.output_shapes()
+    tensors = {name: answer.as_numpy(name) for name in expected}
     shapes = {name: None if tensor is None else tensor.shape for name, tensor in tensors.items()}
-    rows = contract.max_detections
-    expected = {"boxes": (1, rows, 4), "scores": (1, rows), "labels": (1, rows), "num_detections": (1, 1)}
     if shapes != expected:
         raise ServerError(f"{image_name}: the server answered shapes {shapes}, expected {expected}")
-    count = int(num_detections[0, 0])
-    labels = labels[0, :count].copy()  # copies, as the tensors are read-only views of the whole answer
+    count, rows = int(tensors["num_detections"][0, 0]), contract.max_detections
+    # copies, as the tensors are read-only views of the whole answer
+    real = {name: tensor[0, :count].copy() for name, tensor in tensors.items()}
+    labels = real["labels"]
     if not 0 <= count <= rows or not np.isin(labels, np.arange(len(contract.class_names))).all():
         raise ServerError(
             f"{image_name}: the server answered num_detections {count} and labels {labels.tolist()}; "
             f"expected at most {rows}, and labels below {len(contract.class_names)}. "
             "If the model was replaced, open a new Detector"
         )
-    names = [contract.class_names[label] for label in labels]
-    return Detections(boxes[0, :count].copy(), scores[0, :count].copy(), labels, names)
+    return Detections(
+        real["boxes"],
+        real["scores"],
+        labels,
+        [contract.class_names[label] for label in labels],
+        real.get("masks"),
+        image_size_hw,
+        real.get("keypoints"),
+        real.get("keypoint_scores"),
+        contract.keypoint_names,
+    )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import colorsys
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ._detections import Detection, Detections
+from ._draw_shapes import Colour, class_colour, draw_keypoints, draw_masks
 from ._fonts import Font, readable
 from ._images import ImageInput, open_image
 from ._orientation import upright
 
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels; x2 and y2 are exclusive
-Colour = tuple[int, int, int]
 
 
 class _Text(NamedTuple):
@@ -30,14 +29,15 @@ class _Label(NamedTuple):
 
 
 def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
-    """Draw each detection's box, class name and score on a copy of the picture.
+    """Draw each detection's box, class name and score, its mask and its keypoints on a copy of the picture.
 
-    Each class has its own colour. Line width and text size grow with the picture. Each label lies inside the
+    Each class has its own colour; masks are translucent. COCO's 17 keypoints are joined to a skeleton. A keypoint
+    whose visibility is 0 is not drawn. Line width and text size grow with the picture. Each label lies inside the
     picture and, if there is room around its box, does not cover the labels of better detections.
 
     Args:
         image: the picture that was sent, as `Detector.detect` takes it; its EXIF orientation is applied.
-        detections: its boxes, in pixels of the upright picture.
+        detections: what was found in it, in pixels of the upright picture.
 
     Returns:
         the drawn picture, mode RGB, upright.
@@ -51,14 +51,17 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     line_width = max(2, round(short_side / 250))
     font_size = max(11, round(short_side / 32))
 
-    best_first = sorted(detections, key=lambda detection: -detection.score)
+    worst_first = detections[np.argsort(-detections.scores, kind="stable")[::-1]]  # the best lies on top
+    best_first = list(worst_first)[::-1]
     labels: list[_Label] = []
     for detection in best_first:
         taken = [label.place for label in labels]
         labels.append(_place_label(detection, canvas.size, font_size, line_width + 1, taken))
 
-    for detection in reversed(best_first):  # the best lies on top
-        _draw_rectangle(draw, detection.box, outline=_class_colour(detection.label), width=line_width)
+    draw_masks(canvas, worst_first, line_width)
+    for detection in worst_first:
+        _draw_rectangle(draw, detection.box, outline=class_colour(detection.label), width=line_width)
+    draw_keypoints(draw, worst_first, line_width)
     for label in reversed(labels):
         _draw_rectangle(draw, label.place, fill=label.colour)
         luma = np.dot(label.colour, (0.299, 0.587, 0.114))  # ITU-R BT.601
@@ -71,14 +74,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: convert() would clip them at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _class_colour(label: int) -> Colour:
-    """Colour of a class; the hues of neighbouring labels are far apart (golden section of the colour circle)."""
-    hue = label * 0.618034 % 1
-    saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.7))[label // 12 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _draw_rectangle(
@@ -115,7 +110,7 @@ def _place_label(
     place = _free_place(detection.box, size, canvas_size, taken)
     x, baseline = place[0] + padding - left, place[1] + padding - top
     texts = [_Text(name, name_font, (x, baseline)), _Text(score, score_font, (x + name_width, baseline))]
-    return _Label(texts, place, _class_colour(detection.label))
+    return _Label(texts, place, class_colour(detection.label))
 
 
 def _free_place(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ._errors import InvalidImageError, RcnnError
-from ._orientation import upright
+from ._orientation import upright, upright_size
 from ._picture_files import open_picture
 
 # An array is uint8; that is checked when it comes, as OpenCV's stubs leave open what its frames hold.
@@ -134,6 +134,13 @@ def open_image(image: ImageInput) -> Image.Image:
         opened = open_picture(encode_image(image))
         opened.load()
     return opened
+
+
+def encoded_size_hw(encoded: bytes) -> tuple[int, int]:
+    """Height and width of an encoded picture, upright; its pixels are not decoded."""
+    with open_picture(encoded) as image:
+        width, height = upright_size(image)
+    return height, width
 
 
 def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -21,6 +21,8 @@ class DetectorInfo:
         max_batch_size: how many pictures a request may hold; this client sends one picture per request.
         max_detections: the largest number of detections per picture.
         max_image_pixels: the largest width times height of a picture; None if the model does not say.
+        has_masks: whether it answers masks, as Mask R-CNN.
+        keypoint_names: names of the keypoints that it answers, as Keypoint R-CNN; empty if none.
         takes_pixels: whether arrays are sent as pixels; otherwise they are encoded first.
         engine: the Triton backend that runs the network, for example "onnxruntime" or "tensorrt".
         precision: data type of the features between the two halves of the network, for example "fp32"; None
@@ -34,6 +36,8 @@ class DetectorInfo:
     max_batch_size: int
     max_detections: int
     max_image_pixels: int | None
+    has_masks: bool
+    keypoint_names: list[str]
     takes_pixels: bool
     engine: str
     precision: str | None
@@ -59,6 +63,8 @@ def read_info(
         max_batch_size=config.max_batch_size,
         max_detections=contract.max_detections,
         max_image_pixels=next((limit for limit in limits if limit is not None), None),
+        has_masks=contract.mask_size is not None,
+        keypoint_names=contract.keypoint_names or [],
         takes_pixels=takes_pixels,
         engine=network.backend or network.platform,
         precision=precision,

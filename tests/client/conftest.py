@@ -1,7 +1,8 @@
 """A Triton server in this process: the real gRPC service with the detector's contract, and no network in it.
 
 Its "detector" finds three objects that span the whole picture, scores 0.9, 0.6 and 0.3, labelled by the red
-of the first pixel (0: nothing found), so that every answer tells which picture it belongs to.
+of the first pixel (0: nothing found), so that every answer tells which picture it belongs to. If it has masks, they
+are the left half of each box; keypoint number k is at x = k, y = 2k and has the score k.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -75,6 +76,22 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         config.input[0].data_type = model_config_pb2.TYPE_UINT8
         self.configs[config.name] = config
 
+    def add_masks(self, models: Iterable[str] = ()) -> None:
+        """Answer masks, too: these models, or all."""
+        for model in models or self.configs:
+            self.configs[model].output.add(
+                name="masks", data_type=model_config_pb2.TYPE_FP16, dims=[ROWS, 28, 28]
+            )
+
+    def add_keypoints(self, count: int, names: list[str] | None = None, models: Iterable[str] = ()) -> None:
+        """Answer so many keypoints, too; the configs name them if there are `names`."""
+        for model in models or self.configs:
+            config = self.configs[model]
+            for name, dims in (("keypoints", [ROWS, count, 3]), ("keypoint_scores", [ROWS, count])):
+                config.output.add(name=name, data_type=model_config_pb2.TYPE_FP32, dims=dims)
+            if names is not None:
+                config.parameters["keypoint_names"].string_value = json.dumps(names)
+
     def SystemSharedMemoryRegister(self, request, context):
         memory = np.memmap(f"/dev/shm{request.key}", np.uint8, "r", shape=(request.byte_size,))
         self.shared_memory[request.name] = memory
@@ -109,6 +126,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found"
             )
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    def ModelMetadata(self, request, context):
+        return service_pb2.ModelMetadataResponse()
+
+    def ServerMetadata(self, request, context):
+        return service_pb2.ServerMetadataResponse()
 
     def ModelInfer(self, request, context):
         with self._lock:
@@ -156,14 +179,35 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         tensors["boxes"][0, : len(scores)] = (0, 0, *picture.size)
         tensors["scores"][0, : len(scores)] = scores
         tensors["labels"][0, : len(scores)] = label
+        for output in self.configs[request.model_name].output:
+            if output.name not in tensors:
+                tensors[output.name] = padded_shapes(output, len(scores))
         self.spoil(tensors)
 
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
-        datatypes = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
+        datatypes = {"float16": "FP16", "float32": "FP32", "int64": "INT64", "int32": "INT32"}
+        wanted = [output.name for output in request.outputs]
         for name, tensor in tensors.items():
+            if wanted and name not in wanted:
+                continue
             answer.outputs.add(name=name, datatype=datatypes[tensor.dtype.name], shape=tensor.shape)
             answer.raw_output_contents.append(tensor.tobytes())
         return answer
+
+
+def padded_shapes(output: model_config_pb2.ModelOutput, count: int) -> np.ndarray:
+    """The masks, keypoints or keypoint scores of so many detections; what is not real is NaN."""
+    is_mask = output.name == "masks"
+    tensor = np.full((1, *output.dims), np.nan, np.float16 if is_mask else np.float32)
+    real = tensor[0, :count]
+    if is_mask:
+        real[:] = np.arange(28) < 14
+    elif output.name == "keypoints":
+        number = np.arange(output.dims[1])
+        real[:] = np.stack((number, 2 * number, np.ones_like(number)), axis=1)
+    else:
+        real[:] = np.arange(output.dims[1])
+    return tensor
 
 
 class Path:

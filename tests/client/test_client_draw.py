@@ -1,5 +1,6 @@
 """What `draw_detections` puts on a picture, judged by its pixels."""
 
+import dataclasses
 import importlib.util
 import io
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from rcnn_client import Detections, InvalidImageError, _fonts, draw_detections
+from rcnn_client._contract import COCO_KEYPOINTS
 
 GREY = (120, 120, 120)
 
@@ -143,6 +145,54 @@ def test_a_picture_that_cannot_be_drawn_on(tmp_path, name, content, reason):
         draw_detections(tmp_path / name, detections())
     with pytest.raises(InvalidImageError, match="expected uint8"):
         draw_detections(np.zeros((4, 4, 3)), detections())
+
+
+def test_a_mask_is_translucent_and_outlined():
+    found = dataclasses.replace(
+        detections(((20, 20, 180, 120), 0.9, 1)),
+        mask_probabilities=np.tile(np.arange(28) < 14, (1, 28, 1)).astype(np.float16),
+        image_size_hw=(160, 200),
+    )
+    drawn = np.asarray(draw_detections(Image.new("RGB", (200, 160), GREY), found)).astype(int)
+    plain = np.asarray(draw_detections(Image.new("RGB", (200, 160), GREY), found_without_masks(found)))
+    colour = np.array(box_colour(1))
+    inside, outside = drawn[80, 60], drawn[80, 140]
+    assert np.abs(inside - (GREY + (colour - GREY) * 110 / 255)).max() <= 1
+    assert outside.tolist() == list(GREY)
+    edge = np.flatnonzero((drawn[80] == colour).all(axis=-1) & (plain[80] != colour).any(axis=-1))
+    assert len(edge) and np.abs(edge - 100).max() <= 3  # the mask is the left half
+
+
+def found_without_masks(found: Detections) -> Detections:
+    return dataclasses.replace(found, mask_probabilities=None)
+
+
+def with_keypoints(points: np.ndarray, names: list[str]) -> Detections:
+    return dataclasses.replace(
+        detections(((1, 1, 199, 159), 0.9, 1)),
+        keypoints=points.astype(np.float32)[None],
+        keypoint_names=names,
+    )
+
+
+def test_cocos_keypoints_are_a_skeleton_and_others_are_points():
+    points = np.stack((20 + 10 * np.arange(17), np.full(17, 80), np.ones(17)), axis=1)
+    points[COCO_KEYPOINTS.index("left_wrist"), :2] = 60, 140
+    points[COCO_KEYPOINTS.index("left_elbow"), :2] = 140, 140
+    blank = Image.new("RGB", (200, 160), GREY)
+    drawn = changed(draw_detections(blank, with_keypoints(points, list(COCO_KEYPOINTS))))
+    assert drawn[140, 60] and drawn[140, 100] and drawn[140, 140]  # both ends, and the limb between them
+    drawn = changed(draw_detections(blank, with_keypoints(points, [str(number) for number in range(17)])))
+    assert drawn[140, 60] and not drawn[140, 100] and drawn[140, 140]
+    points[COCO_KEYPOINTS.index("left_wrist"), 2] = 0
+    drawn = changed(draw_detections(blank, with_keypoints(points, list(COCO_KEYPOINTS))))
+    assert not drawn[140, 60] and not drawn[140, 100] and drawn[140, 140]
+
+
+def test_keypoints_outside_the_picture_harm_nothing():
+    points = np.array([[-50, 10, 1], [1e6, 1e6, 1], [30, 30, 1]])
+    drawn = draw_detections(Image.new("RGB", (200, 160), GREY), with_keypoints(points, ["a", "b", "c"]))
+    assert changed(drawn)[30, 30]
 
 
 @pytest.fixture

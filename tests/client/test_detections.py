@@ -1,5 +1,6 @@
 """`Detections` as a sequence, in print, and for the package supervision."""
 
+import dataclasses
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -68,11 +69,44 @@ def test_to_supervision(found, monkeypatch):
     package.Detections = SimpleNamespace
     monkeypatch.setitem(sys.modules, "supervision", package)
     converted = found.to_supervision()
-    assert vars(converted).keys() == {"xyxy", "confidence", "class_id", "data"}
+    assert vars(converted).keys() == {"xyxy", "confidence", "class_id", "mask", "data"}
+    assert converted.mask is None
     assert converted.xyxy is found.boxes and converted.confidence is found.scores
     assert converted.class_id is found.labels
     assert converted.data["class_name"].tolist() == ["dog", "cat", "dog", "emu"]
     assert found[:0].to_supervision().data["class_name"].dtype.kind == "U"
+
+
+def test_to_supervision_with_masks(found, monkeypatch):
+    package = ModuleType("supervision")
+    package.Detections = SimpleNamespace
+    monkeypatch.setitem(sys.modules, "supervision", package)
+    masked = dataclasses.replace(
+        found, mask_probabilities=np.ones((4, 28, 28), np.float16), image_size_hw=(90, 80)
+    )
+    mask = masked.to_supervision().mask
+    assert mask.shape == (4, 90, 80) and mask.dtype == np.bool_
+    assert np.array_equal(mask, masked.masks())
+
+
+def test_masks_and_keypoints_go_with_their_detections(found):
+    number = np.arange(4)
+    full = dataclasses.replace(
+        found,
+        mask_probabilities=np.broadcast_to(number[:, None, None] / 4, (4, 28, 28)).astype(np.float16),
+        image_size_hw=(90, 80),
+        keypoints=np.broadcast_to(number[:, None, None], (4, 2, 3)).astype(np.float32),
+        keypoint_scores=np.broadcast_to(number[:, None], (4, 2)).astype(np.float32),
+        keypoint_names=["head", "tail"],
+    )
+    some = full[[2, 0]]
+    assert some.mask_probabilities[:, 0, 0].tolist() == [0.5, 0]
+    assert some.keypoints[:, 0, 0].tolist() == some.keypoint_scores[:, 1].tolist() == [2, 0]
+    assert some.image_size_hw == (90, 80) and some.keypoint_names == ["head", "tail"]
+    assert full[:0].masks().shape == (0, 90, 80) and full[:0].keypoints.shape == (0, 2, 3)
+    assert np.array_equal(some.masks(0.3), full.masks(0.3)[[2, 0]])
+    some.keypoints[:] = 7  # the memory is its own
+    assert full.keypoints[2, 0, 0] == 2
 
 
 def test_supervision_is_not_installed(found, monkeypatch):

@@ -6,7 +6,6 @@ import os
 import pytest
 from PIL import Image
 from rcnn_client.tools.detect_cli import main
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
 @pytest.fixture
@@ -156,16 +155,7 @@ def test_coco_by_order_and_label(server, folder, tmp_path):
     }
 
 
-@pytest.fixture
-def metadata(monkeypatch):
-    """The two messages that only `Detector.info` asks for; to be there before the fake server starts."""
-    base = service_pb2_grpc.GRPCInferenceServiceServicer
-    model, server = service_pb2.ModelMetadataResponse(), service_pb2.ServerMetadataResponse()
-    monkeypatch.setattr(base, "ModelMetadata", lambda self, request, context: model)
-    monkeypatch.setattr(base, "ServerMetadata", lambda self, request, context: server)
-
-
-def test_coco_with_the_ids_of_an_annotation_file(metadata, server, folder, tmp_path, capsys):
+def test_coco_with_the_ids_of_an_annotation_file(server, folder, tmp_path, capsys):
     names = {"1.png": 101, "sub/5.png": 105, "6.png": 106}
     content = {
         "images": [{"id": id_, "file_name": name, "width": 40, "height": 30} for name, id_ in names.items()],

@@ -9,16 +9,7 @@ import grpc
 import pytest
 from PIL import ExifTags, Image
 from rcnn_client.tools.eval_cli import main
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-
-
-@pytest.fixture(autouse=True)
-def metadata(monkeypatch):
-    """The two messages that only `Detector.info` asks for, which the fake server leaves to its base class."""
-    base = service_pb2_grpc.GRPCInferenceServiceServicer
-    model, server = service_pb2.ModelMetadataResponse(), service_pb2.ServerMetadataResponse()
-    monkeypatch.setattr(base, "ModelMetadata", lambda self, request, context: model)
-    monkeypatch.setattr(base, "ServerMetadata", lambda self, request, context: server)
+from tritonclient.grpc import model_config_pb2
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """client/README.md: its examples run, and its reference is that of the docstrings."""
 
+import copy
 import importlib.util
 import re
 import sys
@@ -43,7 +44,10 @@ def test_the_examples_run(readme, server, png, tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (320, 240), (5, 5, 5)).save("photo.jpg", quality=100)
     (tmp_path / "photos" / "other.jpg").write_bytes(png(7))
-    server.configs["my_detector"] = server.configs["faster_rcnn"]
+    for name in ("my_detector", "my_mask_rcnn", "my_keypoint_rcnn"):
+        server.configs[name] = copy.deepcopy(server.configs["faster_rcnn"])
+    server.add_masks(["my_mask_rcnn"])
+    server.add_keypoints(17, models=["my_keypoint_rcnn"])
 
     supervision = ModuleType("supervision")
     supervision.Detections = SimpleNamespace

@@ -26,6 +26,11 @@ def select(found: Detections) -> list[str]:
     assert_type(found[:5], Detections)
     assert_type(found[[0, 2]], Detections)
     assert_type(found[found.scores > 0.8], Detections)
+    assert_type(found.masks(), NDArray[np.bool_])
+    for polygon in found.polygons()[0]:
+        assert_type(polygon, NDArray[np.float32])
+    for mask, top, left in found.mask_crops(0.4):
+        print(mask.shape[0] + top, mask.shape[1] + left, found.rle()[0]["counts"])
     return [f"{each.class_name} {each.score:.2f} {each.box[0]:.0f}" for each in found]
 
 

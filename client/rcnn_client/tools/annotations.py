@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
+from .annotated_shapes import num_keypoints
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
 
 MIN_SIDE_PX = 0.01  # in float32, less may vanish when the picture is resized
@@ -43,9 +44,13 @@ class Annotations:
     summary: str
 
     def records(self) -> Records:
-        """The boxes as COCO's records: `image_id`, `category_id`, `bbox`, `area` and `iscrowd`."""
+        """The boxes as COCO's records: `image_id`, `category_id`, `bbox`, `area` and `iscrowd`.
+
+        Where they are annotated, also `segmentation`, and `keypoints` and `num_keypoints`.
+        """
         boxes = self.boxes
         columns = boxes.images, boxes.categories, boxes.bbox, boxes.areas, boxes.is_crowd
+        shapes = boxes.segmentations, boxes.keypoints
         return [
             {
                 "image_id": self.images[image].id,
@@ -53,11 +58,28 @@ class Annotations:
                 "bbox": bbox,
                 "area": area,
                 "iscrowd": int(is_crowd),
+                **({} if segmentation is None else {"segmentation": segmentation}),
+                **({} if points is None else {"keypoints": points, "num_keypoints": num_keypoints(points)}),
             }
-            for image, category, bbox, area, is_crowd in zip(
-                *(each.tolist() for each in columns), strict=True
+            for image, category, bbox, area, is_crowd, segmentation, points in zip(
+                *(each.tolist() for each in columns + shapes), strict=True
             )
         ]
+
+    def why_no_masks(self) -> str | None:
+        """Why masks cannot be scored: some boxes have none, or none that can be used. None if they can."""
+        count, lacking = len(self.boxes.bbox), sum(each is None for each in self.boxes.segmentations)
+        return f"{lacking} of {count} boxes have no segmentation that can be used" if lacking else None
+
+    def why_no_keypoints(self, num_expected: int) -> str | None:
+        """Why `num_expected` keypoints cannot be scored. None if they can; boxes without keypoints are ignored."""
+        numbers = {len(each) // 3 for each in self.boxes.keypoints if each is not None}
+        if not numbers:
+            return "no box has keypoints that can be used"
+        if numbers != {num_expected}:
+            found = " and ".join(map(str, sorted(numbers)))
+            return f"the model answers {num_expected} keypoints, and {found} are annotated"
+        return None
 
 
 def read_annotations(path: Path) -> Annotations:

@@ -112,7 +112,8 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--json",
         metavar="FILE",
-        help="write a line of JSON per picture: file, frame of a video, and detections or error; - for stdout",
+        help="write a line of JSON per picture: file, frame of a video, and detections (with masks and keypoints, if "
+        "the model answers them) or error; - for stdout",
     )
     where.add_argument(
         "--resume",

@@ -168,8 +168,8 @@ class _Run:
             self._progress.update(self._task, total=total - 1)
 
     def _answer(self, picture: Picture, detections: Detections) -> None:
-        args, found = self._args, as_json(detections)
-        if not self._lines and not self._coco and args.out != STDIO:
+        found = as_json(detections) if self._lines or self._coco else []
+        if not self._lines and not self._coco and self._args.out != STDIO:
             print(table(picture.name, detections), file=self._table_to)
         self._write_coco(picture, found)
         if reason := draw(picture, detections):

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from .arguments import STDIO
 from .coco_file import Category, Id, box_record, match_classes, read_categories, read_content, read_images
+from .coco_shapes import SHAPES
 from .detect_inputs import Picture
 from .detect_outputs import Found
 
@@ -98,7 +99,8 @@ class CocoResults:
             category_id = self._ids.category_id(each["label"])
             if category_id is None:
                 continue
-            extras = {"score": each["score"], "file_name": picture.name}
+            shapes = {field: each[field] for field in SHAPES if field in each}
+            extras = {"score": each["score"], **shapes, "file_name": picture.name}
             record = box_record(image_id, category_id, each["box"], **extras)
             self._stream.write(self._separator + json.dumps(record))
             self._separator = ",\n"

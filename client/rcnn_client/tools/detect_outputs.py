@@ -13,10 +13,12 @@ from rich.cells import cell_len, set_cell_size
 
 from .. import Detections, draw_detections
 from .arguments import STDIO
+from .coco_shapes import shape_fields
 from .detect_inputs import Picture, UsageError
 
 MAX_CLASS_WIDTH = 35  # the table then has 80 columns
-Found = list[dict[str, Any]]  # one picture's detections: class_name, label, score, box (x1, y1, x2, y2)
+# One picture's detections: class_name, label, score, box (x1, y1, x2, y2), and the fields of coco_shapes.
+Found = list[dict[str, Any]]
 
 
 def as_json(detections: Detections) -> Found:
@@ -28,8 +30,9 @@ def as_json(detections: Detections) -> Found:
             "label": label,
             "score": float(str(score)),
             "box": [float(str(edge)) for edge in box],
+            **shapes,
         }
-        for name, label, score, box in zip(*columns, strict=True)
+        for name, label, score, box, shapes in zip(*columns, shape_fields(detections), strict=True)
     ]
 
 

@@ -106,7 +106,10 @@ def draw_side_by_side(image: Image.Image, panels: list[tuple[str, Detections]], 
 
 def _shown(detections: Detections, scale: float) -> Detections:
     shown = detections[detections.scores >= SHOWN_SCORE]
-    return dataclasses.replace(shown, boxes=shown.boxes * np.float32(scale))
+    points = shown.keypoints
+    if points is not None:
+        points = points * np.array((scale, scale, 1), np.float32)
+    return dataclasses.replace(shown, boxes=shown.boxes * np.float32(scale), keypoints=points)
 
 
 def _write(

@@ -20,8 +20,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Runs every picture of a COCO annotation file through a detector that a Triton server "
-        "serves, and prints COCO's average precision, over all classes and by class. Classes are matched to "
-        "categories by name.",
+        "serves, and prints COCO's average precision, over all classes and by class: of boxes, and of masks and "
+        "keypoints where the model and the file have them. Classes are matched to categories by name.",
         epilog="Exit code: 0 if every picture was answered, 1 if one failed (the reason is on stderr; the "
         "scores are over the others), 2 on wrong usage.",
     )
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("rcnn-eval"),
         metavar="FOLDER",
-        help="output folder: precision_recall.png, scores.json, results.json (COCO results), and with --against "
+        help="output folder: precision_recall.png (and _segm, _keypoints), scores.json, results.json (COCO results), and with --against "
         "results_against.json and the most different pictures under differences/ (default: %(default)s)",
     )
     return parser

@@ -17,7 +17,7 @@ from .console import complain, escape_what_cannot_be_encoded, progress_bar
 from .differences import difference, draw_side_by_side
 from .eval_arguments import PROG, parse
 from .eval_report import as_json, class_table, metrics_table, plot
-from .evaluation import Answers, Dataset, Endpoint, ask, score_all
+from .evaluation import Answers, Dataset, Endpoint, ask, score_all, scored_kinds
 
 DRAWN_PICTURES = 10
 MIN_DIFFERENCE = 0.01  # less is rounding
@@ -44,21 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, reason in failed.items():
         complain(PROG, reason if reason.startswith(str(path)) else f"{path}: {reason}")
 
-    image_ids, scores = score_all(dataset, answers)
+    kinds, reasons = scored_kinds(dataset.annotations, [each.info for each in answers])
+    image_ids, scores = score_all(dataset, answers, kinds)
     if not image_ids:
         return complain(PROG, f"none of the {len(dataset.pictures)} pictures was answered")
     names = [str(endpoint) for endpoint in endpoints]
     console = Console(highlight=False)
     for which, name in zip(("first", "second"), names, strict=False):
         print(f"{which}: {name}" if len(names) == 2 else name)
-    console.print(metrics_table(scores))
-    console.print(class_table(scores))
+    for kind, of_kind in scores.items():
+        console.print(metrics_table(of_kind, kind))
+        console.print(class_table(of_kind, kind))
+    for reason in reasons:
+        print(reason)
     left_out = f"; {len(failed)} failed and are left out" if failed else ""
     print(f"over {len(image_ids)} of {len(dataset.pictures)} pictures{left_out}")
 
-    plot(names, scores, args.out / "precision_recall.png")
+    for kind, of_kind in scores.items():
+        plot(names, of_kind, args.out / f"precision_recall{'' if kind == 'bbox' else f'_{kind}'}.png")
     numbers = [
-        as_json(endpoint.url, endpoint.model, each) for endpoint, each in zip(endpoints, scores, strict=True)
+        as_json(endpoint.url, endpoint.model, {kind: of_kind[index] for kind, of_kind in scores.items()})
+        for index, endpoint in enumerate(endpoints)
     ]
     _write_json(args.out / "scores.json", numbers)
     for each, file_name in zip(answers, ("results.json", "results_against.json"), strict=False):

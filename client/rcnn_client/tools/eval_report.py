@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from .coco_score import ClassScore, Scores
+from .coco_score import ClassScore, Kind, Scores
 
 METRICS = {
     "AP": "ap",
@@ -23,12 +23,14 @@ METRICS = {
     "AP medium (under 96x96 px)": "ap_medium",
     "AP large": "ap_large",
 }
+COUNTED: dict[Kind, str] = {"bbox": "boxes", "segm": "masks", "keypoints": "objects"}
 MAX_COLOURED = 10  # classes drawn in their own colour
 
 
-def metrics_table(scores: Sequence[Scores]) -> Table:
+def metrics_table(scores: Sequence[Scores], kind: Kind) -> Table:
     """COCO's metrics; for two models also their difference."""
-    table = Table(title="COCO average precision, 0 to 1", title_justify="left")
+    of_what = "keypoints" if kind == "keypoints" else COUNTED[kind]
+    table = Table(title=f"COCO average precision of {of_what}, 0 to 1", title_justify="left")
     table.add_column("")
     for title in ("first", "second", "difference") if len(scores) == 2 else ("all classes",):
         table.add_column(title, justify="right")
@@ -37,13 +39,13 @@ def metrics_table(scores: Sequence[Scores]) -> Table:
     return table
 
 
-def class_table(scores: Sequence[Scores]) -> Table:
+def class_table(scores: Sequence[Scores], kind: Kind) -> Table:
     """Average precision by class; for two models the AP of both and the difference."""
     table = Table(title="By class", title_justify="left")
     table.add_column("class", overflow="fold")
     compared = len(scores) == 2
-    titles = ("boxes", "AP first", "AP second", "difference") if compared else ("boxes", "AP", "AP50", "AP75")
-    for title in titles:
+    titles = ("AP first", "AP second", "difference") if compared else ("AP", "AP50", "AP75")
+    for title in (COUNTED[kind], *titles):
         table.add_column(title, justify="right", no_wrap=True)
     for of_class, *other in zip(*(each.classes for each in scores), strict=True):
         aps = [of_class.ap, *(each.ap for each in other)]
@@ -56,8 +58,14 @@ def class_table(scores: Sequence[Scores]) -> Table:
     return table
 
 
-def as_json(url: str, model: str, scores: Scores) -> dict[str, Any]:
-    """The model and the numbers of the tables; null if nothing is annotated."""
+def as_json(url: str, model: str, scores: Mapping[Kind, Scores]) -> dict[str, Any]:
+    """The model and the numbers of the tables; those of masks and keypoints under the name of their kind."""
+    others = {str(kind): _numbers(each) for kind, each in scores.items() if kind != "bbox"}
+    return {"url": url, "model": model, **_numbers(scores["bbox"]), **others}
+
+
+def _numbers(scores: Scores) -> dict[str, Any]:
+    """The numbers of the tables; None if nothing is annotated."""
     by_class = {
         each.name: {
             "num_boxes": each.num_boxes,
@@ -66,7 +74,7 @@ def as_json(url: str, model: str, scores: Scores) -> dict[str, Any]:
         for each in scores.classes
     }
     metrics = {key: _or_none(getattr(scores, key)) for key in METRICS.values()}
-    return {"url": url, "model": model, **metrics, "classes": by_class}
+    return {**metrics, "classes": by_class}
 
 
 def plot(names: Sequence[str], scores: Sequence[Scores], path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import Detections, Detector
+from .. import Detections, Detector, DetectorInfo
 from .._orientation import upright_size
 from .._picture_files import open_picture
 from .annotations import Annotations, read_annotations
 from .coco_file import Id, Records, box_record, match_classes
-from .coco_score import Scores, score
+from .coco_score import Kind, Scores, score
+from .coco_shapes import SHAPES, shape_fields
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,37 @@ class Dataset:
 
 @dataclass
 class Answers:
-    """The answers of a model: detections by image id, and for pictures that failed the reason by path."""
+    """The answers of a model.
+
+    Attributes:
+        info: what the server says about the model.
+        category_of: label -> category id.
+        detections: by image id; their masks are left out.
+        found: by image id, the COCO results: `image_id`, `category_id`, `bbox`, `score`, and what the model answers
+            of `segmentation`, `keypoints` and `num_keypoints`.
+        failed: for pictures that failed, the reason by path.
+    """
 
     endpoint: Endpoint
+    info: DetectorInfo
     category_of: dict[int, Id]
     detections: dict[Any, Detections] = field(default_factory=dict)
+    found: dict[Any, Records] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
 
+    def add(self, image_id: Any, detections: Detections) -> None:
+        """Keep the answer for a picture."""
+        records = self.found[image_id] = []
+        for detection, shapes in zip(detections, shape_fields(detections), strict=True):
+            if (category_id := self.category_of.get(detection.label)) is not None:
+                extras = {name: shapes[name] for name in SHAPES if name in shapes}
+                record = box_record(image_id, category_id, detection.box, score=detection.score, **extras)
+                records.append(record)
+        self.detections[image_id] = dataclasses.replace(detections, mask_probabilities=None)
+
     def records(self, image_ids: set[Any]) -> Records:
-        """COCO results of these pictures: `image_id`, `category_id`, `bbox` and `score`."""
-        found = []
-        for image_id, detections in self.detections.items():
-            if image_id not in image_ids:
-                continue
-            for detection in detections:
-                if detection.label in self.category_of:
-                    category_id = self.category_of[detection.label]
-                    found.append(box_record(image_id, category_id, detection.box, score=detection.score))
-        return found
+        """The COCO results of these pictures."""
+        return [record for image_id in self.found if image_id in image_ids for record in self.found[image_id]]
 
 
 def ask(
@@ -101,9 +116,8 @@ def ask(
         ValueError: an annotated category is not a class of the model.
     """
     with Detector(endpoint.url, endpoint.model) as detector:
-        answers = Answers(
-            endpoint, match_classes(detector.info().class_names, dataset.annotations.categories)
-        )
+        info = detector.info()
+        answers = Answers(endpoint, info, match_classes(info.class_names, dataset.annotations.categories))
         usable: list[Picture] = []
 
         def paths() -> Iterator[Path]:
@@ -122,7 +136,7 @@ def ask(
         stream = detector.detect_stream(paths(), in_flight=in_flight, score_thresh=score_thresh)
         for position, result in enumerate(stream):
             if result.error is None:
-                answers.detections[usable[position].image_id] = result.detections
+                answers.add(usable[position].image_id, result.detections)
             else:
                 answers.failed[result.image] = str(result.error)
             advance()
@@ -145,14 +159,44 @@ def check_picture(picture: Picture) -> None:
         )
 
 
-def score_all(dataset: Dataset, all_answers: Sequence[Answers]) -> tuple[set[Any], list[Scores]]:
+def scored_kinds(annotations: Annotations, infos: Sequence[DetectorInfo]) -> tuple[list[Kind], list[str]]:
+    """What can be scored: boxes, and masks and keypoints where every model and the file have them.
+
+    Returns:
+        the kinds, and for each other that every model answers, a sentence why it is not scored.
+    """
+    kinds: list[Kind] = ["bbox"]
+    reasons = []
+    if all(info.has_masks for info in infos):
+        if reason := annotations.why_no_masks():
+            reasons.append(f"masks are not scored: {reason}")
+        else:
+            kinds.append("segm")
+    counts = {len(info.keypoint_names) for info in infos}
+    if 0 not in counts:
+        if len(counts) > 1:
+            reasons.append("keypoints are not scored: the models answer different numbers of them")
+        elif reason := annotations.why_no_keypoints(counts.pop()):
+            reasons.append(f"keypoints are not scored: {reason}")
+        else:
+            kinds.append("keypoints")
+    return kinds, reasons
+
+
+def score_all(
+    dataset: Dataset, all_answers: Sequence[Answers], kinds: Sequence[Kind]
+) -> tuple[set[Any], dict[Kind, list[Scores]]]:
     """Score each model on the pictures that all models answered, so that the scores are comparable.
 
     Returns:
-        the image ids of these pictures, and the scores in the order of the answers.
+        the image ids of these pictures, and for each kind the scores in the order of the answers.
     """
     image_ids = set.intersection(*(set(answers.detections) for answers in all_answers))
-    images = [{"id": picture.image_id} for picture in dataset.pictures if picture.image_id in image_ids]
+    images = [
+        {"id": picture.image_id, "width": picture.size[0], "height": picture.size[1]}
+        for picture in dataset.pictures
+        if picture.image_id in image_ids
+    ]
     truth = [record for record in dataset.annotations.records() if record["image_id"] in image_ids]
     matched = {category_id for answers in all_answers for category_id in answers.category_of.values()}
     categories = [
@@ -160,5 +204,8 @@ def score_all(dataset: Dataset, all_answers: Sequence[Answers]) -> tuple[set[Any
         for category in dataset.annotations.categories
         if category.id in matched
     ]
-    scores = [score(images, categories, truth, each.records(image_ids)) for each in all_answers]
+    scores = {
+        kind: [score(images, categories, truth, each.records(image_ids), kind) for each in all_answers]
+        for kind in kinds
+    }
     return image_ids, scores
