@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, by pycocotools.
+"""COCO's average precision of boxes and of masks, by pycocotools.
 
 T IoU thresholds (0.50, 0.55 .. 0.95), R recalls (0, 0.01 .. 1), K classes, A areas (all, small, medium,
 large), M limits of detections per picture (1, 10, 100).
@@ -9,13 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from .coco_file import Records
+
+IouType = Literal["bbox", "segm"]
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,24 @@ class Scores:
     precision: NDArray[np.float64]
 
 
-def score(images: Records, categories: Records, truth: Records, found: Records) -> Scores:
-    """Compute COCO's box metrics.
+def score(
+    images: Records, categories: Records, truth: Records, found: Records, iou_type: IouType = "bbox"
+) -> Scores:
+    """Compute COCO's metrics of boxes ("bbox") or of masks ("segm").
 
     Ids may be anything. Of equal scores, those of the first picture in `images` rank first.
 
     Args:
-        images: `id`, of the pictures to score.
+        images: `id`, of the pictures to score, and for masks their `height` and `width`.
         categories: `id` and `name`.
         truth: what is annotated in these pictures: `image_id`, `category_id`, `bbox` (left, top, width,
             height in pixels) and, where they are known, `area` and `iscrowd`.
         found: what was detected in them: `image_id`, `category_id`, `bbox` and `score`.
+        iou_type: for masks, the records of `truth` and `found` need a `segmentation`, those of `found` as compressed RLE.
     """
+    found = [_with_area(record, iou_type) for record in found]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
-        evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), "bbox")
+        evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -81,13 +89,18 @@ def score(images: Records, categories: Records, truth: Records, found: Records) 
     return Scores(ap, ap50, ap75, ap_small, ap_medium, ap_large, classes, precision)
 
 
+def _with_area(record: dict[str, Any], iou_type: IouType) -> dict[str, Any]:
+    """A detection with the area by which COCO calls it small or large: that of its mask or of its box."""
+    return {**record, "area": float(rle.area(record["segmentation"]))} if iou_type == "segm" else record
+
+
 def _index(images: Records, records: Records, categories: Records) -> COCO:
     """Index records under ids that count from 1, as pycocotools sorts ids and takes id 0 for "not matched"."""
     image_ids = {image["id"]: number for number, image in enumerate(images, start=1)}
     category_ids = {category["id"]: number for number, category in enumerate(categories, start=1)}
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": number} for number in image_ids.values()],
+        "images": [{**image, "id": image_ids[image["id"]]} for image in images],
         "categories": [{"id": number} for number in category_ids.values()],
         "annotations": [
             {

@@ -7,6 +7,7 @@ user's own would be left out without a word.
 
 import operator
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -42,30 +43,33 @@ FOLLOWED: dict[str, tuple[type, tuple[str, ...]]] = {
     "roi_heads": (RoIHeads, ("forward", "postprocess_detections", "has_mask", "has_keypoint")),
     "": (FasterRCNN, ("forward", "eager_outputs")),
 }
-FAMILIES = {"maskrcnn_": MaskRCNN, "keypointrcnn_": KeypointRCNN}
+HEADS: dict[str, type[FasterRCNN]] = {"mask": MaskRCNN, "keypoint": KeypointRCNN}
 ONE_STAGE = {"retinanet_": RetinaNet, "fcos_": FCOS, "ssd": SSD}
 
 
-def check_builder_name(model: str) -> None:
+def check_builder_name(model: str, heads: Collection[str] = ()) -> None:
     """Refuses a torchvision builder of another kind of detector.
 
+    Args:
+        heads: of ``HEADS``, which the detector may have beside its box head.
+
     Raises:
-        ExportError: it builds a Mask or Keypoint R-CNN, or a one-stage detector.
+        ExportError: it builds a Mask or Keypoint R-CNN of a head that is not in ``heads``, or a one-stage detector.
     """
-    for prefix, kind in (FAMILIES | ONE_STAGE).items():
+    refused = {f"{head}rcnn_": kind for head, kind in HEADS.items() if head not in heads}
+    for prefix, kind in (refused | ONE_STAGE).items():
         if model.startswith(prefix):
             raise ExportError(f"{model} is a {_describe(kind)}")
 
 
-def check_is_faster_rcnn(detector: object, model: str) -> FasterRCNN:
-    """What the function ``model`` returned, if it is a FasterRCNN and no more than one.
+def check_is_faster_rcnn(detector: object, model: str, heads: Collection[str] = ()) -> FasterRCNN:
+    """What the function ``model`` returned, if it is a FasterRCNN with no other heads than ``heads``.
 
     Raises:
         ExportError: it is something else, or holds the FasterRCNN in an attribute.
     """
-    kind = next(
-        (kind for kind in (*FAMILIES.values(), *ONE_STAGE.values()) if isinstance(detector, kind)), None
-    )
+    refused = [kind for head, kind in HEADS.items() if head not in heads]
+    kind = next((kind for kind in (*refused, *ONE_STAGE.values()) if isinstance(detector, kind)), None)
     if kind is not None:
         raise ExportError(f"{model} returned a {_describe(kind)}")
     if isinstance(detector, FasterRCNN):
@@ -78,11 +82,12 @@ def check_is_faster_rcnn(detector: object, model: str) -> FasterRCNN:
     raise ExportError(f"{given}, expected torchvision.models.detection.FasterRCNN")
 
 
-def check_followed(model: FasterRCNN) -> None:
+def check_followed(model: FasterRCNN, heads: Collection[str] = ()) -> None:
     """Refuses a detector in which torchvision's code is replaced where an export follows it.
 
     Raises:
-        ExportError: a part has another class, a method or a hook of the user's own, or there is a mask or a keypoint head.
+        ExportError: a part has another class, a method or a hook of the user's own, or there is a mask or a keypoint
+            head that is not in ``heads``.
     """
     for path, (kind, methods) in FOLLOWED.items():
         part = operator.attrgetter(path)(model) if path else model
@@ -104,8 +109,8 @@ def check_followed(model: FasterRCNN) -> None:
         kept = "in FP32" if ".quantized" in type(part).__module__ else "as Python modules"
         if kept == "in FP32" or isinstance(part, torch.jit.ScriptModule):
             raise ExportError(f"{name} is a {_name(part)}, which cannot be traced: build the detector {kept}")
-    for head in ("mask", "keypoint"):
-        if getattr(model.roi_heads, f"has_{head}")():
+    for head in HEADS:
+        if head not in heads and getattr(model.roi_heads, f"has_{head}")():
             raise ExportError(
                 f"the detector has a {head} head: faster_rcnn exports boxes only, and its {head}s would be lost. "
                 f"Set roi_heads.{head}_predictor to None for the boxes alone"

@@ -6,7 +6,7 @@ A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,8 @@ def load_detector(
     *,
     weights_key: str | None = None,
     batch_norm_eps: float | None = None,
+    heads: Collection[str] = (),
+    starts_anew: str | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Detector:
     """Builds ``model`` and loads ``weights`` into it.
@@ -82,12 +84,14 @@ def load_detector(
         labels: a text file, one class name a line, without the background.
         weights_key: which state dict of a file that holds several, with dots between nested keys.
         batch_norm_eps: of every batch normalisation; by default what the weights record, else the model's own.
+        heads: which the detector may have beside its box head: "mask", "keypoint".
+        starts_anew: the start of the names of tensors that keep their random values if ``weights`` has none of them.
         report: called with a line of text for whatever a user should know of the weights.
 
     Raises:
         ExportError: the model, the weights or the labels do not exist or do not fit together.
     """
-    _check_model_name(model)
+    _check_model_name(model, heads)
     names_from_labels = read_labels(labels) if labels else None
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
@@ -104,14 +108,14 @@ def load_detector(
             )
         num_classes = in_weights or num_classes
 
-    detector = build_detector(model, num_classes)
+    detector = build_detector(model, num_classes, heads)
     eps = given.batch_norm_eps if given and batch_norm_eps is None else batch_norm_eps
     if eps is not None:
         set_batch_norm_eps(detector, eps)
     if weights == RANDOM:
         calibrate(detector)
     elif given is not None:
-        load_into(detector, given.tensors, model, weights, report)
+        load_into(detector, given.tensors, model, weights, report, starts_anew)
         if eps is None and given.published is None:
             report_open_eps(detector, weights, report)
 
@@ -124,23 +128,23 @@ def load_detector(
     return Detector(detector.eval(), model, weights, class_names, weights_key)
 
 
-def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
-    """An untrained detector with ``num_classes`` classes, the background included.
+def build_detector(model: str, num_classes: int | None = None, heads: Collection[str] = ()) -> FasterRCNN:
+    """An untrained detector with ``num_classes`` classes, the background included, and no other heads than ``heads``.
 
     Without ``num_classes`` it has as many as its builder gives it: 91 in torchvision.
 
     Raises:
         ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
     """
-    _check_model_name(model)
+    _check_model_name(model, heads)
     if ":" in model:
-        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model)
+        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model, heads)
     else:
         torch.manual_seed(RANDOM_SEED)
         classes = {} if num_classes is None else {"num_classes": num_classes}
         detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
     allow_zero_eps(detector)
-    check_detector(detector.eval())
+    check_detector(detector.eval(), heads)
     if num_classes is not None and num_classes_of(detector) != num_classes:
         raise ExportError(
             f"{model} returned a detector of {num_classes_of(detector)} classes, but {num_classes} were asked for "
@@ -149,22 +153,24 @@ def build_detector(model: str, num_classes: int | None = None) -> FasterRCNN:
     return detector
 
 
-def check_detector(model: FasterRCNN) -> None:
-    """Refuses a detector whose answers an export would not give.
+def check_detector(model: FasterRCNN, heads: Collection[str] = ()) -> None:
+    """Refuses a detector whose answers an export would not give, or one of other heads than ``heads``.
 
     Raises:
         ExportError: it has code of its own where an export follows torchvision's, or parts that do not fit together.
     """
-    check_followed(model)
+    check_followed(model, heads)
     check_rpn(model)
     num_classes_of(model)
 
 
-def _check_model_name(model: str) -> None:
-    check_builder_name(model)
-    if ":" not in model and model not in TORCHVISION_MODELS:
+def _check_model_name(model: str, heads: Collection[str]) -> None:
+    check_builder_name(model, heads)
+    prefixes = ("fasterrcnn_", *(f"{head}rcnn_" for head in heads))
+    known = sorted(name for name in models.list_models(module=detection) if name.startswith(prefixes))
+    if ":" not in model and model not in known:
         raise ExportError(
-            f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
+            f"unknown model {model!r}: give one of {', '.join(known)}, or "
             "package.module:function for a function that returns a FasterRCNN"
         )
 
