@@ -16,9 +16,12 @@ from rcnn_export.digits.detector import digits_mask_detector
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, read
 from rcnn_export.train.coco_eval import Detected, found_records, score, truth_records
-from rcnn_export.train.loop import _mirrored
+from rcnn_export.train.loop import Settings, Training, _mirrored
+from rcnn_export.train.processes import Processes
 from rcnn_export.train.start import finds_masks
 from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 
 SAMPLES = Path(__file__).parents[3] / "export" / "samples"
 MASKS = "rcnn_export.digits.detector:digits_mask_detector"
@@ -166,3 +169,20 @@ def test_a_file_with_a_part_of_a_mask_head_does_not_start_anew(tmp_path: Path) -
         ExportError, match=r"1 tensors are missing .* roi_heads\.mask_predictor\.mask_fcn_logits"
     ):
         load_detector(MASKS, str(tmp_path / "w.pth"), heads=["mask"], starts_anew="roi_heads.mask_")
+
+
+def test_the_statistics_of_a_head_that_starts_anew_are_learnt() -> None:
+    model = build_detector(MASKS, 3, heads=["mask"])
+    model.roi_heads.mask_head = MaskRCNNHeads(64, (64,), 1, nn.BatchNorm2d)
+    for norm in model.backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.fill_(0.5)
+    settings = Settings(MASKS, "w.pth", ["a", "b"], 1, 1, 1, 1e-4, 0.0, False, False, 0, 1)
+    training = Training(model, settings, Processes("cpu"))
+    is_trained = {
+        name: norm.weight.requires_grad
+        for name, norm in model.named_modules()
+        if isinstance(norm, nn.BatchNorm2d)
+    }
+    assert training.finds_masks and sum(is_trained.values()) == 1
+    assert all(trained == name.startswith("roi_heads.mask_head") for name, trained in is_trained.items())
