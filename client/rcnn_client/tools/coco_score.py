@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from .coco_file import Records
 
-IouType = Literal["bbox", "segm"]
+Kind = Literal["bbox", "segm"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Scores:
 
 
 def score(
-    images: Records, categories: Records, truth: Records, found: Records, iou_type: IouType = "bbox"
+    images: Records, categories: Records, truth: Records, found: Records, kind: Kind = "bbox"
 ) -> Scores:
     """Compute COCO's metrics of boxes ("bbox") or of masks ("segm").
 
@@ -68,11 +68,11 @@ def score(
         truth: what is annotated in these pictures: `image_id`, `category_id`, `bbox` (left, top, width,
             height in pixels) and, where they are known, `area` and `iscrowd`.
         found: what was detected in them: `image_id`, `category_id`, `bbox` and `score`.
-        iou_type: for masks, the records of `truth` and `found` need a `segmentation`, those of `found` as compressed RLE.
+        kind: for masks, the records of `truth` and `found` need a `segmentation`, those of `found` as compressed RLE.
     """
-    found = [_with_area(record, iou_type) for record in found]
+    found = [_with_area(record, kind) for record in found]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and a table
-        evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), iou_type)
+        evaluation = COCOeval(_index(images, truth, categories), _index(images, found, categories), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -89,9 +89,9 @@ def score(
     return Scores(ap, ap50, ap75, ap_small, ap_medium, ap_large, classes, precision)
 
 
-def _with_area(record: dict[str, Any], iou_type: IouType) -> dict[str, Any]:
+def _with_area(record: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """A detection with the area by which COCO calls it small or large: that of its mask or of its box."""
-    return {**record, "area": float(rle.area(record["segmentation"]))} if iou_type == "segm" else record
+    return {**record, "area": float(rle.area(record["segmentation"]))} if kind == "segm" else record
 
 
 def _index(images: Records, records: Records, categories: Records) -> COCO:

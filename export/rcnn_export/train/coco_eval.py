@@ -15,7 +15,7 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.train.coco_dataset import Sample
 
-MASK_THRESH = 0.5  # a pixel at least this probable belongs to the object
+MASK_THRESH = 0.5  # a pixel of a probability above it belongs to the object, as in torchvision's reference
 
 
 @dataclass
@@ -74,9 +74,9 @@ def score(parts: list[Detected], class_names: list[str], with_masks: bool = Fals
     found = [record for part in parts for record in part.found]
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
     metrics: dict[str, Any] = {}
-    iou_types: list[tuple[str, coco_score.IouType]] = [("", "bbox")]
-    for prefix, iou_type in [*iou_types, ("segm_", "segm")] if with_masks else iou_types:
-        scores = coco_score.score(images, categories, truth, found, iou_type)
+    kinds: list[tuple[str, coco_score.Kind]] = [("", "bbox")]
+    for prefix, kind in [*kinds, ("segm_", "segm")] if with_masks else kinds:
+        scores = coco_score.score(images, categories, truth, found, kind)
         metrics |= {
             f"{prefix}ap": scores.ap,
             f"{prefix}ap50": scores.ap50,
@@ -104,7 +104,7 @@ def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str
     ]
     if "masks" not in detections:
         return records
-    return _with_masks(records, detections["masks"][:, 0] >= MASK_THRESH)  # [D, 1, H, W] -> [D, H, W]
+    return _with_masks(records, detections["masks"][:, 0] > MASK_THRESH)  # [D, 1, H, W] -> [D, H, W]
 
 
 def _with_masks(records: list[dict[str, Any]], masks: Tensor) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, set_batch_norm_eps
 from rcnn_export.detector.builders import call_function
@@ -18,14 +18,15 @@ HEADS = ("mask",)
 
 
 def finds_masks(model: str) -> bool:
-    """Whether ``model``, a torchvision builder or ``package.module:function``, gives a Mask R-CNN.
+    """Whether ``model``, a torchvision builder or ``package.module:function``, gives a detector with a mask head.
 
     Raises:
         ExportError: the function cannot be called.
     """
     if ":" not in model:
         return model.startswith("maskrcnn_")
-    return isinstance(call_function(model, 2, RANDOM_SEED), MaskRCNN)
+    detector = call_function(model, 2, RANDOM_SEED)
+    return isinstance(detector, FasterRCNN) and detector.roi_heads.has_mask()
 
 
 def initial_detector(settings: Settings, report: Callable[[str], None]) -> FasterRCNN:

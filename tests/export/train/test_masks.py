@@ -89,7 +89,8 @@ def test_the_sample_gives_the_ink_as_masks(tmp_path: Path) -> None:
 def _detected(rows_found: int) -> Detected:
     """An object of ten rows and what is found of it: its box, and a mask of some rows."""
     true, probabilities = torch.zeros((1, 20, 20), dtype=torch.uint8), torch.zeros((1, 1, 20, 20))
-    true[0, :10], probabilities[0, 0, :rows_found] = 1, 0.5  # 0.5 belongs to the object
+    true[0, :10], probabilities[0, 0, :rows_found] = 1, 0.6
+    probabilities[0, 0, rows_found:] = 0.5  # no part of the object
     box, labels, area = torch.tensor([[0.0, 0, 20, 10]]), torch.tensor([1]), torch.tensor([200.0])
     target = {"labels": labels, "bbox": box, "area": area, "iscrowd": torch.tensor([False]), "masks": true}
     found = {"labels": labels, "boxes": box, "scores": torch.tensor([0.9]), "masks": probabilities}
