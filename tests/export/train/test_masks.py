@@ -15,7 +15,7 @@ from rcnn_export.digits.dataset import DigitsDataset, write_coco
 from rcnn_export.digits.detector import digits_mask_detector
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, read
-from rcnn_export.train.coco_eval import Detected, found_records, score, truth_records
+from rcnn_export.train.coco_eval import Detected, detect, found_records, score, truth_records
 from rcnn_export.train.loop import Settings, Training, _mirrored
 from rcnn_export.train.processes import Processes
 from rcnn_export.train.start import finds_masks
@@ -187,3 +187,14 @@ def test_the_statistics_of_a_head_that_starts_anew_are_learnt() -> None:
     }
     assert training.finds_masks and sum(is_trained.values()) == 1
     assert all(trained == name.startswith("roi_heads.mask_head") for name, trained in is_trained.items())
+
+
+def test_the_sample_weights_find_masks() -> None:
+    path = SAMPLES / "digits_mask.safetensors"
+    assert path.stat().st_size < 12e6
+    model = load_detector(MASKS, str(path), labels=SAMPLES / "labels.txt", heads=["mask"]).model
+    data = DigitsDataset("held-out", 3, with_masks=True)
+    metrics = score(
+        [detect(model, enumerate(data[index] for index in range(3)))], data.class_names, with_masks=True
+    )
+    assert metrics["segm_ap"] > 0.6 and metrics["segm_ap50"] > 0.9
