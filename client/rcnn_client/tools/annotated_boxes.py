@@ -81,8 +81,7 @@ def read_boxes(
         fault = _fault(record, position_of, category_of)
         if fault is not None:
             field, what = fault
-            name = f"id {shown(record['id'])}" if record.get("id") is not None else f"annotations[{number}]"
-            faults[what].append(f"{name} has {shown(record.get(field))}")
+            faults[what].append(f"{name_of(record, number)} has {shown(record.get(field))}")
         else:
             bbox, area = record["bbox"], record.get("area")
             area = float(bbox[2] * bbox[3] if area is None else area)
@@ -126,6 +125,11 @@ def without_copies(records: Records) -> tuple[Records, int]:
         has_id = record.get("id") is not None
         kept.setdefault(json.dumps(fields) if has_id else f"no id {number}", record)
     return list(kept.values()), len(records) - len(kept)
+
+
+def name_of(record: dict[str, Any], number: int) -> str:
+    """What an error calls the annotation at position `number`."""
+    return f"id {shown(record['id'])}" if record.get("id") is not None else f"annotations[{number}]"
 
 
 def check_format(boxes: Boxes, path: Path) -> None:

@@ -6,6 +6,9 @@ rcnn-eval and rcnn-train both read through this module, so they score against th
   are there twice, categories that nothing uses.
 - Kept as annotated: boxes that reach beyond their picture. They are scored so, as by pycocotools; training
   takes the part inside.
+- Where masks are read, too: annotations without a segmentation, with polygons of fewer than three points only, or
+  whose mask covers no pixel of the picture are left out and counted. Of a mask that reaches beyond its picture, the
+  part inside is kept.
 - An error that names the first few records: everything else that would change what the file means.
 """
 
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
+from .annotated_masks import Rle, check_masks_fit, counts_of, read_masks
 from .annotated_shapes import num_keypoints
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
 
@@ -34,6 +38,7 @@ class Annotations:
         images: in the order of their ids.
         categories: in the order of their ids, with those that nothing uses.
         boxes: the N boxes that are scored.
+        masks: the masks of the same N objects in their pictures, where they were asked for.
         summary: a line for the user: how much there is, and what was left out.
     """
 
@@ -42,6 +47,7 @@ class Annotations:
     categories: list[Category]
     boxes: Boxes
     summary: str
+    masks: list[Rle] | None = None
 
     def records(self) -> Records:
         """The boxes as COCO's records: `image_id`, `category_id`, `bbox`, `area` and `iscrowd`.
@@ -51,7 +57,7 @@ class Annotations:
         boxes = self.boxes
         columns = boxes.images, boxes.categories, boxes.bbox, boxes.areas, boxes.is_crowd
         shapes = boxes.segmentations, boxes.keypoints
-        return [
+        records = [
             {
                 "image_id": self.images[image].id,
                 "category_id": self.categories[category].id,
@@ -65,6 +71,9 @@ class Annotations:
                 *(each.tolist() for each in columns + shapes), strict=True
             )
         ]
+        if self.masks is None:
+            return records
+        return [{**record, "segmentation": mask} for record, mask in zip(records, self.masks, strict=True)]
 
     def why_no_masks(self) -> str | None:
         """Why masks cannot be scored: some boxes have none, or none that can be used. None if they can."""
@@ -82,8 +91,8 @@ class Annotations:
         return None
 
 
-def read_annotations(path: Path) -> Annotations:
-    """Read a COCO instances file.
+def read_annotations(path: Path, with_masks: bool = False) -> Annotations:
+    """Read a COCO instances file; segmentations are neither read nor checked unless masks are asked for.
 
     Raises:
         ValueError: it cannot be used; the message names the file and the first few records that are wrong.
@@ -100,12 +109,23 @@ def read_annotations(path: Path) -> Annotations:
     has_sides = (boxes.bbox[:, 2:] >= MIN_SIDE_PX).all(axis=1)
     visible = boxes.visible()
     is_inside = (visible[:, 2:] - visible[:, :2] >= MIN_SIDE_PX).all(axis=1)
-    kept = boxes[has_sides & is_inside]
+    is_kept = has_sides & is_inside
+    masks, masks_left_out = None, []
+    if with_masks:
+        read = read_masks(records, boxes.sizes, path)
+        masks_left_out = counts_of(read[row] for row in np.flatnonzero(is_kept))
+        is_kept &= [isinstance(mask, dict) for mask in read]
+        masks = [
+            mask for mask, is_one in zip(read, is_kept, strict=True) if is_one and isinstance(mask, dict)
+        ]
+        check_masks_fit(masks, visible[is_kept], path)
+    kept = boxes[is_kept]
     unused = [repr(category.name) for category in categories if not category.is_used]
     left_out = _counted(
         (num_copies, "annotation that is there twice", "annotations that are there twice"),
         (int((~has_sides).sum()), "box of no width or height", "boxes of no width or height"),
         (int((has_sides & ~is_inside).sum()), "box outside its picture", "boxes outside their pictures"),
+        *masks_left_out,
         (
             len(unused),
             f"category that nothing uses ({listed(unused)})",
@@ -114,14 +134,16 @@ def read_annotations(path: Path) -> Annotations:
     )
     if kept.is_crowd.all():
         why = f"left out: {left_out}" if left_out else "all are crowds"
-        raise ValueError(f"{path} has no box to train on or to compare with; {why}")
+        what = "mask" if with_masks else "box"
+        raise ValueError(f"{path} has no {what} to train on or to compare with; {why}")
     num_beyond = int((np.abs(kept.corners() - kept.visible()) > 1).any(axis=1).sum())
+    with_what = " with masks" if with_masks else ""
     parts = [
-        f"{path}: {len(images)} pictures, {len(kept.bbox)} boxes, {len(categories) - len(unused)} classes",
+        f"{path}: {len(images)} pictures, {len(kept.bbox)} boxes{with_what}, {len(categories) - len(unused)} classes",
         f"left out: {left_out}" if left_out else "",
         f"kept: {_counted((num_beyond, *BEYOND))}" if num_beyond else "",
     ]
-    return Annotations(path, images, categories, kept, "; ".join(filter(None, parts)))
+    return Annotations(path, images, categories, kept, "; ".join(filter(None, parts)), masks)
 
 
 def _counted(*kinds: tuple[int, str, str]) -> str:

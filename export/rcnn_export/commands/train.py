@@ -19,7 +19,7 @@ from rcnn_export.train.loop import EpochBatches, Settings, Training
 from rcnn_export.train.processes import Processes
 from rcnn_export.train.results import write_results
 from rcnn_export.train.signals import INTERRUPTED, StopSignals
-from rcnn_export.train.start import initial_detector
+from rcnn_export.train.start import finds_masks, initial_detector
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"
 
@@ -51,13 +51,15 @@ def main(argv: list[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes) -> int:
     # 1. Data, then a detector with as many classes as the data has.
     console = Console(quiet=processes.rank > 0, soft_wrap=True)
-    train_data, val_data = _load_data(arguments, console)
-    settings = _settings(arguments, train_data, processes)
+    model = arguments.model or (SAMPLE_MODEL if arguments.sample else DEFAULT_MODEL)
+    train_data, val_data = _load_data(arguments, finds_masks(model), console)
+    settings = _settings(arguments, model, train_data, processes)
 
     def report(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
     training = Training(initial_detector(settings, report), settings, processes)
+    chosen_by = "segm_ap" if training.finds_masks else "ap"
 
     # 2. The folder: a new run's, or that of the run to continue.
     checkpoint = arguments.out / "checkpoint.pt"
@@ -95,7 +97,7 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
                     training.save(checkpoint)
                 console.print("stopped during the evaluation: --resume starts with it")
                 return INTERRUPTED
-            is_best = all(metrics["ap"] > earlier["ap"] for earlier in training.history)
+            is_best = all(metrics[chosen_by] > earlier[chosen_by] for earlier in training.history)
             training.finish_epoch(metrics)
             if processes.rank == 0:
                 if is_best:
@@ -103,19 +105,31 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
                 training.save(checkpoint)
             console.print(
                 f"epoch {len(training.history)}/{settings.epochs}  loss {metrics['loss']:.3f}  "
-                f"AP50:95 {metrics['ap']:.4f}  AP50 {metrics['ap50']:.4f}  AP75 {metrics['ap75']:.4f}  "
+                f"{_precision(metrics)}  "
                 f"{metrics['pictures_per_s']:.3g} pictures/s{'  best so far' if is_best else ''}"
             )
-    best = max(metrics["ap"] for metrics in training.history)
-    console.print(f"best AP50:95 {best:.4f}: {arguments.out}/weights.safetensors, metrics.json, labels.txt")
+    best = max(metrics[chosen_by] for metrics in training.history)
+    name = "mask AP50:95" if training.finds_masks else "AP50:95"
+    console.print(f"best {name} {best:.4f}: {arguments.out}/weights.safetensors, metrics.json, labels.txt")
     return 0
 
 
-def _load_data(arguments: argparse.Namespace, console: Console) -> tuple[Data, Data]:
+def _precision(metrics: dict[str, Any]) -> str:
+    kinds = {"AP": "ap", "mask AP": "segm_ap"} if "segm_ap" in metrics else {"AP": "ap"}
+    return "  ".join(
+        f"{name}50:95 {metrics[key]:.4f}  {name}50 {metrics[f'{key}50']:.4f}  {name}75 {metrics[f'{key}75']:.4f}"
+        for name, key in kinds.items()
+    )
+
+
+def _load_data(arguments: argparse.Namespace, with_masks: bool, console: Console) -> tuple[Data, Data]:
     if arguments.sample:
         train_size, val_size = arguments.sample_pictures
-        return DigitsDataset("train", train_size), DigitsDataset("held-out", val_size)
-    files = [read(annotations) for annotations, _ in (arguments.train, arguments.val)]
+        return (
+            DigitsDataset("train", train_size, with_masks),
+            DigitsDataset("held-out", val_size, with_masks),
+        )
+    files = [read(annotations, with_masks) for annotations, _ in (arguments.train, arguments.val)]
     for file in files:
         console.print(file.summary, markup=False)
     class_names = used_names(*files)
@@ -126,8 +140,7 @@ def _load_data(arguments: argparse.Namespace, console: Console) -> tuple[Data, D
     return train_data, val_data
 
 
-def _settings(arguments: argparse.Namespace, train_data: Data, processes: Processes) -> Settings:
-    model = arguments.model or (SAMPLE_MODEL if arguments.sample else DEFAULT_MODEL)
+def _settings(arguments: argparse.Namespace, model: str, train_data: Data, processes: Processes) -> Settings:
     weights = arguments.weights or (RANDOM if arguments.sample or ":" in model else DEFAULT)
     if arguments.batch_size % processes.count or arguments.batch_size > len(train_data):
         raise ExportError(

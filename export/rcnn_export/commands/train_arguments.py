@@ -37,13 +37,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        help=f"torchvision builder or package.module:function (default: {DEFAULT_MODEL}; with --sample a light one)",
+        help="torchvision builder of a Faster or Mask R-CNN, or package.module:function (default: "
+        f"{DEFAULT_MODEL}; with --sample a light Faster R-CNN)",
     )
     model.add_argument(
         "--weights",
-        help="where to start: a torchvision weights name, a file as for rcnn-export, or random; the box predictor "
-        "starts anew if its classes are others (default: DEFAULT, torchvision's best; random with --sample or for a "
-        "function of yours, which starts as the function builds it)",
+        help="where to start: a torchvision weights name, a file as for rcnn-export, or random; predictors start anew "
+        "if their classes are others, and so does a mask head that the weights lack (default: DEFAULT, torchvision's "
+        "best; random with --sample or for a function of yours, which starts as the function builds it)",
     )
     add_weights_options(model, default="as the weights record it, else as the model has it")
     run = parser.add_argument_group("run")

@@ -78,6 +78,7 @@ def load_detector(
     weights_key: str | None = None,
     batch_norm_eps: float | None = None,
     family: str | None = None,
+    starts_anew: str | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Detector:
     """Builds ``model`` and loads ``weights`` into it.
@@ -92,6 +93,7 @@ def load_detector(
         weights_key: which state dict of a file that holds several, with dots between nested keys.
         batch_norm_eps: of every batch normalisation; by default what the weights record, else the model's own.
         family: ``faster_rcnn`` or ``mask_rcnn``, if a detector of another one is to be refused.
+        starts_anew: the start of the names of tensors that keep their random values if ``weights`` has none of them.
         report: called with a line of text for whatever a user should know of the weights.
 
     Raises:
@@ -121,7 +123,7 @@ def load_detector(
     if weights == RANDOM:
         calibrate(detector)
     elif given is not None:
-        load_into(detector, given.tensors, model, weights, report)
+        load_into(detector, given.tensors, model, weights, report, starts_anew)
         if eps is None and given.published is None:
             report_open_eps(detector, weights, report)
 

@@ -20,16 +20,24 @@ def load_into(
     model_name: str,
     weights: str,
     report: Callable[[str], None],
+    starts_anew: str | None = None,
 ) -> None:
     """Copies ``tensors`` into ``model``, converted to its types; ``report`` gets a warning of NaN or inf.
+
+    Tensors of the model whose names start with ``starts_anew`` keep their values if ``tensors`` has none of them.
 
     Raises:
         ExportError: tensors are missing, have no place, another shape or no plain numbers in them.
     """
     _check_kinds(model, tensors, weights)
+    if starts_anew is not None and not any(name.startswith(starts_anew) for name in tensors):
+        kept = {name: own for name, own in model.state_dict().items() if name.startswith(starts_anew)}
+        if kept:
+            report(f"{weights} has no {starts_anew}..., which starts anew")
+        tensors = {**tensors, **kept}
     if problem := _misfit(model, tensors):
         raise ExportError(
-            f"the weights {weights} do not fit {model_name}: {_explain(problem, tensors, model_name)}"
+            f"the weights {weights} do not fit {model_name}: {_explain(problem, model, tensors, model_name)}"
         )
     broken = [
         name
@@ -112,10 +120,12 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     return "; ".join(found)
 
 
-def _explain(problem: str, tensors: Mapping[str, Tensor], model_name: str) -> str:
+def _explain(problem: str, model: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -> str:
     """The problem with its cause and what helps, as far as these are known."""
-    if kind := rcnn_kind(tensors):
-        return f"they are {kind}, and this is a Faster R-CNN. Give weights of a Faster R-CNN"
+    kind = rcnn_kind(tensors)
+    if kind and kind != rcnn_kind(model.state_dict()):
+        own = "Mask R-CNN" if isinstance(model, detection.MaskRCNN) else "Faster R-CNN"
+        return f"they are {kind}, and this is a {own}. Give weights of a {own}"
     if fitting := fitting_builders(tensors):
         return f"{problem}. They fit --model {' or '.join(fitting)}"
     if not any("running_mean" in name for name in tensors) and "running_" in problem:

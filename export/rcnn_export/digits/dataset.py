@@ -24,12 +24,13 @@ JPEG_QUALITY = 95
 
 
 class DigitsDataset(Dataset[Sample]):
-    """The first ``num_pictures`` pictures of a split, composed when asked for."""
+    """The first ``num_pictures`` pictures of a split, composed when asked for, with masks of their ink on demand."""
 
-    def __init__(self, split: str, num_pictures: int) -> None:
+    def __init__(self, split: str, num_pictures: int, with_masks: bool = False) -> None:
         self.class_names = list(CLASS_NAMES)
         self._split = split
         self._num_pictures = num_pictures
+        self._with_masks = with_masks
 
     def __len__(self) -> int:
         return self._num_pictures
@@ -40,6 +41,8 @@ class DigitsDataset(Dataset[Sample]):
         picture = compose_picture(self._split, index)
         areas = [mask.sum() for mask in picture.masks]
         target = to_target(picture.boxes, picture.labels, areas, [False] * len(areas))
+        if self._with_masks:
+            target["masks"] = torch.from_numpy(picture.masks.astype(np.uint8))
         return torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1), target
 
 

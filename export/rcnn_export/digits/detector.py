@@ -1,22 +1,26 @@
-"""The sample's light Faster R-CNN: a slim ResNet, a four-level FPN of 64 channels, a two-layer box head.
+"""The samples' light detectors: a slim ResNet, a four-level FPN of 64 channels, a two-layer box head; one has masks.
 
-Made of torchvision's own parts only and under 10 MB in FP32, so that its trained weights live in git and a
-CPU runs it in tens of milliseconds. It is trained from scratch, hence BatchNorm and no frozen layer.
+Made of torchvision's own parts only and under 10 MB in FP32, so that their trained weights live in git and a
+CPU runs them in tens of milliseconds. They are trained from scratch, hence BatchNorm and no frozen layer.
 """
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 
 STAGE_CHANNELS = (32, 48, 96, 128)  # at strides 4, 8, 16, 32
 FPN_CHANNELS = 64
+LEVELS = ["0", "1", "2", "3"]
 HEAD_FEATURES = 256
+MASK_CHANNELS = 64
 
 
 def digits_detector(num_classes: int = 11) -> FasterRCNN:
@@ -29,9 +33,31 @@ def digits_detector(num_classes: int = 11) -> FasterRCNN:
         a FasterRCNN that resizes the shorter side to 384 px (the longer to at most 768 px) and returns at
         most 100 detections with a score above 0.05.
     """
+    return FasterRCNN(**_box_parts(num_classes))
+
+
+def digits_mask_detector(num_classes: int = 11) -> MaskRCNN:
+    """Builds the untrained detector with masks of 28x28 for each box.
+
+    Args:
+        num_classes: as for ``digits_detector``, whose weights fit all but the mask head.
+
+    Returns:
+        a MaskRCNN that finds boxes as ``digits_detector`` does.
+    """
+    return MaskRCNN(
+        **_box_parts(num_classes),
+        mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(FPN_CHANNELS, (MASK_CHANNELS,) * 4, dilation=1),
+        mask_predictor=MaskRCNNPredictor(MASK_CHANNELS, MASK_CHANNELS, num_classes),
+    )
+
+
+def _box_parts(num_classes: int) -> dict[str, Any]:
+    """The arguments of a FasterRCNN."""
     backbone = BackboneWithFPN(
         _slim_resnet(),
-        return_layers={"stage1": "0", "stage2": "1", "stage3": "2", "stage4": "3"},
+        return_layers={f"stage{number}": level for number, level in enumerate(LEVELS, start=1)},
         in_channels_list=list(STAGE_CHANNELS),
         out_channels=FPN_CHANNELS,
         extra_blocks=None,
@@ -40,20 +66,20 @@ def digits_detector(num_classes: int = 11) -> FasterRCNN:
     backbone.fpn.extra_blocks = None
     # Digits are half as tall again as wide; two sizes a level cover them from 15 to 180 px.
     anchors = AnchorGenerator(sizes=((16, 22), (32, 44), (60, 82), (110, 150)), aspect_ratios=((1.5,),) * 4)
-    return FasterRCNN(
-        backbone,
-        min_size=384,
-        max_size=768,
-        rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=500,
-        rpn_pre_nms_top_n_test=200,
-        rpn_post_nms_top_n_train=500,
-        rpn_post_nms_top_n_test=150,
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
-        box_head=TwoMLPHead(FPN_CHANNELS * 7 * 7, HEAD_FEATURES),
-        box_predictor=FastRCNNPredictor(HEAD_FEATURES, num_classes),
-        box_batch_size_per_image=128,
-    )
+    return {
+        "backbone": backbone,
+        "min_size": 384,
+        "max_size": 768,
+        "rpn_anchor_generator": anchors,
+        "rpn_pre_nms_top_n_train": 500,
+        "rpn_pre_nms_top_n_test": 200,
+        "rpn_post_nms_top_n_train": 500,
+        "rpn_post_nms_top_n_test": 150,
+        "box_roi_pool": MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2),
+        "box_head": TwoMLPHead(FPN_CHANNELS * 7 * 7, HEAD_FEATURES),
+        "box_predictor": FastRCNNPredictor(HEAD_FEATURES, num_classes),
+        "box_batch_size_per_image": 128,
+    }
 
 
 def _slim_resnet() -> nn.Sequential:

@@ -1,18 +1,19 @@
-"""A COCO-format dataset of boxes as a torch dataset, checked before training starts.
+"""A COCO-format dataset of boxes, with or without masks, as a torch dataset, checked before training starts.
 
 Categories may have any ids: label 1 is the category of the lowest id, and so on; label 0 is the background.
 Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
 """
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from pycocotools import mask as rle
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.decode import decode_image
+from rcnn_client.tools.annotated_masks import Rle
 from rcnn_client.tools.annotations import Annotations, read_annotations
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,11 +25,12 @@ MAX_IMAGE_PIXELS = 10**9  # a file that claims more is damaged
 Sample = tuple[Tensor, dict[str, Tensor]]
 """A picture, uint8 [3, H, W] in RGB, and its target, D boxes. To train on: ``boxes`` float32 [D, 4], the parts
 inside the picture, and ``labels`` int64 [D]. To score against: ``bbox`` float64 [D, 4], left, top, width, height
-as annotated, and ``area`` float64 [D] in square pixels. ``iscrowd`` bool [D]."""
+as annotated, and ``area`` float64 [D] in square pixels. ``iscrowd`` bool [D]. For a Mask R-CNN also ``masks``, uint8
+[D, H, W], 1 where the object is."""
 
 
 class CocoDataset(Dataset[Sample]):
-    """The pictures and boxes of one COCO instances file. Pictures are decoded as they are served.
+    """The pictures and boxes of one COCO instances file. Pictures and masks are decoded as they are served.
 
     Attributes:
         class_names: the categories' names, without the background.
@@ -38,6 +40,8 @@ class CocoDataset(Dataset[Sample]):
         self, annotations: Path | Annotations, pictures: Path, class_names: Sequence[str] | None = None
     ) -> None:
         """Takes ``annotations``, a file or what is read of it, whose file names are relative to ``pictures``.
+
+        Targets have masks if ``annotations`` was read with them.
 
         Args:
             class_names: the names of the labels from 1 on, ``used_names`` of all files of a run; by default those of
@@ -57,7 +61,10 @@ class CocoDataset(Dataset[Sample]):
                 f"{missing[0]}: give the folder that its file names are relative to"
             )
         self.class_names = list(class_names or dict.fromkeys(each.name for each in annotations.categories))
-        self._targets = _targets(annotations, self.class_names)
+        rows = _rows_by_picture(annotations)
+        self._targets = _targets(annotations, rows, self.class_names)
+        masks = annotations.masks
+        self._masks = None if masks is None else [[masks[row] for row in of_picture] for of_picture in rows]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -75,17 +82,20 @@ class CocoDataset(Dataset[Sample]):
                 f"{path} is {size} px (width, height), but its annotation says {expected_size}: "
                 "the boxes belong to another version of the picture"
             )
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1), self._targets[index]
+        target = self._targets[index]
+        if self._masks is not None:
+            target = {**target, "masks": _decoded(self._masks[index], *pixels.shape[:2])}
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1), target
 
 
-def read(path: Path) -> Annotations:
-    """Reads a COCO instances file.
+def read(path: Path, with_masks: bool = False) -> Annotations:
+    """Reads a COCO instances file, with the masks of its boxes on demand.
 
     Raises:
         ExportError: it cannot be used; the message names the file and the first few records that are wrong.
     """
     try:
-        return read_annotations(path)
+        return read_annotations(path, with_masks)
     except ValueError as error:
         raise ExportError(str(error)) from error
 
@@ -134,20 +144,30 @@ def to_target(
     }
 
 
-def _targets(annotations: Annotations, class_names: Sequence[str]) -> list[dict[str, Tensor]]:
-    """The target of each picture."""
+def _rows_by_picture(annotations: Annotations) -> list[NDArray[np.int64]]:
+    """The positions of each picture's boxes among all of the file."""
+    images = annotations.boxes.images
+    order = np.argsort(images, kind="stable")
+    return np.split(order, np.searchsorted(images[order], np.arange(1, len(annotations.images))))
+
+
+def _targets(
+    annotations: Annotations, rows: Sequence[NDArray[np.int64]], class_names: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    """The target of each picture, without masks."""
     boxes, corners = annotations.boxes, annotations.boxes.visible()
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
     labels = np.array([label_of.get(category.name, 0) for category in annotations.categories])[
         boxes.categories
     ]
-    order = np.argsort(boxes.images, kind="stable")
-    starts = np.searchsorted(boxes.images[order], np.arange(len(annotations.images) + 1))
-    targets = []
-    for start, end in itertools.pairwise(starts):
-        rows = order[start:end]
-        target = to_target(
-            corners[rows], labels[rows], boxes.areas[rows], boxes.is_crowd[rows], boxes.bbox[rows]
-        )
-        targets.append(target)
-    return targets
+    return [
+        to_target(corners[each], labels[each], boxes.areas[each], boxes.is_crowd[each], boxes.bbox[each])
+        for each in rows
+    ]
+
+
+def _decoded(masks: list[Rle], height: int, width: int) -> Tensor:
+    """uint8 [D, H, W]."""
+    if not masks:
+        return torch.zeros((0, height, width), dtype=torch.uint8)
+    return torch.from_numpy(rle.decode(masks)).permute(2, 0, 1).contiguous()  # [H, W, D] -> [D, H, W]

@@ -1,10 +1,12 @@
-"""COCO average precision of a torch detector; the metric itself is the client's, which needs no torch."""
+"""COCO average precision of a torch detector's boxes and masks; the metric itself is the client's, without torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from pycocotools import mask as rle
 from rcnn_client.tools import coco_score
 from rcnn_client.tools.arguments import SCORE_THRESH
 from rcnn_client.tools.coco_file import box_record
@@ -12,6 +14,8 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.train.coco_dataset import Sample
+
+MASK_THRESH = 0.5  # a pixel of a probability above it belongs to the object, as in torchvision's reference
 
 
 @dataclass
@@ -43,7 +47,8 @@ def detect(
     try:
         for image_id, (pixels, target) in samples:
             (detections,) = model([pixels.to(device, non_blocking=True).float() / 255])
-            detected.images.append({"id": image_id})
+            height, width = pixels.shape[1:]
+            detected.images.append({"id": image_id, "height": height, "width": width})
             detected.truth += truth_records(image_id, target)
             detected.found += found_records(image_id, detections)
     finally:
@@ -51,42 +56,61 @@ def detect(
     return detected
 
 
-def score(parts: list[Detected], class_names: list[str]) -> dict[str, Any]:
-    """Joins the ``parts`` of a dataset and computes COCO's box metrics.
+def score(parts: list[Detected], class_names: list[str], with_masks: bool = False) -> dict[str, Any]:
+    """Joins the ``parts`` of a dataset and computes COCO's metrics.
 
     Args:
         parts: what was detected, in one part or several; image ids are unique over all of them, and their order
             decides between equal scores.
         class_names: the names of the labels from 1 on.
+        with_masks: score the masks beside the boxes.
 
     Returns:
-        ``ap`` (AP50:95), ``ap50``, ``ap75``, all in 0..1 and -1 where nothing is annotated, ``ap_per_class``
-        by class name, and ``num_pictures``.
+        ``num_pictures``; of the boxes ``ap`` (AP50:95), ``ap50``, ``ap75``, all in 0..1 and -1 where nothing is
+        annotated, and ``ap_per_class`` by class name; of the masks the same, as ``segm_ap`` and so on.
     """
     images = sorted((image for part in parts for image in part.images), key=lambda image: image["id"])
     truth = [record for part in parts for record in part.truth]
     found = [record for part in parts for record in part.found]
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
-    scores = coco_score.score(images, categories, truth, found)
-    return {
-        "ap": scores.ap,
-        "ap50": scores.ap50,
-        "ap75": scores.ap75,
-        "ap_per_class": {each.name: each.ap for each in scores.classes},
-        "num_pictures": len(images),
-    }
+    metrics: dict[str, Any] = {}
+    kinds: list[tuple[str, coco_score.Kind]] = [("", "bbox")]
+    for prefix, kind in [*kinds, ("segm_", "segm")] if with_masks else kinds:
+        scores = coco_score.score(images, categories, truth, found, kind)
+        metrics |= {
+            f"{prefix}ap": scores.ap,
+            f"{prefix}ap50": scores.ap50,
+            f"{prefix}ap75": scores.ap75,
+            f"{prefix}ap_per_class": {each.name: each.ap for each in scores.classes},
+        }
+    return {**metrics, "num_pictures": len(images)}
 
 
 def truth_records(image_id: int, target: dict[str, Tensor]) -> list[dict[str, Any]]:
     """What is annotated in a picture."""
     columns = (target[name].tolist() for name in ("labels", "bbox", "area", "iscrowd"))
-    return [
+    records = [
         {"image_id": image_id, "category_id": label, "bbox": bbox, "area": area, "iscrowd": int(is_crowd)}
         for label, bbox, area, is_crowd in zip(*columns, strict=True)
     ]
+    return _with_masks(records, target["masks"]) if "masks" in target else records
 
 
 def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str, Any]]:
     """What torchvision found in a picture."""
     columns = (detections[name].tolist() for name in ("labels", "boxes", "scores"))
-    return [box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)]
+    records = [
+        box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)
+    ]
+    if "masks" not in detections:
+        return records
+    return _with_masks(records, detections["masks"][:, 0] > MASK_THRESH)  # [D, 1, H, W] -> [D, H, W]
+
+
+def _with_masks(records: list[dict[str, Any]], masks: Tensor) -> list[dict[str, Any]]:
+    """The records with their ``masks``, bool or uint8 [D, H, W], as COCO's compressed RLE."""
+    by_column = np.asfortranarray(masks.to("cpu", torch.uint8).permute(1, 2, 0).numpy())  # [H, W, D]
+    return [
+        {**record, "segmentation": segmentation}
+        for record, segmentation in zip(records, rle.encode(by_column), strict=True)
+    ]

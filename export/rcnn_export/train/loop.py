@@ -29,6 +29,7 @@ from rcnn_export.train.processes import Processes
 WARM_UP_STEPS = 500  # at most, and at most a tenth of the run
 EMA_DECAY = 0.998
 MAX_GRADIENT_NORM = 10.0
+TRAINED_ON = ("boxes", "labels", "masks")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Training:
 
     Attributes:
         averaged_model: the moving average of the weights, in eval mode: what is evaluated and saved.
+        finds_masks: whether it has a mask head.
         step: how many steps are done.
         history: the metrics after each epoch.
         epoch_losses, epoch_s: the losses of the steps since the latest evaluation, and how long they took.
@@ -98,6 +100,7 @@ class Training:
 
     def __init__(self, model: FasterRCNN, settings: Settings, processes: Processes) -> None:
         self.settings = settings
+        self.finds_masks = model.roi_heads.has_mask()
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.epoch_losses: list[float] = []
@@ -108,7 +111,9 @@ class Training:
         # Small batches spoil the statistics that given weights came with, so these stay as they are.
         is_fine_tuning = settings.weights != "random"
         self._frozen_norms = [
-            module for module in model.modules() if is_fine_tuning and isinstance(module, nn.BatchNorm2d)
+            module
+            for module in model.modules()
+            if is_fine_tuning and isinstance(module, nn.BatchNorm2d) and _has_statistics(module)
         ]
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
@@ -235,16 +240,11 @@ class Training:
         for pixels, target in batch:
             picture = pixels.to(self._device, non_blocking=True).float() / 255
             is_object = ~target["iscrowd"]  # a crowd's box bounds no single object
-            boxes, labels = target["boxes"][is_object], target["labels"][is_object]
+            objects = {name: target[name][is_object] for name in TRAINED_ON if name in target}
             if self.settings.horizontal_flip and torch.rand(()) < 0.5:
-                left, top, right, bottom = boxes.unbind(1)
-                width = picture.shape[2]
-                picture, boxes = (
-                    picture.flip(2),
-                    torch.stack((width - right, top, width - left, bottom), dim=1),
-                )
+                picture, objects = _mirrored(picture, objects)
             pictures.append(picture)
-            targets.append({"boxes": boxes.to(self._device), "labels": labels.to(self._device)})
+            targets.append({name: values.to(self._device) for name, values in objects.items()})
         return pictures, targets
 
     @torch.no_grad()
@@ -256,6 +256,21 @@ class Training:
         torch._foreach_lerp_(
             [averaged[name] for name in floating], [current[name] for name in floating], 1 - decay
         )
+
+
+def _mirrored(picture: Tensor, objects: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """A picture [3, H, W] and its objects, with left and right exchanged."""
+    left, top, right, bottom = objects["boxes"].unbind(1)
+    width = picture.shape[2]
+    mirrored = {**objects, "boxes": torch.stack((width - right, top, width - left, bottom), dim=1)}
+    if "masks" in objects:
+        mirrored["masks"] = objects["masks"].flip(2)
+    return picture.flip(2), mirrored
+
+
+def _has_statistics(norm: nn.BatchNorm2d) -> bool:
+    """Whether it was trained; that of a head which starts anew was not."""
+    return norm.running_mean is not None and bool((norm.running_mean != 0).any())
 
 
 def _seed(seed: int, number: int, rank: int) -> int:
