@@ -58,7 +58,7 @@ test: $(TOOLS)  ## every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
 test-long: $(TOOLS)  ## what takes minutes: READMEs in a shell, FP16 plans of every torchvision model, Mask R-CNN served
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long tests/export tests/end_to_end/test_mask_rcnn.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long
 
 lint: $(TOOLS)  ## ruff and mypy
 	$(BIN)/ruff check
