@@ -89,7 +89,8 @@ def run(pipeline: Pipeline, samples: Sequence[Sample]) -> Detected:
     for image_id, (picture, target) in enumerate(samples):
         detections = pipeline.detect([picture.permute(1, 2, 0).numpy()], {"score_thresh": SCORE_THRESH})
         own = (0, slice(int(detections.num_detections[0, 0])))
-        detected.images.append({"id": image_id})
+        height, width = picture.shape[1:]
+        detected.images.append({"id": image_id, "height": height, "width": width})
         detected.truth += truth_records(image_id, target)
         detected.found += found_records(
             image_id,

@@ -79,6 +79,7 @@ def test_an_output_folder_that_is_a_file(tmp_path, capsys):
     from rcnn_client.tools import eval_cli
 
     (tmp_path / "out").touch()
+    (tmp_path / "a.jpg").touch()
     content = (
         '{"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "categories": [{"id": 1, '
     )

@@ -40,7 +40,8 @@ def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     serving = next(line for line in lines if line.startswith("Serving"))
-    yield dict(re.findall(r"(http|grpc|metrics) (127\.0\.0\.1:\d+)", serving))
+    found = re.findall(r"(http|grpc|metrics) 0\.0\.0\.0:(\d+)", serving)
+    yield {protocol: f"127.0.0.1:{port}" for protocol, port in found}
     process.terminate()
     process.stdout.read()
     assert process.wait(30) == 0

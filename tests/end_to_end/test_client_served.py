@@ -152,6 +152,7 @@ def test_async(strips: list[np.ndarray], both_ensembles: RunningServer, expected
     assert not list(SHARED.glob("rcnn_client_*"))
 
 
+@pytest.mark.long
 def test_the_streaming_benchmark(both_ensembles: RunningServer, tmp_path: Path) -> None:
     """A small version: that it runs, and judges the answers; how fast is not judged here."""
     spec = importlib.util.spec_from_file_location("stream", ROOT / "tests" / "benchmarks" / "stream.py")

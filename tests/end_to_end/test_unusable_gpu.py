@@ -107,6 +107,7 @@ def test_the_process_ends_after_it_has_answered(tmp_path: Path) -> None:
     assert "rcnn-serve: the process of doubling_0" in stderr
 
 
+@pytest.mark.long
 def test_under_load_every_request_is_answered(tmp_path: Path) -> None:
     with serving(tmp_path, "FailingGpu") as (process, url):
         began = time.monotonic()

@@ -68,7 +68,8 @@ def assert_near(found: Detections, expected: Detections, box_px: float = 0.1, sc
 
 
 def detect_on_cpu(pipeline: Pipeline, data: bytes) -> Detections:
-    boxes, scores, labels, counts = pipeline.detect([data])
+    found = pipeline.detect([data])
+    boxes, scores, labels, counts = found.boxes, found.scores, found.labels, found.num_detections
     real = slice(int(counts[0, 0]))
     names = [pipeline.class_names[label] for label in labels[0, real]]
     return Detections(boxes[0, real], scores[0, real], labels[0, real], names)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
@@ -53,7 +54,7 @@ def check_engine_packages() -> None:
     Raises:
         ServerError: names the extra that is missing.
     """
-    if not any(map(importlib.util.find_spec, ("onnxruntime", "cupy"))):
+    if not any(map(PathFinder.find_spec, ("onnxruntime", "cupy"))):
         raise ServerError(
             f"no engine is installed for {sys.executable}: run `pip install 'rcnn-backend[cpu]'`, or "
             "`pip install 'rcnn-backend[gpu]'` on a host with an NVIDIA GPU"

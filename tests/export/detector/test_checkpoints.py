@@ -173,6 +173,7 @@ def test_other_floating_types_are_converted(dtype: torch.dtype, state: State, tm
 
 
 @pytest.mark.xdist_group("export")
+@pytest.mark.long
 def test_a_checkpoint_exports_to_the_engine_of_the_plain_state_dict(
     state: State, tmp_path: Path, digits_repository: Path
 ) -> None:

@@ -17,6 +17,7 @@ from rcnn_export.engines.stages import engine_stage
     ("size_divisible", "sizes_hw"),
     [(1, [(60, 80), (7, 41), (301, 417)]), (20, [(60, 80), (20, 40), (300, 420)])],
 )
+@pytest.mark.long
 def test_pictures_that_are_not_padded_to_a_multiple_of_the_stride(
     size_divisible: int, sizes_hw: list[tuple[int, int]], tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def strided_detector() -> FasterRCNN:
     ).eval()
 
 
+@pytest.mark.long
 def test_boxes_are_torchvisions_at_every_size(tmp_path: Path) -> None:
     model = strided_detector()
     export_repository(

@@ -136,6 +136,7 @@ def test_an_older_export_that_cannot_be_put_back_outlives_the_clean_up(
     assert {model.name for model in kept.iterdir()} >= set(FASTER_RCNN.model_names("one")[:3])
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_wrote(
     instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,6 +169,7 @@ def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(
     assert not [name for name in changed if "running_" in name]
 
 
+@pytest.mark.long
 def test_several_processes_train_one_detector(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -216,7 +217,8 @@ def test_without_weights_it_starts_from_the_published_ones(
     # A function has none: it starts as the function builds it.
     for chosen, expected in (([], "random"), (["--weights", "DEFAULT"], "DEFAULT")):
         arguments = train.parse([*options, "--model", LIGHT, *chosen])
-        assert train._settings(arguments, CocoDataset(*arguments.train), Processes("cpu")).weights == expected
+        settings = train._settings(arguments, LIGHT, CocoDataset(*arguments.train), Processes("cpu"))
+        assert settings.weights == expected
 
 
 @pytest.mark.parametrize(

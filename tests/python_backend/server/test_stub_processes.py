@@ -87,6 +87,7 @@ def test_a_model_that_is_unloaded_or_loaded_anew_is_no_death(repository: Path) -
         assert look_until(lambda: bool(server.dead_steps()), server, NOTICED_S) == ["first_0_0"]
 
 
+@pytest.mark.long
 def test_a_model_whose_folder_is_removed_under_poll_is_no_death(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

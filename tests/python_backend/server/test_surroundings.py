@@ -1,6 +1,5 @@
 """What rcnn-serve notices around it before it says that it serves: shared memory, NumPy."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -82,9 +81,7 @@ def test_a_numpy_that_is_missing_or_broken(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_server_without_an_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in ("onnxruntime", "cupy") else found(name)
-    )
+    monkeypatch.setattr("rcnn_backend.server.triton_install.PathFinder.find_spec", lambda name: None)
+    monkeypatch.setattr("rcnn_backend.server.local_server.find_triton", lambda: None)
     with pytest.raises(ServerError, match=r"no engine is installed for .*'rcnn-backend\[cpu\]'"):
         running_server(tmp_path).__enter__()
