@@ -132,6 +132,7 @@ def test_masks_that_lie_outside_their_boxes_are_those_of_something_else(read):
 def test_segmentations_are_not_looked_at_where_boxes_are_enough(read):
     annotations = read("mask.png", with_masks=False)
     assert annotations.masks is None and len(annotations.boxes.bbox) == 2
+    assert "segmentations" not in vars(annotations)  # until they are asked for
 
 
 def test_a_file_without_masks_says_so(tmp_path, read):

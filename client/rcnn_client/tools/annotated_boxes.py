@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .annotated_shapes import read_keypoints, read_segmentation
 from .coco_file import Category, CocoImage, Records, is_number, listed, shown
 
 LARGEST_PX = 1e9  # no picture is as large
@@ -30,7 +29,7 @@ class Boxes:
         areas: float64 [N], square pixels; that of the box where none is given.
         is_crowd: bool [N].
         sizes: float64 [N, 2], width and height of each box's picture in pixels.
-        segmentations, keypoints: objects [N], as `annotated_shapes` reads them; None where there are none.
+        records: objects [N], the annotations that they are read from.
     """
 
     images: NDArray[np.int64]
@@ -39,8 +38,7 @@ class Boxes:
     areas: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
     sizes: NDArray[np.float64]
-    segmentations: NDArray[np.object_]
-    keypoints: NDArray[np.object_]
+    records: NDArray[np.object_]
 
     def __getitem__(self, kept: NDArray[np.bool_]) -> Boxes:
         """The boxes of a mask, bool [N]."""
@@ -51,8 +49,7 @@ class Boxes:
             self.areas[kept],
             self.is_crowd[kept],
             self.sizes[kept],
-            self.segmentations[kept],
-            self.keypoints[kept],
+            self.records[kept],
         )
 
     def corners(self) -> NDArray[np.float64]:
@@ -76,7 +73,6 @@ def read_boxes(
     category_of = {category.id: position for position, category in enumerate(categories)}
     faults: dict[str, list[str]] = defaultdict(list)
     rows: list[tuple[int, int, list[float], float, bool]] = []
-    segmentations, keypoints = [], []
     for number, record in enumerate(records):
         fault = _fault(record, position_of, category_of)
         if fault is not None:
@@ -87,8 +83,6 @@ def read_boxes(
             area = float(bbox[2] * bbox[3] if area is None else area)
             position, category = position_of[record["image_id"]], category_of[record["category_id"]]
             rows.append((position, category, bbox, area, bool(record.get("iscrowd"))))
-            segmentations.append(read_segmentation(record, images[position].size))
-            keypoints.append(read_keypoints(record))
     for what, names in faults.items():
         raise ValueError(f"{path}: {len(names)} of {len(records)} annotations have {what}: {listed(names)}")
     positions, labels, bboxes, areas, crowds = zip(*rows, strict=True)
@@ -100,15 +94,8 @@ def read_boxes(
         np.array(areas, np.float64),
         np.array(crowds, np.bool_),
         sizes[list(positions)],
-        _objects(segmentations),
-        _objects(keypoints),
+        np.fromiter(records, np.object_, len(records)),
     )
-
-
-def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
-    array = np.empty(len(values), np.object_)
-    array[:] = values
-    return array
 
 
 def without_copies(records: Records) -> tuple[Records, int]:

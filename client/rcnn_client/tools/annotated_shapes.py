@@ -50,7 +50,7 @@ def _is_rle(value: dict[str, Any], size: tuple[int, int]) -> bool:
     width, height = size
     counts = value.get("counts")
     if isinstance(counts, str):
-        counts = _decompress(counts)
+        counts = decode_counts(counts)
     return (
         value.get("size") == [height, width]
         and isinstance(counts, list)
@@ -59,18 +59,22 @@ def _is_rle(value: dict[str, Any], size: tuple[int, int]) -> bool:
     )
 
 
-def _decompress(text: str) -> list[int] | None:
-    """The run lengths of COCO's compressed text; None if it is cut short or has other characters."""
-    counts: list[int] = []
+def decode_counts(text: str) -> list[int] | None:
+    """The runs in COCO's compressed text, as in `rleFrString` of pycocotools; None where it is none.
+
+    A character holds five bits of a number and whether more follow; from the fourth run on, the number is the
+    difference to the last run but one.
+    """
+    runs: list[int] = []
     value = shift = 0
     for character in text:
-        digit = ord(character) - 48
-        if not 0 <= digit < 64:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 60:
             return None
-        value |= (digit & 0x1F) << shift
+        value |= (code & 31) << shift
         shift += 5
-        if not digit & 0x20:
-            value -= (1 << shift) if digit & 0x10 else 0
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
-    return counts if shift == 0 else None
+    return runs if shift == 0 else None

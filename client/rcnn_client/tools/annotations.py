@@ -15,13 +15,14 @@ rcnn-eval and rcnn-train both read through this module, so they score against th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
 from .annotated_masks import Rle, check_masks_fit, counts_of, read_masks
-from .annotated_shapes import num_keypoints
+from .annotated_shapes import Segmentation, num_keypoints, read_keypoints, read_segmentation
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
 
 MIN_SIDE_PX = 0.01  # in float32, less may vanish when the picture is resized
@@ -49,6 +50,22 @@ class Annotations:
     summary: str
     masks: list[Rle] | None = None
 
+    @cached_property
+    def segmentations(self) -> list[Segmentation | None]:
+        """The mask of each box: one of `masks`, or else as it is annotated, and None where it cannot be used."""
+        if self.masks is not None:
+            return list(self.masks)
+        sizes = self.boxes.sizes.astype(int).tolist()
+        return [
+            read_segmentation(record, (width, height))
+            for record, (width, height) in zip(self.boxes.records, sizes, strict=True)
+        ]
+
+    @cached_property
+    def keypoints(self) -> list[list[float] | None]:
+        """The keypoints of each box, x1, y1, v1, x2, ...; None where there are none that can be used."""
+        return [read_keypoints(record) for record in self.boxes.records]
+
     def records(self) -> Records:
         """The boxes as COCO's records: `image_id`, `category_id`, `bbox`, `area` and `iscrowd`.
 
@@ -56,8 +73,7 @@ class Annotations:
         """
         boxes = self.boxes
         columns = boxes.images, boxes.categories, boxes.bbox, boxes.areas, boxes.is_crowd
-        shapes = boxes.segmentations, boxes.keypoints
-        records = [
+        return [
             {
                 "image_id": self.images[image].id,
                 "category_id": self.categories[category].id,
@@ -68,21 +84,18 @@ class Annotations:
                 **({} if points is None else {"keypoints": points, "num_keypoints": num_keypoints(points)}),
             }
             for image, category, bbox, area, is_crowd, segmentation, points in zip(
-                *(each.tolist() for each in columns + shapes), strict=True
+                *(each.tolist() for each in columns), self.segmentations, self.keypoints, strict=True
             )
         ]
-        if self.masks is None:
-            return records
-        return [{**record, "segmentation": mask} for record, mask in zip(records, self.masks, strict=True)]
 
     def why_no_masks(self) -> str | None:
         """Why masks cannot be scored: some boxes have none, or none that can be used. None if they can."""
-        count, lacking = len(self.boxes.bbox), sum(each is None for each in self.boxes.segmentations)
+        count, lacking = len(self.segmentations), sum(each is None for each in self.segmentations)
         return f"{lacking} of {count} boxes have no segmentation that can be used" if lacking else None
 
     def why_no_keypoints(self, num_expected: int) -> str | None:
         """Why `num_expected` keypoints cannot be scored. None if they can; boxes without keypoints are ignored."""
-        numbers = {len(each) // 3 for each in self.boxes.keypoints if each is not None}
+        numbers = {len(each) // 3 for each in self.keypoints if each is not None}
         if not numbers:
             return "no box has keypoints that can be used"
         if numbers != {num_expected}:
@@ -92,7 +105,11 @@ class Annotations:
 
 
 def read_annotations(path: Path, with_masks: bool = False) -> Annotations:
-    """Read a COCO instances file; segmentations are neither read nor checked unless masks are asked for.
+    """Read a COCO instances file.
+
+    Args:
+        with_masks: the masks are needed: segmentations are checked, too, and boxes without a mask are left out.
+            Otherwise they are only looked at when they are asked for, and one that cannot be used is none.
 
     Raises:
         ValueError: it cannot be used; the message names the file and the first few records that are wrong.
