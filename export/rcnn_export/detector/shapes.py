@@ -29,15 +29,24 @@ def pooled_levels(model: FasterRCNN) -> list[str]:
     Raises:
         ExportError: the backbone gives none of that name, or of different numbers of channels.
     """
+    return list(pooled_features(model))
+
+
+def pooled_features(model: FasterRCNN) -> dict[str, Tensor]:
+    """The feature maps that RoIs are pooled from, as ``backbone_features`` gives them, finest first.
+
+    Raises:
+        ExportError: the backbone gives none of that name, or of different numbers of channels.
+    """
     features, wanted = backbone_features(model), model.roi_heads.box_roi_pool.featmap_names
-    pooled = [name for name in features if name in wanted]
+    pooled = {name: feature for name, feature in features.items() if name in wanted}
     if not pooled:
         raise ExportError(
             f"box_roi_pool pools the feature maps {list(wanted)}, but the backbone returns {list(features)}: "
             "give MultiScaleRoIAlign featmap_names among these"
         )
-    if len({features[name].shape[1] for name in pooled}) > 1:
-        channels = {name: features[name].shape[1] for name in pooled}
+    channels = {name: feature.shape[1] for name, feature in pooled.items()}
+    if len(set(channels.values())) > 1:
         raise ExportError(f"the pooled feature maps have different numbers of channels: {channels}")
     return pooled
 
@@ -83,7 +92,7 @@ def pooler_with_strides(model: FasterRCNN, name: str = "box_roi_pool") -> MultiS
     names = pooled_levels(model)
     inferred = {}
     for size_hw in _usual_sizes_hw(model.transform):
-        padded_hw = tuple(_round_up(side, model.transform.size_divisible) for side in size_hw)
+        padded_hw = tuple(round_up(side, model.transform.size_divisible) for side in size_hw)
         features = backbone_features(model, padded_hw)
         pooler.scales = pooler.map_levels = None
         with torch.no_grad():
@@ -105,12 +114,17 @@ def pooler_with_strides(model: FasterRCNN, name: str = "box_roi_pool") -> MultiS
     return pooler
 
 
+def pooled_channels(model: FasterRCNN) -> int:
+    """The number of channels of what is pooled."""
+    return next(iter(pooled_features(model).values())).shape[1]
+
+
 def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
     """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
     height, width = model.roi_heads.box_roi_pool.output_size
     masks = mask_sizes(model) if isinstance(model, MaskRCNN) else {}
     return masks | {
-        "channels": backbone_features(model)[pooled_levels(model)[0]].shape[1],
+        "channels": pooled_channels(model),
         "classes": num_classes_of(model) - 1,
         "detections": model.roi_heads.detections_per_img,
         "pooled_height": height,
@@ -126,7 +140,7 @@ def num_classes_of(model: FasterRCNN) -> int:
             numbers of a box for each class.
     """
     heads = model.roi_heads
-    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
+    channels = pooled_channels(model)
     with _running("box_head and box_predictor"):
         outputs = heads.box_predictor(
             heads.box_head(torch.zeros(2, channels, *heads.box_roi_pool.output_size))
@@ -154,14 +168,14 @@ def mask_sizes(model: MaskRCNN) -> dict[str, int]:
             f"mask_roi_pool pools the feature maps {list(heads.mask_roi_pool.featmap_names)} and box_roi_pool "
             f"{list(heads.box_roi_pool.featmap_names)}: give both the same featmap_names"
         )
-    channels = backbone_features(model)[pooled_levels(model)[0]].shape[1]
+    channels, num_classes = pooled_channels(model), num_classes_of(model)
     height, width = heads.mask_roi_pool.output_size
     with _running("mask_head and mask_predictor"):
         masks = heads.mask_predictor(heads.mask_head(torch.zeros(2, channels, height, width)))
-    if masks.ndim != 4 or tuple(masks.shape[:2]) != (2, num_classes_of(model)):
+    if masks.ndim != 4 or tuple(masks.shape[:2]) != (2, num_classes):
         raise ExportError(
             f"mask_predictor gives a tensor {list(masks.shape)} for two RoIs: torchvision expects one mask for each of "
-            f"the {num_classes_of(model)} classes with the background, [2, {num_classes_of(model)}, height, width]"
+            f"the {num_classes} classes with the background, [2, {num_classes}, height, width]"
         )
     return {
         "mask_pooled_height": height,
@@ -267,5 +281,6 @@ def _describe(value: object) -> str:
     return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _round_up(side: int, divisor: int) -> int:
+def round_up(side: int, divisor: int) -> int:
+    """The next multiple of ``divisor``."""
     return math.ceil(side / divisor) * divisor

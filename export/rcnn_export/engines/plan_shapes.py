@@ -14,7 +14,7 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.parameters import head_parameters, preprocess_parameters, proposal_parameters
-from rcnn_export.detector.shapes import tensor_sizes
+from rcnn_export.detector.shapes import round_up, tensor_sizes
 from rcnn_export.errors import ExportError
 
 EXAMPLE = "1x320x320,4x800x1344,8x1344x1344"
@@ -58,9 +58,9 @@ def _default_shapes(model: FasterRCNN) -> list[ShapeRange]:
     transform = preprocess_parameters(model)
     divisor = transform.size_divisible
     if transform.fixed_size_hw is not None:
-        largest = best = tuple(_round_up(side, divisor) for side in transform.fixed_size_hw)
+        largest = best = tuple(round_up(side, divisor) for side in transform.fixed_size_hw)
     else:
-        best = (_round_up(transform.min_size, divisor), _round_up(transform.max_size, divisor))
+        best = (round_up(transform.min_size, divisor), round_up(transform.max_size, divisor))
         largest = (best[1], best[1])
     sides = ((divisor, divisor), best, largest)
     return [ShapeRange(*((batch, *side) for batch, side in zip(DEFAULT_BATCHES, sides, strict=True)))]
@@ -127,7 +127,3 @@ def _is_shape(text: str) -> bool:
 
 def _to_text(range_: ShapeRange) -> str:
     return ",".join("x".join(map(str, shape)) for shape in range_)
-
-
-def _round_up(side: int, divisor: int) -> int:
-    return -(-side // divisor) * divisor

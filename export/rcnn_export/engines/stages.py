@@ -3,7 +3,6 @@
 Names and shapes are those of the declared chain.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from torch.export import Dim
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.families import chain_of
-from rcnn_export.detector.shapes import pooled_levels, pooled_strides, tensor_sizes
+from rcnn_export.detector.shapes import pooled_levels, pooled_strides, round_up, tensor_sizes
 from rcnn_export.detector.split import HeaderModule, MaskHeaderModule, RpnModule
 from rcnn_export.engines.precision import FP32, Precision
 
@@ -67,7 +66,7 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
     inputs, outputs = chain.inputs(step, levels), chain.outputs(step, levels)
     divisor, fixed = model.transform.size_divisible, tensor_sizes(model)
     typical_height, typical_width = _typical_size_hw(model)
-    example_height, example_width = (_round_up(side, divisor) for side in EXAMPLE_SIZE_HW)
+    example_height, example_width = (round_up(side, divisor) for side in EXAMPLE_SIZE_HW)
     most_detections = fixed["detections"]
     example = {
         "height": example_height,
@@ -134,11 +133,7 @@ def _typical_size_hw(model: FasterRCNN) -> tuple[int, int]:
     transform = model.transform
     width, height = transform.fixed_size or (transform.max_size, transform.min_size[-1])
     divisor = transform.size_divisible
-    return _round_up(height, divisor), _round_up(width, divisor)
-
-
-def _round_up(side: int, divisor: int) -> int:
-    return math.ceil(side / divisor) * divisor
+    return round_up(height, divisor), round_up(width, divisor)
 
 
 def _in_precision(module: Module, precision: Precision) -> nn.Module:
