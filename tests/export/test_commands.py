@@ -13,6 +13,7 @@ from rcnn_export.engines.options import ENGINE_FILES
 from rcnn_export.engines.plan_shapes import EXAMPLE
 from rcnn_export.engines.precision import PRECISIONS
 from rcnn_export.engines.stages import MAX_BATCH
+from rcnn_export.errors import INTERRUPTED
 
 COMMANDS = ("rcnn-serve", "rcnn-export", "rcnn-verify", "rcnn-train")
 SLOW = ("torch", "onnx", "numpy", "grpc", "rich.table")
@@ -66,5 +67,5 @@ def test_ctrl_c_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, work, interrupted)
-    assert command.main(arguments) == choices.INTERRUPTED  # type: ignore[attr-defined]
+    assert command.main(arguments) == INTERRUPTED  # type: ignore[attr-defined]
     assert capsys.readouterr().err == said

@@ -7,7 +7,7 @@ They call the other folders, and nothing may import from here. What they compute
 import importlib
 import sys
 
-from rcnn_export.commands.choices import INTERRUPTED
+from rcnn_export.errors import INTERRUPTED
 
 
 def rcnn_export() -> int:

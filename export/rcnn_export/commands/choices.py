@@ -19,5 +19,3 @@ ENGINES = ("onnx", "aoti", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 EXAMPLE_SHAPES = "1x320x320,4x800x1344,8x1344x1344"
 MAX_BATCH = 128  # pictures
-
-INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell has it

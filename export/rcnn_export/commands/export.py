@@ -2,28 +2,25 @@
 
 import argparse
 import io
-import json
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rcnn_backend.contract.chain import FASTER_RCNN
-from rcnn_backend.contract.manifest import MANIFEST, PlanOptions
+from rcnn_backend.contract.manifest import MANIFEST, PlanOptions, read_manifest
 from rcnn_backend.errors import RepositoryError
 from rich.console import Console
 from rich.markup import escape
 
-from rcnn_export.commands.choices import INTERRUPTED
 from rcnn_export.commands.export_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.options import TENSORRT, EngineOptions
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import PRECISIONS
-from rcnn_export.errors import ExportError
+from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.repository.progress import still_running
-from rcnn_export.repository.write import export_repository
+from rcnn_export.repository.write import VERSION, export_repository
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,12 +70,12 @@ def _export(arguments: argparse.Namespace, name: str) -> int:
 
 def _describe(repository: Path, name: str) -> str:
     """What the repository has under this name: the model, its engine and when it was written; empty for nothing."""
-    path = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / "1" / MANIFEST
+    version_dir = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        manifest = read_manifest(version_dir)
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime((version_dir / MANIFEST).stat().st_mtime))
         return f"{manifest['model']}, {Path(manifest['weights']).name}, {manifest['precision']}, exported {written}"
-    except (OSError, ValueError, KeyError):
+    except (RepositoryError, OSError, ValueError, KeyError):
         return ""
 
 

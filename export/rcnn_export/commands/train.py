@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Subset
 from rcnn_export.commands.train_arguments import DEFAULT_MODEL, parse
 from rcnn_export.detector.weights import DEFAULT, RANDOM
 from rcnn_export.digits.dataset import DigitsDataset
-from rcnn_export.errors import ExportError
+from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, Sample, read, used_names
 from rcnn_export.train.epochs import evaluate, train_epoch
 from rcnn_export.train.loop import EpochBatches, Settings, Training
 from rcnn_export.train.processes import Processes
 from rcnn_export.train.results import write_results
-from rcnn_export.train.signals import INTERRUPTED, StopSignals
+from rcnn_export.train.signals import StopSignals
 from rcnn_export.train.start import finds_masks, initial_detector
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"

@@ -24,11 +24,10 @@ from rich.console import Console
 from rich.markup import escape
 from tritonclient.utils import InferenceServerException
 
-from rcnn_export.commands.choices import INTERRUPTED
 from rcnn_export.commands.verify_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.precision import PRECISIONS, Precision
-from rcnn_export.errors import ExportError
+from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.verify.bisect import bisect, check_builder
 from rcnn_export.verify.engines import load_pipeline
 from rcnn_export.verify.pipeline_stages import PipelineStages, unpad_detections

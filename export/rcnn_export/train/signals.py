@@ -7,7 +7,8 @@ from types import FrameType, TracebackType
 
 from rich.console import Console
 
-INTERRUPTED = 130
+from rcnn_export.errors import INTERRUPTED
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -73,8 +73,8 @@ class RunningServer:
     log_is_temporary: bool
     exit_timeout_s: float
     admin_headers: dict[str, str]
+    served_from: Path
     watch: StubWatch | None = None
-    served_from: Path | None = None
 
     @property
     def urls(self) -> dict[str, str]:
@@ -136,9 +136,7 @@ class RunningServer:
                 kept = Path(copy.name)
             shutil.copyfile(self.log, kept)
         text = "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
-        return (
-            text.replace(str(self.served_from), str(self.served_from.resolve())) if self.served_from else text
-        )
+        return text.replace(str(self.served_from), str(self.served_from.resolve()))
 
 
 @contextlib.contextmanager
@@ -247,8 +245,8 @@ def running_server(
             log is None,
             exit_timeout_s,
             locks.admin_headers,
+            served_from,
         )
-        server.served_from = served_from
         try:
             _wait_until_ready(server, ready_timeout_s)
             models_stay = get_flag(flags, "model-control-mode") in ("", "none")

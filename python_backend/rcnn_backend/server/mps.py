@@ -70,9 +70,8 @@ def _probe(environment: Mapping[str, str]) -> None:
     if done.returncode:
         *_, reason = done.stderr.strip().splitlines() or ["it was killed"]
         raise ServerError(f"no program can use the GPU through it ({reason})")
-    if not _control(
-        environment, commands="get_server_list\n"
-    ).strip():  # without a daemon, CUDA goes its own way
+    # Without a daemon, CUDA goes its own way.
+    if not _control(environment, commands="get_server_list\n").strip():
         raise ServerError("programs do not use the GPU through it")
 
 

@@ -1,7 +1,6 @@
 """Training and scoring with masks."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,6 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 SAMPLES = Path(__file__).parents[3] / "export" / "samples"
 MASKS = "rcnn_export.digits.detector:digits_mask_detector"
 BOXES = "rcnn_export.digits.detector:digits_detector"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_targets_have_the_masks_of_each_picture(tmp_path: Path) -> None:

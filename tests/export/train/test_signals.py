@@ -4,7 +4,8 @@ import subprocess
 import sys
 import threading
 
-from rcnn_export.train.signals import INTERRUPTED, StopSignals
+from rcnn_export.errors import INTERRUPTED
+from rcnn_export.train.signals import StopSignals
 from rich.console import Console
 
 # One long call outside Python, in which it runs no signal handler: as a backward pass, but longer.

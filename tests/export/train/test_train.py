@@ -32,15 +32,6 @@ SMALL_RUN = ["--sample", "digits", "--sample-pictures", "2", "1", "--epochs", "2
 SMALL_RUN += ["--device", "cpu", "--workers", "0"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several threads gain little on small steps and lose much on a machine that is busy otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
