@@ -10,6 +10,7 @@ from rcnn_backend.errors import RepositoryError
 from rcnn_backend.operators.openvino_runtime import VERSION, compile_network, run_network
 
 Tensors = Mapping[str, Array]
+NOT_A_REASON = ("Exception from", "Check '", "To facilitate")  # lines of OpenVINO's source, and its advice
 
 
 class OnnxEngine:
@@ -29,9 +30,10 @@ class OnnxEngine:
         try:
             self._network = compile_network(path.read_bytes(), threads)
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1]  # above it, OpenVINO names lines of its own source
+            lines = [line.strip(" -.") for line in str(error).splitlines()]
+            reason = ". ".join(line for line in lines if line and not line.startswith(NOT_A_REASON))
             raise RepositoryError(
-                f"OpenVINO {VERSION} cannot load {path}: {reason} Export the detector again with rcnn-export"
+                f"OpenVINO {VERSION} cannot load {path}: {reason}. Export the detector again with rcnn-export"
             ) from error
         self._outputs = [output.any_name for output in self._network.outputs]
 
