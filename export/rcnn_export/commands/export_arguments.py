@@ -60,8 +60,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="onnx: runs anywhere, in OpenVINO on a CPU and ONNX Runtime on a GPU; aoti: compiled by PyTorch for this machine's GPU, or CPU if "
-        "it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
+        help="onnx: runs anywhere, in OpenVINO on a CPU and in ONNX Runtime on a GPU; aoti: compiled by PyTorch for "
+        "this machine's GPU, or CPU if it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
