@@ -26,6 +26,7 @@ KERNELS = {
         *(f"pool_adaptive<{type_}>" for type_ in TYPES),
     ],
     "detections": ["suppress_classes", "gather_detections"],
+    "keypoints": [f"find_keypoints<{type_}>" for type_ in TYPES],
     "samples": ["take_samples"],
 }
 
