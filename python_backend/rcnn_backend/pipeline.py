@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.batches import run_batches
-from rcnn_backend.contract.chain import MASKS, Chain, chain_of_answers, pyramid
+from rcnn_backend.contract.chain import LABELS, Chain, ChainStep, chain_of_answers, pyramid
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
@@ -32,7 +32,7 @@ from rcnn_backend.operators import preprocess as preprocessing
 from rcnn_backend.operators import proposals as proposing
 from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
-from rcnn_backend.operators.heads import pool_detections, run_packed
+from rcnn_backend.operators.heads import ANSWERS, Counts, pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
@@ -42,11 +42,20 @@ VERSION = "1"
 
 @dataclass(frozen=True)
 class Head:
-    """A head that runs on the final detections: its engine, and what it pools."""
+    """A head that runs on the final detections: its step in the chain, its engine, what it pools, and its answers."""
 
+    step: ChainStep
     engine: Engine
     parameters: HeadParameters
     pooling: PoolParameters
+    answer: Callable[[Array, Array, Array, Counts], dict[str, Array]]
+
+    def run(self, pooled: Array, labels: Array) -> Array:
+        """What its engine makes of pooled features [B, M, C, h, w] and labels [B, D]: [B, M, ...]."""
+        features, *also = self.step.inputs
+        inputs = {features.name: pooled} | ({LABELS.name: labels} if LABELS in also else {})
+        (made,) = self.step.outputs
+        return self.engine.run(inputs)[made.name]
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Pipeline:
     proposal_parameters: ProposalParameters
     pool_parameters: PoolParameters
     detection_parameters: DetectionParameters
-    mask_head: Head | None  # of a family with masks
+    head: Head | None  # of a family with one on the final detections
     input_dtype: np.dtype[Any]
     class_names: list[str]
 
@@ -98,13 +107,16 @@ class Pipeline:
         proposals_config = read_config(repository / f"{name}_proposals")
         detections_config = read_config(repository / f"{name}_detections")
         class_names = config.get("parameters", {}).get("class_names", {})
-        mask_head = None
-        if MASKS in chain.answers:
-            features_config = read_config(repository / f"{name}_mask_features")
-            mask_head = Head(
-                engines["mask_header"],
+        head = None
+        if chain.head:
+            features_config = read_config(repository / f"{name}_{chain.head}_features")
+            header = chain.step(f"{chain.head}_header")
+            head = Head(
+                header,
+                engines[header.name],
                 read_parameters(HeadParameters, features_config),
                 read_parameters(PoolParameters, features_config),
+                ANSWERS[chain.head],
             )
         return cls(
             chain=chain,
@@ -115,7 +127,7 @@ class Pipeline:
             proposal_parameters=read_parameters(ProposalParameters, proposals_config),
             pool_parameters=read_parameters(PoolParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
-            mask_head=mask_head,
+            head=head,
             input_dtype=np.dtype(read_dtype(preprocess_config, "input")),
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
@@ -129,14 +141,16 @@ class Pipeline:
             overrides: score_thresh, nms_thresh or detections_per_img for this call.
 
         Returns:
-            NumPy arrays; masks from a family that has them.
+            NumPy arrays; with ``masks``, or ``keypoints`` and ``keypoint_scores``, from a family that has them.
 
         Raises:
             InvalidInputError: an image or an override cannot be used.
         """
         parameters = override(self.detection_parameters, overrides or {})
         with self.device.active():
-            return Detections(**self._download(self.run(self._read(images), [parameters] * len(images))))
+            return Detections.from_answers(
+                self._download(self.run(self._read(images), [parameters] * len(images)))
+            )
 
     def detect_requests(
         self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
@@ -161,14 +175,14 @@ class Pipeline:
         arrays = self._download(found)
         ends = itertools.accumulate(len(images) for images, _ in requests)
         return [
-            Detections(**{name: array[end - len(images) : end] for name, array in arrays.items()})
+            Detections.from_answers({name: array[end - len(images) : end] for name, array in arrays.items()})
             for (images, _), end in zip(requests, ends, strict=True)
         ]
 
     def _download(self, found: Detections) -> dict[str, npt.NDArray[Any]]:
         """What clients get, on the host."""
         names = [tensor.name for tensor in self.chain.answers]
-        hosts = self.device.download([getattr(found, name) for name in names])
+        hosts = self.device.download([found.answer(name) for name in names])
         return dict(zip(names, hosts, strict=True))
 
     def run(self, pixels: Sequence[Array], parameters: Sequence[DetectionParameters]) -> Detections:
@@ -187,17 +201,16 @@ class Pipeline:
             parameters,
             self.detection_parameters.detections_per_img,
         )
-        return found._replace(masks=self._masks(self.mask_head, features, found)) if self.mask_head else found
+        return self._with_head(self.head, features, found, image_sizes) if self.head else found
 
-    def _masks(self, head: Head, features: Sequence[Array], found: Detections) -> Array:
-        """Masks [B, D, h, w] of the detections; how many there are is waited for."""
-
-        def run(mask_features: Array, labels: Array) -> Array:
-            return head.engine.run({"mask_features": mask_features, "labels": labels})["mask_probabilities"]
-
+    def _with_head(
+        self, head: Head, features: Sequence[Array], found: Detections, image_sizes: Array
+    ) -> Detections:
+        """The detections with the head's answers; how many there are is waited for."""
         (counts,) = self.device.download([found.num_detections])
         pooled = pool_detections(features, found.detected_boxes, counts, head.parameters, head.pooling)
-        return run_packed(run, pooled, found.labels, counts, head.parameters)
+        made = run_packed(head.run, pooled, found.labels, counts, head.parameters)
+        return found._replace(of_head=head.answer(made, found.detected_boxes, image_sizes, counts))
 
     @functools.cached_property
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
@@ -207,7 +220,7 @@ class Pipeline:
             self.engines,
             self.proposal_parameters,
             self.pool_parameters,
-            self.mask_head is not None,
+            self.head is not None,
         )
         if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run
@@ -256,9 +269,10 @@ class Pipeline:
         image_sizes = np.tile(np.array([height, width, height, width], np.float32), (batch, 1))
         for _ in range(2):
             outputs = self._networks(network_input, self.device.upload(image_sizes))
-        if self.mask_head:
-            for count in self.mask_head.parameters.padded_counts:
-                self._masks(self.mask_head, outputs[3:], self._blank_detections(batch, count))
+        if self.head:
+            for count in self.head.parameters.padded_counts:
+                found = self._blank_detections(batch, count)
+                self._with_head(self.head, outputs[3:], found, self.device.upload(image_sizes))
 
     def _blank_detections(self, batch: int, count: int) -> Detections:
         """So many boxes of zeros in each image."""

@@ -200,8 +200,8 @@ def ask_server(
     image = triton.InferInput("image", [len(batch), 1], "BYTES")
     image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
     answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
-    arrays = {name: answer.as_numpy(name) for name in Detections._fields}  # None for what is not answered
-    return unpad_detections(Detections(**arrays))
+    arrays = {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+    return unpad_detections(Detections.from_answers(arrays))
 
 
 def _print_layer(

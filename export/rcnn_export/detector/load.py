@@ -15,7 +15,7 @@ import torch
 from rcnn_backend.contract.chain import Chain
 from torchvision import models
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, report_open_eps, set_batch_norm_eps
 from rcnn_export.detector.builders import call_function
@@ -23,7 +23,7 @@ from rcnn_export.detector.checks import check_builder_name, check_followed, chec
 from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.labels import BACKGROUND, read_labels
 from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.detector.shapes import check_rpn, mask_sizes, num_classes_of
+from rcnn_export.detector.shapes import check_rpn, head_sizes, num_classes_of
 from rcnn_export.detector.weights import RANDOM, find_weights
 from rcnn_export.detector.weights_fit import load_into
 from rcnn_export.detector.zero_eps import allow_zero_eps
@@ -170,8 +170,7 @@ def check_detector(model: FasterRCNN) -> None:
     check_followed(model)
     check_rpn(model)
     num_classes_of(model)
-    if isinstance(model, MaskRCNN):
-        mask_sizes(model)
+    head_sizes(model)
 
 
 def _check_model_name(model: str, family: str | None) -> None:

@@ -41,6 +41,6 @@ class TritonPythonModel:
         results = [images if isinstance(images, Exception) else next(found) for images in decoded]
         answers = [tensor.name for tensor in self.pipeline.chain.answers]
         return [
-            result if isinstance(result, Exception) else {name: getattr(result, name) for name in answers}
+            result if isinstance(result, Exception) else {name: result.answer(name) for name in answers}
             for result in results
         ]

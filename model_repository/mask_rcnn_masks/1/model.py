@@ -3,7 +3,7 @@
 from typing import Any
 
 from rcnn_backend.contract.chain import MASK_RCNN
-from rcnn_backend.operators.heads import pad_images
+from rcnn_backend.operators.heads import pad_rows, real_rows
 from rcnn_backend.steps.step import Step, Tensors
 
 
@@ -23,4 +23,5 @@ class TritonPythonModel:
         probabilities, counts = self.step.device.download(
             [tensors["mask_probabilities"], tensors["num_detections"]]
         )
-        return {"masks": pad_images(probabilities, counts, self.detections_per_img)}
+        masks = pad_rows(real_rows(probabilities, counts), counts, self.detections_per_img)
+        return {"masks": masks}

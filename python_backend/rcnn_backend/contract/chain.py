@@ -12,9 +12,10 @@ Shapes are those of one image, without the batch axis. A word stands for a size 
     anchors, proposals, detections  rows an image
     classes                         foreground classes
     pooled_height, pooled_width     one pooled RoI
-    mask_detections                 detections an image, padded to one of a few sizes
-    mask_pooled_height, ..._width   one RoI pooled for the mask header
-    mask_height, mask_width         one mask
+    head_detections                 detections an image, padded to one of a few sizes
+    head_pooled_height, ..._width   one RoI pooled for the head that runs on the detections
+    map_height, map_width           one mask or heatmap
+    keypoints                       of one detection
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -82,12 +83,14 @@ class Check:
 class Chain:
     """The steps of one family, in the order the data flows.
 
-    ``answers``: what clients get; its ensembles and its fused model have these outputs.
+    ``answers``: what clients get; its ensembles and its fused model have these outputs. ``head``: what runs on the
+    final detections, such as ``mask``; the names of its steps begin with it.
     """
 
     family: str
     steps: tuple[ChainStep, ...]
-    answers: tuple[Tensor, ...] = ()
+    answers: tuple[Tensor, ...]
+    head: str = ""
 
     @property
     def engines(self) -> list[ChainStep]:
@@ -98,6 +101,12 @@ class Chain:
     def stages(self) -> list[str]:
         """What rcnn-verify compares with torchvision."""
         return [stage for step in self.steps for stage in step.stages]
+
+    @property
+    def head_steps(self) -> tuple[ChainStep, ...]:
+        """The steps of the head that runs on the final detections; none without one."""
+        detections = [step.name for step in self.steps].index("detections")
+        return self.steps[detections + 1 :]
 
     def step(self, name: str) -> ChainStep:
         """The step of that name.
@@ -263,11 +272,11 @@ LABELS = Tensor("labels", INT64, ("detections",))
 NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
 
 DETECTED_BOXES = Tensor("detected_boxes", FP32, ("detections", 4))  # in pixels of the resized image
-MASK_FEATURES = Tensor(
-    "mask_features", NETWORK, ("mask_detections", "channels", "mask_pooled_height", "mask_pooled_width")
-)
-MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("mask_detections", "mask_height", "mask_width"))
-MASKS = Tensor("masks", FP16, ("detections", "mask_height", "mask_width"))
+MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("head_detections", "map_height", "map_width"))
+MASKS = Tensor("masks", FP16, ("detections", "map_height", "map_width"))
+HEATMAPS = Tensor("heatmaps", NETWORK, ("head_detections", "keypoints", "map_height", "map_width"))
+KEYPOINTS = Tensor("keypoints", FP32, ("detections", "keypoints", 3))
+KEYPOINT_SCORES = Tensor("keypoint_scores", FP32, ("detections", "keypoints"))
 
 TO_CLASS_BOXES = (
     ChainStep("preprocess", (IMAGE, PIXEL_IMAGE), (INPUT, IMAGE_SIZES), stages=("input",)),
@@ -287,23 +296,53 @@ DETECTIONS = ChainStep(
     stages=("detections",),
 )
 FASTER_RCNN = Chain("faster_rcnn", (*TO_CLASS_BOXES, DETECTIONS), DETECTIONS.outputs)
-MASK_RCNN = Chain(
-    "mask_rcnn",
-    (
+
+
+def with_head(
+    family: str, head: str, also: tuple[Tensor, ...], made: Tensor, stage: str, *last: ChainStep
+) -> Chain:
+    """Faster R-CNN, and a head that runs on the final detections.
+
+    Args:
+        also: what its engine takes beside the pooled features.
+        made: what the engine makes of them.
+        stage: what rcnn-verify calls that.
+        last: the steps that answer. An engine ends no chain: its successor compares what it got and made with what
+            arrived.
+    """
+    shape = ("head_detections", "channels", "head_pooled_height", "head_pooled_width")
+    features = Tensor(f"{head}_features", NETWORK, shape)
+    steps = (
         *TO_CLASS_BOXES,
         replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES)),
         ChainStep(
-            "mask_features",
-            (FEATURES, DETECTED_BOXES, NUM_DETECTIONS),
-            (MASK_FEATURES,),
-            stages=("mask_features",),
+            features.name, (FEATURES, DETECTED_BOXES, NUM_DETECTIONS), (features,), stages=(features.name,)
         ),
-        ChainStep(
-            "mask_header", (MASK_FEATURES, LABELS), (MASK_PROBABILITIES,), is_engine=True, stages=("masks",)
-        ),
-        # An engine ends no chain: its successor compares what it got and made with what arrived.
-        ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
-    ),
-    (*FASTER_RCNN.answers, MASKS),
+        ChainStep(f"{head}_header", (features, *also), (made,), is_engine=True, stages=(stage,)),
+        *last,
+    )
+    return Chain(family, steps, (*FASTER_RCNN.answers, *(out for step in last for out in step.outputs)), head)
+
+
+MASK_RCNN = with_head(
+    "mask_rcnn",
+    "mask",
+    (LABELS,),
+    MASK_PROBABILITIES,
+    "masks",
+    ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
 )
-CHAINS = {chain.family: chain for chain in (FASTER_RCNN, MASK_RCNN)}
+KEYPOINT_RCNN = with_head(
+    "keypoint_rcnn",
+    "keypoint",
+    (),
+    HEATMAPS,
+    "heatmaps",
+    ChainStep(
+        "keypoints",
+        (HEATMAPS, DETECTED_BOXES, IMAGE_SIZES, NUM_DETECTIONS),
+        (KEYPOINTS, KEYPOINT_SCORES),
+        stages=("keypoints",),
+    ),
+)
+CHAINS = {chain.family: chain for chain in (FASTER_RCNN, MASK_RCNN, KEYPOINT_RCNN)}

@@ -6,6 +6,7 @@ image (padded). Boxes are (x1, y1, x2, y2) in pixels.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,33 @@ class Detections(NamedTuple):
     labels: npt.NDArray[np.int64]  # [B, D], 1..K
     num_detections: npt.NDArray[np.int32]  # [B, 1]
     detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, which heads pool from
-    masks: npt.NDArray[np.float16] | None = None  # [B, D, h, w], probabilities in the frame of each box
+    of_head: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})  # what a head on them answers, by its name
+
+    @classmethod
+    def from_answers(cls, answers: Mapping[str, npt.NDArray[Any]]) -> "Detections":
+        """What clients get, by its name."""
+        own = {name: array for name, array in answers.items() if name in cls._fields}
+        return cls(**own, of_head={name: array for name, array in answers.items() if name not in own})
+
+    def answer(self, name: str) -> npt.NDArray[Any]:
+        """What clients get under that name."""
+        array: npt.NDArray[Any] = self.of_head[name] if name in self.of_head else getattr(self, name)
+        return array
+
+    @property
+    def masks(self) -> npt.NDArray[np.float16]:
+        """float16 [B, D, h, w] of a Mask R-CNN: probabilities in the frame of each box."""
+        return self.of_head["masks"]
+
+    @property
+    def keypoints(self) -> Float:
+        """float32 [B, D, P, 3] of a Keypoint R-CNN: x and y in pixels of the images as sent, and visibility."""
+        return self.of_head["keypoints"]
+
+    @property
+    def keypoint_scores(self) -> Float:
+        """float32 [B, D, P] of a Keypoint R-CNN: the highest value of each keypoint's heatmap."""
+        return self.of_head["keypoint_scores"]
 
 
 def detect(

@@ -4,6 +4,7 @@ import pytest
 from rcnn_backend.contract.chain import (
     CHAINS,
     FASTER_RCNN,
+    KEYPOINT_RCNN,
     MASK_RCNN,
     Chain,
     chain_of_answers,
@@ -38,9 +39,18 @@ def test_every_tensor_between_the_steps_is_checked() -> None:
         assert checked == made & taken
 
 
-def test_masks_add_their_steps_to_those_of_boxes() -> None:
-    names = [step.name for step in MASK_RCNN.steps]
-    assert names == [step.name for step in FASTER_RCNN.steps] + ["mask_features", "mask_header", "masks"]
-    assert MASK_RCNN.stages == [*FASTER_RCNN.stages, "mask_features", "masks"]
+def test_a_head_adds_its_steps_to_those_of_boxes() -> None:
+    for chain, steps, stages in (
+        (MASK_RCNN, ["mask_features", "mask_header", "masks"], ["mask_features", "masks"]),
+        (
+            KEYPOINT_RCNN,
+            ["keypoint_features", "keypoint_header", "keypoints"],
+            ["keypoint_features", "heatmaps", "keypoints"],
+        ),
+    ):
+        assert [step.name for step in chain.steps] == [*(step.name for step in FASTER_RCNN.steps), *steps]
+        assert [step.name for step in chain.head_steps] == steps
+        assert chain.stages == [*FASTER_RCNN.stages, *stages]
+    assert not FASTER_RCNN.head_steps
     senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("masks"), 4)]
     assert senders[2:] == ["detections_samples", "mask_features_samples", "mask_header_samples"]
