@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as rle
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.decode import decode_image
-from rcnn_client.tools.annotated_masks import Rle
 from rcnn_client.tools.annotations import Annotations, read_annotations
+from rcnn_client.tools.segmentations import Rle
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -95,7 +95,8 @@ def read(path: Path, with_masks: bool = False) -> Annotations:
         ExportError: it cannot be used; the message names the file and the first few records that are wrong.
     """
     try:
-        return read_annotations(path, with_masks)
+        annotations = read_annotations(path)
+        return annotations.with_masks() if with_masks else annotations
     except ValueError as error:
         raise ExportError(str(error)) from error
 

@@ -18,7 +18,7 @@ Shapes are those of one image, without the batch axis. A word stands for a size 
     keypoints                       of one detection
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -243,11 +243,30 @@ def nearest_chain(detector: str, models: Collection[str]) -> Chain | None:
     return CHAINS[family] if shared[family] else None
 
 
-def detector_of(model: str) -> str:
-    """The detector's name in that of one of its steps, or of its pixels or fused model."""
-    parts = {PIXELS, FUSED, *(step.name for chain in CHAINS.values() for step in chain.steps)}
-    endings = [f"_{part}" for part in sorted(parts, key=len, reverse=True) if model.endswith(f"_{part}")]
-    return model.removesuffix(endings[0]) if endings else model
+def detector_of(model: str, steps_of: Callable[[str], Collection[str]]) -> str | None:
+    """The detector that has the model: as its ensemble, a step, or its pixels or fused model. None if none has.
+
+    A name alone does not tell: ``my_mask_header`` may be the header of ``my_mask``, or the mask header of ``my``.
+
+    Args:
+        steps_of: the models of the steps of an ensemble in the repository; nothing for any other name.
+    """
+    words = model.split("_")
+    for detector in ("_".join(words[:end]) for end in range(len(words), 0, -1)):
+        chain = nearest_chain(detector, steps_of(detector))
+        if chain and model in chain.model_names(detector):
+            return detector
+    return None
+
+
+def is_step(model: str, outputs: Collection[str]) -> bool:
+    """Whether a model has the name and the outputs of a step, whatever its detector."""
+    return any(
+        model.endswith(f"_{step.name}")
+        and {tensor.name for tensor in chain.outputs(step, count_levels(outputs))} == {*outputs}
+        for chain in CHAINS.values()
+        for step in chain.steps
+    )
 
 
 def bind(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> list[int]:

@@ -10,10 +10,12 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rcnn_backend.contract.chain import detector_of
+from rcnn_backend.contract.configs import read_steps
 from rcnn_backend.errors import RepositoryError
 
 MANIFEST = "manifest.json"
@@ -174,7 +176,7 @@ def check_gpu(version_dir: Path, record: PlanRecord, compute_capability: str) ->
 def rebuild_hint(version_dir: Path) -> str:
     """The command that rebuilds the plan from the graph beside it, on the machine that serves it."""
     repository, model = version_dir.resolve().parents[1], version_dir.resolve().parent.name
-    name = detector_of(model)
+    name = detector_of(model, partial(read_steps, repository)) or model
     return f"Rebuild it here: `rcnn-serve {shlex.quote(str(repository))} --models {name} --rebuild`"
 
 

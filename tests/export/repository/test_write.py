@@ -2,14 +2,16 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import onnx
 import pytest
-from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
 from rcnn_export.commands.export import main
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.errors import ExportError
+from rcnn_export.repository import configs, names
 from rcnn_export.repository import write as repository_module
 from rcnn_export.repository.write import export_repository
 
@@ -70,6 +72,89 @@ def test_detectors_live_side_by_side_and_replace_their_own_older_export(
         *FASTER_RCNN.model_names("one"),
         *FASTER_RCNN.model_names("two"),
     }
+
+
+@pytest.fixture(scope="module")
+def masked() -> Detector:
+    return load_detector("rcnn_export.digits.detector:digits_mask_detector")
+
+
+def test_another_family_under_an_old_name_leaves_nothing_of_it(
+    mobile: Detector, masked: Detector, instant_onnx: None, tmp_path: Path
+) -> None:
+    """Detectors whose names begin alike stay as they are."""
+    for name in ("x_mask", "x_other"):
+        export_repository(mobile, tmp_path, name)
+    others = snapshot(tmp_path)
+    lines: list[str] = []
+    for detector, chain in ((mobile, FASTER_RCNN), (masked, MASK_RCNN), (mobile, FASTER_RCNN)):
+        export_repository(detector, tmp_path, "x_", lines.append)
+        own = {name: data for name, data in snapshot(tmp_path).items() if name not in others}
+        assert {name.partition("/")[0] for name in own} == set(chain.model_names("x_"))
+        assert others.items() <= snapshot(tmp_path).items()
+    (removed,) = [line for line in lines if line.startswith("Removing")]
+    assert "x__mask_features, x__mask_header, x__masks of the earlier export" in removed
+
+
+def test_a_failed_swap_puts_the_models_of_the_other_family_back(
+    mobile: Detector, masked: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_repository(masked, tmp_path, "one")
+    before = snapshot(tmp_path)
+    rename = Path.rename
+
+    def rename_until_the_last(path: Path, target: Path) -> Path:
+        if path == tmp_path / "one_masks":
+            raise OSError("disk failed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_the_last)
+    with pytest.raises(ExportError, match="disk failed"):
+        export_repository(mobile, tmp_path, "one")
+    assert snapshot(tmp_path) == before and not list(tmp_path.glob(".rcnn-*"))
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "model"),
+    [("x", "x_mask", "x_mask_header"), ("x", "x_masks", "x_masks"), ("x", "x_fused", "x_fused")],
+)
+def test_a_name_that_would_replace_a_model_of_another_detector_is_refused(
+    mobile: Detector, masked: Detector, instant_onnx: None, tmp_path: Path, there: str, name: str, model: str
+) -> None:
+    export_repository(masked, tmp_path, there)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        ExportError, match=f"the detector {there} in .* has a model {model}, which {name} would"
+    ):
+        export_repository(mobile, tmp_path, name)
+    assert snapshot(tmp_path) == before
+    export_repository(mobile, tmp_path / "other", name)
+    with pytest.raises(ExportError, match=f"the detector {name} in .* which {there} would replace"):
+        export_repository(masked, tmp_path / "other", there)
+
+
+def test_what_is_no_export_is_not_removed(mobile: Detector, instant_onnx: None, tmp_path: Path) -> None:
+    """An ensemble of the user's own, with a step that is named as one of Mask R-CNN's, and a model beside it."""
+    for model, config in (
+        ("one", 'ensemble_scheduling { step { model_name: "one_tokens" } }'),
+        ("one_masks", ""),
+    ):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "config.pbtxt").write_text(config)
+    export_repository(mobile, tmp_path, "one")
+    assert (tmp_path / "one_masks" / "config.pbtxt").exists()
+
+
+def test_templates_are_not_removed(
+    mobile: Detector, masked: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "model_repository"
+    shutil.copytree(configs.template_dir(), clone, ignore=shutil.ignore_patterns("digits*", "coco*"))
+    monkeypatch.setattr(names, "template_dir", lambda: clone)
+    export_repository(masked, clone, "mask_rcnn")
+    with pytest.raises(ExportError, match="has the templates of mask_rcnn, which an export of faster_rcnn"):
+        export_repository(mobile, clone, "mask_rcnn")
+    assert (clone / "mask_rcnn_masks" / "1" / "model.py").exists()
 
 
 @pytest.mark.parametrize("failing", ["export_onnx", "clean_graph"])

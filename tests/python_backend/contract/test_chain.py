@@ -9,7 +9,9 @@ from rcnn_backend.contract.chain import (
     Chain,
     chain_of_answers,
     chain_of_step,
+    detector_of,
     find_chain,
+    is_step,
     nearest_chain,
 )
 
@@ -19,6 +21,37 @@ def test_a_family_is_found_by_its_models_and_by_its_answers(chain: Chain) -> Non
     assert find_chain(chain.step_names("my_detector")) == (chain, "my_detector")
     assert nearest_chain("my_detector", chain.step_names("my_detector")) is chain
     assert chain_of_answers([tensor.name for tensor in chain.answers]) is chain
+
+
+def owner_in(repository: dict[str, Chain], model: str) -> str | None:
+    """``detector_of`` among detectors of these names, each with its ensemble."""
+    ensembles = {name: chain.step_names(name) for name, chain in repository.items()}
+    return detector_of(model, lambda name: ensembles.get(name, []))
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+@pytest.mark.parametrize(
+    "name", ["my", "my_mask", "a_fused", "a_pixels", "rpn", "x_keypoint", "x_masks", "b.2-c"]
+)
+def test_each_model_has_its_detector_whatever_its_name(chain: Chain, name: str) -> None:
+    for model in chain.model_names(name):
+        assert owner_in({name: chain}, model) == name
+
+
+def test_names_that_begin_alike_are_told_by_the_ensembles() -> None:
+    repository = {"my": FASTER_RCNN, "my_mask": FASTER_RCNN, "other": MASK_RCNN}
+    for name, chain in repository.items():
+        for model in chain.model_names(name):
+            assert owner_in(repository, model) == name
+    assert owner_in({"my": MASK_RCNN}, "my_mask_header") == "my"
+    assert owner_in({"my_mask": FASTER_RCNN}, "my_mask_header") == "my_mask"
+    for stray in ("my_mask_features", "my_other", "mymask_rpn", "my", "rpn", "_rpn"):
+        assert owner_in({"my_mask": MASK_RCNN}, stray) is None
+
+
+def test_a_step_without_its_detector_is_told_by_name_and_outputs() -> None:
+    assert is_step("my_masks", ["masks"]) and is_step("a_rpn", ["rpn_boxes", "feature_0", "rpn_samples"])
+    assert not is_step("my_masks", ["labels"]) and not is_step("segment_anything", ["masks"])
 
 
 def test_the_same_step_of_two_families_is_told_by_its_outputs() -> None:

@@ -29,6 +29,9 @@ def version_dir(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.plan").write_bytes(b"plan!")
     (folder / "model.onnx").write_bytes(b"graph")
+    ensemble = tmp_path / "my models" / "cats" / "config.pbtxt"
+    ensemble.parent.mkdir()
+    ensemble.write_text('ensemble_scheduling { step { model_name: "cats_rpn" } }')
     return folder
 
 
