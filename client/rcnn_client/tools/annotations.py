@@ -9,6 +9,7 @@ rcnn-eval and rcnn-train both read through this module, so they score against th
 - Where masks are read, too: annotations without a segmentation, with polygons of fewer than three points only, or
   whose mask covers no pixel of the picture are left out and counted. Of a mask that reaches beyond its picture, the
   part inside is kept.
+- Where keypoints are read, too: an annotation may have none, and its box is kept. Any that cannot be used is an error.
 - An error that names the first few records: everything else that would change what the file means.
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
+from .annotated_keypoints import check_keypoints, count_labelled, read_keypoint_names
 from .annotated_masks import Rle, check_masks_fit, counts_of, read_masks
 from .annotated_shapes import Segmentation, num_keypoints, read_keypoints, read_segmentation
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
@@ -41,6 +43,8 @@ class Annotations:
         boxes: the N boxes that are scored.
         masks: the masks of the same N objects in their pictures, where they were asked for.
         summary: a line for the user: how much there is, and what was left out.
+        num_keypoints: P, of each object that has any; 0 where they were not asked for.
+        keypoint_names: P names, where the categories list any and they were asked for.
     """
 
     path: Path
@@ -49,6 +53,8 @@ class Annotations:
     boxes: Boxes
     summary: str
     masks: list[Rle] | None = None
+    num_keypoints: int = 0
+    keypoint_names: list[str] | None = None
 
     @cached_property
     def segmentations(self) -> list[Segmentation | None]:
@@ -104,12 +110,13 @@ class Annotations:
         return None
 
 
-def read_annotations(path: Path, with_masks: bool = False) -> Annotations:
+def read_annotations(path: Path, with_masks: bool = False, with_keypoints: bool = False) -> Annotations:
     """Read a COCO instances file.
 
     Args:
         with_masks: the masks are needed: segmentations are checked, too, and boxes without a mask are left out.
             Otherwise they are only looked at when they are asked for, and one that cannot be used is none.
+        with_keypoints: the keypoints are needed, and checked. Otherwise it is the same with them.
 
     Raises:
         ValueError: it cannot be used; the message names the file and the first few records that are wrong.
@@ -155,12 +162,20 @@ def read_annotations(path: Path, with_masks: bool = False) -> Annotations:
         raise ValueError(f"{path} has no {what} to train on or to compare with; {why}")
     num_beyond = int((np.abs(kept.corners() - kept.visible()) > 1).any(axis=1).sum())
     with_what = " with masks" if with_masks else ""
+    num_points, point_names = 0, None
+    if with_keypoints:
+        num_points = check_keypoints(records, path)
+        with_what = f" ({count_labelled(kept[~kept.is_crowd], path)} with keypoints)"
+        used = {category.id for category in categories if category.is_used}
+        listing = [record for record in content["categories"] if record["id"] in used]
+        point_names = read_keypoint_names(listing, num_points, path)
     parts = [
         f"{path}: {len(images)} pictures, {len(kept.bbox)} boxes{with_what}, {len(categories) - len(unused)} classes",
         f"left out: {left_out}" if left_out else "",
         f"kept: {_counted((num_beyond, *BEYOND))}" if num_beyond else "",
     ]
-    return Annotations(path, images, categories, kept, "; ".join(filter(None, parts)), masks)
+    summary = "; ".join(filter(None, parts))
+    return Annotations(path, images, categories, kept, summary, masks, num_points, point_names)
 
 
 def _counted(*kinds: tuple[int, str, str]) -> str:

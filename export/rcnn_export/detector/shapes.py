@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -215,6 +215,33 @@ def check_rpn(model: FasterRCNN) -> None:
                 f"rpn.head gives {given} {word} a position of its feature maps, but the anchor generator's anchors "
                 f"need {expected}: give RPNHead the same num_anchors as each level has"
             )
+
+
+def num_keypoints_of(model: FasterRCNN) -> int:
+    """Keypoints that the keypoint head finds in each box; 0 of a detector that is no Keypoint R-CNN.
+
+    Raises:
+        ExportError: keypoint head and predictor do not fit what is pooled, or give anything else than a heatmap for
+            each keypoint; or keypoint_roi_pool pools other levels than box_roi_pool.
+    """
+    if not isinstance(model, KeypointRCNN):
+        return 0
+    heads = model.roi_heads
+    if set(heads.keypoint_roi_pool.featmap_names) != set(heads.box_roi_pool.featmap_names):
+        raise ExportError(
+            f"keypoint_roi_pool pools the feature maps {list(heads.keypoint_roi_pool.featmap_names)} and box_roi_pool "
+            f"{list(heads.box_roi_pool.featmap_names)}: give both the same featmap_names"
+        )
+    channels = pooled_channels(model)
+    with _running("keypoint_head and keypoint_predictor"):
+        pooled = torch.zeros(2, channels, *heads.keypoint_roi_pool.output_size)
+        heatmaps = heads.keypoint_predictor(heads.keypoint_head(pooled))
+    if heatmaps.ndim != 4 or len(heatmaps) != 2 or heatmaps.shape[2] != heatmaps.shape[3]:
+        raise ExportError(
+            f"keypoint_predictor gives a tensor {list(heatmaps.shape)} for two RoIs: torchvision expects a square heatmap "
+            "for each keypoint, [2, keypoints, side, side]"
+        )
+    return int(heatmaps.shape[1])
 
 
 def backbone_features(
