@@ -167,7 +167,9 @@ def test_a_detector_of_another_family_is_refused(build: Build) -> None:
     message = "is a FasterRCNN: mask_rcnn exports boxes and masks, and it finds boxes. Give a MaskRCNN, or export it with `rcnn-export f"
     with pytest.raises(ExportError, match=f"fasterrcnn_resnet50_fpn {message}"):
         build_detector("fasterrcnn_resnet50_fpn", family="mask_rcnn")
-    with pytest.raises(ExportError, match=r"my:function returned a FasterRCNN: mask_rcnn exports boxes and masks"):
+    with pytest.raises(
+        ExportError, match=r"my:function returned a FasterRCNN: mask_rcnn exports boxes and masks"
+    ):
         check_is_faster_rcnn(build(), "my:function", "mask_rcnn")
     message = "mask_rcnn exports boxes and masks, and it finds boxes and keypoints. Give a MaskRCNN, or .* keypoint_rcnn"
     with pytest.raises(ExportError, match=f"keypointrcnn_resnet50_fpn is a KeypointRCNN: {message}"):
