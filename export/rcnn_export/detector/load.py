@@ -150,8 +150,12 @@ def load_detector(
     keypoint_names = names_of_keypoints or default_keypoint_names(in_detector)
     if len(keypoint_names) != in_detector:
         raise ExportError(
-            f"{keypoints} names {len(keypoint_names)} keypoints, but {model} finds {in_detector}: give one name a line "
-            "for each"
+            f"{keypoints} names {len(keypoint_names)} keypoints, but {model} finds {in_detector or 'none'}: "
+            + (
+                "give one name a line for each"
+                if in_detector
+                else "leave the names out, or give a KeypointRCNN"
+            )
         )
     return Detector(detector.eval(), model, weights, class_names, weights_key, keypoint_names)
 
@@ -187,12 +191,10 @@ def build_detector(
             f"{model} returned a detector of {num_classes_of(detector)} classes, but {num_classes} were asked for "
             "(background included): give the function a parameter num_classes that decides it"
         )
-    if num_keypoints is not None and (found := num_keypoints_of(detector)) != num_keypoints:
-        remedy = (
-            "give the function a parameter num_keypoints that decides it" if found else "give a KeypointRCNN"
-        )
+    if num_keypoints is not None and (found := num_keypoints_of(detector)) not in (0, num_keypoints):
         raise ExportError(
-            f"{model} returned a detector of {found or 'no'} keypoints, but {num_keypoints} were asked for: {remedy}"
+            f"{model} returned a detector of {found} keypoints, but {num_keypoints} were asked for: give the function a "
+            "parameter num_keypoints that decides it"
         )
     return detector
 
