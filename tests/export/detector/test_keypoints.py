@@ -57,6 +57,7 @@ def test_a_detector_has_the_keypoints_of_its_weights(tmp_path: Path) -> None:
     assert num_keypoints_of(built.model) == 2 and built.keypoint_names == ["a", "b"]
 
 
+@pytest.mark.long
 def test_torchvisions_builder_has_any_number_of_keypoints() -> None:
     model = build_detector("keypointrcnn_resnet50_fpn", 3, "keypoint_rcnn", num_keypoints=4)
     assert num_keypoints_of(model) == 4
@@ -80,13 +81,10 @@ def test_published_weights_call_label_0_the_background(
 
 def test_keypoints_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\nb\n")
-    for boxes in (BOXES, "fasterrcnn_mobilenet_v3_large_320_fpn"):
-        with pytest.raises(
-            ExportError, match=f"names 2 keypoints, but {boxes} finds none: leave the names out"
-        ):
-            load_detector(boxes, keypoints=tmp_path / "names.txt")
+    with pytest.raises(ExportError, match=r"names 2 keypoints, but .* finds none: leave the names out"):
+        load_detector(BOXES, "builder", keypoints=tmp_path / "names.txt")
     with pytest.raises(
-        ExportError, match="the keypoints file .* is empty: write .* with one keypoint name a line"
+        ExportError, match=r"the keypoints file .* is empty: write .* with one keypoint name a line"
     ):
         (tmp_path / "names.txt").write_text("")
         read_keypoint_names(tmp_path / "names.txt")
@@ -116,11 +114,13 @@ def test_a_function_decides_its_keypoints_by_a_parameter(
 
 def test_weights_of_another_family_are_named(tmp_path: Path) -> None:
     torch.save(digits_mask_detector().state_dict(), tmp_path / "mask.pth")
-    with pytest.raises(ExportError, match="they are a Mask R-CNN's weights .*, and this is a Keypoint R-CNN"):
+    with pytest.raises(
+        ExportError, match=r"they are a Mask R-CNN's weights .*, and this is a Keypoint R-CNN"
+    ):
         load_detector(DIGITS, str(tmp_path / "mask.pth"))
     torch.save(digits_keypoint_detector().state_dict(), tmp_path / "keypoint.pth")
     with pytest.raises(
-        ExportError, match="they are a Keypoint R-CNN's weights .*, and this is a Faster R-CNN"
+        ExportError, match=r"they are a Keypoint R-CNN's weights .*, and this is a Faster R-CNN"
     ):
         load_detector(BOXES, str(tmp_path / "keypoint.pth"))
     torch.save(digits_detector().state_dict(), tmp_path / "boxes.pth")
