@@ -116,7 +116,7 @@ def read_annotations(path: Path, with_masks: bool = False, with_keypoints: bool 
     Args:
         with_masks: the masks are needed: segmentations are checked, too, and boxes without a mask are left out.
             Otherwise they are only looked at when they are asked for, and one that cannot be used is none.
-        with_keypoints: the keypoints are needed, and checked. Otherwise it is the same with them.
+        with_keypoints: the same for keypoints, except that boxes without any are kept.
 
     Raises:
         ValueError: it cannot be used; the message names the file and the first few records that are wrong.

@@ -169,7 +169,7 @@ def _settings(arguments: argparse.Namespace, model: str, train_data: Data, proce
         num_processes=processes.count,
         weights_key=arguments.weights_key,
         batch_norm_eps=arguments.batch_norm_eps,
-        keypoint_names=train_data.keypoint_names,
+        keypoint_names=train_data.keypoint_names or None,
     )
 
 

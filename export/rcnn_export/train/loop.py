@@ -8,7 +8,7 @@ run ends with the same weights as an uninterrupted one.
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Settings:
     num_processes: int
     weights_key: str | None = None
     batch_norm_eps: float | None = None
-    keypoint_names: list[str] = field(default_factory=list)
+    keypoint_names: list[str] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,7 +110,8 @@ class Training:
         self.epoch_s = 0.0
         self._device = processes.device
         self._rank = processes.rank
-        self._mirrored_places = counterparts(settings.keypoint_names) if settings.horizontal_flip else []
+        names = settings.keypoint_names or []
+        self._mirrored_places = counterparts(names) if settings.horizontal_flip else []
         self._model = model.to(self._device)
         # Small batches spoil the statistics that given weights came with, so these stay as they are.
         is_fine_tuning = settings.weights != "random"

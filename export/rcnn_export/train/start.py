@@ -16,10 +16,7 @@ from rcnn_export.train.loop import Settings
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.", "roi_heads.keypoint_predictor.")
 BUILDERS: dict[str, Kind] = {"maskrcnn_": "segm", "keypointrcnn_": "keypoints"}
-HEADS: dict[Kind, str] = {
-    "segm": "roi_heads.mask_",
-    "keypoints": "roi_heads.keypoint_",
-}  # their tensors' names
+HEADS: dict[Kind, str] = {"segm": "roi_heads.mask_", "keypoints": "roi_heads.keypoint_"}
 
 
 def kind_built_by(model: str) -> Kind:
@@ -43,7 +40,7 @@ def initial_detector(settings: Settings, report: Callable[[str], None]) -> Faste
     Raises:
         ExportError: the model or the weights do not exist or do not fit together.
     """
-    num_keypoints = len(settings.keypoint_names) or None
+    num_keypoints = len(settings.keypoint_names) if settings.keypoint_names else None
     detector = build_detector(
         settings.model, num_classes=len(settings.class_names) + 1, num_keypoints=num_keypoints
     )
