@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
-from .annotated_keypoints import read_keypoints
+from .annotated_keypoints import read_keypoint_names, read_keypoints
 from .annotated_masks import check_masks_fit, read_masks
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
 from .segmentations import MISSING, NO_PIXEL, TOO_FEW_POINTS, Rle
@@ -55,6 +55,7 @@ class Annotations:
         left_out: how many annotations are left out, for each reason.
         masks: the masks of the same N objects in their pictures, after `with_masks`.
         keypoints: float64 [N, P, 3], x and y in pixels and visibility 0, 1 or 2, after `with_keypoints`.
+        keypoint_names: P names, after `with_keypoints`, where the categories list any.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Annotations:
     left_out: list[Counted]
     masks: list[Rle] | None = None
     keypoints: NDArray[np.float64] | None = None
+    keypoint_names: list[str] | None = None
 
     def with_masks(self) -> Annotations:
         """The same with masks, without the boxes that have none.
@@ -95,7 +97,9 @@ class Annotations:
         keypoints = read_keypoints(self.boxes, self.path)
         if not (keypoints[~self.boxes.is_crowd, :, 2] > 0).any():
             raise NotAnnotatedError(f"{self.path} has no labelled keypoints to train on or to compare with")
-        return replace(self, keypoints=keypoints)
+        used = [category for category in self.categories if category.is_used]
+        names = read_keypoint_names(used, keypoints.shape[1], self.path)
+        return replace(self, keypoints=keypoints, keypoint_names=names)
 
     @property
     def num_keypoints(self) -> int:

@@ -53,6 +53,7 @@ def _export(arguments: argparse.Namespace, name: str) -> int:
             arguments.weights,
             arguments.num_classes,
             arguments.labels,
+            keypoints=arguments.keypoints,
             weights_key=arguments.weights_key,
             batch_norm_eps=arguments.batch_norm_eps,
             family=arguments.detector,

@@ -31,7 +31,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
-        f"returning a FasterRCNN or a MaskRCNN (default: {' or '.join(DEFAULT_MODELS.values())})",
+        f"returning a FasterRCNN, MaskRCNN or KeypointRCNN (default: {' or '.join(DEFAULT_MODELS.values())})",
     )
     parser.add_argument(
         "--weights",
@@ -49,6 +49,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="text file, one class name a line, without the background (default: those of published weights, else "
         "class_1, class_2, ...)",
+    )
+    parser.add_argument(
+        "--keypoints",
+        type=Path,
+        help="text file, one name of a keypoint a line, for a Keypoint R-CNN (default: COCO's if there are 17, else "
+        "numbers from 0)",
     )
     parser.add_argument(
         "--repository",

@@ -1,6 +1,6 @@
 """Refuses detectors that answer by code of their own where an export follows torchvision's.
 
-Backbone, RPN head, box and mask heads, their predictors and ``decode_single`` are exported through their own code,
+Backbone, RPN head, box, mask and keypoint heads, their predictors and ``decode_single`` are exported through their own code,
 whatever it is. The rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method
 or a hook of the user's own would be left out without a word.
 """
@@ -26,7 +26,6 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from rcnn_export.detector.families import chain_of
 from rcnn_export.errors import ExportError
 
 # The parts of a detector that rcnn_backend stands in for, and the methods that answer there. Methods that only training
@@ -40,12 +39,15 @@ FOLLOWED: dict[str, tuple[type, tuple[str, ...]]] = {
     "rpn.box_coder": (BoxCoder, ("decode",)),
     "rpn": (RegionProposalNetwork, ("forward", "filter_proposals", "_get_top_n_idx")),
     "roi_heads.box_roi_pool": (MultiScaleRoIAlign, ("forward",)),
-    "roi_heads.mask_roi_pool": (MultiScaleRoIAlign, ("forward",)),  # of a MaskRCNN
+    "roi_heads.mask_roi_pool": (MultiScaleRoIAlign, ("forward",)),
+    "roi_heads.keypoint_roi_pool": (MultiScaleRoIAlign, ("forward",)),
     "roi_heads.box_coder": (BoxCoder, ("decode",)),
     "roi_heads": (RoIHeads, ("forward", "postprocess_detections", "has_mask", "has_keypoint")),
     "": (FasterRCNN, ("forward", "eager_outputs")),
 }
-KINDS = {FASTER_RCNN.family: FasterRCNN, MASK_RCNN.family: MaskRCNN}
+KINDS = {FASTER_RCNN.family: FasterRCNN, MASK_RCNN.family: MaskRCNN, "keypoint_rcnn": KeypointRCNN}
+HEADS = {"mask": MaskRCNN, "keypoint": KeypointRCNN}  # what runs on the final boxes, and whose it is
+FOUND = {FasterRCNN: "boxes", MaskRCNN: "boxes and masks", KeypointRCNN: "boxes and keypoints"}
 BUILDERS = {"fasterrcnn_": FasterRCNN, "maskrcnn_": MaskRCNN, "keypointrcnn_": KeypointRCNN}
 ONE_STAGE = {"retinanet_": RetinaNet, "fcos_": FCOS, "ssd": SSD}
 
@@ -57,7 +59,7 @@ def check_builder_name(model: str, family: str | None = None) -> None:
         family: the only one that is taken; by default any.
 
     Raises:
-        ExportError: it builds a detector of another family, a Keypoint R-CNN, or a one-stage detector.
+        ExportError: it builds a detector of another family, or a one-stage detector.
     """
     for prefix, kind in (BUILDERS | ONE_STAGE).items():
         if model.startswith(prefix) and (reason := _refusal(kind, family)):
@@ -65,7 +67,7 @@ def check_builder_name(model: str, family: str | None = None) -> None:
 
 
 def check_is_faster_rcnn(detector: object, model: str, family: str | None = None) -> FasterRCNN:
-    """What the function ``model`` returned, if it is a FasterRCNN or a MaskRCNN, which is one, too.
+    """What the function ``model`` returned, if it is a FasterRCNN; a MaskRCNN and a KeypointRCNN are ones, too.
 
     Args:
         family: the only one that is taken; by default any.
@@ -96,9 +98,10 @@ def check_followed(model: FasterRCNN) -> None:
         ExportError: a part has another class, a method or a hook of the user's own, or there is a head that the
             detector's family does not have, or it lacks one that the family has.
     """
-    has_masks = isinstance(model, MaskRCNN)
+    own_head = next((head for head, kind in HEADS.items() if isinstance(model, kind)), None)
+    other_heads = [head for head in HEADS if head != own_head]
     for path, (kind, methods) in FOLLOWED.items():
-        if path == "roi_heads.mask_roi_pool" and not has_masks:
+        if path in [f"roi_heads.{head}_roi_pool" for head in other_heads]:
             continue
         part = operator.attrgetter(path)(model) if path else model
         name = path or "the detector"
@@ -119,18 +122,22 @@ def check_followed(model: FasterRCNN) -> None:
         kept = "in FP32" if ".quantized" in type(part).__module__ else "as Python modules"
         if kept == "in FP32" or isinstance(part, torch.jit.ScriptModule):
             raise ExportError(f"{name} is a {_name(part)}, which cannot be traced: build the detector {kept}")
-    if has_masks and not model.roi_heads.has_mask():
+    if own_head and not _has_head(model, own_head):
         raise ExportError(
-            "the detector is a MaskRCNN without a mask head: set mask_roi_pool, mask_head and mask_predictor of its "
-            "roi_heads, or give a FasterRCNN for the boxes alone"
+            f"the detector is a {HEADS[own_head].__name__} without a {own_head} head: set {own_head}_roi_pool, "
+            f"{own_head}_head and {own_head}_predictor of its roi_heads, or give a FasterRCNN for the boxes alone"
         )
-    for head in ("keypoint",) if has_masks else ("mask", "keypoint"):
-        if getattr(model.roi_heads, f"has_{head}")():
-            exported = "boxes and masks" if has_masks else "boxes"
+    for head in other_heads:
+        if _has_head(model, head):
+            kind = HEADS[own_head] if own_head else FasterRCNN
             raise ExportError(
-                f"the detector has a {head} head: {chain_of(model).family} exports {exported} only, and its {head}s "
-                f"would be lost. Set roi_heads.{head}_predictor to None for the {exported} alone"
+                f"the detector has a {head} head: {_family_of(kind)} exports {FOUND[kind]} only, and its {head}s "
+                f"would be lost. Set roi_heads.{head}_predictor to None for the {FOUND[kind]} alone"
             )
+
+
+def _has_head(model: FasterRCNN, head: str) -> bool:
+    return bool(getattr(model.roi_heads, f"has_{head}")())
 
 
 def _is_torchvisions(part: Any, method: str, kind: type) -> bool:
@@ -150,24 +157,19 @@ def _refusal(kind: type, family: str | None) -> str:
         return (
             f"{kind.__name__}, a one-stage detector: there are no proposals to cut it at. Give a FasterRCNN"
         )
-    if kind is KeypointRCNN:
-        family = family or FASTER_RCNN.family
-        exported = "boxes" if family == FASTER_RCNN.family else "boxes and masks"
-        return (
-            f"KeypointRCNN: {family} exports {exported} only, and what it finds beyond them would be lost. "
-            f"Give a {KINDS[family].__name__}"
-        )
     if family is None or kind is KINDS[family]:
         return ""
-    own = next(name for name, each in KINDS.items() if each is kind)
+    wanted = KINDS[family]
     reason = (
-        f"{family} exports boxes only, and what it finds beyond them would be lost"
-        if kind is MaskRCNN
-        else f"{family} exports masks, and it has none"
+        f"{family} exports {FOUND[wanted]} only, and what it finds beyond them would be lost"
+        if wanted is FasterRCNN
+        else f"{family} exports {FOUND[wanted]}, and it finds {FOUND[kind]}"
     )
-    return (
-        f"{kind.__name__}: {reason}. Give a {KINDS[family].__name__}, or export it with `rcnn-export {own}`"
-    )
+    return f"{kind.__name__}: {reason}. Give a {wanted.__name__}, or export it with `rcnn-export {_family_of(kind)}`"
+
+
+def _family_of(kind: type) -> str:
+    return next(family for family, each in KINDS.items() if each is kind)
 
 
 def _name(part: object) -> str:

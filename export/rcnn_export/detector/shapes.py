@@ -191,10 +191,10 @@ def _check_made(model: FasterRCNN, head: str, made: Tensor) -> None:
             f"mask_predictor gives a tensor {list(made.shape)} for two RoIs: torchvision expects one mask for each of "
             f"the {num_classes} classes with the background, [2, {num_classes}, height, width]"
         )
-    if head == "keypoint" and (made.ndim != 4 or len(made) != 2):
+    if head == "keypoint" and (made.ndim != 4 or len(made) != 2 or made.shape[2] != made.shape[3]):
         raise ExportError(
-            f"keypoint_predictor gives a tensor {list(made.shape)} for two RoIs: torchvision expects a heatmap for each "
-            "keypoint, [2, keypoints, height, width]"
+            f"keypoint_predictor gives a tensor {list(made.shape)} for two RoIs: torchvision expects a square heatmap "
+            "for each keypoint, [2, keypoints, side, side]"
         )
 
 
@@ -228,6 +228,15 @@ def check_rpn(model: FasterRCNN) -> None:
                 f"rpn.head gives {given} {word} a position of its feature maps, but the anchor generator's anchors "
                 f"need {expected}: give RPNHead the same num_anchors as each level has"
             )
+
+
+def num_keypoints_of(model: FasterRCNN) -> int:
+    """Keypoints that the detector finds in each box; 0 if it is no Keypoint R-CNN.
+
+    Raises:
+        ExportError: as ``head_sizes``.
+    """
+    return head_sizes(model).get("keypoints", 0)
 
 
 def backbone_features(
