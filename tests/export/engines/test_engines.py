@@ -32,7 +32,11 @@ CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
     scope="module",
     params=[
         pytest.param(
-            name, marks=[pytest.mark.xdist_group(name), *[pytest.mark.long] * name.startswith("maskrcnn_")]
+            name,
+            marks=[
+                pytest.mark.xdist_group(name),
+                *[pytest.mark.long] * name.startswith(("maskrcnn_", "keypointrcnn_")),
+            ],
         )
         for name in TORCHVISION_MODELS
     ],

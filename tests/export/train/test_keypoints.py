@@ -17,11 +17,11 @@ from rcnn_client.tools.coco_shapes import SHAPES, shape_fields
 from rcnn_export.commands import train
 from rcnn_export.detector.load import COCO_KEYPOINTS, build_detector, load_detector
 from rcnn_export.detector.shapes import num_keypoints_of
-from rcnn_export.digits.dataset import write_coco
+from rcnn_export.digits.dataset import DigitsDataset, write_coco
 from rcnn_export.digits.detector import digits_keypoint_detector
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, check_same_keypoints, read
-from rcnn_export.train.coco_eval import Detected, found_records, score, truth_records
+from rcnn_export.train.coco_eval import Detected, detect, found_records, score, truth_records
 from rcnn_export.train.loop import Settings, Training
 from rcnn_export.train.mirror import counterparts, describe_mirroring, mirrored
 from rcnn_export.train.processes import Processes
@@ -348,3 +348,14 @@ def test_other_keypoints_start_anew(tmp_path: Path) -> None:
     assert num_keypoints_of(initial_detector(settings, said.append)) == 2
     name = "roi_heads.keypoint_predictor.kps_score_lowres"
     assert said[-1] == f"starting anew, for 2 keypoints instead of 4: {name}.weight, {name}.bias"
+
+
+def test_the_sample_weights_find_keypoints() -> None:
+    path = SAMPLES / "digits_keypoint.safetensors"
+    assert path.stat().st_size < 8e6
+    names = SAMPLES / "keypoints.txt"
+    sample = load_detector(KEYPOINTS, str(path), labels=SAMPLES / "labels.txt", keypoints=names)
+    data = DigitsDataset("held-out", 3, "keypoints")
+    assert sample.keypoint_names == data.keypoint_names
+    metrics = score([detect(sample.model, ((n, data[n]) for n in range(3)))], data.class_names, "keypoints")
+    assert metrics["keypoints_ap"] > 0.35 and metrics["keypoints_ap50"] > 0.9
