@@ -55,7 +55,7 @@ def test_an_object_without_labelled_keypoints_keeps_its_box(read, unlabelled):
 def test_what_are_no_keypoints_is_an_error(read, value):
     annotations = read(POINTS, value)
     with pytest.raises(
-        ValueError, match=r"a\.json: 1 of 2 annotations have keypoints that cannot be used .*: id 1 has"
+        ValueError, match=r"a\.json: 1 of 2 annotations have keypoints .* \(expected x, y .*: id 1 has"
     ):
         annotations.with_keypoints()
 

@@ -101,7 +101,7 @@ def test_what_is_not_scored_is_said(evaluate, server, tmp_path, fields, said):
     ("fields", "said"),
     [
         ({"segmentation": [[1, 2, 3]]}, "have a segmentation that cannot be used"),
-        ({"keypoints": [1, 2, 3]}, "have keypoints that cannot be used"),
+        ({"keypoints": [1, 2, 3]}, "have keypoints with a visibility other than 0"),
     ],
 )
 def test_what_cannot_be_used_ends_before_the_first_picture(server, tmp_path, evaluate, capsys, fields, said):

@@ -15,6 +15,7 @@ TORCHVISION_MODELS = (
 DEFAULT_MODELS = {  # of each family
     "faster_rcnn": "fasterrcnn_resnet50_fpn",
     "mask_rcnn": "maskrcnn_resnet50_fpn",
+    "keypoint_rcnn": "keypointrcnn_resnet50_fpn",
 }
 ENGINES = ("onnx", "aoti", "tensorrt")
 PRECISIONS = ("fp32", "fp16")

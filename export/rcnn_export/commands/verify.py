@@ -124,6 +124,7 @@ def load_reference(arguments: argparse.Namespace, report: Callable[[str], None])
         arguments.model or manifest["model"],
         arguments.weights or manifest["weights"],
         len(manifest["class_names"]),
+        num_keypoints=len(manifest.get("keypoint_names", [])) or None,
         weights_key=manifest.get("weights_key") if key is None and not arguments.weights else key,
         batch_norm_eps=manifest.get("batch_norm_eps") if eps is None else eps,
         report=report,

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import torch
-from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
+from rcnn_backend.contract.chain import CHAINS
 from torch import nn
 from torchvision.models.detection import (
     FCOS,
@@ -26,6 +26,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from rcnn_export.detector.families import KINDS, chain_of
 from rcnn_export.errors import ExportError
 
 # The parts of a detector that rcnn_backend stands in for, and the methods that answer there. Methods that only training
@@ -39,15 +40,10 @@ FOLLOWED: dict[str, tuple[type, tuple[str, ...]]] = {
     "rpn.box_coder": (BoxCoder, ("decode",)),
     "rpn": (RegionProposalNetwork, ("forward", "filter_proposals", "_get_top_n_idx")),
     "roi_heads.box_roi_pool": (MultiScaleRoIAlign, ("forward",)),
-    "roi_heads.mask_roi_pool": (MultiScaleRoIAlign, ("forward",)),
-    "roi_heads.keypoint_roi_pool": (MultiScaleRoIAlign, ("forward",)),
     "roi_heads.box_coder": (BoxCoder, ("decode",)),
     "roi_heads": (RoIHeads, ("forward", "postprocess_detections", "has_mask", "has_keypoint")),
     "": (FasterRCNN, ("forward", "eager_outputs")),
 }
-KINDS = {FASTER_RCNN.family: FasterRCNN, MASK_RCNN.family: MaskRCNN, "keypoint_rcnn": KeypointRCNN}
-HEADS = {"mask": MaskRCNN, "keypoint": KeypointRCNN}  # what runs on the final boxes, and whose it is
-FOUND = {FasterRCNN: "boxes", MaskRCNN: "boxes and masks", KeypointRCNN: "boxes and keypoints"}
 BUILDERS = {"fasterrcnn_": FasterRCNN, "maskrcnn_": MaskRCNN, "keypointrcnn_": KeypointRCNN}
 ONE_STAGE = {"retinanet_": RetinaNet, "fcos_": FCOS, "ssd": SSD}
 
@@ -75,7 +71,7 @@ def check_is_faster_rcnn(detector: object, model: str, family: str | None = None
     Raises:
         ExportError: it is something else, or holds the FasterRCNN in an attribute.
     """
-    for kind in (MaskRCNN, KeypointRCNN, *ONE_STAGE.values(), FasterRCNN):
+    for kind in (*KINDS.values(), *ONE_STAGE.values()):
         if isinstance(detector, kind):
             if reason := _refusal(kind, family):
                 raise ExportError(f"{model} returned a {reason}")
@@ -98,11 +94,15 @@ def check_followed(model: FasterRCNN) -> None:
         ExportError: a part has another class, a method or a hook of the user's own, or there is a head that the
             detector's family does not have, or it lacks one that the family has.
     """
-    own_head = next((head for head, kind in HEADS.items() if isinstance(model, kind)), None)
-    other_heads = [head for head in HEADS if head != own_head]
-    for path, (kind, methods) in FOLLOWED.items():
-        if path in [f"roi_heads.{head}_roi_pool" for head in other_heads]:
-            continue
+    chain = chain_of(model)
+    own_head, own_kind = chain.head, KINDS[chain.family]
+    if own_head and not _has_head(model, own_head):
+        raise ExportError(
+            f"the detector is a {own_kind.__name__} without a {own_head} head: set {own_head}_roi_pool, "
+            f"{own_head}_head and {own_head}_predictor of its roi_heads, or give a FasterRCNN for the boxes alone"
+        )
+    own_pool = {f"roi_heads.{own_head}_roi_pool": FOLLOWED["roi_heads.box_roi_pool"]} if own_head else {}
+    for path, (kind, methods) in (own_pool | FOLLOWED).items():
         part = operator.attrgetter(path)(model) if path else model
         name = path or "the detector"
         if not isinstance(part, kind):
@@ -122,22 +122,18 @@ def check_followed(model: FasterRCNN) -> None:
         kept = "in FP32" if ".quantized" in type(part).__module__ else "as Python modules"
         if kept == "in FP32" or isinstance(part, torch.jit.ScriptModule):
             raise ExportError(f"{name} is a {_name(part)}, which cannot be traced: build the detector {kept}")
-    if own_head and not _has_head(model, own_head):
-        raise ExportError(
-            f"the detector is a {HEADS[own_head].__name__} without a {own_head} head: set {own_head}_roi_pool, "
-            f"{own_head}_head and {own_head}_predictor of its roi_heads, or give a FasterRCNN for the boxes alone"
-        )
-    for head in other_heads:
-        if _has_head(model, head):
-            kind = HEADS[own_head] if own_head else FasterRCNN
+    for other in CHAINS.values():
+        if other.head not in ("", own_head) and _has_head(model, other.head):
+            found = _found(chain.family)
             raise ExportError(
-                f"the detector has a {head} head: {_family_of(kind)} exports {FOUND[kind]} only, and its {head}s "
-                f"would be lost. Set roi_heads.{head}_predictor to None for the {FOUND[kind]} alone"
+                f"the detector has a {other.head} head: {chain.family} exports {found} only, and its {other.head}s "
+                f"would be lost. Set roi_heads.{other.head}_predictor to None for the {found} alone"
             )
 
 
 def _has_head(model: FasterRCNN, head: str) -> bool:
-    return bool(getattr(model.roi_heads, f"has_{head}")())
+    parts = (f"{head}_roi_pool", f"{head}_head", f"{head}_predictor")
+    return all(getattr(model.roi_heads, part, None) is not None for part in parts)
 
 
 def _is_torchvisions(part: Any, method: str, kind: type) -> bool:
@@ -159,17 +155,19 @@ def _refusal(kind: type, family: str | None) -> str:
         )
     if family is None or kind is KINDS[family]:
         return ""
-    wanted = KINDS[family]
+    own, wanted = next(name for name, each in KINDS.items() if each is kind), KINDS[family]
     reason = (
-        f"{family} exports {FOUND[wanted]} only, and what it finds beyond them would be lost"
-        if wanted is FasterRCNN
-        else f"{family} exports {FOUND[wanted]}, and it finds {FOUND[kind]}"
+        f"{family} exports {_found(family)}, and it finds {_found(own)}"
+        if CHAINS[family].head
+        else f"{family} exports {_found(family)} only, and what it finds beyond them would be lost"
     )
-    return f"{kind.__name__}: {reason}. Give a {wanted.__name__}, or export it with `rcnn-export {_family_of(kind)}`"
+    return f"{kind.__name__}: {reason}. Give a {wanted.__name__}, or export it with `rcnn-export {own}`"
 
 
-def _family_of(kind: type) -> str:
-    return next(family for family, each in KINDS.items() if each is kind)
+def _found(family: str) -> str:
+    """What a detector of the family finds."""
+    head = CHAINS[family].head
+    return f"boxes and {head}s" if head else "boxes"
 
 
 def _name(part: object) -> str:

@@ -65,10 +65,13 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
     """
     model, chain = detector.model, detector.chain
     levels, sizes = len(pooled_levels(model)), tensor_sizes(model)
+    names = {"class_names": detector.class_names}
+    if detector.keypoint_names:
+        names["keypoint_names"] = detector.keypoint_names
     parameters: dict[str, dict[str, Any]] = {
-        "": {"class_names": detector.class_names},
-        PIXELS: {"class_names": detector.class_names},
-        FUSED: {"class_names": detector.class_names},
+        "": names,
+        PIXELS: names,
+        FUSED: names,
         "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), CHOSEN_BY_HAND),
         "proposals": dataclasses.asdict(proposal_parameters(model))
         | dataclasses.asdict(pool_parameters(model)),

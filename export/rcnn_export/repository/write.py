@@ -117,6 +117,7 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         "batch_norm_eps": detector.batch_norm_eps,
         "weights_sha256": detector.weights_hash,
         "class_names": detector.class_names,
+        "keypoint_names": detector.keypoint_names,
         "precision": options.precision.name,
         "inputs": stage.inputs,
         "outputs": stage.outputs,
