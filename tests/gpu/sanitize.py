@@ -15,6 +15,7 @@ from rcnn_backend.contract.parameters import (
     ProposalParameters,
 )
 from rcnn_backend.operators.gpu.detections import detect
+from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
 from rcnn_backend.operators.gpu.proposals import filter_proposals
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
@@ -30,6 +31,7 @@ def main() -> None:
     for dtype in (np.float32, np.float16):
         run_preprocess(dtype)
         run_roi_align(dtype)
+        run_keypoints(dtype)
     run_proposals()
     run_detections()
     run_samples()
@@ -88,6 +90,14 @@ def run_detections() -> None:
     apart = np.concatenate([corner, corner + 9], axis=1).astype(np.float32)[None, :, None].repeat(30, axis=2)
     scores = RANDOM.uniform(0.06, 1, (1, 100, 30)).astype(np.float32)
     detect(cupy.asarray(scores), cupy.asarray(apart), counts[:1], sizes[:1], [limits], 100)
+
+
+def run_keypoints(dtype: type) -> None:
+    """A box of no size, one smaller and one larger than its heatmap, and heatmaps of one sample."""
+    boxes = cupy.asarray(np.array([[5, 5, 5, 5], [-9, 3, 21.5, 17.3], [0, 0, 90.1, 140]], np.float32))
+    for side in (56, 1):
+        heatmaps = RANDOM.standard_normal((3, 2, side, side)).astype(dtype)
+        heatmaps_to_keypoints(cupy.asarray(heatmaps), boxes)
 
 
 def run_samples() -> None:
