@@ -83,11 +83,11 @@ def main() -> int:
                     not arguments.no_compile,
                 )
                 del pipeline
-            detector.model.cpu()
             free_memory(device)
         for title, rows in stages.items():
             console.print(stages_table(rows, title))
-        console.print(in_process_table(in_process))
+        if in_process:
+            console.print(in_process_table(in_process))
         for detector in detectors if "served" in arguments.parts else ():
             served += measure_served(
                 repository,
@@ -99,8 +99,10 @@ def main() -> int:
                 arguments.clients,
                 arguments.seconds,
             )
-    console.print(served_table(served))
-    console.print(comparison_table(in_process, served))
+    if served:
+        console.print(served_table(served))
+    if in_process or served:
+        console.print(comparison_table(in_process, served))
     results = {
         "where": describe_machine(device),
         "command": f"python {shlex.join(sys.argv)}",
@@ -194,7 +196,7 @@ def measure_stages_of(
     batch = [pictures[index % len(pictures)] for index in range(STAGES_BATCH)]
     jpegs = [encode(picture) for picture in batch]
     return {
-        f"Stages of {detector.model_name}, each by itself: batch {STAGES_BATCH}, {count} detections an image": (
+        f"{detector.chain.family}, stages by themselves, batch {STAGES_BATCH}, {count} detections each": (
             measure_stages(pipeline, detector, batch, jpegs, count)
         )
         for count in detections

@@ -67,7 +67,7 @@ def make_contenders(
     detector: Detector, pipeline: Pipeline, target: torch.device, compiles: bool
 ) -> list[Contender]:
     """torchvision in several ways, and the pipeline."""
-    model = detector.model.eval().to(target)
+    model = copy.deepcopy(detector.model).eval().to(target)
     contenders = [
         torchvision_contender("torchvision FP32", model, target, amp=False),
         torchvision_contender(THEIRS, model, target),

@@ -75,7 +75,7 @@ def served_table(rows: Sequence[Served]) -> Table:
 
 
 def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) -> Table:
-    """Pipeline and fused model: how much more time an image takes than of the first family, and how much less than of torchvision."""
+    """How much more time an image takes in Pipeline and fused model than with the first family, and how much less than in torchvision."""
     rows = [
         ImageTime(row.detections, f"batch {row.batch}", row.family, row.contender, row.batch_ms / row.batch)
         for row in in_process
@@ -86,9 +86,9 @@ def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) 
     ]
     times = {row[:4]: row.image_ms for row in rows}
     families = list(dict.fromkeys(row.family for row in rows))
-    first = families[0] if families else "the first family"
+    first = families[0]
     table = make_table("Time an image", "model")
-    for column in ("load", "ms an image", f"more than {first}", "torchvision AMP, ms", "times as fast"):
+    for column in ("load", "ms an image", f"more than {first}", "torchvision AMP", "times as fast"):
         table.add_column(column, justify="right")
     for row in rows:
         if row.model not in (OURS, FUSED):
