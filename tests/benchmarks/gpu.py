@@ -32,7 +32,8 @@ from gpu_report import (
     Served,
     comparison_table,
     in_process_table,
-    plot_families,
+    name_of,
+    plot_detectors,
     served_table,
     stages_table,
 )
@@ -73,7 +74,7 @@ def main() -> int:
             if "stages" in arguments.parts:
                 stages |= measure_stages_of(detector, repository, device, pictures, arguments.detections)
             if "in-process" in arguments.parts:
-                pipeline = Pipeline.load(repository, name_of(detector), device)
+                pipeline = Pipeline.load(repository, exported_name(detector), device)
                 in_process += measure_in_process(
                     detector,
                     pipeline,
@@ -92,7 +93,7 @@ def main() -> int:
             served += measure_served(
                 repository,
                 detector,
-                name_of(detector),
+                exported_name(detector),
                 [encode(picture) for picture in pictures],
                 arguments.serve,
                 arguments.detections,
@@ -112,7 +113,7 @@ def main() -> int:
     }
     (arguments.out / "gpu.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"{results['where']}\ncommand: {results['command']}", markup=False, soft_wrap=True)
-    plot_families(served, arguments.out)
+    plot_detectors(served, arguments.out)
     return 0
 
 
@@ -145,9 +146,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def name_of(detector: Detector) -> str:
+def exported_name(detector: Detector) -> str:
     """Its name in the repository."""
-    return "bench_" + detector.model_name.rpartition(":")[2]
+    return f"bench_{name_of(detector)}"
 
 
 def export(
@@ -155,14 +156,14 @@ def export(
 ) -> None:
     """Exports the detector, unless the repository has these weights as an engine of that kind and precision."""
     options = EngineOptions(arguments.engine, PRECISIONS[arguments.precision])
-    version_dir = repository / f"{name_of(detector)}_rpn" / "1"
+    version_dir = repository / f"{exported_name(detector)}_rpn" / "1"
     if (version_dir / ENGINE_FILES[options.engine]).is_file():
         manifest = read_manifest(version_dir)
         wanted = options.precision.name, detector.weights_hash
         if (manifest["precision"], manifest["weights_sha256"]) == wanted:
             report(f"{repository} has {detector.model_name}, exported before")
             return
-    export_repository(detector, repository, name_of(detector), report, options)
+    export_repository(detector, repository, exported_name(detector), report, options)
 
 
 def describe_machine(device: Device) -> str:
@@ -192,11 +193,11 @@ def measure_stages_of(
     detections: Sequence[int],
 ) -> dict[str, list[StageTime]]:
     """The stages of one batch for each number of detections, by the table's title."""
-    pipeline = Pipeline.load(repository, name_of(detector), device)
+    pipeline = Pipeline.load(repository, exported_name(detector), device)
     batch = [pictures[index % len(pictures)] for index in range(STAGES_BATCH)]
     jpegs = [encode(picture) for picture in batch]
     return {
-        f"{detector.chain.family}, stages by themselves, batch {STAGES_BATCH}, {count} detections each": (
+        f"{name_of(detector)}, stages by themselves, batch {STAGES_BATCH}, {count} detections each": (
             measure_stages(pipeline, detector, batch, jpegs, count)
         )
         for count in detections

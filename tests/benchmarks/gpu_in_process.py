@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from gpu_report import OURS, THEIRS, InProcess
+from gpu_report import OURS, THEIRS, InProcess, name_of
 from rcnn_backend.contract.chain import MASKS
 from rcnn_backend.operators.detections import override
 from rcnn_backend.pipeline import Pipeline
@@ -59,7 +59,7 @@ def measure_in_process(
             turns = [[timed(contender, batch, count) for contender in contenders] for _ in range(TURNS)]
             for contender, times in zip(contenders, zip(*turns, strict=True), strict=True):
                 median = statistics.median(times)
-                rows.append(InProcess(detector.chain.family, count, contender.name, size, median))
+                rows.append(InProcess(name_of(detector), count, contender.name, size, median))
     return rows
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rcnn_export.detector.load import Detector
 from rich.table import Table
 from stages import StageTime
 
@@ -19,7 +20,7 @@ FUSED, PEER = "fused", "peer"  # the same two, served
 class InProcess(NamedTuple):
     """A contender's median time for one batch, each of whose pictures has so many detections."""
 
-    family: str
+    detector: str
     detections: int
     contender: str
     batch: int
@@ -29,7 +30,7 @@ class InProcess(NamedTuple):
 class Served(NamedTuple):
     """A served model at one concurrency; each picture has so many detections."""
 
-    family: str
+    detector: str
     detections: int
     model: str
     clients: int
@@ -43,9 +44,14 @@ class ImageTime(NamedTuple):
 
     detections: int
     load: str
-    family: str
+    detector: str
     model: str
     image_ms: float
+
+
+def name_of(detector: Detector) -> str:
+    """A builder's name, without its module."""
+    return detector.model_name.rpartition(":")[2]
 
 
 def in_process_table(rows: Sequence[InProcess]) -> Table:
@@ -56,7 +62,7 @@ def in_process_table(rows: Sequence[InProcess]) -> Table:
         table.add_column(f"batch {size}", justify="right")
     times: dict[tuple[str, ...], dict[int, float]] = {}
     for row in rows:
-        times.setdefault((row.family, str(row.detections), row.contender), {})[row.batch] = row.batch_ms
+        times.setdefault((row.detector, str(row.detections), row.contender), {})[row.batch] = row.batch_ms
     for names, by_batch in times.items():
         cells = (f"{size / by_batch[size] * 1e3:.0f} img/s, {by_batch[size]:.1f} ms" for size in batches)
         table.add_row(*names, *cells)
@@ -70,38 +76,38 @@ def served_table(rows: Sequence[Served]) -> Table:
         table.add_column(column, justify="right")
     for row in rows:
         numbers = f"{row.images_per_s:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}"
-        table.add_row(row.family, str(row.detections), row.model, str(row.clients), *numbers)
+        table.add_row(row.detector, str(row.detections), row.model, str(row.clients), *numbers)
     return table
 
 
 def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) -> Table:
-    """How much more time an image takes in Pipeline and fused model than with the first family, and how much less than in torchvision."""
+    """How much more time an image takes in Pipeline and fused model than with the first detector, and how much less than in torchvision."""
     rows = [
-        ImageTime(row.detections, f"batch {row.batch}", row.family, row.contender, row.batch_ms / row.batch)
+        ImageTime(row.detections, f"batch {row.batch}", row.detector, row.contender, row.batch_ms / row.batch)
         for row in in_process
     ]
     rows += [
-        ImageTime(row.detections, f"{row.clients} clients", row.family, row.model, 1e3 / row.images_per_s)
+        ImageTime(row.detections, f"{row.clients} clients", row.detector, row.model, 1e3 / row.images_per_s)
         for row in served
     ]
     times = {row[:4]: row.image_ms for row in rows}
-    families = list(dict.fromkeys(row.family for row in rows))
-    first = families[0]
+    detectors = list(dict.fromkeys(row.detector for row in rows))
+    first = detectors[0]
     table = make_table("Time an image", "model")
     for column in ("load", "ms an image", f"more than {first}", "torchvision AMP", "times as fast"):
         table.add_column(column, justify="right")
     for row in rows:
         if row.model not in (OURS, FUSED):
             continue
-        base = times.get((row.detections, row.load, first, row.model), row.image_ms)
-        theirs = times.get((row.detections, row.load, row.family, THEIRS if row.model == OURS else PEER))
+        base = times.get((row.detections, row.load, first, row.model)) if row.detector != first else None
+        theirs = times.get((row.detections, row.load, row.detector, THEIRS if row.model == OURS else PEER))
         table.add_row(
-            row.family,
+            row.detector,
             str(row.detections),
             row.model,
             row.load,
             f"{row.image_ms:.2f}",
-            "" if row.family == first else f"{row.image_ms / base - 1:+.0%}",
+            f"{row.image_ms / base - 1:+.0%}" if base else "",
             f"{theirs:.2f}" if theirs else "",
             f"{theirs / row.image_ms:.1f}" if theirs else "",
         )
@@ -109,20 +115,20 @@ def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) 
 
 
 def make_table(title: str, last: str) -> Table:
-    """A table whose first columns are the family, the number of detections and ``last``."""
+    """A table whose first columns are the detector, the number of detections and ``last``."""
     table = Table(title=title)
-    table.add_column("family")
+    table.add_column("detector")
     table.add_column("detections", justify="right")
     table.add_column(last)
     return table
 
 
-def plot_families(rows: Sequence[Served], folder: Path) -> None:
-    """For each family, its served models at the most detections, in ``gpu_<family>.png``."""
-    for family in dict.fromkeys(row.family for row in rows):
-        own = [row for row in rows if row.family == family]
+def plot_detectors(rows: Sequence[Served], folder: Path) -> None:
+    """For each detector, its served models at the most detections, in ``gpu_<detector>.png``."""
+    for detector in dict.fromkeys(row.detector for row in rows):
+        own = [row for row in rows if row.detector == detector]
         most = max(row.detections for row in own)
-        plot([row for row in own if row.detections == most], folder / f"gpu_{family}.png")
+        plot([row for row in own if row.detections == most], folder / f"gpu_{detector}.png")
 
 
 def plot(rows: Sequence[Served], path: Path) -> None:
@@ -173,4 +179,4 @@ def stages_table(stages: Sequence[StageTime], title: str) -> Table:
 
 if __name__ == "__main__":
     results = Path(sys.argv[1])
-    plot_families([Served(**row) for row in json.loads(results.read_text())["served"]], results.parent)
+    plot_detectors([Served(**row) for row in json.loads(results.read_text())["served"]], results.parent)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tritonclient.grpc as triton
 from gpu_in_process import check_counts
-from gpu_report import FUSED, PEER, Served
+from gpu_report import FUSED, PEER, Served, name_of
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.mps import CONTROL as mps_control
@@ -82,7 +82,7 @@ def measure_served(
                             analyzer.measure(*load, seconds / 2, parameters)
                         found = analyzer.measure(*load, seconds, parameters)
                         speed = found.images_per_s, found.p50_ms, found.p99_ms
-                        rows.append(Served(detector.chain.family, count, label, num_clients, *speed))
+                        rows.append(Served(name_of(detector), count, label, num_clients, *speed))
     return rows
 
 
