@@ -161,7 +161,7 @@ def export(
         manifest = read_manifest(version_dir)
         wanted = options.precision.name, detector.weights_hash
         if (manifest["precision"], manifest["weights_sha256"]) == wanted:
-            report(f"{repository} has {detector.model_name}, exported before")
+            report(f"{detector.model_name} was exported before")
             return
     export_repository(detector, repository, exported_name(detector), report, options)
 
