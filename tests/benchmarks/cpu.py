@@ -79,7 +79,7 @@ def main() -> int:
                 table.add_row(
                     label, f"{eager_ms:.0f} ms", f"{served_ms:.0f} ms", f"{served_ms / eager_ms:.2f}"
                 )
-    console = Console()
+    console = Console(width=110)
     console.print(table)
     console.print(
         f"torch {torch.__version__}, torchvision {torchvision.__version__}, ONNX Runtime "
