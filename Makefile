@@ -78,7 +78,7 @@ gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
 bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 	$(BIN)/python tests/benchmarks/kernels.py
 
-bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, in process and served
+bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, with and without masks
 	$(BIN)/python tests/benchmarks/gpu.py
 
 bench-precision: $(TOOLS)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
