@@ -18,7 +18,7 @@ from unpasted import unpasted
 
 TURNS = 30
 MASK_THRESH = 0.5
-HEADS = ("box_head", "mask_head")  # torchvision's, which torch.compile takes
+HEADS = ("box_head", "mask_head", "keypoint_head")  # torchvision's, which torch.compile takes
 
 Run = Callable[[Sequence[torch.Tensor], int], list[int]]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import detect, override
-from rcnn_backend.operators.heads import pool_detections, run_packed
+from rcnn_backend.operators.heads import pool_detections, real_rows, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.pipeline import Pipeline
@@ -106,7 +106,7 @@ def measure_stages(
                 bytes_ms(scores, boxes),
             ),
         ]
-        if head := pipeline.mask_head:
+        if head := pipeline.head:
             found = detect(scores, boxes, proposals.num_proposals, sizes, parameters, most)
             (counts,) = device.download([found.num_detections])
 
@@ -116,19 +116,24 @@ def measure_stages(
                 )
 
             features = pool()
-            mask_inputs = {"mask_features": features, "labels": found.labels}
-            masks = head.engine.run(mask_inputs)["mask_probabilities"]
+            made = head.run(features, found.labels)
+            inputs = (features, found.labels)[: len(head.step.inputs)]
             stages += [
-                ("mask RoIAlign", pool, bytes_ms(features)),
+                (f"{pipeline.chain.head} RoIAlign", pool, bytes_ms(features)),
                 (
-                    "mask header engine",
-                    lambda: head.engine.run(mask_inputs),
-                    flop_ms(engine_stage(detector.model, "mask_header"), *mask_inputs.values()),
+                    f"{pipeline.chain.head} header engine",
+                    lambda: head.run(features, found.labels),
+                    flop_ms(engine_stage(detector.model, head.step.name), *inputs),
                 ),
                 (
-                    "mask packing",
-                    lambda: run_packed(lambda *_: masks, features, found.labels, counts, head.parameters),
-                    bytes_ms(features, features, masks),
+                    f"{pipeline.chain.head} packing",
+                    lambda: run_packed(lambda *_: made, features, found.labels, counts, head.parameters),
+                    bytes_ms(features, features),
+                ),
+                (
+                    f"{pipeline.chain.head} answers",
+                    lambda: head.answer(real_rows(made, counts), found.detected_boxes, sizes, counts),
+                    bytes_ms(made),
                 ),
             ]
         return [StageTime(name, time_ms(run, device.synchronize), floor_ms) for name, run, floor_ms in stages]

@@ -139,7 +139,7 @@ def test_both_detectors_are_exported_once_and_measured_in_every_part(
     assert capsys.readouterr().out.count("was exported before") == 2
     results = json.loads((tmp_path / "gpu.json").read_text())
     measured = [(detector, count) for detector in detectors for count in (1, 5)]
-    assert [len(rows) for rows in results["stages_ms"].values()] == [6, 6, 9, 9]
+    assert [len(rows) for rows in results["stages_ms"].values()] == [6, 6, 10, 10]
     pipeline = [row for row in results["in_process"] if row["contender"] == "Pipeline"]
     assert [(row["detector"], row["detections"]) for row in pipeline] == measured
     for way in ("peer", "fused"):

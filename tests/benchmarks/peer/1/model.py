@@ -10,6 +10,8 @@ from rcnn_export.detector.load import load_detector
 from torchvision.io import ImageReadMode, decode_jpeg
 from unpasted import unpasted
 
+TORCHVISION_NAMES = {"keypoint_scores": "keypoints_scores"}  # where they differ from the outputs'
+
 
 class TritonPythonModel:
     """The detector that the config's parameters ``model`` and ``weights`` name, as rcnn-export takes them.
@@ -54,6 +56,6 @@ class TritonPythonModel:
                 if name == "num_detections":
                     array[index] = count
                 else:
-                    array[index, :count] = image[name].cpu().numpy()
+                    array[index, :count] = image[TORCHVISION_NAMES.get(name, name)].cpu().numpy()
             tensors.append(pb_utils.Tensor(name, array))
         return pb_utils.InferenceResponse(tensors)
