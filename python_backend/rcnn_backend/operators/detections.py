@@ -16,6 +16,7 @@ from rcnn_backend.devices import Device
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.boxes import clip_boxes_to_image, is_large_enough
 from rcnn_backend.operators.nms import batched_nms
+from rcnn_backend.operators.overrides import read_number
 
 Float = npt.NDArray[np.float32]
 
@@ -108,30 +109,29 @@ def warm_up(parameters: DetectionParameters, device: Device) -> None:
         gpu.warm_up(parameters)
 
 
-def override(parameters: DetectionParameters, request: Mapping[str, Any]) -> DetectionParameters:
+def override(
+    parameters: DetectionParameters, request: Mapping[str, Any], *, has_masks: bool = False
+) -> DetectionParameters:
     """The parameters with those that a request gives: score_thresh, nms_thresh, detections_per_img.
 
+    Args:
+        has_masks: whether a request may give mask_thresh, too; it changes nothing here.
+
     Raises:
-        InvalidInputError: a value of the wrong type or out of range.
+        InvalidInputError: a value of the wrong type or out of range, or a mask_thresh for a detector without masks.
     """
     changes: dict[str, Any] = {}
     for name in ("score_thresh", "nms_thresh"):
         if name in request:
-            changes[name] = _number(request, name, highest=1.0)
+            changes[name] = read_number(request, name, highest=1.0)
     if "detections_per_img" in request:
-        count = _number(request, "detections_per_img", highest=parameters.detections_per_img)
+        count = read_number(request, "detections_per_img", highest=parameters.detections_per_img)
         changes["detections_per_img"] = int(count)
+    if "mask_thresh" in request:
+        if not has_masks:
+            raise InvalidInputError(
+                "request parameter mask_thresh: this detector has no masks; leave it out, or ask a Mask R-CNN",
+                "parameter",
+            )
+        read_number(request, "mask_thresh", highest=1.0)  # refused here, whether its step runs or not
     return dataclasses.replace(parameters, **changes) if changes else parameters
-
-
-def _number(request: Mapping[str, Any], name: str, highest: float) -> float:
-    try:
-        value = float(request[name])
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not 0 <= value <= highest:
-        raise InvalidInputError(
-            f"request parameter {name} is {request[name]!r}: expected a number from 0 to {highest:g}",
-            "parameter",
-        )
-    return value
