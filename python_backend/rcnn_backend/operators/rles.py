@@ -7,6 +7,7 @@ which it lies. The picture itself is never made.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def find_edges(
     edges = []
     above = np.zeros(len(tops), np.bool_)  # whether the pixels above the strip belong to the mask
     starts = np.searchsorted(rows.before, np.arange(len(padded) + 1)).tolist()
-    for row, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+    for row, (start, stop) in enumerate(itertools.pairwise(starts)):
         if start == stop:
             continue
         first, second = along_x[row], along_x[min(row + 1, len(padded) - 1)]
@@ -168,7 +169,7 @@ def compress(lengths: Int) -> bytes:
         digits.append(np.where(is_open, 48 + low + 0x20 * goes_on, 0))
         is_open &= goes_on
     text = np.stack(digits, axis=1).astype(np.uint8)  # [runs, characters]
-    return text[text > 0].tobytes()
+    return bytes(text[text > 0])
 
 
 def warm_up(mask_size_hw: tuple[int, int], device: Device) -> None:

@@ -27,6 +27,7 @@ KERNELS = {
     ],
     "detections": ["suppress_classes", "gather_detections"],
     "samples": ["take_samples"],
+    "paste_masks": ["find_edges<false>", "find_edges<true>"],
 }
 
 

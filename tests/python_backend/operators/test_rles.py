@@ -37,7 +37,7 @@ def random_boxes(size_hw: tuple[int, int], random: np.random.Generator) -> np.nd
     height, width = size_hw
     corners = np.sort(random.uniform(-9, 1.1, (9, 2, 2)) * (width, height), axis=1).reshape(9, 4)
     boxes = np.clip(corners, 0, np.tile((width, height), 2))
-    return np.concatenate((boxes, boxes.round(), boxes + (-3, -2, 2, 3))).astype(np.float32)
+    return np.concatenate((boxes, boxes.round(), boxes + np.array((-3, -2, 2, 3)))).astype(np.float32)
 
 
 def encode(
@@ -153,5 +153,5 @@ def test_a_request_gives_its_own_threshold() -> None:
     assert override(HALF, {}) is HALF
     assert override(HALF, {"mask_thresh": "0.3", "unrelated": 1}) == RleParameters(0.3)
     for value in ("high", 1.5, -0.1, "nan", None):
-        with pytest.raises(InvalidInputError, match="mask_thresh is .*: expected a number from 0 to 1"):
+        with pytest.raises(InvalidInputError, match=r"mask_thresh is .*: expected a number from 0 to 1"):
             override(HALF, {"mask_thresh": value})
