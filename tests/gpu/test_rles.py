@@ -36,9 +36,9 @@ def test_equals_the_cpu(size_hw: tuple[int, int], mask_size_hw: tuple[int, int],
 
 def test_by_hand() -> None:
     # torchvision's frame of one pixel is two pixels wide; the last mask goes on from column to column
-    boxes = np.array([[0, 0, 1, 1], [-40, -40, -20, -20], [-90, -90, 90, 90]], np.float32)
+    boxes = np.array([[-40, -40, -20, -20], [0, 0, 1, 1], [-90, -90, 90, 90]], np.float32)
     edges = paste_masks(cupy.ones((3, 28, 28), np.float16), boxes, (3, 4), 0.5)
-    assert [each.tolist() for each in edges] == [[0, 2, 3, 5], [], [0, 3, 3, 6, 6, 9, 9, 12]]
+    assert [each.tolist() for each in edges] == [[], [0, 2, 3, 5], [0, 3, 3, 6, 6, 9, 9, 12]]
 
 
 def test_on_a_stream_of_its_own_and_not_contiguous() -> None:

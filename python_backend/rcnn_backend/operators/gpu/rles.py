@@ -50,7 +50,7 @@ def find_edges(
     nothing = np.uintp(0)
     kernels.load("paste_masks", "find_edges<false>")(grid, (THREADS,), (*arguments, nothing, nothing))
     ends = cupy.cumsum(counts, dtype=np.int32)
-    mask_ends = ends.get()[last_columns - 1]
+    mask_ends = np.append(0, ends.get())[last_columns]  # a mask may have no column
     edges = cupy.empty(int(mask_ends[-1]), np.int32)
     kernels.load("paste_masks", "find_edges<true>")(grid, (THREADS,), (*arguments, ends, edges))
     yield from np.split(edges.get(), mask_ends[:-1])
