@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ._masks import MaskCrop
 
@@ -16,7 +15,7 @@ def decode_counts(text: str) -> list[int] | None:
     A character holds five bits of a number and whether more follow; from the fourth run on, the number is the
     difference to the last run but one.
     """
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64) - 48
+    codes = np.array([ord(character) for character in text], np.int64) - 48
     is_last = (codes & 32) == 0
     if ((codes < 0) | (codes > 63)).any() or not is_last[-1:].all():
         return None
@@ -53,7 +52,7 @@ def decode_rle(counts: str, image_size_hw: tuple[int, int]) -> MaskCrop:
     left, right = int(ends[first - 1]) // height, int(ends[last] - 1) // height + 1
     own = runs[first - 1 : last + 1].copy()
     own[0] = ends[first - 1] - left * height
-    pixels = np.zeros(((right - left), height), np.bool_)
+    pixels = np.zeros((right - left, height), np.bool_)
     inside = np.repeat(is_inside[first - 1 : last + 1], own)
     pixels.ravel()[: len(inside)] = inside
     rows = np.flatnonzero(pixels.any(axis=0))
