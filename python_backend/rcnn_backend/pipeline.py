@@ -4,16 +4,16 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.batches import run_batches
-from rcnn_backend.contract.chain import MASKS, Chain, chain_of_answers, pyramid
+from rcnn_backend.contract.chain import MASKS, RLES, Chain, chain_of_answers, pyramid
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
@@ -21,6 +21,7 @@ from rcnn_backend.contract.parameters import (
     PoolParameters,
     PreprocessParameters,
     ProposalParameters,
+    RleParameters,
     read_dtype,
     read_parameters,
 )
@@ -30,11 +31,13 @@ from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators import detections as detecting
 from rcnn_backend.operators import preprocess as preprocessing
 from rcnn_backend.operators import proposals as proposing
+from rcnn_backend.operators import rles as pasting
 from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
 from rcnn_backend.operators.heads import pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
+from rcnn_backend.operators.rles import encode_rles
 from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
@@ -47,6 +50,14 @@ class Head:
     engine: Engine
     parameters: HeadParameters
     pooling: PoolParameters
+
+
+class Options(NamedTuple):
+    """What a request chooses."""
+
+    detections: DetectionParameters
+    rles: RleParameters | None  # of a family with masks
+    wanted: frozenset[str]  # the answers by name; of masks and rles, others are not computed
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Pipeline:
     pool_parameters: PoolParameters
     detection_parameters: DetectionParameters
     mask_head: Head | None  # of a family with masks
+    rle_parameters: RleParameters | None  # likewise
     input_dtype: np.dtype[Any]
     class_names: list[str]
 
@@ -98,7 +110,7 @@ class Pipeline:
         proposals_config = read_config(repository / f"{name}_proposals")
         detections_config = read_config(repository / f"{name}_detections")
         class_names = config.get("parameters", {}).get("class_names", {})
-        mask_head = None
+        mask_head = rle_parameters = None
         if MASKS in chain.answers:
             features_config = read_config(repository / f"{name}_mask_features")
             mask_head = Head(
@@ -106,6 +118,7 @@ class Pipeline:
                 read_parameters(HeadParameters, features_config),
                 read_parameters(PoolParameters, features_config),
             )
+            rle_parameters = read_parameters(RleParameters, read_config(repository / f"{name}_rles"))
         return cls(
             chain=chain,
             device=device,
@@ -116,35 +129,59 @@ class Pipeline:
             pool_parameters=read_parameters(PoolParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
             mask_head=mask_head,
+            rle_parameters=rle_parameters,
             input_dtype=np.dtype(read_dtype(preprocess_config, "input")),
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
 
+    def read_options(self, request: Mapping[str, Any], wanted: Collection[str] | None = None) -> Options:
+        """The options of a request.
+
+        Args:
+            request: its parameters: score_thresh, nms_thresh, detections_per_img, mask_thresh.
+            wanted: the names of the answers that it asks for; None for all.
+
+        Raises:
+            InvalidInputError: a parameter cannot be used.
+        """
+        has_masks = self.rle_parameters is not None
+        answers = [tensor.name for tensor in self.chain.answers]
+        return Options(
+            override(self.detection_parameters, request, has_masks=has_masks),
+            pasting.override(self.rle_parameters, request) if self.rle_parameters else None,
+            frozenset(answers if wanted is None else wanted),
+        )
+
     def detect(
-        self, images: Sequence[bytes | npt.NDArray[np.uint8]], overrides: Mapping[str, Any] | None = None
+        self,
+        images: Sequence[bytes | npt.NDArray[np.uint8]],
+        overrides: Mapping[str, Any] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Detections:
         """Detects in one batch of images, encoded or uint8 RGB [h, w, 3].
 
         Args:
-            overrides: score_thresh, nms_thresh or detections_per_img for this call.
+            overrides: score_thresh, nms_thresh, detections_per_img or mask_thresh for this call.
+            wanted: the names of the answers to compute; None for all.
 
         Returns:
-            NumPy arrays; masks from a family that has them.
+            NumPy arrays; masks and run-length codes from a family that has them, if they are wanted.
 
         Raises:
             InvalidInputError: an image or an override cannot be used.
         """
-        parameters = override(self.detection_parameters, overrides or {})
+        options = self.read_options(overrides or {}, wanted)
         with self.device.active():
-            return Detections(**self._download(self.run(self._read(images), [parameters] * len(images))))
+            return Detections(**self._download(self.run(self._read(images), [options] * len(images))))
 
     def detect_requests(
-        self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
+        self, requests: Sequence[tuple[Sequence[Array], Options]]
     ) -> list[Detections | Exception]:
         """Detects in the pixels of several requests, in one batch for all that are padded to the same size.
 
         Returns:
-            For each request what ``run`` gives for it alone, as NumPy arrays, or why it cannot run.
+            For each request what ``run`` gives for it alone, as NumPy arrays, or why it cannot run. It may also get
+            what only another request of its batch wants.
         """
         groups = group_by_size([pixels for pixels, _ in requests], self.preprocess_parameters)
         results = run_batches(
@@ -152,12 +189,10 @@ class Pipeline:
         )
         return [results[number] for number in range(len(requests))]
 
-    def _detect_group(
-        self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
-    ) -> list[Detections]:
+    def _detect_group(self, requests: Sequence[tuple[Sequence[Array], Options]]) -> list[Detections]:
         """Detects in one batch, and gives each request its part of the arrays."""
         pixels = [image for images, _ in requests for image in images]
-        found = self.run(pixels, [parameters for images, parameters in requests for _ in images])
+        found = self.run(pixels, [options for images, options in requests for _ in images])
         arrays = self._download(found)
         ends = itertools.accumulate(len(images) for images, _ in requests)
         return [
@@ -166,16 +201,18 @@ class Pipeline:
         ]
 
     def _download(self, found: Detections) -> dict[str, npt.NDArray[Any]]:
-        """What clients get, on the host."""
-        names = [tensor.name for tensor in self.chain.answers]
-        hosts = self.device.download([getattr(found, name) for name in names])
-        return dict(zip(names, hosts, strict=True))
+        """What was computed for clients, on the host."""
+        answers = [tensor.name for tensor in self.chain.answers]
+        made = {name: array for name in answers if (array := getattr(found, name)) is not None}
+        names = [name for name in made if name != RLES.name]  # which are there already
+        made.update(zip(names, self.device.download([made[name] for name in names]), strict=True))
+        return made
 
-    def run(self, pixels: Sequence[Array], parameters: Sequence[DetectionParameters]) -> Detections:
+    def run(self, pixels: Sequence[Array], options: Sequence[Options]) -> Detections:
         """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
 
         Args:
-            parameters: the thresholds of each image.
+            options: of each image's request; what one of them wants is computed for all.
         """
         network_input, image_sizes = preprocess(pixels, self.preprocess_parameters, self.input_dtype)
         class_scores, class_boxes, num_proposals, *features = self._networks(network_input, image_sizes)
@@ -184,10 +221,24 @@ class Pipeline:
             class_boxes,
             num_proposals,
             image_sizes,
-            parameters,
+            [each.detections for each in options],
             self.detection_parameters.detections_per_img,
         )
-        return found._replace(masks=self._masks(self.mask_head, features, found)) if self.mask_head else found
+        wanted = frozenset().union(*(each.wanted for each in options))
+        if self.mask_head and not wanted.isdisjoint({MASKS.name, RLES.name}):
+            masks = self._masks(self.mask_head, features, found)
+            if RLES.name in wanted:
+                found = found._replace(rles=self._rles(masks, found, image_sizes, options))
+            if MASKS.name in wanted:
+                found = found._replace(masks=masks)
+        return found
+
+    def _rles(
+        self, masks: Array, found: Detections, image_sizes: Array, options: Sequence[Options]
+    ) -> npt.NDArray[np.object_]:
+        """Run-length codes [B, D] of the masks, on the host."""
+        boxes, counts, sizes = self.device.download([found.boxes, found.num_detections, image_sizes])
+        return encode_rles(masks, boxes, counts, sizes, [each.rles for each in options if each.rles])
 
     def _masks(self, head: Head, features: Sequence[Array], found: Detections) -> Array:
         """Masks [B, D, h, w] of the detections; how many there are is waited for."""
@@ -235,6 +286,8 @@ class Pipeline:
         preprocessing.warm_up(self.preprocess_parameters, self.device, self.input_dtype)
         proposing.warm_up(self.proposal_parameters, self.pool_parameters, self.device)
         detecting.warm_up(self.detection_parameters, self.device)
+        if self.mask_head:
+            pasting.warm_up(self.device)
         largest_batch = max_batch_size if self._is_capturable else 1
         sizes_hw = _sizes_to_warm(self.preprocess_parameters)
         refusals = []

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from .._run_lengths import decode_counts
 from .annotated_boxes import name_of
+from .annotated_shapes import decode_counts
 from .coco_file import Records, is_number, listed, shown
 
 Rle = dict[str, Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._run_lengths import decode_counts
 from .coco_file import is_number
 
 LARGEST_PX = 1e5  # pycocotools walks along the sides of a polygon
@@ -58,3 +57,24 @@ def _is_rle(value: dict[str, Any], size: tuple[int, int]) -> bool:
         and all(isinstance(count, int) and count >= 0 for count in counts)
         and sum(counts) == height * width
     )
+
+
+def decode_counts(text: str) -> list[int] | None:
+    """The runs in COCO's compressed text, as in `rleFrString` of pycocotools; None where it is none.
+
+    A character holds five bits of a number and whether more follow; from the fourth run on, the number is the
+    difference to the last run but one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 60:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if shift == 0 else None

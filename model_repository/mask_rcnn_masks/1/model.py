@@ -12,7 +12,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.step = Step(args, MASK_RCNN, "masks")
-        (masks,) = self.step.config["output"]
+        (masks,) = (output for output in self.step.config["output"] if output["name"] == "masks")
         self.detections_per_img = int(masks["dims"][0])
 
     def execute(self, requests: list[Any]) -> list[Any]:

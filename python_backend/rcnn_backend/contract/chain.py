@@ -268,6 +268,7 @@ MASK_FEATURES = Tensor(
 )
 MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("mask_detections", "mask_height", "mask_width"))
 MASKS = Tensor("masks", FP16, ("detections", "mask_height", "mask_width"))
+RLES = Tensor("rles", BYTES, ("detections",))
 
 TO_CLASS_BOXES = (
     ChainStep("preprocess", (IMAGE, PIXEL_IMAGE), (INPUT, IMAGE_SIZES), stages=("input",)),
@@ -303,7 +304,8 @@ MASK_RCNN = Chain(
         ),
         # An engine ends no chain: its successor compares what it got and made with what arrived.
         ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
+        ChainStep("rles", (MASKS, BOXES, NUM_DETECTIONS, IMAGE_SIZES), (RLES,)),
     ),
-    (*FASTER_RCNN.answers, MASKS),
+    (*FASTER_RCNN.answers, MASKS, RLES),
 )
 CHAINS = {chain.family: chain for chain in (FASTER_RCNN, MASK_RCNN)}

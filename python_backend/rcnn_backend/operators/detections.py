@@ -30,6 +30,9 @@ class Detections(NamedTuple):
     num_detections: npt.NDArray[np.int32]  # [B, 1]
     detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, which heads pool from
     masks: npt.NDArray[np.float16] | None = None  # [B, D, h, w], probabilities in the frame of each box
+    rles: npt.NDArray[np.object_] | None = (
+        None  # bytes [B, D], on the host: the masks pasted into the images as sent
+    )
 
 
 def detect(

@@ -172,12 +172,12 @@ def compress(lengths: Int) -> bytes:
     return bytes(text[text > 0])
 
 
-def warm_up(mask_size_hw: tuple[int, int], device: Device) -> None:
+def warm_up(device: Device) -> None:
     """Compiles what ``encode_rles`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import rles as gpu  # needs CuPy
 
-        gpu.warm_up(mask_size_hw)
+        gpu.warm_up()
 
 
 def override(parameters: RleParameters, request: Mapping[str, Any]) -> RleParameters:

@@ -40,7 +40,10 @@ def test_every_tensor_between_the_steps_is_checked() -> None:
 
 def test_masks_add_their_steps_to_those_of_boxes() -> None:
     names = [step.name for step in MASK_RCNN.steps]
-    assert names == [step.name for step in FASTER_RCNN.steps] + ["mask_features", "mask_header", "masks"]
+    own = ["mask_features", "mask_header", "masks", "rles"]
+    assert names == [step.name for step in FASTER_RCNN.steps] + own
     assert MASK_RCNN.stages == [*FASTER_RCNN.stages, "mask_features", "masks"]
     senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("masks"), 4)]
     assert senders[2:] == ["detections_samples", "mask_features_samples", "mask_header_samples"]
+    senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("rles"), 4)]
+    assert senders[4:] == ["preprocess_samples", "detections_samples", "masks_samples"]
