@@ -237,14 +237,16 @@ class Pipeline:
         self, masks: Array, found: Detections, image_sizes: Array, options: Sequence[Options]
     ) -> npt.NDArray[np.object_]:
         """Run-length codes [B, D] of the masks, on the host."""
-        boxes, counts, sizes = self.device.download([found.boxes, found.num_detections, image_sizes])
+        boxes, counts, sizes = self.device.download([found.detected_boxes, found.num_detections, image_sizes])
         return encode_rles(masks, boxes, counts, sizes, [each.rles for each in options if each.rles])
 
     def _masks(self, head: Head, features: Sequence[Array], found: Detections) -> Array:
         """Masks [B, D, h, w] of the detections; how many there are is waited for."""
 
         def run(mask_features: Array, labels: Array) -> Array:
-            return head.engine.run({"mask_features": mask_features, "labels": labels})["mask_probabilities"]
+            return head.engine.run({"mask_features": mask_features, "detected_labels": labels})[
+                "mask_probabilities"
+            ]
 
         (counts,) = self.device.download([found.num_detections])
         pooled = pool_detections(features, found.detected_boxes, counts, head.parameters, head.pooling)

@@ -27,7 +27,7 @@ def test_equals_the_cpu(size_hw: tuple[int, int], mask_size_hw: tuple[int, int],
     masks = RANDOM.random(shape) if kind == "noise" else RANDOM.choice([0, 0.25, 0.5, 0.75, 1], shape)
     masks, boxes = masks.astype(np.float16), random_boxes(4, 20, size_hw)
     counts = np.array([[20], [7], [0], [1]], np.int32)
-    sizes = np.tile(np.array([1, 1, *size_hw], np.float32), (4, 1))
+    sizes = np.tile(np.array([*size_hw, *size_hw], np.float32), (4, 1))
     parameters = [RleParameters(thresh) for thresh in (0.5, 0.3, 0.5, 1.0)]
     expected = encode_rles(masks, boxes, counts, sizes, parameters)
     found = encode_rles(cupy.asarray(masks), boxes, counts, sizes, parameters)
@@ -43,7 +43,7 @@ def test_by_hand() -> None:
 
 def test_on_a_stream_of_its_own_and_not_contiguous() -> None:
     masks, boxes = RANDOM.random((1, 9, 28, 28)).astype(np.float16), random_boxes(1, 9, (90, 120))
-    rest = np.array([[9]], np.int32), np.array([[1, 1, 90, 120]], np.float32), [RleParameters(0.5)]
+    rest = np.array([[9]], np.int32), np.array([[90, 120, 90, 120]], np.float32), [RleParameters(0.5)]
     with cupy.cuda.Stream(non_blocking=True):
         on_gpu = cupy.asarray(masks.transpose(0, 1, 3, 2).copy()).transpose(0, 1, 3, 2)
         found = encode_rles(on_gpu, boxes, *rest)

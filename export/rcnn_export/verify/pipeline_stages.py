@@ -140,7 +140,7 @@ class PipelineStages:
         labels, _ = self._pad_detections([found.labels for found in detections])
 
         def run(packed: Float, packed_labels: npt.NDArray[np.int64]) -> Float:
-            inputs = {"mask_features": packed, "labels": packed_labels}
+            inputs = {"mask_features": packed, "detected_labels": packed_labels}
             masks: Float = head.engine.run(inputs)["mask_probabilities"]
             return masks
 

@@ -119,7 +119,10 @@ class Verification:
         if step == "mask_header":
             pooled, labels = self._first.mask_features[0].astype(dtype), self._first.detections[0].labels
             most = self._model.roi_heads.detections_per_img
-            return {"mask_features": pooled[None], "labels": np.pad(labels, (0, most - len(labels)))[None]}
+            return {
+                "mask_features": pooled[None],
+                "detected_labels": np.pad(labels, (0, most - len(labels)))[None],
+            }
         pooled = self._first.roialigned_feature[0].astype(dtype)
         return {"roialigned_feature": pooled[None], "proposals": self._first.proposals[0][None]}
 

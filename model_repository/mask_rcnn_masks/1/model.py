@@ -12,7 +12,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.step = Step(args, MASK_RCNN, "masks")
-        (masks,) = (output for output in self.step.config["output"] if output["name"] == "masks")
+        (masks,) = self.step.config["output"]
         self.detections_per_img = int(masks["dims"][0])
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -21,6 +21,6 @@ class TritonPythonModel:
     def _pad(self, tensors: Tensors, options: list[Any]) -> Tensors:
         # On the host: no later step would notice if Triton lost these.
         probabilities, counts = self.step.device.download(
-            [tensors["mask_probabilities"], tensors["num_detections"]]
+            [tensors["mask_probabilities"], tensors["num_detected"]]
         )
         return {"masks": pad_images(probabilities, counts, self.detections_per_img)}

@@ -1,4 +1,4 @@
-"""Step 9 of Mask R-CNN: masks -> COCO run-length codes of the picture as sent."""
+"""Step 9 of Mask R-CNN: the mask header's probabilities -> COCO run-length codes of the picture as sent."""
 
 import functools
 from typing import Any
@@ -23,6 +23,6 @@ class TritonPythonModel:
 
     def _encode(self, tensors: Tensors, parameters: list[RleParameters]) -> Tensors:
         boxes, counts, image_sizes = self.step.device.download(
-            [tensors["boxes"], tensors["num_detections"], tensors["image_sizes"]]
+            [tensors["detected_boxes"], tensors["num_detected"], tensors["image_sizes"]]
         )
-        return {"rles": encode_rles(tensors["masks"], boxes, counts, image_sizes, parameters)}
+        return {"rles": encode_rles(tensors["mask_probabilities"], boxes, counts, image_sizes, parameters)}

@@ -82,7 +82,8 @@ class Check:
 class Chain:
     """The steps of one family, in the order the data flows.
 
-    ``answers``: what clients get; its ensembles and its fused model have these outputs.
+    ``answers``: what clients get; its ensembles and its fused model have these outputs. No step takes one of them:
+    Triton leaves out the steps that no wanted answer needs, and with them any answer that only they take, wanted or not.
     """
 
     family: str
@@ -262,7 +263,10 @@ SCORES = Tensor("scores", FP32, ("detections",))
 LABELS = Tensor("labels", INT64, ("detections",))
 NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
 
+# The detections for the steps behind them.
 DETECTED_BOXES = Tensor("detected_boxes", FP32, ("detections", 4))  # in pixels of the resized image
+DETECTED_LABELS = Tensor("detected_labels", INT64, ("detections",))
+NUM_DETECTED = Tensor("num_detected", INT32, (1,))
 MASK_FEATURES = Tensor(
     "mask_features", NETWORK, ("mask_detections", "channels", "mask_pooled_height", "mask_pooled_width")
 )
@@ -292,19 +296,23 @@ MASK_RCNN = Chain(
     "mask_rcnn",
     (
         *TO_CLASS_BOXES,
-        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES)),
+        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES, DETECTED_LABELS, NUM_DETECTED)),
         ChainStep(
             "mask_features",
-            (FEATURES, DETECTED_BOXES, NUM_DETECTIONS),
+            (FEATURES, DETECTED_BOXES, NUM_DETECTED),
             (MASK_FEATURES,),
             stages=("mask_features",),
         ),
         ChainStep(
-            "mask_header", (MASK_FEATURES, LABELS), (MASK_PROBABILITIES,), is_engine=True, stages=("masks",)
+            "mask_header",
+            (MASK_FEATURES, DETECTED_LABELS),
+            (MASK_PROBABILITIES,),
+            is_engine=True,
+            stages=("masks",),
         ),
         # An engine ends no chain: its successor compares what it got and made with what arrived.
-        ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
-        ChainStep("rles", (MASKS, BOXES, NUM_DETECTIONS, IMAGE_SIZES), (RLES,)),
+        ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTED), (MASKS,)),
+        ChainStep("rles", (MASK_PROBABILITIES, DETECTED_BOXES, NUM_DETECTED, IMAGE_SIZES), (RLES,)),
     ),
     (*FASTER_RCNN.answers, MASKS, RLES),
 )

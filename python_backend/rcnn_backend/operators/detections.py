@@ -31,8 +31,18 @@ class Detections(NamedTuple):
     detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, which heads pool from
     masks: npt.NDArray[np.float16] | None = None  # [B, D, h, w], probabilities in the frame of each box
     rles: npt.NDArray[np.object_] | None = (
-        None  # bytes [B, D], on the host: the masks pasted into the images as sent
+        None  # bytes [B, D], on the host: COCO's codes in the images as sent
     )
+
+    @property
+    def detected_labels(self) -> npt.NDArray[np.int64]:
+        """``labels``, as the steps behind get them."""
+        return self.labels
+
+    @property
+    def num_detected(self) -> npt.NDArray[np.int32]:
+        """``num_detections``, likewise."""
+        return self.num_detections
 
 
 def detect(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from rcnn_backend.contract.parameters import RleParameters
 from rcnn_backend.devices import Array, Device
+from rcnn_backend.operators.detections import resize_boxes
 from rcnn_backend.operators.overrides import read_number
 
 Float = npt.NDArray[np.float32]
@@ -26,7 +27,7 @@ ROUNDING = 1e-5  # an interpolated value may be this much above or below the two
 
 def encode_rles(
     masks: Array,
-    boxes: Float,
+    detected_boxes: Float,
     num_detections: npt.NDArray[np.int32],
     image_sizes: Float,
     parameters: Sequence[RleParameters],
@@ -34,8 +35,10 @@ def encode_rles(
     """torchvision's ``paste_masks_in_image``, the threshold, and pycocotools' ``encode``, for a batch.
 
     Args:
-        masks: float16 [B, D, h, w], probabilities in the frame of each box. CuPy arrays are pasted on their GPU.
-        boxes: float32 [B, D, 4], x1, y1, x2, y2 in pixels of the pictures as sent; on the host, as are the next two.
+        masks: float16 [B, M, h, w], probabilities in the frame of each box; M is enough for the image with the most
+            detections. CuPy arrays are pasted on their GPU.
+        detected_boxes: float32 [B, D, 4], x1, y1, x2, y2 in pixels of the resized images; on the host, as are the
+            next two.
         num_detections: int32 [B, 1].
         image_sizes: float32 [B, 4]: resized height and width, height and width as sent.
         parameters: the threshold of each image.
@@ -43,11 +46,12 @@ def encode_rles(
     Returns:
         bytes [B, D]: ``counts`` of masks of the size of the picture as sent; empty from ``num_detections`` on.
     """
-    rles = np.full(boxes.shape[:2], b"", np.object_)
+    rles = np.full(detected_boxes.shape[:2], b"", np.object_)
     for image, count in enumerate(num_detections[:, 0].tolist()):
         height, width = image_sizes[image, 2:].astype(int).tolist()
-        own = masks[image, :count], boxes[image, :count], (height, width), parameters[image].mask_thresh
-        for place, edges in enumerate(paste_masks(*own)):
+        boxes = resize_boxes(detected_boxes[image, :count], image_sizes[image])
+        pasted = paste_masks(masks[image, :count], boxes, (height, width), parameters[image].mask_thresh)
+        for place, edges in enumerate(pasted):
             rles[image, place] = compress(run_lengths(edges, height * width))
     return rles
 
@@ -55,7 +59,11 @@ def encode_rles(
 def paste_masks(
     masks: Array, boxes: Float, image_size_hw: tuple[int, int], mask_thresh: float
 ) -> Iterator[Int]:
-    """The edges [E] of each of n masks, in any order; pixels above the threshold belong to the mask."""
+    """The edges [E] of each of n masks, in any order; pixels above the threshold belong to the mask.
+
+    Args:
+        boxes: float32 [n, 4] in pixels of the picture.
+    """
     frames = expand_boxes(boxes, masks.shape[-1])
     if not isinstance(masks, np.ndarray):
         from rcnn_backend.operators.gpu.rles import find_edges as find_edges_on_gpu  # needs CuPy

@@ -45,7 +45,7 @@ def encode(
 ) -> list[bytes]:
     """Of one image's detections, all of them real."""
     counts = np.array([[len(boxes)]], np.int32)
-    sizes = np.array([[1, 1, *size_hw]], np.float32)
+    sizes = np.array([[*size_hw, *size_hw]], np.float32)
     (rles,) = encode_rles(masks[None], boxes[None], counts, sizes, [RleParameters(thresh)])
     return list(rles)
 
@@ -109,7 +109,7 @@ def test_each_image_has_its_own_size_threshold_and_count() -> None:
     random = np.random.default_rng(5)
     boxes = np.tile(np.array([[3, 4, 70, 50], [-5, 10, 90, 200]], np.float32), (3, 1, 1))
     masks = np.stack([random_masks("noise", 2, (28, 28), random) for _ in range(3)])
-    sizes = np.array([[1, 1, 60, 80], [1, 1, 33, 44], [1, 1, 9, 9]], np.float32)
+    sizes = np.array([[60, 80, 60, 80], [33, 44, 33, 44], [9, 9, 9, 9]], np.float32)
     parameters = [HALF, RleParameters(0.3), HALF]
     rles = encode_rles(masks, boxes, np.array([[2], [1], [0]], np.int32), sizes, parameters)
     assert (rles.shape, rles.dtype) == ((3, 2), np.object_)
