@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw
 
 from ._contract import COCO_KEYPOINTS
 from ._detections import Detections
-from ._masks import paste_crops
 from ._outlines import trace_polygons
 
 Colour = tuple[int, int, int]
@@ -51,12 +50,10 @@ def class_colour(label: int) -> Colour:
 
 def draw_masks(canvas: Image.Image, detections: Detections, line_width: int) -> None:
     """Draw each mask, translucent and with its outline, in the colour of its class; the last lies on top."""
-    if detections.mask_probabilities is None:
+    if not detections.has_masks:
         return
     draw = ImageDraw.Draw(canvas)
-    size_hw = canvas.height, canvas.width
-    crops = paste_crops(detections.mask_probabilities, detections.boxes, size_hw, 0.5)
-    for label, crop in zip(detections.labels.tolist(), crops, strict=True):
+    for label, crop in zip(detections.labels.tolist(), detections.mask_crops(), strict=True):
         colour = class_colour(label)
         if crop.mask.any():
             opacity = Image.fromarray(crop.mask * np.uint8(OPACITY))

@@ -19,6 +19,7 @@ from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
 from rcnn_backend.operators.gpu.proposals import filter_proposals
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
+from rcnn_backend.operators.rles import paste_masks
 from rcnn_backend.steps.lost_tensors import take_samples
 
 RANDOM = np.random.default_rng(0)
@@ -35,6 +36,7 @@ def main() -> None:
     run_proposals()
     run_detections()
     run_samples()
+    run_rles()
     cupy.cuda.Device().synchronize()
     print("done")
 
@@ -107,6 +109,16 @@ def run_samples() -> None:
         for number, dtype in zip(range(32), [np.float32, np.float16, np.int32] * 11, strict=False)
     ]
     take_samples(tensors)
+
+
+def run_rles() -> None:
+    """Masks of noise inside the picture, over its border and outside; and one that reaches its last pixel."""
+    boxes = np.concatenate(
+        [random_boxes(20), [[-20, -20, 420, 320], [500, 10, 600, 60], [399, 299, 400, 300]]]
+    )
+    masks = cupy.asarray(RANDOM.random((len(boxes), 28, 28)).astype(np.float16))
+    for size_hw in ((300, 400), (1, 1)):
+        list(paste_masks(masks, boxes.astype(np.float32), size_hw, 0.5))
 
 
 if __name__ == "__main__":

@@ -100,6 +100,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="keep only these classes (default: all; an unknown name prints the list of names)",
     )
 
+    what.add_argument(
+        "--mask-thresh",
+        type=probability,
+        metavar="0..1",
+        help="of a Mask R-CNN: pixels whose probability is above this belong to a mask (default: 0.5)",
+    )
+
     where = parser.add_argument_group(
         "what is written (a table on stdout, unless --json, --coco or --out - is given)"
     )

@@ -83,7 +83,12 @@ class _Run:
                 )
             )
             self._progress = self._start_progress(stack)
-            settings = {"model": args.model, "score_thresh": args.score_thresh, "classes": args.classes}
+            settings = {
+                "model": args.model,
+                "score_thresh": args.score_thresh,
+                "classes": args.classes,
+                "mask_thresh": args.mask_thresh,
+            }
             self._lines = self._coco = None
             if args.json:
                 self._lines = stack.enter_context(JsonLines(args.json, settings, args.resume))
@@ -108,8 +113,14 @@ class _Run:
             RcnnError: the server, or the model, cannot be used at all.
         """
         args, in_a_row = self._args, 0
+        shows_masks = args.out or args.json or args.coco
         stream = self._detector.detect_stream(
-            self._images(), in_flight=args.in_flight, score_thresh=args.score_thresh, classes=args.classes
+            self._images(),
+            in_flight=args.in_flight,
+            score_thresh=args.score_thresh,
+            classes=args.classes,
+            masks="rle" if shows_masks else "none",
+            mask_thresh=args.mask_thresh,
         )
         for position, result in enumerate(stream):
             picture = self._pending.popleft()

@@ -96,7 +96,7 @@ class Answers:
                 extras = {name: shapes[name] for name in SHAPES if name in shapes}
                 record = box_record(image_id, category_id, detection.box, score=detection.score, **extras)
                 records.append(record)
-        self.detections[image_id] = dataclasses.replace(detections, mask_probabilities=None)
+        self.detections[image_id] = dataclasses.replace(detections, mask_probabilities=None, rles=None)
 
     def records(self, image_ids: set[Any]) -> Records:
         """The COCO results of these pictures."""

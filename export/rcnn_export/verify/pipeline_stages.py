@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import Detections, detect
-from rcnn_backend.operators.heads import pool_detections, run_packed
+from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
@@ -157,9 +157,11 @@ class PipelineStages:
         if (head := self._pipeline.head) is None:
             return
         boxes, counts = self._pad_detections(detected_boxes)
-        for name, answer in head.answer(np.concatenate(head_maps), boxes, image_sizes, counts).items():
-            for image, rows in zip(detections, _unpad(answer.astype(np.float32), counts), strict=True):
-                image.of_head[name] = rows
+        made = HeadOutput(np.concatenate(head_maps), boxes, image_sizes, counts)
+        for step in head.answering_steps:
+            for name, answer in ANSWERS[step.name](made).items() if step.stages else ():
+                for image, rows in zip(detections, _unpad(answer, counts), strict=True):
+                    image.of_head[name] = rows
 
     def _detect(
         self, class_scores: Float, class_boxes: Float, counts: Counts, image_sizes: Float
@@ -202,7 +204,8 @@ def unpad_detections(found: Detections) -> list[ImageDetections]:
         ImageDetections(boxes[:count], scores[:count], labels[:count])
         for boxes, scores, labels, (count,) in zip(*found[:4], strict=True)
     ]
-    for name, answer in found.of_head.items():
+    of_head = {name: answer for name, answer in found.of_head.items() if answer.dtype != np.object_}
+    for name, answer in of_head.items():
         for image, rows in zip(unpadded, answer.astype(np.float32), strict=True):
             image.of_head[name] = rows[: len(image.scores)]
     return unpadded

@@ -124,7 +124,10 @@ class Verification:
         if self._head and step == f"{self._head}_header":
             pooled, labels = self._first.head_features[0].astype(dtype), self._first.detections[0].labels
             most = self._model.roi_heads.detections_per_img
-            given = {f"{self._head}_features": pooled, "labels": np.pad(labels, (0, most - len(labels)))}
+            given = {
+                f"{self._head}_features": pooled,
+                "detected_labels": np.pad(labels, (0, most - len(labels))),
+            }
             return {tensor.name: given[tensor.name][None] for tensor in self._chain.step(step).inputs}
         pooled = self._first.roialigned_feature[0].astype(dtype)
         return {"roialigned_feature": pooled[None], "proposals": self._first.proposals[0][None]}

@@ -4,7 +4,7 @@ from typing import Any
 
 from rcnn_backend.contract.chain import KEYPOINT_RCNN
 from rcnn_backend.contract.parameters import read_dtype
-from rcnn_backend.operators.heads import answer_keypoints, real_rows
+from rcnn_backend.operators.heads import HeadOutput, answer_keypoints, real_rows
 from rcnn_backend.operators.keypoints import warm_up
 from rcnn_backend.steps.step import Step, Tensors
 
@@ -20,8 +20,10 @@ class TritonPythonModel:
         return self.step.answer_together(requests, self._find)
 
     def _find(self, tensors: Tensors, options: list[Any]) -> Tensors:
-        (counts,) = self.step.device.download([tensors["num_detections"]])
+        (counts,) = self.step.device.download([tensors["num_detected"]])
         heatmaps = real_rows(tensors["heatmaps"], counts)
-        found = answer_keypoints(heatmaps, tensors["detected_boxes"], tensors["image_sizes"], counts)
+        found = answer_keypoints(
+            HeadOutput(heatmaps, tensors["detected_boxes"], tensors["image_sizes"], counts)
+        )
         # On the host: no later step would notice if Triton lost these.
         return dict(zip(found, self.step.device.download(list(found.values())), strict=True))

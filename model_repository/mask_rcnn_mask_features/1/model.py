@@ -23,6 +23,6 @@ class TritonPythonModel:
         return self.step.answer_together(requests, self._pool)
 
     def _pool(self, tensors: Tensors, options: list[Any]) -> Tensors:
-        (counts,) = self.step.device.download([tensors["num_detections"]])
+        (counts,) = self.step.device.download([tensors["num_detected"]])
         boxes = tensors["detected_boxes"]
         return {self.name: pool_detections(pyramid(tensors), boxes, counts, self.parameters, self.pooling)}

@@ -21,7 +21,7 @@ class TritonPythonModel:
     def _pad(self, tensors: Tensors, options: list[Any]) -> Tensors:
         # On the host: no later step would notice if Triton lost these.
         probabilities, counts = self.step.device.download(
-            [tensors["mask_probabilities"], tensors["num_detections"]]
+            [tensors["mask_probabilities"], tensors["num_detected"]]
         )
         masks = pad_rows(real_rows(probabilities, counts), counts, self.detections_per_img)
         return {"masks": masks}

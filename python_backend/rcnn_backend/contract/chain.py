@@ -83,8 +83,9 @@ class Check:
 class Chain:
     """The steps of one family, in the order the data flows.
 
-    ``answers``: what clients get; its ensembles and its fused model have these outputs. ``head``: what runs on the
-    final detections, such as ``mask``; the names of its steps begin with it.
+    ``answers``: what clients get; its ensembles and its fused model have these outputs. No step takes one of them:
+    Triton leaves out the steps that no wanted answer needs, and with them any answer that only they take, wanted or not.
+    ``head``: what runs on the final detections, such as ``mask``; the names of its steps begin with it.
     """
 
     family: str
@@ -290,9 +291,13 @@ SCORES = Tensor("scores", FP32, ("detections",))
 LABELS = Tensor("labels", INT64, ("detections",))
 NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
 
+# The detections for the steps behind them.
 DETECTED_BOXES = Tensor("detected_boxes", FP32, ("detections", 4))  # in pixels of the resized image
+DETECTED_LABELS = Tensor("detected_labels", INT64, ("detections",))
+NUM_DETECTED = Tensor("num_detected", INT32, (1,))
 MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("head_detections", "map_height", "map_width"))
 MASKS = Tensor("masks", FP16, ("detections", "map_height", "map_width"))
+RLES = Tensor("rles", BYTES, ("detections",))
 HEATMAPS = Tensor("heatmaps", NETWORK, ("head_detections", "keypoints", "map_height", "map_width"))
 KEYPOINTS = Tensor("keypoints", FP32, ("detections", "keypoints", 3))
 KEYPOINT_SCORES = Tensor("keypoint_scores", FP32, ("detections", "keypoints"))
@@ -333,9 +338,9 @@ def with_head(
     features = Tensor(f"{head}_features", NETWORK, shape)
     steps = (
         *TO_CLASS_BOXES,
-        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES)),
+        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES, DETECTED_LABELS, NUM_DETECTED)),
         ChainStep(
-            features.name, (FEATURES, DETECTED_BOXES, NUM_DETECTIONS), (features,), stages=(features.name,)
+            features.name, (FEATURES, DETECTED_BOXES, NUM_DETECTED), (features,), stages=(features.name,)
         ),
         ChainStep(f"{head}_header", (features, *also), (made,), is_engine=True, stages=(stage,)),
         *last,
@@ -346,10 +351,11 @@ def with_head(
 MASK_RCNN = with_head(
     "mask_rcnn",
     "mask",
-    (LABELS,),
+    (DETECTED_LABELS,),
     MASK_PROBABILITIES,
     "masks",
-    ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
+    ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTED), (MASKS,)),
+    ChainStep("rles", (MASK_PROBABILITIES, DETECTED_BOXES, NUM_DETECTED, IMAGE_SIZES), (RLES,)),
 )
 KEYPOINT_RCNN = with_head(
     "keypoint_rcnn",
@@ -359,7 +365,7 @@ KEYPOINT_RCNN = with_head(
     "heatmaps",
     ChainStep(
         "keypoints",
-        (HEATMAPS, DETECTED_BOXES, IMAGE_SIZES, NUM_DETECTIONS),
+        (HEATMAPS, DETECTED_BOXES, NUM_DETECTED, IMAGE_SIZES),
         (KEYPOINTS, KEYPOINT_SCORES),
         stages=("keypoints",),
     ),

@@ -125,7 +125,9 @@ class SharedArrays:
 def _strides(array: cupy.ndarray) -> tuple[int, ...] | None:
     """The strides of an array without gaps, such as features in channels-last order; otherwise None."""
     strides: tuple[int, ...] = array.strides
-    span = array.itemsize + sum((side - 1) * stride for side, stride in zip(array.shape, strides, strict=True))
+    span = array.itemsize + sum(
+        (side - 1) * stride for side, stride in zip(array.shape, strides, strict=True)
+    )
     return strides if min(strides, default=1) > 0 and span == array.nbytes else None
 
 

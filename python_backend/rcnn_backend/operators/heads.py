@@ -6,14 +6,15 @@ channels, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_backend.contract.parameters import HeadParameters, PoolParameters
+from rcnn_backend.contract.parameters import HeadParameters, PoolParameters, RleParameters
 from rcnn_backend.devices import Array
 from rcnn_backend.operators.keypoints import heatmaps_to_keypoints, resize_keypoints
+from rcnn_backend.operators.rles import encode_rles
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
 
 Counts = npt.NDArray[np.int32]
@@ -96,37 +97,49 @@ def pad_rows(rows: Array, num_detections: Counts, detections_per_img: int) -> Ar
     return padded
 
 
-def answer_masks(
-    probabilities: Array, detected_boxes: Array, image_sizes: Array, num_detections: Counts
-) -> dict[str, Array]:
-    """Probabilities [n, h, w] of the detections -> ``masks`` [B, D, h, w], in the frame of each box."""
-    return {"masks": pad_rows(probabilities, num_detections, detected_boxes.shape[1])}
+class HeadOutput(NamedTuple):
+    """What a head made of the n detections of a batch, and what else its answers are computed from."""
+
+    rows: Array  # [n, ...], image by image
+    detected_boxes: Array  # float32 [B, D, 4]
+    image_sizes: Array  # float32 [B, 4]: resized height and width, original height and width
+    num_detections: Counts  # [B, 1], on the host; their sum is n
+    rle_parameters: Sequence[RleParameters] = ()  # of each image, where there are masks
+
+    def padded(self, rows: Array) -> Array:
+        """Rows [n, ...] -> [B, D, ...]."""
+        return pad_rows(rows, self.num_detections, self.detected_boxes.shape[1])
 
 
-def answer_keypoints(
-    heatmaps: Array, detected_boxes: Array, image_sizes: Array, num_detections: Counts
-) -> dict[str, Array]:
-    """Heatmaps [n, P, h, w] of the detections -> ``keypoints`` [B, D, P, 3] and ``keypoint_scores`` [B, D, P].
+def answer_masks(probabilities: HeadOutput) -> dict[str, Array]:
+    """Probabilities [n, h, w] -> ``masks`` [B, D, h, w], in the frame of each box."""
+    return {"masks": probabilities.padded(probabilities.rows)}
 
-    Args:
-        detected_boxes: float32 [B, D, 4].
-        image_sizes: float32 [B, 4]: resized height and width, original height and width.
-        num_detections: int32 [B, 1], on the host; their sum is n.
+
+def answer_rles(probabilities: HeadOutput) -> dict[str, Array]:
+    """Probabilities [n, h, w] -> ``rles``, bytes [B, D] on the host: masks of the pictures as sent."""
+    counts = probabilities.num_detections
+    boxes, sizes = _on_host(probabilities.detected_boxes), _on_host(probabilities.image_sizes)
+    masks = pad_rows(probabilities.rows, counts, max(1, int(counts.max())))
+    return {"rles": encode_rles(masks, boxes, counts, sizes, probabilities.rle_parameters)}
+
+
+def answer_keypoints(heatmaps: HeadOutput) -> dict[str, Array]:
+    """Heatmaps [n, P, h, w] -> ``keypoints`` [B, D, P, 3] and ``keypoint_scores`` [B, D, P].
 
     Returns:
         x and y in pixels of the pictures as sent, and visibility, which is 1; the highest value of each heatmap.
     """
-    keypoints, scores = heatmaps_to_keypoints(heatmaps, real_rows(detected_boxes, num_detections))
-    padded, padded_scores = (
-        pad_rows(rows, num_detections, detected_boxes.shape[1]) for rows in (keypoints, scores)
-    )
-    return {"keypoints": resize_keypoints(padded, image_sizes), "keypoint_scores": padded_scores}
+    boxes = real_rows(heatmaps.detected_boxes, heatmaps.num_detections)
+    keypoints, scores = (heatmaps.padded(rows) for rows in heatmaps_to_keypoints(heatmaps.rows, boxes))
+    return {"keypoints": resize_keypoints(keypoints, heatmaps.image_sizes), "keypoint_scores": scores}
 
 
-# What becomes of what a head's engine makes: a chain's ``head`` -> the function that gives its answers.
-ANSWERS: dict[str, Callable[[Array, Array, Array, Counts], dict[str, Array]]] = {
-    "mask": answer_masks,
-    "keypoint": answer_keypoints,
+# What becomes of what a head's engine makes, by the step that does it.
+ANSWERS: dict[str, Callable[[HeadOutput], dict[str, Array]]] = {
+    "masks": answer_masks,
+    "rles": answer_rles,
+    "keypoints": answer_keypoints,
 }
 
 
@@ -142,3 +155,8 @@ def _beside(array: Array, host: npt.NDArray[Any]) -> Array:
     import cupy  # optional
 
     return cupy.asarray(host)
+
+
+def _on_host(array: Array) -> npt.NDArray[Any]:
+    host: npt.NDArray[Any] = array if isinstance(array, np.ndarray) else array.get()
+    return host

@@ -136,7 +136,7 @@ def test_the_repository_in_git_is_r50_fpns(family: str) -> None:
     texts = derive_configs(Detector(model, "r50", "COCO_V1", coco), family)
     in_git = {path.parent.name: path.read_text() for path in template_dir().glob(f"{family}*/config.pbtxt")}
     assert in_git == {name: texts[name] for name in in_git}
-    assert len(in_git) == {"faster_rcnn": len(texts), "mask_rcnn": 3, "keypoint_rcnn": 1}[family]
+    assert len(in_git) == {"faster_rcnn": len(texts), "mask_rcnn": 4, "keypoint_rcnn": 1}[family]
 
 
 def two_level_detector(num_classes: int = 4) -> FasterRCNN:

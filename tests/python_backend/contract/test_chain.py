@@ -72,9 +72,16 @@ def test_every_tensor_between_the_steps_is_checked() -> None:
         assert checked == made & taken
 
 
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+def test_no_step_takes_an_answer(chain: Chain) -> None:
+    """Triton would not make it for a request that does not need that step."""
+    taken = {tensor for step in chain.steps for tensor in step.inputs}
+    assert taken.isdisjoint(chain.answers)
+
+
 def test_a_head_adds_its_steps_to_those_of_boxes() -> None:
     for chain, steps, stages in (
-        (MASK_RCNN, ["mask_features", "mask_header", "masks"], ["mask_features", "masks"]),
+        (MASK_RCNN, ["mask_features", "mask_header", "masks", "rles"], ["mask_features", "masks"]),
         (
             KEYPOINT_RCNN,
             ["keypoint_features", "keypoint_header", "keypoints"],
@@ -87,3 +94,6 @@ def test_a_head_adds_its_steps_to_those_of_boxes() -> None:
     assert not FASTER_RCNN.head_steps
     senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("masks"), 4)]
     assert senders[2:] == ["detections_samples", "mask_features_samples", "mask_header_samples"]
+    senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("rles"), 4)]
+    assert senders[4:6] == ["preprocess_samples", "detections_samples"]
+    assert senders[6:] == ["mask_features_samples", "mask_header_samples"]
