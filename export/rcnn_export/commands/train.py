@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
-from rcnn_export.commands.train_arguments import DEFAULT_MODEL, parse
+from rcnn_export.commands.choices import DEFAULT_MODEL
+from rcnn_export.commands.train_arguments import parse
 from rcnn_export.detector.weights import DEFAULT, RANDOM
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.errors import INTERRUPTED, ExportError

@@ -267,5 +267,5 @@ def test_the_command_says_what_it_wrote(
     assert main(["faster_rcnn", *model, "--name", "a/b", "--repository", str(tmp_path)]) == 1
     assert "'a/b' is no model name" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main(["faster_rcnn", *model, "--repository", str(tmp_path / "file")]) == 1
+    assert main([*model, "--repository", str(tmp_path / "file")]) == 1
     assert "cannot write to the repository" in capsys.readouterr().err
