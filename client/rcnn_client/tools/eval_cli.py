@@ -32,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         endpoints.append(parse_against(args.against, endpoints[0]))
     try:
         dataset = Dataset.read(args.annotations, args.images)
+        args.out.mkdir(parents=True, exist_ok=True)
         infos = [endpoint.info() for endpoint in endpoints]
         annotations, kinds, reasons = read_shapes(dataset.annotations, infos)
         dataset = Dataset(annotations, dataset.pictures)
         print(annotations.summary, flush=True)
-        args.out.mkdir(parents=True, exist_ok=True)
         answers = [
             _ask_with_progress(endpoint, info, dataset, args)
             for endpoint, info in zip(endpoints, infos, strict=True)

@@ -17,6 +17,7 @@ DEFAULT_MODELS = {  # of each family
     "mask_rcnn": "maskrcnn_resnet50_fpn",
     "keypoint_rcnn": "keypointrcnn_resnet50_fpn",
 }
+DEFAULT_MODEL = DEFAULT_MODELS["faster_rcnn"]
 ENGINES = ("onnx", "aoti", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 EXAMPLE_SHAPES = "1x320x320,4x800x1344,8x1344x1344"

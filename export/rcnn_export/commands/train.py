@@ -10,7 +10,8 @@ from rcnn_client.tools.coco_score import Kind
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
-from rcnn_export.commands.train_arguments import DEFAULT_MODEL, parse
+from rcnn_export.commands.choices import DEFAULT_MODEL
+from rcnn_export.commands.train_arguments import parse
 from rcnn_export.detector.weights import DEFAULT, RANDOM
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.errors import INTERRUPTED, ExportError

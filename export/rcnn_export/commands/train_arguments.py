@@ -5,9 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rcnn_export.commands.choices import DEFAULT_MODEL
 from rcnn_export.commands.common_options import add_version, add_weights_options
-
-DEFAULT_MODEL = "fasterrcnn_resnet50_fpn"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -135,9 +135,11 @@ def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConf
     if unknown := [name for name in models if name not in configs]:
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
     steps_of = partial(read_steps, repository)
-    detectors = {detector_of(name, steps_of) or name for name in models}
-    steps = {step for name in detectors for step in steps_of(name)}
-    chosen = steps | set(models) if models else set(configs)
+    chosen = set(models or configs)
+    for name in models:
+        steps = steps_of(detector_of(name, steps_of) or name)
+        if name not in steps:  # a step stands for itself
+            chosen.update(steps)
     return {
         name: config for name, config in configs.items() if config.backend == "tensorrt" and name in chosen
     }
