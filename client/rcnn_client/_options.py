@@ -26,8 +26,8 @@ class DetectOptions(TypedDict, total=False):
         classes: names of the classes to keep; None keeps all.
         top_k: of the remaining detections, keep only this many, the best first.
         masks: how a Mask R-CNN sends its masks. "probabilities" are pasted into the picture here, at any
-            threshold. "rle" are pasted on the server, and make small answers of many masks. "none" gives boxes
-            only, which saves the server the mask head.
+            threshold. "rle" are run-length codes that the server makes: less work here, and a smaller answer
+            unless there are many large masks. "none" gives boxes only, which saves the server the mask head.
         mask_thresh: pixels whose probability is above this (0 to 1) belong to the mask; None means 0.5.
         timeout_s: limit for each picture in seconds, including retries; None means the detector's own limit.
         request_id: names the request in the server's log; in a batch or stream, -0, -1, ... is added.
