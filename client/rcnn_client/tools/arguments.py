@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .._connection import TLSConfig
 
 SCORE_THRESH = 0.001  # COCO's metrics are measured with the detections whose score is above it
 STDIO = "-"  # in place of a file: stdin or stdout
@@ -37,6 +41,49 @@ def add_in_flight(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="how many pictures are at the server at the same time (default: %(default)s)",
     )
+
+
+def add_connection_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add `--header` and the certificates; `tls_config` reads these."""
+    group.add_argument(
+        "--header",
+        type=_header,
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="header to send with every call, for example a token; may be repeated",
+    )
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        help="encrypt the connection; each of the next three options implies this",
+    )
+    group.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="PEM",
+        help="authorities that may have signed the server's certificate (default: the usual public ones)",
+    )
+    group.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="your own certificate, if the server asks for one"
+    )
+    group.add_argument("--tls-key", type=Path, metavar="PEM", help="the private key of --tls-cert")
+
+
+def tls_config(args: argparse.Namespace) -> TLSConfig | None:
+    """The certificates that the arguments name; None means no encryption."""
+    from .._connection import TLSConfig  # takes long to import
+
+    if not (args.tls or args.tls_ca or args.tls_cert or args.tls_key):
+        return None
+    return TLSConfig(args.tls_ca, args.tls_cert, args.tls_key)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 'NAME: VALUE'")
+    return name.strip(), value.strip()
 
 
 def positive(text: str) -> int:

@@ -1,0 +1,38 @@
+"""The files of the page, and the description of the HTTP interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiohttp import web
+
+from .openapi import describe
+
+FOLDER = Path(__file__).parent / "page"
+CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+def page_routes() -> Iterator[web.RouteDef]:
+    """Yields a route for each file; index.html is at /."""
+    for path in sorted(FOLDER.iterdir()):
+        place = "/" if path.name == "index.html" else f"/page/{path.name}"
+        yield web.get(place, _FileHandler(path))
+    yield web.get("/openapi.json", _openapi)
+
+
+def is_page(path: str) -> bool:
+    """Whether a path is of the page itself or of the description, which hold nothing secret."""
+    return path in ("/", "/openapi.json") or path.startswith("/page/")
+
+
+class _FileHandler:
+    def __init__(self, path: Path) -> None:
+        self._content, self._type = path.read_bytes(), CONTENT_TYPES[path.suffix]
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._content, content_type=self._type, charset="utf-8")
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    return web.json_response(describe())
