@@ -5,10 +5,6 @@ from __future__ import annotations
 import argparse
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .._connection import TLSConfig
 
 SCORE_THRESH = 0.001  # COCO's metrics are measured with the detections whose score is above it
 STDIO = "-"  # in place of a file: stdin or stdout
@@ -44,7 +40,7 @@ def add_in_flight(parser: argparse._ActionsContainer) -> None:
 
 
 def add_connection_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add `--header` and the certificates; `tls_config` reads these."""
+    """Add `--header` and the certificates, which `certificates.tls_config` reads."""
     group.add_argument(
         "--header",
         type=_header,
@@ -68,15 +64,6 @@ def add_connection_arguments(group: argparse._ArgumentGroup) -> None:
         "--tls-cert", type=Path, metavar="PEM", help="your own certificate, if the server asks for one"
     )
     group.add_argument("--tls-key", type=Path, metavar="PEM", help="the private key of --tls-cert")
-
-
-def tls_config(args: argparse.Namespace) -> TLSConfig | None:
-    """The certificates that the arguments name; None means no encryption."""
-    from .._connection import TLSConfig  # takes long to import
-
-    if not (args.tls or args.tls_ca or args.tls_cert or args.tls_key):
-        return None
-    return TLSConfig(args.tls_ca, args.tls_cert, args.tls_key)
 
 
 def _header(text: str) -> tuple[str, str]:

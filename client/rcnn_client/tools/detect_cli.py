@@ -19,7 +19,8 @@ from rich.progress import Progress
 from .._client import Detector
 from .._detections import Detections
 from .._errors import InvalidImageError, InvalidParameterError, RcnnError
-from .arguments import STDIO, tls_config
+from .arguments import STDIO
+from .certificates import tls_config
 from .console import complain, escape_what_cannot_be_encoded, progress_bar, stderr
 from .detect_arguments import PROG, parse
 from .detect_coco import CocoResults, ImageIds

@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 
 from .._errors import InvalidParameterError
-from ..tools.arguments import tls_config
+from ..tools.certificates import tls_config
 from ..tools.console import complain
 from .app import make_app
 from .arguments import PROG, parse

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from .openapi import describe
 
@@ -17,7 +18,7 @@ def page_routes() -> Iterator[web.RouteDef]:
     """Yields a route for each file; index.html is at /."""
     for path in sorted(FOLDER.iterdir()):
         place = "/" if path.name == "index.html" else f"/page/{path.name}"
-        yield web.get(place, _FileHandler(path))
+        yield web.get(place, _file_handler(path))
     yield web.get("/openapi.json", _openapi)
 
 
@@ -26,12 +27,13 @@ def is_page(path: str) -> bool:
     return path in ("/", "/openapi.json") or path.startswith("/page/")
 
 
-class _FileHandler:
-    def __init__(self, path: Path) -> None:
-        self._content, self._type = path.read_bytes(), CONTENT_TYPES[path.suffix]
+def _file_handler(path: Path) -> Handler:
+    content, content_type = path.read_bytes(), CONTENT_TYPES[path.suffix]
 
-    async def __call__(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._content, content_type=self._type, charset="utf-8")
+    async def send(request: web.Request) -> web.Response:
+        return web.Response(body=content, content_type=content_type, charset="utf-8")
+
+    return send
 
 
 async def _openapi(request: web.Request) -> web.Response:

@@ -120,7 +120,7 @@ function render() {
   const names = detections.slice(0, 20).map((each) => `${each.class_name} ${each.score.toFixed(2)}`);
   const count = `${detections.length || "No"} object${detections.length === 1 ? "" : "s"}`;
   element("canvas").setAttribute("aria-label", [`${count} in ${shown.name}`, ...names].join(", "));
-  say(`${count} of ${shown.answer.detections.length} found are shown.`);
+  say(`${detections.length} of ${shown.answer.detections.length} objects are shown.`);
 }
 
 function download(blob, name) {
