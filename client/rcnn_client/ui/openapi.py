@@ -56,13 +56,13 @@ _TIMING = {
             **_NUMBER,
             "description": "From sending the picture to Triton until its answer was read.",
         },
-        "network_ms": {**_NUMBER, "description": "What is left of the total without queue and compute."},
+        "network_ms": {**_NUMBER, "description": "The part of it outside Triton."},
         "queue_ms": {**_NUMBER, "description": "Waiting inside Triton, all steps."},
         "compute_ms": {**_NUMBER, "description": "Computing inside Triton, all steps."},
         "steps": {"type": "array", "items": _STEP},
         "num_requests": {
             "type": "integer",
-            "description": "Requests answered meanwhile; if more than one, the steps' times are their mean.",
+            "description": "Requests answered meanwhile; if more than one, Triton's times are their mean.",
         },
     },
 }

@@ -29,10 +29,10 @@ class Timing:
 
     Attributes:
         total_ms: from sending the picture to Triton until its answer was read.
-        network_ms: what is left of it: the way there and back, copies, and the scheduling of the steps.
-        queue_ms, compute_ms: sums over the steps inside Triton.
+        network_ms: the part of it before Triton had the request and after it sent the answer.
+        queue_ms, compute_ms: sums over the steps inside Triton, some of which may run at the same time.
         steps: each step, in the order in which the data flows.
-        num_requests: how many requests were answered meanwhile; if more than one, the steps' times are their mean.
+        num_requests: how many requests were answered meanwhile; if more than one, Triton's times are their mean.
     """
 
     total_ms: float
@@ -145,10 +145,12 @@ def _split(
     """The timing by two readings of the counters; None if they are not of the server that answered."""
     if not {model, *steps} <= before.keys() & after.keys():
         return None
-    counts = [reading[model].inference_stats.success.count for reading in (before, after)]
-    if counts[1] <= counts[0]:
+    earlier, later = (reading[model].inference_stats.success for reading in (before, after))
+    num_requests = later.count - earlier.count
+    if num_requests < 1:
         return None
+    in_triton_ms = (later.ns - earlier.ns) / 1e6 / num_requests
     times = [step_time(name, before[name], after[name]) for name in steps]
     queue_ms, compute_ms = sum(step.queue_ms for step in times), sum(step.compute_ms for step in times)
-    network_ms = max(total_ms - queue_ms - compute_ms, 0.0)
-    return Timing(total_ms, network_ms, queue_ms, compute_ms, times, counts[1] - counts[0])
+    network_ms = max(total_ms - in_triton_ms, 0.0)
+    return Timing(total_ms, network_ms, queue_ms, compute_ms, times, num_requests)
