@@ -59,9 +59,9 @@ def plan_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) 
     return repository
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium with a camera that shows a test picture."""
+    """A headless Chromium with a camera that shows a test picture. While it runs, `asyncio.run` cannot be used."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:

@@ -92,11 +92,11 @@ def test_detections_are_drawn_and_chosen_without_asking_again(server, png, open_
     shows(page, 1, 3)
     np.testing.assert_allclose(drawn(page)[250, 100], once, atol=3)
     assert page.locator("#rows tr").count() == 1
-    page.get_by_label("class 7").uncheck()
+    page.get_by_role("checkbox", name="class 7").uncheck()
     shows(page, 0, 3)
     assert (drawn(page) == plain).all()
     assert page.get_attribute("#canvas", "aria-label") == "No objects in photo"
-    page.get_by_label("class 7").check()
+    page.get_by_role("checkbox", name="class 7").check()
     page.locator("#threshold").focus()
     for _ in range(50):
         page.keyboard.press("ArrowLeft")

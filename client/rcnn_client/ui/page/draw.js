@@ -26,7 +26,8 @@ export function draw(canvas, bitmap, detections, info) {
   const worstFirst = [...detections].reverse(); // the best lies on top
   for (const each of worstFirst) drawMask(context, each, info.class_colours[each.label]);
   context.lineWidth = lineWidth;
-  for (const { box: [x1, y1, x2, y2], label } of worstFirst) {
+  for (const { box, label } of worstFirst) {
+    const [x1, y1, x2, y2] = box.map(Math.round);
     context.strokeStyle = info.class_colours[label];
     const inset = lineWidth / 2;
     context.strokeRect(x1 + inset, y1 + inset, Math.max(0, x2 - x1 - lineWidth), Math.max(0, y2 - y1 - lineWidth));
