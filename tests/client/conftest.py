@@ -47,6 +47,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.seconds_left: list[float | None] = []  # until the deadline of each call, as the server sees it
         self.metadata: list[dict[str, str]] = []  # the headers of each call
         self.num_probes = 0
+        self.num_cancelled = 0  # pictures whose caller went away
         self.shared_memory: dict[str, np.ndarray] = {}
         self.ready = True
         self.url = ""
@@ -136,6 +137,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ServerMetadata(self, request, context):
         return service_pb2.ServerMetadataResponse()
 
+    def ModelStatistics(self, request, context):
+        """Every request waited for 1 ms in the queue and was computed in 2 ms; without a name, of all models."""
+        answer = service_pb2.ModelStatisticsResponse()
+        for name in [request.name] if request.name else self.configs:
+            count = sum(each.model_name == name for each in self.requests)
+            stats = answer.model_stats.add(name=name, inference_count=count, execution_count=count)
+            for field, ms in {"success": 3, "queue": 1, "compute_infer": 2}.items():
+                duration = getattr(stats.inference_stats, field)
+                duration.count, duration.ns = count, count * ms * 1_000_000
+        return answer
+
     def ModelInfer(self, request, context):
         with self._lock:
             self.metadata.append(dict(context.invocation_metadata()))
@@ -168,6 +180,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'faster_rcnn', not an image")
         label = picture.getpixel((0, 0))[0]
         time.sleep(self.delay_s(label))
+        self.num_cancelled += not context.is_active()
 
         parameters = dict(request.parameters)
         score_thresh = parameters["score_thresh"].double_param if "score_thresh" in parameters else 0.05

@@ -328,7 +328,7 @@ def with_head(
     """Faster R-CNN, and a head that runs on the final detections.
 
     Args:
-        also: what its engine takes beside the pooled features.
+        also: what its engine takes of the detections, beside their pooled features.
         made: what the engine makes of them.
         stage: what rcnn-verify calls that.
         last: the steps that answer. An engine ends no chain: its successor compares what it got and made with what
@@ -338,7 +338,7 @@ def with_head(
     features = Tensor(f"{head}_features", NETWORK, shape)
     steps = (
         *TO_CLASS_BOXES,
-        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES, DETECTED_LABELS, NUM_DETECTED)),
+        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES, *also, NUM_DETECTED)),
         ChainStep(
             features.name, (FEATURES, DETECTED_BOXES, NUM_DETECTED), (features,), stages=(features.name,)
         ),
