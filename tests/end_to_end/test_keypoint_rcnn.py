@@ -111,7 +111,7 @@ def test_few_detections_many_and_none_in_one_batch(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     "parameters", [{}, {"score_thresh": 1.0}, {"score_thresh": 0.0}, {"detections_per_img": 2}]
 )
-def test_every_model_serves_the_masks_of_the_pipeline(
+def test_every_model_serves_the_keypoints_of_the_pipeline(
     server: triton.InferenceServerClient, pipeline: Pipeline, model: str, parameters: dict[str, float]
 ) -> None:
     for numbers in BATCHES:
@@ -121,8 +121,8 @@ def test_every_model_serves_the_masks_of_the_pipeline(
         answer = server.infer(model, [image], parameters=parameters, client_timeout=60)
         expected = pipeline.detect(pixels_of(numbers), parameters)
         for name in ANSWERS:
-            assert answer.as_numpy(name).dtype == expected.answer(name).dtype
-            np.testing.assert_allclose(answer.as_numpy(name), expected.answer(name), atol=1e-3)
+            assert answer.as_numpy(name).dtype == expected.answers[name].dtype
+            np.testing.assert_allclose(answer.as_numpy(name), expected.answers[name], atol=1e-3)
 
 
 def test_pixels_are_served_too(server: triton.InferenceServerClient, pipeline: Pipeline) -> None:

@@ -160,8 +160,8 @@ def test_every_model_serves_the_masks_of_the_pipeline(
         answer = server.infer(model, [image], parameters=parameters, client_timeout=60)
         expected = pipeline.detect(pixels_of(numbers), parameters)
         for name in ANSWERS:
-            assert answer.as_numpy(name).dtype == expected.answer(name).dtype
-            np.testing.assert_allclose(answer.as_numpy(name), expected.answer(name), atol=1e-3)
+            assert answer.as_numpy(name).dtype == expected.answers[name].dtype
+            np.testing.assert_allclose(answer.as_numpy(name), expected.answers[name], atol=1e-3)
 
 
 def ask(
