@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from google.protobuf import text_format
 from gpu_in_process import measure_in_process
 from gpu_report import (
     InProcess,
@@ -39,6 +40,7 @@ from gpu_report import (
 )
 from gpu_served import WAYS, measure_served
 from PIL import Image
+from rcnn_backend.contract.chain import RLES
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.pipeline import Pipeline
@@ -48,6 +50,7 @@ from rcnn_export.engines.precision import FP16, PRECISIONS
 from rcnn_export.repository.write import export_repository
 from rich.console import Console
 from stages import StageTime, measure_stages
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 MODELS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
@@ -164,6 +167,17 @@ def export(
             report(f"{detector.model_name} was exported before")
             return
     export_repository(detector, repository, exported_name(detector), report, options)
+    for part in ("", "_fused"):
+        leave_out_rles(repository / f"{exported_name(detector)}{part}" / "config.pbtxt")
+
+
+def leave_out_rles(path: Path) -> None:
+    """Takes the run-length codes from a model's outputs: perf_analyzer asks for all, and the peer has none."""
+    config = text_format.Parse(path.read_text(), ModelConfig())
+    outputs = [output for output in config.output if output.name != RLES.name]
+    del config.output[:]
+    config.output.extend(outputs)
+    path.write_text(text_format.MessageToString(config))
 
 
 def describe_machine(device: Device) -> str:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from gpu_report import OURS, THEIRS, InProcess, name_of
-from rcnn_backend.contract.chain import MASKS
-from rcnn_backend.operators.detections import override
+from rcnn_backend.contract.chain import MASKS, RLES
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.detector.load import Detector
 from unpasted import unpasted
@@ -104,10 +103,11 @@ def torchvision_contender(
 
 def run_pipeline(pipeline: Pipeline, batch: Sequence[torch.Tensor], count: int) -> list[int]:
     """The pipeline on the same pictures, whose memory it shares."""
-    parameters = override(pipeline.detection_parameters, {"detections_per_img": count})
+    wanted = {tensor.name for tensor in pipeline.chain.answers} - {RLES.name}
+    options = pipeline.read_options({"detections_per_img": count}, wanted)
     with pipeline.device.active():
         pixels = [pipeline.device.import_array(picture) for picture in batch]
-        (found,) = pipeline.detect_requests([(pixels, parameters)])
+        (found,) = pipeline.detect_requests([(pixels, options)])
     if isinstance(found, Exception):
         raise found
     return [int(number) for number in found.num_detections[:, 0]]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import detect, override
-from rcnn_backend.operators.heads import pool_detections, real_rows, run_packed
+from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, real_rows, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.pipeline import Pipeline
@@ -117,13 +117,16 @@ def measure_stages(
 
             features = pool()
             made = head.run(features, found.labels)
-            inputs = (features, found.labels)[: len(head.step.inputs)]
+            header = pipeline.chain.step(f"{pipeline.chain.head}_header")
+            inputs = (features, found.labels)[: len(header.inputs)]
+            output = HeadOutput(real_rows(made, counts), found.detected_boxes, sizes, counts)
+            first = head.answering_steps[0].name
             stages += [
                 (f"{pipeline.chain.head} RoIAlign", pool, bytes_ms(features)),
                 (
                     f"{pipeline.chain.head} header engine",
                     lambda: head.run(features, found.labels),
-                    flop_ms(engine_stage(detector.model, head.step.name), *inputs),
+                    flop_ms(engine_stage(detector.model, header.name), *inputs),
                 ),
                 (
                     f"{pipeline.chain.head} packing",
@@ -131,8 +134,8 @@ def measure_stages(
                     bytes_ms(features, features),
                 ),
                 (
-                    f"{pipeline.chain.head} answers",
-                    lambda: head.answer(real_rows(made, counts), found.detected_boxes, sizes, counts),
+                    first,
+                    lambda: ANSWERS[first](output),
                     bytes_ms(made),
                 ),
             ]

@@ -219,8 +219,12 @@ def find_chain(models: Collection[str]) -> tuple[Chain, str] | None:
 
 
 def chain_of_answers(outputs: Collection[str]) -> Chain | None:
-    """The family whose ensembles and fused model have these outputs; None if none has."""
-    return next((c for c in CHAINS.values() if {tensor.name for tensor in c.answers} == {*outputs}), None)
+    """The family whose ensembles and fused model have these outputs; None if none has.
+
+    Some may be left out: then it is the family with the fewest answers that has these.
+    """
+    having = [c for c in CHAINS.values() if {*outputs} <= {tensor.name for tensor in c.answers}]
+    return min(having, key=lambda chain: len(chain.answers), default=None)
 
 
 def chain_of_step(name: str, outputs: Collection[str]) -> Chain:
