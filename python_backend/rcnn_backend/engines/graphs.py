@@ -141,7 +141,14 @@ def _remember(cache: OrderedDict[Shapes, V], shapes: Shapes, value: V, size: int
 
 def _copy(sources: Iterable[cupy.ndarray], targets: Iterable[cupy.ndarray]) -> None:
     for source, target in zip(sources, targets, strict=True):
+        if source.strides == target.strides and _strides(source):
+            source, target = _flat(source), _flat(target)  # CuPy copies other layouts element by element
         cupy.copyto(target, source)
+
+
+def _flat(array: cupy.ndarray) -> cupy.ndarray:
+    """The elements [n] of an array without gaps, in the order of its memory."""
+    return cupy.ndarray((array.size,), array.dtype, array.data)
 
 
 def _allocate(size: int) -> cupy.cuda.MemoryPointer:
