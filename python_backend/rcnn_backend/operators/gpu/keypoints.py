@@ -17,7 +17,7 @@ def heatmaps_to_keypoints(heatmaps: cupy.ndarray, boxes: cupy.ndarray) -> tuple[
     """torchvision's ``heatmaps_to_keypoints``: where each heatmap, resized to its box, is largest.
 
     The interpolation is bicubic, in float32. Of equal values the first in row-major order is taken. NaN counts as
-    the largest value, as in torch.
+    the largest value. Where a heatmap has inf, its score is inf or NaN.
 
     Args:
         heatmaps: float32 or float16 [n, P, h, w], logits in the frame of each box.
