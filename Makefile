@@ -9,10 +9,12 @@ PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 TORCH ?= auto
 SAMPLE := export/samples
 DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
+DEMO_MASK_PICTURE := $(SAMPLE)/pictures/digits_held-out_001027.jpg
 DIGITS := model_repository/digits/config.pbtxt
+DIGITS_MASK := model_repository/digits_mask/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo demo-coco test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,6 +43,9 @@ $(VENV)/.gpu: $(TOOLS)
 $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py export/rcnn_export/*/*.py)
 	$(BIN)/rcnn-export faster_rcnn $(DIGITS_MODEL) --name digits --repository model_repository
 
+$(DIGITS_MASK): $(INSTALLED) $(SAMPLE)/digits_mask.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/*_rcnn*/config.pbtxt model_repository/*_rcnn*/1/model.py export/rcnn_export/*.py export/rcnn_export/*/*.py)
+	$(BIN)/rcnn-export --model rcnn_export.digits.detector:digits_mask_detector --weights $(SAMPLE)/digits_mask.safetensors --labels $(SAMPLE)/labels.txt --name digits_mask --repository model_repository
+
 COCO_WEIGHTS ?= DEFAULT
 COCO := model_repository/coco/config.pbtxt
 PHOTO = $(shell $(BIN)/python -c 'import skimage; print(skimage.__path__[0])')/data/chelsea.png
@@ -53,6 +58,9 @@ demo-coco: $(COCO)  ## the same with torchvision's COCO weights, which it downlo
 
 demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png
 	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
+
+demo-mask: $(DIGITS_MASK)  ## the same with a Mask R-CNN, which also finds the digits' masks: demo-mask.png
+	$(BIN)/python client/examples/demo.py --model digits_mask $(DEMO_MASK_PICTURE) --out demo-mask.png
 
 test: $(TOOLS)  ## every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not long"
@@ -78,7 +86,7 @@ gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
 bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 	$(BIN)/python tests/benchmarks/kernels.py
 
-bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, in process and served
+bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, with and without masks
 	$(BIN)/python tests/benchmarks/gpu.py
 
 bench-precision: $(TOOLS)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
@@ -126,5 +134,5 @@ docs: $(TOOLS)  ## the reference in client/README.md, from the docstrings
 	$(BIN)/python client/reference.py
 
 clean:  ## remove the environment, caches and the drawn demos; what you exported stays
-	rm -rf $(VENV) demo.png demo-coco.png .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) demo.png demo-coco.png demo-mask.png .mypy_cache .pytest_cache .ruff_cache build dist
 	find client export python_backend model_repository tests -name __pycache__ -prune -exec rm -rf {} +

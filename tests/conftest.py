@@ -1,7 +1,14 @@
 """Fixtures that several folders share."""
 
+import re
+import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rcnn_backend.contract.manifest import PlanOptions
@@ -50,3 +57,33 @@ def plan_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) 
     options = EngineOptions(TENSORRT, FP16, plan_profiles(digits.model, shapes), plan)
     export_repository(digits, repository, "digits", options=options)
     return repository
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium with a camera that shows a test picture. While it runs, `asyncio.run` cannot be used."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("there is no Chromium here: apt install chromium")
+    with playwright.sync_playwright() as driver:
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        yield driver.chromium.launch(executable_path=executable, args=["--no-sandbox", *camera])
+
+
+@pytest.fixture
+def start_ui() -> Iterator[Callable[..., str]]:
+    """start_ui(url, *arguments): runs rcnn-ui in front of that server; returns its address."""
+    with ExitStack() as stack:
+
+        def start(url: str, *arguments: str) -> str:
+            code = "import sys, rcnn_client.tools as tools; sys.exit(tools.rcnn_ui())"
+            command = [sys.executable, "-c", code, "--url", url, "--port", "0", *arguments]
+            running = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            stack.callback(running.terminate)
+            said = running.stderr.readline() if running.stderr else ""
+            found = re.search(r"http://[\d.]+:\d+", said)
+            assert found, said
+            return found[0]
+
+        yield start

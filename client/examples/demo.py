@@ -32,7 +32,7 @@ def main() -> int:
                 str(arguments.picture),
             ]
         )
-    print(f"Stopped the server. The picture with its boxes: {arguments.out}")
+    print(f"Stopped the server. What it found is drawn in {arguments.out}")
     return exit_code
 
 

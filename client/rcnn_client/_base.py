@@ -137,7 +137,7 @@ class BaseDetector:
                 encoded = encode_image(image) if is_encoded else (yield Run(self._encode, (image,)))
                 tensor = yield from copy(encoded_input, encoded, num_bytes=len(encoded))
 
-        outputs = wanted_outputs(request.contract)
+        outputs = wanted_outputs(request.output_shapes)
         if pixels is not None and not self._uses_shm:
             with faults_of(name):
                 tensor = yield from copy(pixels_input, pixels, num_bytes=pixels.nbytes)
@@ -162,13 +162,16 @@ class BaseDetector:
 
         answer = yield from self._servers.retry(attempt, deadline)
         size_hw = None
-        if request.contract.mask_size is not None:
+        if not request.output_shapes.keys().isdisjoint(("masks", "rles")):
             if pixels is not None:
                 size_hw = (pixels.shape[0], pixels.shape[1])
             else:
                 with faults_of(name):
                     size_hw = yield from copy(encoded_size_hw, encoded, num_bytes=len(encoded))
-        return request.keep(read_answer(answer, request.contract, name, size_hw))
+        found = read_answer(
+            answer, request.contract, request.output_shapes, name, size_hw, request.mask_thresh
+        )
+        return request.keep(found)
 
     def _encode(self, image: Any) -> bytes:
         if not isinstance(image, Image.Image):

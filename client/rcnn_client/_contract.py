@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,10 @@ OUTPUTS = {
     "labels": "TYPE_INT64",
     "num_detections": "TYPE_INT32",
 }
+MaskForm = Literal["probabilities", "rle", "none"]
 # What a Mask R-CNN and a Keypoint R-CNN answer besides.
 MASKS = {"masks": "TYPE_FP16"}
+RLES = {"rles": "TYPE_STRING"}
 KEYPOINTS = {"keypoints": "TYPE_FP32", "keypoint_scores": "TYPE_FP32"}
 
 COCO_KEYPOINTS = [
@@ -53,6 +55,7 @@ class Contract:
         takes_pixels: whether the model has the input `pixels`.
         mask_size: M; None if the model answers no masks.
         keypoint_names: P names; None if the model answers no keypoints.
+        has_rles: whether the model also answers masks as run-length codes.
     """
 
     class_names: list[str]
@@ -60,9 +63,14 @@ class Contract:
     takes_pixels: bool
     mask_size: int | None = None
     keypoint_names: list[str] | None = None
+    has_rles: bool = False
 
-    def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The outputs to ask for, with their shapes for one picture."""
+    def output_shapes(self, masks: MaskForm) -> dict[str, tuple[int, ...]]:
+        """The outputs to ask for, with their shapes for one picture.
+
+        Args:
+            masks: the form of the masks, if the model answers any; without `rles` they are probabilities.
+        """
         rows = self.max_detections
         shapes: dict[str, tuple[int, ...]] = {
             "boxes": (1, rows, 4),
@@ -70,7 +78,9 @@ class Contract:
             "labels": (1, rows),
             "num_detections": (1, 1),
         }
-        if self.mask_size is not None:
+        if masks == "rle" and self.has_rles:
+            shapes["rles"] = (1, rows)
+        elif masks != "none" and self.mask_size is not None:
             shapes["masks"] = (1, rows, self.mask_size, self.mask_size)
         if self.keypoint_names is not None:
             shapes["keypoints"] = (1, rows, len(self.keypoint_names), 3)
@@ -117,6 +127,7 @@ def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED)
             if KEYPOINTS.items() <= outputs.items()
             else None
         ),
+        has_rles=RLES.items() <= outputs.items(),
     )
 
 
@@ -163,23 +174,29 @@ def pixels_input(pixels: NDArray[np.uint8], region: str | None = None) -> InferI
     return tensor
 
 
-def wanted_outputs(contract: Contract) -> list[InferRequestedOutput]:
+def wanted_outputs(shapes: Mapping[str, tuple[int, ...]]) -> list[InferRequestedOutput]:
     """The outputs that `read_answer` reads; the server need not compute others."""
-    return [InferRequestedOutput(name) for name in contract.output_shapes()]
+    return [InferRequestedOutput(name) for name in shapes]
 
 
 def read_answer(
-    answer: InferResult, contract: Contract, image_name: str, image_size_hw: tuple[int, int] | None = None
+    answer: InferResult,
+    contract: Contract,
+    expected: dict[str, tuple[int, ...]],
+    image_name: str,
+    image_size_hw: tuple[int, int] | None,
+    mask_thresh: float,
 ) -> Detections:
     """Output tensors of one picture -> its detections, padding cut off.
 
     Args:
-        image_size_hw: of the upright picture, if the model answers masks.
+        expected: the shapes of the outputs that were asked for.
+        image_size_hw: of the upright picture, if masks were asked for.
+        mask_thresh: of the masks, pasted or not.
 
     Raises:
         ServerError: the shapes differ from the contract's, or a label has no class name.
     """
-    expected = contract.output_shapes()
     tensors = {name: answer.as_numpy(name) for name in expected}
     shapes = {name: None if tensor is None else tensor.shape for name, tensor in tensors.items()}
     if shapes != expected:
@@ -204,4 +221,6 @@ def read_answer(
         real.get("keypoints"),
         real.get("keypoint_scores"),
         contract.keypoint_names,
+        mask_thresh,
+        [rle.decode("latin-1") for rle in real["rles"]] if "rles" in real else None,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ._masks import MaskCrop, paste_crops
 from ._outlines import encode_rle, trace_polygons
+from ._run_lengths import decode_rle
 
 if TYPE_CHECKING:
     import supervision
@@ -53,11 +54,14 @@ class Detections:
         labels: int64 [n], 1 to the number of classes; 0 is the background, which is never detected.
         class_names: n names, one per detection.
         mask_probabilities: float16 [n, 28, 28], the probability of each detection's class in the frame of its
-            box. The methods `masks`, `mask_crops`, `rle` and `polygons` paste them into the picture.
+            box. The methods `masks`, `mask_crops`, `rle` and `polygons` paste them into the picture. None if the
+            server pasted them (`detect(..., masks="rle")`).
         image_size_hw: height and width of the upright picture in pixels, where there are masks.
         keypoints: float32 [n, P, 3], x and y in pixels of the upright picture, and visibility, which is 1.
         keypoint_scores: float32 [n, P], the highest value of each keypoint's heatmap: a logit of any size.
         keypoint_names: P names.
+        mask_thresh: pixels whose probability is above this belong to an object: `detect`'s.
+        rles: n strings, the run-length codes of the masks that the server pasted; the same methods read them.
     """
 
     boxes: NDArray[np.float32]
@@ -69,6 +73,8 @@ class Detections:
     keypoints: NDArray[np.float32] | None = None
     keypoint_scores: NDArray[np.float32] | None = None
     keypoint_names: list[str] | None = None
+    mask_thresh: float = 0.5
+    rles: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -104,6 +110,8 @@ class Detections:
             select(self.keypoints),
             select(self.keypoint_scores),
             self.keypoint_names,
+            self.mask_thresh,
+            None if self.rles is None else [self.rles[row] for row in rows],
         )
 
     def __repr__(self) -> str:
@@ -116,20 +124,26 @@ class Detections:
         count = f"{len(self)} detection{'' if len(self) == 1 else 's'}"
         return f"<{count}{': ' * bool(shown)}{'; '.join(shown)}>"
 
-    def masks(self, mask_thresh: float = 0.5) -> NDArray[np.bool_]:
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks, as probabilities or as run-length codes."""
+        return self.mask_probabilities is not None or self.rles is not None
+
+    def masks(self, mask_thresh: float | None = None) -> NDArray[np.bool_]:
         """The masks pasted into the picture, as torchvision's `paste_masks_in_image` and the threshold.
 
         Each call pastes again. The array has n bytes for each pixel of the picture; `mask_crops`, `rle` and
         `polygons` do without it.
 
         Args:
-            mask_thresh: pixels whose probability is above this (0 to 1) belong to the object.
+            mask_thresh: pixels whose probability is above this (0 to 1) belong to the object; None means the
+                attribute `mask_thresh`, which is also the only one of masks that the server pasted.
 
         Returns:
             bool [n, height, width].
 
         Raises:
-            ValueError: there are no masks, or `mask_thresh` is outside its range.
+            ValueError: there are no masks, or none of this `mask_thresh`.
         """
         crops = self.mask_crops(mask_thresh)
         pasted = np.zeros((len(self), *self._size_hw()), np.bool_)
@@ -137,27 +151,29 @@ class Detections:
             full[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
         return pasted
 
-    def mask_crops(self, mask_thresh: float = 0.5) -> Iterator[MaskCrop]:
+    def mask_crops(self, mask_thresh: float | None = None) -> Iterator[MaskCrop]:
         """The same masks one at a time, each as the part of the picture that it may cover; raises as `masks`.
 
         >>> for mask, top, left in detections.mask_crops():
         ...     photo[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = 255
         """
-        size_hw = self._size_hw()
-        if not 0 <= mask_thresh <= 1:
-            raise ValueError(f"mask_thresh is {mask_thresh!r}, expected a number from 0 to 1")
-        assert self.mask_probabilities is not None
-        return paste_crops(self.mask_probabilities, self.boxes, size_hw, mask_thresh)
+        size_hw, thresh = self._size_hw(), self._thresh(mask_thresh)
+        if self.mask_probabilities is not None:
+            return paste_crops(self.mask_probabilities, self.boxes, size_hw, thresh)
+        return (decode_rle(counts, size_hw) for counts in self._server_rles(thresh))
 
-    def rle(self, mask_thresh: float = 0.5) -> list[dict[str, Any]]:
+    def rle(self, mask_thresh: float | None = None) -> list[dict[str, Any]]:
         """The same masks as COCO's compressed run-length codes, for JSON and pycocotools; raises as `masks`.
 
         Returns:
             n dicts of `size`, [height, width], and `counts`, a string.
         """
-        return [encode_rle(crop, self._size_hw()) for crop in self.mask_crops(mask_thresh)]
+        size_hw, thresh = self._size_hw(), self._thresh(mask_thresh)
+        if self.mask_probabilities is not None:
+            return [encode_rle(crop, size_hw) for crop in self.mask_crops(thresh)]
+        return [{"size": list(size_hw), "counts": counts} for counts in self._server_rles(thresh)]
 
-    def polygons(self, mask_thresh: float = 0.5) -> list[list[NDArray[np.float32]]]:
+    def polygons(self, mask_thresh: float | None = None) -> list[list[NDArray[np.float32]]]:
         """The outlines of the same masks, along the edges of their pixels; raises as `masks`.
 
         Returns:
@@ -167,9 +183,28 @@ class Detections:
         return [trace_polygons(crop) for crop in self.mask_crops(mask_thresh)]
 
     def _size_hw(self) -> tuple[int, int]:
-        if self.mask_probabilities is None or self.image_size_hw is None:
-            raise ValueError("the detections have no masks; detect with a Mask R-CNN, such as mask_rcnn")
+        if not self.has_masks or self.image_size_hw is None:
+            raise ValueError(
+                "the detections have no masks; detect with a Mask R-CNN, such as mask_rcnn, and without "
+                'masks="none"'
+            )
         return self.image_size_hw
+
+    def _thresh(self, mask_thresh: float | None) -> float:
+        thresh = self.mask_thresh if mask_thresh is None else mask_thresh
+        if not 0 <= thresh <= 1:
+            raise ValueError(f"mask_thresh is {thresh!r}, expected a number from 0 to 1")
+        return thresh
+
+    def _server_rles(self, thresh: float) -> list[str]:
+        """The codes that the server made, which are of one threshold only."""
+        if thresh != self.mask_thresh:
+            raise ValueError(
+                f"mask_thresh is {thresh!r}, but the server pasted the masks at {self.mask_thresh!r}; give it to "
+                'detect, or detect with masks="probabilities"'
+            )
+        assert self.rles is not None
+        return self.rles
 
     def to_supervision(self) -> supervision.Detections:
         """The detections for the package supervision: its annotators, trackers, zones and metrics.
@@ -190,6 +225,6 @@ class Detections:
             xyxy=self.boxes,
             confidence=self.scores,
             class_id=self.labels,
-            mask=None if self.mask_probabilities is None else self.masks(),
+            mask=self.masks() if self.has_masks else None,
             data={"class_name": np.array(self.class_names, dtype=str)},
         )

@@ -45,7 +45,7 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     Raises:
         InvalidImageError: the picture cannot be read or decoded.
     """
-    canvas = _to_rgb(upright(open_image(image)))
+    canvas = to_rgb(upright(open_image(image)))
     draw = ImageDraw.Draw(canvas)
     short_side = min(canvas.size)
     line_width = max(2, round(short_side / 250))
@@ -70,7 +70,8 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     return canvas
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in mode RGB."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits: convert() would clip them at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -9,7 +9,6 @@ from PIL import Image, ImageDraw
 
 from ._contract import COCO_KEYPOINTS
 from ._detections import Detections
-from ._masks import paste_crops
 from ._outlines import trace_polygons
 
 Colour = tuple[int, int, int]
@@ -51,12 +50,10 @@ def class_colour(label: int) -> Colour:
 
 def draw_masks(canvas: Image.Image, detections: Detections, line_width: int) -> None:
     """Draw each mask, translucent and with its outline, in the colour of its class; the last lies on top."""
-    if detections.mask_probabilities is None:
+    if not detections.has_masks:
         return
     draw = ImageDraw.Draw(canvas)
-    size_hw = canvas.height, canvas.width
-    crops = paste_crops(detections.mask_probabilities, detections.boxes, size_hw, 0.5)
-    for label, crop in zip(detections.labels.tolist(), crops, strict=True):
+    for label, crop in zip(detections.labels.tolist(), detections.mask_crops(), strict=True):
         colour = class_colour(label)
         if crop.mask.any():
             opacity = Image.fromarray(crop.mask * np.uint8(OPACITY))
@@ -71,12 +68,12 @@ def draw_keypoints(draw: ImageDraw.ImageDraw, detections: Detections, line_width
     if detections.keypoints is None or detections.keypoint_names is None:
         return
     names = detections.keypoint_names
-    colours = [_keypoint_colour(name, number) for number, name in enumerate(names)]
-    limbs = [(names.index(a), names.index(b)) for a, b in LIMBS] if names == COCO_KEYPOINTS else []
+    colours = [keypoint_colour(name, number) for number, name in enumerate(names)]
+    joined = limbs(names)
     radius = 1.2 * line_width
     for points in detections.keypoints.tolist():
         seen = [visibility > 0 for _, _, visibility in points]
-        for a, b in limbs:
+        for a, b in joined:
             if seen[a] and seen[b]:
                 colour = colours[a] if colours[a] == colours[b] else MIDDLE
                 draw.line([tuple(points[a][:2]), tuple(points[b][:2])], colour, round(1.5 * line_width))
@@ -86,7 +83,13 @@ def draw_keypoints(draw: ImageDraw.ImageDraw, detections: Detections, line_width
                     draw.ellipse((x - size, y - size, x + size, y + size), fill)
 
 
-def _keypoint_colour(name: str, number: int) -> Colour:
+def limbs(names: list[str]) -> list[tuple[int, int]]:
+    """The numbers of the keypoints that a limb joins; none if they are not COCO's 17."""
+    return [(names.index(a), names.index(b)) for a, b in LIMBS] if names == COCO_KEYPOINTS else []
+
+
+def keypoint_colour(name: str, number: int) -> Colour:
+    """Colour of a keypoint: of COCO's the side of the body, of others one by its number."""
     if name in COCO_KEYPOINTS:
         return LEFT if name.startswith("left_") else RIGHT if name.startswith("right_") else MIDDLE
     return class_colour(number)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ._errors import InvalidImageError, RcnnError
-from ._orientation import upright, upright_size
+from ._orientation import orientation, upright, upright_size
 from ._picture_files import open_picture
 
 # An array is uint8; that is checked when it comes, as OpenCV's stubs leave open what its frames hold.
@@ -141,6 +141,12 @@ def encoded_size_hw(encoded: bytes) -> tuple[int, int]:
     with open_picture(encoded) as image:
         width, height = upright_size(image)
     return height, width
+
+
+def encoded_orientation(encoded: bytes) -> int:
+    """The orientation of an encoded picture, 1 to 8; its pixels are not decoded."""
+    with open_picture(encoded) as image:
+        return orientation(image)
 
 
 def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 import numpy as np
 
-from ._contract import Contract
+from ._contract import Contract, MaskForm
 from ._detections import Detections
 from ._errors import InvalidParameterError
 from ._servers import Deadline
@@ -25,6 +25,10 @@ class DetectOptions(TypedDict, total=False):
             model was exported for. If one of these three is None, the model's own value applies.
         classes: names of the classes to keep; None keeps all.
         top_k: of the remaining detections, keep only this many, the best first.
+        masks: how a Mask R-CNN sends its masks. "probabilities" are pasted into the picture here, at any
+            threshold. "rle" are run-length codes that the server makes: less work here, and a smaller answer
+            unless there are many large masks. "none" gives boxes only, which saves the server the mask head.
+        mask_thresh: pixels whose probability is above this (0 to 1) belong to the mask; None means 0.5.
         timeout_s: limit for each picture in seconds, including retries; None means the detector's own limit.
         request_id: names the request in the server's log; in a batch or stream, -0, -1, ... is added.
     """
@@ -34,6 +38,8 @@ class DetectOptions(TypedDict, total=False):
     detections_per_img: int | None
     classes: Collection[str] | None
     top_k: int | None
+    masks: MaskForm
+    mask_thresh: float | None
     timeout_s: float | None
     request_id: str
 
@@ -51,11 +57,13 @@ class Options:
     detections_per_img: int | None = None
     classes: Collection[str] | None = None
     top_k: int | None = None
+    masks: MaskForm = "probabilities"
+    mask_thresh: float | None = None
     timeout_s: float | None = None
     request_id: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("score_thresh", "nms_thresh"):
+        for name in ("score_thresh", "nms_thresh", "mask_thresh"):
             thresh = getattr(self, name)
             if thresh is not None and not (isinstance(thresh, int | float | np.number) and 0 <= thresh <= 1):
                 raise InvalidParameterError(f"{name} is {thresh!r}, expected a number from 0 to 1")
@@ -65,6 +73,10 @@ class Options:
                 raise InvalidParameterError(f"{name} is {count!r}, expected an integer, at least 1")
         if isinstance(self.classes, str) or not isinstance(self.classes, Collection | None):
             raise InvalidParameterError(f"classes is {self.classes!r}, expected a list of names")
+        if self.masks not in get_args(MaskForm):
+            raise InvalidParameterError(
+                f"masks is {self.masks!r}, expected one of: {', '.join(get_args(MaskForm))}"
+            )
         if self.timeout_s is not None:
             Deadline(self.timeout_s)
         if not isinstance(self.request_id, str):
@@ -88,10 +100,11 @@ def read_options(given: DetectOptions) -> Options:
 
 
 class Request:
-    """`Options` for a certain model: the parameters to send, and which detections to keep.
+    """`Options` for a certain model: the parameters to send, the outputs to ask for, and which detections to keep.
 
     Raises:
-        InvalidParameterError: the model lacks one of the classes, or was exported for fewer detections.
+        InvalidParameterError: the model lacks one of the classes, was exported for fewer detections, or answers no
+            masks and got a threshold for them.
     """
 
     def __init__(self, options: Options, contract: Contract) -> None:
@@ -107,6 +120,14 @@ class Request:
                     f"{contract.max_detections}, the most that the model was exported for"
                 )
             self.parameters["detections_per_img"] = int(options.detections_per_img)
+        self.output_shapes = contract.output_shapes(options.masks)
+        self.mask_thresh = 0.5 if options.mask_thresh is None else float(options.mask_thresh)
+        if options.mask_thresh is not None and contract.mask_size is None:
+            raise InvalidParameterError(
+                f"mask_thresh is {options.mask_thresh}, but the model answers no masks; leave it out"
+            )
+        if "rles" in self.output_shapes:
+            self.parameters["mask_thresh"] = self.mask_thresh
         known = contract.class_names[1:]
         if unknown := [name for name in options.classes or () if name not in known]:
             raise InvalidParameterError(

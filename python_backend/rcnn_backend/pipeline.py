@@ -4,16 +4,16 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.batches import run_batches
-from rcnn_backend.contract.chain import MASKS, Chain, chain_of_answers, pyramid
+from rcnn_backend.contract.chain import RLES, Chain, chain_of_answers, pyramid
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
@@ -21,18 +21,20 @@ from rcnn_backend.contract.parameters import (
     PoolParameters,
     PreprocessParameters,
     ProposalParameters,
+    RleParameters,
     read_dtype,
     read_parameters,
 )
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
+from rcnn_backend.engines.head import Head
 from rcnn_backend.engines.load import Engine, load_engine
 from rcnn_backend.errors import InvalidInputError, RepositoryError
 from rcnn_backend.operators import detections as detecting
 from rcnn_backend.operators import preprocess as preprocessing
 from rcnn_backend.operators import proposals as proposing
+from rcnn_backend.operators import rles as pasting
 from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
-from rcnn_backend.operators.heads import pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
@@ -40,13 +42,12 @@ from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_
 VERSION = "1"
 
 
-@dataclass(frozen=True)
-class Head:
-    """A head that runs on the final detections: its engine, and what it pools."""
+class Options(NamedTuple):
+    """What a request chooses."""
 
-    engine: Engine
-    parameters: HeadParameters
-    pooling: PoolParameters
+    detections: DetectionParameters
+    rles: RleParameters | None  # of a family with masks
+    wanted: frozenset[str]  # the answers by name; of a head's, others are not computed
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Pipeline:
     proposal_parameters: ProposalParameters
     pool_parameters: PoolParameters
     detection_parameters: DetectionParameters
-    mask_head: Head | None  # of a family with masks
+    head: Head | None  # of a family with one on the final detections
     input_dtype: np.dtype[Any]
     class_names: list[str]
 
@@ -98,13 +99,17 @@ class Pipeline:
         proposals_config = read_config(repository / f"{name}_proposals")
         detections_config = read_config(repository / f"{name}_detections")
         class_names = config.get("parameters", {}).get("class_names", {})
-        mask_head = None
-        if MASKS in chain.answers:
-            features_config = read_config(repository / f"{name}_mask_features")
-            mask_head = Head(
-                engines["mask_header"],
+        head = None
+        if chain.head:
+            features_config = read_config(repository / f"{name}_{chain.head}_features")
+            rles_config = read_config(repository / f"{name}_rles") if RLES in chain.answers else None
+            head = Head(
+                chain,
+                device,
+                engines[f"{chain.head}_header"],
                 read_parameters(HeadParameters, features_config),
                 read_parameters(PoolParameters, features_config),
+                read_parameters(RleParameters, rles_config) if rles_config else None,
             )
         return cls(
             chain=chain,
@@ -115,36 +120,60 @@ class Pipeline:
             proposal_parameters=read_parameters(ProposalParameters, proposals_config),
             pool_parameters=read_parameters(PoolParameters, proposals_config),
             detection_parameters=read_parameters(DetectionParameters, detections_config),
-            mask_head=mask_head,
+            head=head,
             input_dtype=np.dtype(read_dtype(preprocess_config, "input")),
             class_names=json.loads(class_names.get("string_value", "[]")),
         )
 
+    def read_options(self, request: Mapping[str, Any], wanted: Collection[str] | None = None) -> Options:
+        """The options of a request.
+
+        Args:
+            request: its parameters: score_thresh, nms_thresh, detections_per_img, mask_thresh.
+            wanted: the names of the answers that it asks for; None for all.
+
+        Raises:
+            InvalidInputError: a parameter cannot be used.
+        """
+        rle_parameters = self.head.rle_parameters if self.head else None
+        answers = [tensor.name for tensor in self.chain.answers]
+        return Options(
+            override(self.detection_parameters, request, has_masks=rle_parameters is not None),
+            pasting.override(rle_parameters, request) if rle_parameters else None,
+            frozenset(answers if wanted is None else wanted),
+        )
+
     def detect(
-        self, images: Sequence[bytes | npt.NDArray[np.uint8]], overrides: Mapping[str, Any] | None = None
+        self,
+        images: Sequence[bytes | npt.NDArray[np.uint8]],
+        overrides: Mapping[str, Any] | None = None,
+        wanted: Collection[str] | None = None,
     ) -> Detections:
         """Detects in one batch of images, encoded or uint8 RGB [h, w, 3].
 
         Args:
-            overrides: score_thresh, nms_thresh or detections_per_img for this call.
+            overrides: score_thresh, nms_thresh, detections_per_img or mask_thresh for this call.
+            wanted: the names of the answers to compute; None for all.
 
         Returns:
-            NumPy arrays; masks from a family that has them.
+            NumPy arrays; of masks and keypoints those that the family has and that are wanted.
 
         Raises:
             InvalidInputError: an image or an override cannot be used.
         """
-        parameters = override(self.detection_parameters, overrides or {})
+        options = self.read_options(overrides or {}, wanted)
         with self.device.active():
-            return Detections(**self._download(self.run(self._read(images), [parameters] * len(images))))
+            found = self.run(self._read(images), [options] * len(images))
+            return Detections.from_answers(self._download(found))
 
     def detect_requests(
-        self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
+        self, requests: Sequence[tuple[Sequence[Array], Options]]
     ) -> list[Detections | Exception]:
         """Detects in the pixels of several requests, in one batch for all that are padded to the same size.
 
         Returns:
-            For each request what ``run`` gives for it alone, as NumPy arrays, or why it cannot run.
+            For each request what ``run`` gives for it alone, as NumPy arrays, or why it cannot run. It may also get
+            what only another request of its batch wants.
         """
         groups = group_by_size([pixels for pixels, _ in requests], self.preprocess_parameters)
         results = run_batches(
@@ -152,30 +181,29 @@ class Pipeline:
         )
         return [results[number] for number in range(len(requests))]
 
-    def _detect_group(
-        self, requests: Sequence[tuple[Sequence[Array], DetectionParameters]]
-    ) -> list[Detections]:
+    def _detect_group(self, requests: Sequence[tuple[Sequence[Array], Options]]) -> list[Detections]:
         """Detects in one batch, and gives each request its part of the arrays."""
         pixels = [image for images, _ in requests for image in images]
-        found = self.run(pixels, [parameters for images, parameters in requests for _ in images])
+        found = self.run(pixels, [options for images, options in requests for _ in images])
         arrays = self._download(found)
         ends = itertools.accumulate(len(images) for images, _ in requests)
         return [
-            Detections(**{name: array[end - len(images) : end] for name, array in arrays.items()})
+            Detections.from_answers({name: array[end - len(images) : end] for name, array in arrays.items()})
             for (images, _), end in zip(requests, ends, strict=True)
         ]
 
     def _download(self, found: Detections) -> dict[str, npt.NDArray[Any]]:
-        """What clients get, on the host."""
-        names = [tensor.name for tensor in self.chain.answers]
-        hosts = self.device.download([getattr(found, name) for name in names])
-        return dict(zip(names, hosts, strict=True))
+        """What was computed for clients, on the host."""
+        arrays = found.answers
+        on_device = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        hosts = self.device.download([arrays[name] for name in on_device])
+        return arrays | dict(zip(on_device, hosts, strict=True))
 
-    def run(self, pixels: Sequence[Array], parameters: Sequence[DetectionParameters]) -> Detections:
+    def run(self, pixels: Sequence[Array], options: Sequence[Options]) -> Detections:
         """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
 
         Args:
-            parameters: the thresholds of each image.
+            options: of each image's request; what one of them wants is computed for all.
         """
         network_input, image_sizes = preprocess(pixels, self.preprocess_parameters, self.input_dtype)
         class_scores, class_boxes, num_proposals, *features = self._networks(network_input, image_sizes)
@@ -184,20 +212,14 @@ class Pipeline:
             class_boxes,
             num_proposals,
             image_sizes,
-            parameters,
+            [each.detections for each in options],
             self.detection_parameters.detections_per_img,
         )
-        return found._replace(masks=self._masks(self.mask_head, features, found)) if self.mask_head else found
-
-    def _masks(self, head: Head, features: Sequence[Array], found: Detections) -> Array:
-        """Masks [B, D, h, w] of the detections; how many there are is waited for."""
-
-        def run(mask_features: Array, labels: Array) -> Array:
-            return head.engine.run({"mask_features": mask_features, "labels": labels})["mask_probabilities"]
-
-        (counts,) = self.device.download([found.num_detections])
-        pooled = pool_detections(features, found.detected_boxes, counts, head.parameters, head.pooling)
-        return run_packed(run, pooled, found.labels, counts, head.parameters)
+        if self.head is None:
+            return found
+        wanted = frozenset[str]().union(*(each.wanted for each in options))
+        rle_parameters = [each.rles for each in options if each.rles]
+        return self.head.answer(features, found, image_sizes, wanted, rle_parameters)
 
     @functools.cached_property
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:
@@ -207,7 +229,7 @@ class Pipeline:
             self.engines,
             self.proposal_parameters,
             self.pool_parameters,
-            self.mask_head is not None,
+            self.head is not None,
         )
         if not (isinstance(self.device, Gpu) and self._is_capturable):
             return run
@@ -250,22 +272,15 @@ class Pipeline:
     def _run_blank(self, batch: int, height: int, width: int) -> None:
         """Runs the networks twice on pictures of zeros, padded to that size: the second run is captured.
 
-        A head of the final detections runs once for each number of them that it pads to.
+        A head of the final detections runs for each number of them that it pads to.
         """
         network_input = self.device.upload(np.zeros((batch, 3, height, width), self.input_dtype))
         image_sizes = np.tile(np.array([height, width, height, width], np.float32), (batch, 1))
         for _ in range(2):
             outputs = self._networks(network_input, self.device.upload(image_sizes))
-        if self.mask_head:
-            for count in self.mask_head.parameters.padded_counts:
-                self._masks(self.mask_head, outputs[3:], self._blank_detections(batch, count))
-
-    def _blank_detections(self, batch: int, count: int) -> Detections:
-        """So many boxes of zeros in each image."""
-        most = self.detection_parameters.detections_per_img
-        boxes, scores = np.zeros((batch, most, 4), np.float32), np.zeros((batch, most), np.float32)
-        labels, counts = np.zeros((batch, most), np.int64), np.full((batch, 1), count, np.int32)
-        return Detections(*(self.device.upload(array) for array in (boxes, scores, labels, counts, boxes)))
+        if self.head:
+            most = self.detection_parameters.detections_per_img
+            self.head.warm_up(outputs[3:], self.device.upload(image_sizes), most)
 
     def _read(self, images: Sequence[bytes | npt.NDArray[np.uint8]]) -> list[Array]:
         encoded = [image for image in images if isinstance(image, bytes)]

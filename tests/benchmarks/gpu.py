@@ -1,91 +1,122 @@
 """The fused pipeline and the served models beside what people use now, in one run on this GPU.
 
-    python tests/benchmarks/gpu.py --model fasterrcnn_resnet50_fpn --weights my.pth --out bench
+    python tests/benchmarks/gpu.py --models fasterrcnn_resnet50_fpn maskrcnn_resnet50_fpn --detections 10 100
 
-In process: from uint8 pictures on the GPU to boxes on the host, medians, the contenders taking
-turns. Served: perf_analyzer over gRPC with JPEGs; the peer is torchvision with mixed precision and
-nvJPEG in a Triton Python model with dynamic batching (tests/benchmarks/peer). Stages: each by
-itself beside its floor.
+Weights are random and find far more than 100 objects in each picture, so the limit `detections_per_img` makes the
+number of detections exact. Pipeline and served models get it with each request, torchvision as a setting.
+
+Stages: each by itself beside its floor. In process: from uint8 pictures on the GPU to answers on the host, medians,
+the contenders taking turns. Served: perf_analyzer over gRPC with JPEGs; the peer is torchvision with mixed precision
+and nvJPEG in a Triton Python model with dynamic batching (tests/benchmarks/peer). Masks are compared as 28x28, in the
+frames of their boxes; "masks pasted" is torchvision with its last step, at the size of the picture.
 """
 
 import argparse
-import contextlib
+import gc
 import io
 import json
 import platform
 import shlex
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from gpu_report import Served, in_process_table, plot, served_table, stages_table
+from google.protobuf import text_format
+from gpu_in_process import measure_in_process
+from gpu_report import (
+    InProcess,
+    Served,
+    comparison_table,
+    in_process_table,
+    name_of,
+    plot_detectors,
+    served_table,
+    stages_table,
+)
+from gpu_served import WAYS, measure_served
 from PIL import Image
+from rcnn_backend.contract.chain import RLES
+from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.pipeline import Pipeline
-from rcnn_backend.server.local_server import running_server
-from rcnn_backend.server.mps import CONTROL as mps_control
-from rcnn_client.tools.perf_analyzer import PerfAnalyzerError, find_perf_analyzer, write_input
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.options import ENGINE_FILES, EngineOptions
 from rcnn_export.engines.precision import FP16, PRECISIONS
 from rcnn_export.repository.write import export_repository
 from rich.console import Console
 from stages import StageTime, measure_stages
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-PEER = Path(__file__).resolve().parent / "peer"
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
-NAME = "bench"
-TURNS = 30
+MODELS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
+PARTS = ("stages", "in-process", "served")
 STAGES_BATCH = 8
 
 
-class Contender(NamedTuple):
-    """``run`` takes uint8 RGB pictures [h, w, 3] on the device and returns with the boxes on the host."""
-
-    name: str
-    run: Callable[[Sequence[torch.Tensor]], object]
-
-
 def main() -> int:
-    """Prints both tables, writes them as JSON with a plot, and returns 0."""
+    """Prints the tables, writes them as JSON with plots, and returns 0."""
     arguments = parse_arguments()
     device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
-    detector = load_detector(arguments.model, arguments.weights)
-    console = Console(width=110)
+    console = Console(width=120)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    pictures = make_pictures(arguments.size)
+    stages: dict[str, list[StageTime]] = {}
+    in_process: list[InProcess] = []
+    served: list[Served] = []
     with tempfile.TemporaryDirectory() as temporary:
-        repository = arguments.repository or Path(temporary) / "repository"
-        if not arguments.repository:
-            options = EngineOptions(arguments.engine, PRECISIONS[arguments.precision])
-            export_repository(detector, repository, NAME, console.print, options)
-        pipeline = Pipeline.load(repository, NAME, device)
-        stages = measure_each_stage(detector, pipeline, arguments)
-        console.print(stages_table(stages, STAGES_BATCH))
-        measured = measure_in_process(detector, pipeline, arguments)
-        console.print(in_process_table(measured))
-        del pipeline
-        add_peer(repository, arguments.model, arguments.weights)
-        served = measure_served(repository, Path(temporary), arguments) if arguments.clients else []
+        repository = arguments.repository or Path(temporary)
+        detectors = [load_detector(model) for model in arguments.models]
+        for detector in detectors:
+            export(detector, repository, arguments, console.print)
+        for detector in detectors:
+            if "stages" in arguments.parts:
+                stages |= measure_stages_of(detector, repository, device, pictures, arguments.detections)
+            if "in-process" in arguments.parts:
+                pipeline = Pipeline.load(repository, exported_name(detector), device)
+                in_process += measure_in_process(
+                    detector,
+                    pipeline,
+                    pictures,
+                    arguments.batches,
+                    arguments.detections,
+                    not arguments.no_compile,
+                )
+                del pipeline
+            free_memory(device)
+        for title, rows in stages.items():
+            console.print(stages_table(rows, title))
+        if in_process:
+            console.print(in_process_table(in_process))
+        for detector in detectors if "served" in arguments.parts else ():
+            served += measure_served(
+                repository,
+                detector,
+                exported_name(detector),
+                [encode(picture) for picture in pictures],
+                arguments.serve,
+                arguments.detections,
+                arguments.clients,
+                arguments.seconds,
+            )
+    if served:
         console.print(served_table(served))
+    if in_process or served:
+        console.print(comparison_table(in_process, served))
     results = {
         "where": describe_machine(device),
         "command": f"python {shlex.join(sys.argv)}",
-        "stages_ms": [row._asdict() for row in stages],
-        "in_process_ms": measured,
+        "stages_ms": {title: [row._asdict() for row in rows] for title, rows in stages.items()},
+        "in_process": [row._asdict() for row in in_process],
         "served": [row._asdict() for row in served],
     }
     (arguments.out / "gpu.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"{results['where']}\ncommand: {results['command']}", markup=False, soft_wrap=True)
-    plot(served, arguments.out / "gpu.png")
+    plot_detectors(served, arguments.out)
     return 0
 
 
@@ -94,20 +125,59 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="fasterrcnn_resnet50_fpn", help="as rcnn-export takes it")
-    parser.add_argument("--weights", default="random", help="as rcnn-export takes it")
+    parser.add_argument(
+        "--models", nargs="+", default=MODELS, help="as rcnn-export takes them; the first is compared with"
+    )
     parser.add_argument("--engine", choices=tuple(ENGINE_FILES), default="aoti")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default=FP16.name)
     parser.add_argument("--size", default="1333x800", help="of the pictures, WxH (default: %(default)s)")
     parser.add_argument(
-        "--repository", type=Path, help=f"with such a detector named {NAME}, in place of exporting it"
+        "--detections", type=int, nargs="+", default=[10, 100], help="in each picture (default: 10 100)"
     )
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 8, 16])
-    parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 16, 32])
+    parser.add_argument(
+        "--repository", type=Path, help="a folder that keeps the exported detectors for the next run"
+    )
+    parser.add_argument(
+        "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure; none: export only"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16], help="in process")
+    parser.add_argument("--no-compile", action="store_true", help="in process: leave torch.compile out")
+    parser.add_argument("--serve", nargs="+", choices=WAYS, default=tuple(WAYS), help="the ways to serve")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 32], help="of a server")
     parser.add_argument("--seconds", type=float, default=9.0, help="for each served measurement")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     return parser.parse_args()
+
+
+def exported_name(detector: Detector) -> str:
+    """Its name in the repository."""
+    return f"bench_{name_of(detector)}"
+
+
+def export(
+    detector: Detector, repository: Path, arguments: argparse.Namespace, report: Callable[[str], None]
+) -> None:
+    """Exports the detector, unless the repository has these weights as an engine of that kind and precision."""
+    options = EngineOptions(arguments.engine, PRECISIONS[arguments.precision])
+    version_dir = repository / f"{exported_name(detector)}_rpn" / "1"
+    if (version_dir / ENGINE_FILES[options.engine]).is_file():
+        manifest = read_manifest(version_dir)
+        wanted = options.precision.name, detector.weights_hash
+        if (manifest["precision"], manifest["weights_sha256"]) == wanted:
+            report(f"{detector.model_name} was exported before")
+            return
+    export_repository(detector, repository, exported_name(detector), report, options)
+    for part in ("", "_fused"):
+        leave_out_rles(repository / f"{exported_name(detector)}{part}" / "config.pbtxt")
+
+
+def leave_out_rles(path: Path) -> None:
+    """Takes the run-length codes from a model's outputs: perf_analyzer asks for all, and the peer has none."""
+    config = text_format.Parse(path.read_text(), ModelConfig())
+    outputs = [output for output in config.output if output.name != RLES.name]
+    del config.output[:]
+    config.output.extend(outputs)
+    path.write_text(text_format.MessageToString(config))
 
 
 def describe_machine(device: Device) -> str:
@@ -115,7 +185,9 @@ def describe_machine(device: Device) -> str:
     where = torch.cuda.get_device_name() if device.is_gpu else platform.processor()
     names = ("torch", "torchvision", "nvidia-pytriton", "cupy-cuda12x", "cupy-cuda13x", "numpy")
     versions = [f"{name} {metadata.version(name)}" for name in names if is_installed(name)]
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PEER)
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=PICTURES
+    )
     return ", ".join([where, *versions, f"commit {git.stdout.strip() or 'unknown'}"])
 
 
@@ -127,69 +199,33 @@ def is_installed(name: str) -> bool:
         return False
 
 
-def measure_each_stage(
-    detector: Detector, pipeline: Pipeline, arguments: argparse.Namespace
-) -> list[StageTime]:
-    """The stages of one batch."""
-    pictures = [make_pictures(arguments.size)[index % 2] for index in range(STAGES_BATCH)]
-    return measure_stages(pipeline, detector, pictures, [encode(picture) for picture in pictures])
-
-
-def measure_in_process(
-    detector: Detector, pipeline: Pipeline, arguments: argparse.Namespace
-) -> dict[str, dict[int, float]]:
-    """Median milliseconds a batch, by contender and batch size."""
-    target = torch.device("cuda" if pipeline.device.is_gpu else "cpu")
-    contenders = [
-        torchvision_contender("torchvision FP32", detector, target),
-        torchvision_contender("torchvision AMP", detector, target, amp=True),
-        Contender(
-            f"fused {arguments.engine} {arguments.precision}", lambda batch: run_pipeline(pipeline, batch)
-        ),
-    ]
-    if not arguments.no_compile:
-        compiled = torchvision_contender(
-            "torchvision AMP, compiled", detector, target, amp=True, compiled=True
+def measure_stages_of(
+    detector: Detector,
+    repository: Path,
+    device: Device,
+    pictures: Sequence[np.ndarray],
+    detections: Sequence[int],
+) -> dict[str, list[StageTime]]:
+    """The stages of one batch for each number of detections, by the table's title."""
+    pipeline = Pipeline.load(repository, exported_name(detector), device)
+    batch = [pictures[index % len(pictures)] for index in range(STAGES_BATCH)]
+    jpegs = [encode(picture) for picture in batch]
+    return {
+        f"{name_of(detector)}, stages by themselves, batch {STAGES_BATCH}, {count} detections each": (
+            measure_stages(pipeline, detector, batch, jpegs, count)
         )
-        contenders.insert(2, compiled)
-    pictures = [torch.from_numpy(pixels).to(target) for pixels in make_pictures(arguments.size)]
-    times: dict[str, dict[int, float]] = {contender.name: {} for contender in contenders}
-    for size in arguments.batches:
-        batch = [pictures[index % len(pictures)] for index in range(size)]
-        for contender in contenders:
-            for _ in range(3):
-                contender.run(batch)
-        taken = [[timed(contender, batch) for contender in contenders] for _ in range(TURNS)]
-        for contender, column in zip(contenders, zip(*taken, strict=True), strict=True):
-            times[contender.name][size] = statistics.median(column)
-    return times
+        for count in detections
+    }
 
 
-def torchvision_contender(
-    name: str, detector: Detector, target: torch.device, amp: bool = False, compiled: bool = False
-) -> Contender:
-    """The torch model itself; compiled, its backbone and its heads are."""
-    model = detector.model.eval().to(target)
-    if compiled:
-        model = load_detector(detector.model_name, detector.weights).model.eval().to(target)
-        model.backbone.compile()
-        model.roi_heads.box_head.compile()
-    autocast = torch.autocast(target.type, enabled=amp and target.type == "cuda")
+def free_memory(device: Device) -> None:
+    """Gives what earlier measurements held on the GPU back to it, for the servers."""
+    gc.collect()
+    if device.is_gpu:
+        import cupy  # only there
 
-    def run(batch: Sequence[torch.Tensor]) -> object:
-        with torch.inference_mode(), autocast:
-            found = model([picture.permute(2, 0, 1) / 255 for picture in batch])
-        return [{key: value.cpu() for key, value in image.items()} for image in found]
-
-    return Contender(name, run)
-
-
-def run_pipeline(pipeline: Pipeline, batch: Sequence[torch.Tensor]) -> object:
-    """The pipeline on the same pictures, whose memory it shares."""
-    with pipeline.device.active():
-        pixels = [pipeline.device.import_array(picture) for picture in batch]
-        parameters = [pipeline.detection_parameters] * len(batch)
-        return pipeline.device.download(pipeline.run(pixels, parameters))
+        torch.cuda.empty_cache()
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def make_pictures(size: str) -> list[np.ndarray]:
@@ -206,47 +242,6 @@ def encode(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def timed(contender: Contender, batch: Sequence[torch.Tensor]) -> float:
-    """Milliseconds of one run, which ends when its boxes are on the host."""
-    started = time.perf_counter()
-    contender.run(batch)
-    return 1e3 * (time.perf_counter() - started)
-
-
-def add_peer(repository: Path, model: str, weights: str) -> None:
-    """Puts the peer into the repository, for that detector."""
-    shutil.rmtree(repository / "torchvision_peer", ignore_errors=True)
-    shutil.copytree(PEER, repository / "torchvision_peer")
-    with (repository / "torchvision_peer" / "config.pbtxt").open("a") as config:
-        for key, value in (("model", model), ("weights", weights)):
-            config.write(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
-
-
-def measure_served(repository: Path, temporary: Path, arguments: argparse.Namespace) -> list[Served]:
-    """perf_analyzer on the peer, the ensemble and the fused model, one server each; ours with and without MPS, and by default."""
-    for index, pixels in enumerate(make_pictures(arguments.size)):
-        (temporary / f"{index}.jpg").write_bytes(encode(pixels))
-    data, links = temporary / "input.json", temporary / "links"
-    write_input(sorted(temporary.glob("*.jpg")), data)
-    links.mkdir()
-    analyzer = find_perf_analyzer(links)
-    rows = []
-    ours = {"ensemble": NAME, "fused": f"{NAME}_fused"}
-    runs = [("torchvision peer", "torchvision_peer", {"mps": "off"})]
-    runs += [(label, model, {"mps": "off"}) for label, model in ours.items()]
-    if shutil.which(mps_control):
-        runs += [(f"{label}, --mps on", model, {"mps": "on"}) for label, model in ours.items()]
-    runs.append(("rcnn-serve without options", NAME, {"mps": "auto", "fused": "auto"}))
-    for label, model, options in runs:
-        with running_server(repository, [model], **options) as server:
-            for clients in arguments.clients:
-                with contextlib.suppress(PerfAnalyzerError):  # no stable speed yet: this is to warm it
-                    analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds / 2)
-                found = analyzer.measure(server.grpc_url, model, data, clients, arguments.seconds)
-                rows.append(Served(label, clients, found.images_per_s, found.p50_ms, found.p99_ms))
-    return rows
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What gpu.py measured, as tables and as a plot.
+"""What gpu.py measured, as tables and as plots.
 
-python tests/benchmarks/gpu_report.py bench/gpu.json bench/gpu.png
+python tests/benchmarks/gpu_report.py bench/gpu.json
 """
 
 import json
@@ -9,13 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rcnn_export.detector.load import Detector
 from rich.table import Table
 from stages import StageTime
 
+OURS, THEIRS = "Pipeline", "torchvision AMP"  # in process
+FUSED, PEER = "fused", "peer"  # the same two, served
+
+
+class InProcess(NamedTuple):
+    """A contender's median time for one batch, each of whose pictures has so many detections."""
+
+    detector: str
+    detections: int
+    contender: str
+    batch: int
+    batch_ms: float
+
 
 class Served(NamedTuple):
-    """A served model at one concurrency."""
+    """A served model at one concurrency; each picture has so many detections."""
 
+    detector: str
+    detections: int
     model: str
     clients: int
     images_per_s: float
@@ -23,29 +39,96 @@ class Served(NamedTuple):
     p99_ms: float
 
 
-def in_process_table(measured: dict[str, dict[int, float]]) -> Table:
-    """Images a second and milliseconds a batch."""
-    table = Table(title="In process: uint8 pictures on the device to boxes on the host")
-    table.add_column("contender")
-    batches = list(next(iter(measured.values())))
+class ImageTime(NamedTuple):
+    """The time that one more image takes; ``load`` is the batch in process, or the clients of a server."""
+
+    detections: int
+    load: str
+    detector: str
+    model: str
+    image_ms: float
+
+
+def name_of(detector: Detector) -> str:
+    """A builder's name, without its module."""
+    return detector.model_name.rpartition(":")[2]
+
+
+def in_process_table(rows: Sequence[InProcess]) -> Table:
+    """Images a second and milliseconds a batch, a column for each batch size."""
+    table = make_table("In process: uint8 pictures on the device to answers on the host", "contender")
+    batches = sorted({row.batch for row in rows})
     for size in batches:
         table.add_column(f"batch {size}", justify="right")
-    for name, times in measured.items():
-        table.add_row(
-            name, *(f"{size / times[size] * 1e3:.0f} img/s, {times[size]:.1f} ms" for size in batches)
-        )
+    times: dict[tuple[str, ...], dict[int, float]] = {}
+    for row in rows:
+        times.setdefault((row.detector, str(row.detections), row.contender), {})[row.batch] = row.batch_ms
+    for names, by_batch in times.items():
+        cells = (f"{size / by_batch[size] * 1e3:.0f} img/s, {by_batch[size]:.1f} ms" for size in batches)
+        table.add_row(*names, *cells)
     return table
 
 
 def served_table(rows: Sequence[Served]) -> Table:
-    """A line a model and concurrency."""
-    table = Table(title="Served: JPEGs over gRPC, perf_analyzer")
-    for column in ("model", "clients", "img/s", "p50 ms", "p99 ms"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    """A line for each model and number of clients."""
+    table = make_table("Served: JPEGs over gRPC, perf_analyzer", "model")
+    for column in ("clients", "img/s", "p50 ms", "p99 ms"):
+        table.add_column(column, justify="right")
     for row in rows:
         numbers = f"{row.images_per_s:.0f}", f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}"
-        table.add_row(row.model, str(row.clients), *numbers)
+        table.add_row(row.detector, str(row.detections), row.model, str(row.clients), *numbers)
     return table
+
+
+def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) -> Table:
+    """How much more time an image takes in Pipeline and fused model than with the first detector, and how much less than in torchvision."""
+    rows = [
+        ImageTime(row.detections, f"batch {row.batch}", row.detector, row.contender, row.batch_ms / row.batch)
+        for row in in_process
+    ]
+    rows += [
+        ImageTime(row.detections, f"{row.clients} clients", row.detector, row.model, 1e3 / row.images_per_s)
+        for row in served
+    ]
+    times = {row[:4]: row.image_ms for row in rows}
+    detectors = list(dict.fromkeys(row.detector for row in rows))
+    first = detectors[0]
+    table = make_table("Time an image", "model")
+    for column in ("load", "ms an image", f"more than {first}", "torchvision AMP", "times as fast"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        if row.model not in (OURS, FUSED):
+            continue
+        base = times.get((row.detections, row.load, first, row.model)) if row.detector != first else None
+        theirs = times.get((row.detections, row.load, row.detector, THEIRS if row.model == OURS else PEER))
+        table.add_row(
+            row.detector,
+            str(row.detections),
+            row.model,
+            row.load,
+            f"{row.image_ms:.2f}",
+            f"{row.image_ms / base - 1:+.0%}" if base else "",
+            f"{theirs:.2f}" if theirs else "",
+            f"{theirs / row.image_ms:.1f}" if theirs else "",
+        )
+    return table
+
+
+def make_table(title: str, last: str) -> Table:
+    """A table whose first columns are the detector, the number of detections and ``last``."""
+    table = Table(title=title)
+    table.add_column("detector")
+    table.add_column("detections", justify="right")
+    table.add_column(last)
+    return table
+
+
+def plot_detectors(rows: Sequence[Served], folder: Path) -> None:
+    """For each detector, its served models at the most detections, in ``gpu_<detector>.png``."""
+    for detector in dict.fromkeys(row.detector for row in rows):
+        own = [row for row in rows if row.detector == detector]
+        most = max(row.detections for row in own)
+        plot([row for row in own if row.detections == most], folder / f"gpu_{detector}.png")
 
 
 def plot(rows: Sequence[Served], path: Path) -> None:
@@ -79,9 +162,9 @@ def plot(rows: Sequence[Served], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def stages_table(stages: Sequence[StageTime], batch: int) -> Table:
+def stages_table(stages: Sequence[StageTime], title: str) -> Table:
     """Milliseconds a batch, and the share outside the engines."""
-    table = Table(title=f"Stages at batch {batch}, each by itself")
+    table = Table(title=title)
     for column in ("stage", "ms", "floor, ms", "share"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     total = sum(row.time_ms for row in stages)
@@ -95,5 +178,5 @@ def stages_table(stages: Sequence[StageTime], batch: int) -> Table:
 
 
 if __name__ == "__main__":
-    rows = json.loads(Path(sys.argv[1]).read_text())["served"]
-    plot([Served(**row) for row in rows], Path(sys.argv[2]))
+    results = Path(sys.argv[1])
+    plot_detectors([Served(**row) for row in json.loads(results.read_text())["served"]], results.parent)

@@ -30,10 +30,13 @@ from rcnn_backend.contract.parameters import (
     ProposalParameters,
 )
 from rcnn_backend.operators.gpu.detections import detect
+from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
 from rcnn_backend.operators.gpu.proposals import filter_proposals
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
-from torchvision.models.detection.roi_heads import RoIHeads
+from rcnn_backend.operators.rles import paste_masks
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints as torchvision_keypoints
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 BATCH, ROIS, CLASSES, CHANNELS = 8, 1000, 90, 256
@@ -70,7 +73,7 @@ def main() -> int:
     columns = ("torchvision", "ours", "faster", "floor", "share", "host")
     print(f"{'step':52}" + "".join(f"{column:>12}" for column in columns))
     with torch.inference_mode():
-        for compare in (preprocessing, suppression, pooling, detecting):
+        for compare in (preprocessing, suppression, pooling, detecting, pasting, keypoints):
             for step in compare():
                 theirs_ms, _ = median_ms(step.theirs, step.inputs, arguments.repeats)
                 ours_ms, host_ms = median_ms(step.ours, step.inputs, arguments.repeats)
@@ -227,6 +230,43 @@ def detecting() -> Iterable[Comparison]:
         lambda pair: detect(pair[0][0], pair[0][1], counts, sizes, [DETECTIONS] * BATCH, 100),
         lambda pair: RoIHeads.postprocess_detections(heads, *pair[1], proposals, [(HEIGHT, WIDTH)] * BATCH),
         scores.nbytes + candidates * 16,
+    )
+
+
+def pasting() -> Iterable[Comparison]:
+    """100 masks; ours gives the edges on the host, torchvision's the pixels on the GPU."""
+    random = np.random.default_rng(4)
+    inputs = []
+    for _ in range(SETS):
+        masks = torch.from_numpy(random.random((100, 1, 28, 28)).astype(np.float16)).cuda()
+        boxes = random_boxes(random, 100)
+        ours = cupy.from_dlpack(masks[:, 0].contiguous()), boxes
+        inputs.append((ours, (masks.float(), torch.from_numpy(boxes).cuda())))
+    size_hw = HEIGHT, WIDTH
+    num_edges = sum(map(len, paste_masks(*inputs[0][0], size_hw, 0.5)))
+    yield Comparison(
+        f"paste masks, 100 x {HEIGHT}x{WIDTH} ({num_edges} edges)",
+        inputs,
+        lambda pair: list(paste_masks(*pair[0], size_hw, 0.5)),
+        lambda pair: paste_masks_in_image(*pair[1], size_hw) > 0.5,
+        inputs[0][0][0].nbytes + 4 * num_edges,
+    )
+
+
+def keypoints() -> Iterable[Comparison]:
+    """Ten people an image, 17 keypoints each; torchvision waits for the GPU at each box."""
+    random = np.random.default_rng(4)
+    inputs = []
+    for _ in range(SETS):
+        heatmaps = torch.randn((BATCH * 10, 17, 56, 56), device="cuda")
+        boxes = torch.from_numpy(random_boxes(random, BATCH * 10)).cuda()
+        inputs.append(((cupy.from_dlpack(heatmaps), cupy.from_dlpack(boxes)), (heatmaps, boxes)))
+    yield Comparison(
+        "keypoints, 8 x 10 x 17",
+        inputs,
+        lambda pair: heatmaps_to_keypoints(*pair[0]),
+        lambda pair: torchvision_keypoints(*pair[1]),
+        inputs[0][1][0].nbytes,
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rcnn_backend.contract.chain import pyramid
-from rcnn_backend.operators.detections import detect
+from rcnn_backend.operators.detections import detect, override
+from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, real_rows, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.pipeline import Pipeline
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 RUNS = 20
 MATRIX_SIDE = 8192
 COPY_BYTES = 1 << 30
+META = {"f": torch.float32, "i": torch.int64}  # by NumPy's kind: modules are FP32 here
 
 
 class StageTime(NamedTuple):
@@ -31,13 +33,18 @@ class StageTime(NamedTuple):
 
 
 def measure_stages(
-    pipeline: Pipeline, detector: Detector, pictures: Sequence[np.ndarray], encoded: Sequence[bytes]
+    pipeline: Pipeline,
+    detector: Detector,
+    pictures: Sequence[np.ndarray],
+    encoded: Sequence[bytes],
+    detections: int,
 ) -> list[StageTime]:
     """The stages of one batch, each run by itself many times.
 
     Args:
         pictures: uint8 RGB [h, w, 3].
         encoded: the same as JPEGs.
+        detections: the most that each may have.
     """
     device = pipeline.device
     target = torch.device("cuda" if device.is_gpu else "cpu")
@@ -54,11 +61,13 @@ def measure_stages(
         pooled = {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
         header = pipeline.engines["header"].run(pooled)
         scores, boxes = header["class_scores"], header["class_boxes"]
-        parameters = [pipeline.detection_parameters] * len(pixels)
+        parameters = [override(pipeline.detection_parameters, {"detections_per_img": detections})] * len(
+            pixels
+        )
         most = pipeline.detection_parameters.detections_per_img
 
         def flop_ms(stage: Stage, *inputs: Any) -> float:
-            return count_flop(stage, [array.shape for array in inputs]) / flop_per_ms
+            return count_flop(stage, inputs) / flop_per_ms
 
         def bytes_ms(*arrays: Any) -> float:
             return sum(array.nbytes for array in arrays) / bytes_per_ms
@@ -97,6 +106,39 @@ def measure_stages(
                 bytes_ms(scores, boxes),
             ),
         ]
+        if head := pipeline.head:
+            found = detect(scores, boxes, proposals.num_proposals, sizes, parameters, most)
+            (counts,) = device.download([found.num_detections])
+
+            def pool() -> Any:
+                return pool_detections(
+                    pyramid(rpn), found.detected_boxes, counts, head.parameters, head.pooling
+                )
+
+            features = pool()
+            made = head.run(features, found.labels)
+            header = pipeline.chain.step(f"{pipeline.chain.head}_header")
+            inputs = (features, found.labels)[: len(header.inputs)]
+            output = HeadOutput(real_rows(made, counts), found.detected_boxes, sizes, counts)
+            first = head.answering_steps[0].name
+            stages += [
+                (f"{pipeline.chain.head} RoIAlign", pool, bytes_ms(features)),
+                (
+                    f"{pipeline.chain.head} header engine",
+                    lambda: head.run(features, found.labels),
+                    flop_ms(engine_stage(detector.model, header.name), *inputs),
+                ),
+                (
+                    f"{pipeline.chain.head} packing",
+                    lambda: run_packed(lambda *_: made, features, found.labels, counts, head.parameters),
+                    bytes_ms(features, features),
+                ),
+                (
+                    first,
+                    lambda: ANSWERS[first](output),
+                    bytes_ms(made),
+                ),
+            ]
         return [StageTime(name, time_ms(run, device.synchronize), floor_ms) for name, run, floor_ms in stages]
 
 
@@ -115,11 +157,11 @@ def measure_matrix_rate(target: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / time_ms(lambda: left @ right, _synchronizer(target))
 
 
-def count_flop(stage: Stage, shapes: Sequence[tuple[int, ...]]) -> float:
-    """Of the convolutions and matrix products, from the shapes alone."""
+def count_flop(stage: Stage, inputs: Sequence[Any]) -> float:
+    """Of the convolutions and matrix products, from the shapes of the inputs alone."""
     module = copy.deepcopy(stage.module).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*(torch.empty(shape, device="meta") for shape in shapes))
+        module(*(torch.empty(array.shape, dtype=META[array.dtype.kind], device="meta") for array in inputs))
     return float(counter.get_total_flops())
 
 

@@ -2,7 +2,7 @@
 
 Its "detector" finds three objects that span the whole picture, scores 0.9, 0.6 and 0.3, labelled by the red
 of the first pixel (0: nothing found), so that every answer tells which picture it belongs to. If it has masks, they
-are the left half of each box; keypoint number k is at x = k, y = 2k and has the score k.
+are the left half of each box, and of the picture as run-length codes; keypoint number k is at x = k, y = 2k and has the score k.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from PIL import Image
+from pycocotools import mask as coco_mask
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
 
 CLASS_NAMES = ["__background__", *(f"class {label}" for label in range(1, 201))]
 ROWS = 100
@@ -45,6 +47,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.seconds_left: list[float | None] = []  # until the deadline of each call, as the server sees it
         self.metadata: list[dict[str, str]] = []  # the headers of each call
         self.num_probes = 0
+        self.num_cancelled = 0  # pictures whose caller went away
         self.shared_memory: dict[str, np.ndarray] = {}
         self.ready = True
         self.url = ""
@@ -76,12 +79,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         config.input[0].data_type = model_config_pb2.TYPE_UINT8
         self.configs[config.name] = config
 
-    def add_masks(self, models: Iterable[str] = ()) -> None:
+    def add_masks(self, models: Iterable[str] = (), with_rles: bool = True) -> None:
         """Answer masks, too: these models, or all."""
         for model in models or self.configs:
-            self.configs[model].output.add(
-                name="masks", data_type=model_config_pb2.TYPE_FP16, dims=[ROWS, 28, 28]
-            )
+            outputs = self.configs[model].output
+            outputs.add(name="masks", data_type=model_config_pb2.TYPE_FP16, dims=[ROWS, 28, 28])
+            if with_rles:
+                outputs.add(name="rles", data_type=model_config_pb2.TYPE_STRING, dims=[ROWS])
 
     def add_keypoints(self, count: int, names: list[str] | None = None, models: Iterable[str] = ()) -> None:
         """Answer so many keypoints, too; the configs name them if there are `names`."""
@@ -133,6 +137,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ServerMetadata(self, request, context):
         return service_pb2.ServerMetadataResponse()
 
+    def ModelStatistics(self, request, context):
+        """Every request waited for 1 ms in the queue and was computed in 2 ms; without a name, of all models."""
+        answer = service_pb2.ModelStatisticsResponse()
+        for name in [request.name] if request.name else self.configs:
+            count = sum(each.model_name == name for each in self.requests)
+            stats = answer.model_stats.add(name=name, inference_count=count, execution_count=count)
+            for field, ms in {"success": 3, "queue": 1, "compute_infer": 2}.items():
+                duration = getattr(stats.inference_stats, field)
+                duration.count, duration.ns = count, count * ms * 1_000_000
+        return answer
+
     def ModelInfer(self, request, context):
         with self._lock:
             self.metadata.append(dict(context.invocation_metadata()))
@@ -165,6 +180,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'faster_rcnn', not an image")
         label = picture.getpixel((0, 0))[0]
         time.sleep(self.delay_s(label))
+        self.num_cancelled += not context.is_active()
 
         parameters = dict(request.parameters)
         score_thresh = parameters["score_thresh"].double_param if "score_thresh" in parameters else 0.05
@@ -180,18 +196,28 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         tensors["scores"][0, : len(scores)] = scores
         tensors["labels"][0, : len(scores)] = label
         for output in self.configs[request.model_name].output:
-            if output.name not in tensors:
+            if output.name == "rles":
+                tensors["rles"] = padded_rles(picture, len(scores))
+            elif output.name not in tensors:
                 tensors[output.name] = padded_shapes(output, len(scores))
         self.spoil(tensors)
 
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
-        datatypes = {"float16": "FP16", "float32": "FP32", "int64": "INT64", "int32": "INT32"}
+        datatypes = {
+            "float16": "FP16",
+            "float32": "FP32",
+            "int64": "INT64",
+            "int32": "INT32",
+            "object": "BYTES",
+        }
         wanted = [output.name for output in request.outputs]
         for name, tensor in tensors.items():
             if wanted and name not in wanted:
                 continue
             answer.outputs.add(name=name, datatype=datatypes[tensor.dtype.name], shape=tensor.shape)
-            answer.raw_output_contents.append(tensor.tobytes())
+            is_bytes = tensor.dtype == np.object_
+            raw = serialize_byte_tensor(tensor).item() if is_bytes else tensor.tobytes()
+            answer.raw_output_contents.append(raw)
         return answer
 
 
@@ -208,6 +234,15 @@ def padded_shapes(output: model_config_pb2.ModelOutput, count: int) -> np.ndarra
     else:
         real[:] = np.arange(output.dims[1])
     return tensor
+
+
+def padded_rles(picture: Image.Image, count: int) -> np.ndarray:
+    """The run-length codes of so many left halves of the picture; what is not real is no code."""
+    mask = np.zeros((picture.height, picture.width), np.uint8, order="F")
+    mask[:, : picture.width // 2] = 1
+    rles = np.full((1, ROWS), b"no code", np.object_)
+    rles[0, :count] = coco_mask.encode(mask)["counts"]
+    return rles
 
 
 class Path:

@@ -27,7 +27,8 @@ def read(tmp_path):
         }
         path = tmp_path / "a.json"
         path.write_text(json.dumps(content))
-        return read_annotations(path, with_masks)
+        annotations = read_annotations(path)
+        return annotations.with_masks() if with_masks else annotations
 
     return write_and_read
 
@@ -122,6 +123,17 @@ def test_what_is_no_mask_of_its_picture_is_an_error(read, segmentation, message)
         read(segmentation)
 
 
+def test_an_annotation_without_an_id_is_named_by_its_place(tmp_path, read):
+    read("mask.png", with_masks=False)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["annotations"].insert(0, {**content["annotations"][0], "bbox": [2, 1, 0, 2]})  # left out
+    for record in content["annotations"]:
+        del record["id"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r'1 of 2 annotations have .*: annotations\[2\] has "mask.png"'):
+        read_annotations(tmp_path / "a.json").with_masks()
+
+
 def test_masks_that_lie_outside_their_boxes_are_those_of_something_else(read):
     with pytest.raises(
         ValueError, match=r"2 of 2 segmentations lie outside their boxes, .* \[5.0, 4.0, 3.0, 2.0\]"
@@ -131,8 +143,8 @@ def test_masks_that_lie_outside_their_boxes_are_those_of_something_else(read):
 
 def test_segmentations_are_not_looked_at_where_boxes_are_enough(read):
     annotations = read("mask.png", with_masks=False)
-    assert annotations.masks is None and len(annotations.boxes.bbox) == 2
-    assert "segmentations" not in vars(annotations)  # until they are asked for
+    assert annotations.masks is None and len(annotations.boxes) == 2
+    assert "segmentation" not in annotations.records()[1]
 
 
 def test_a_file_without_masks_says_so(tmp_path, read):
@@ -141,7 +153,7 @@ def test_a_file_without_masks_says_so(tmp_path, read):
     del content["annotations"][0]["segmentation"]
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"has no mask to train on .* 1 annotation without a segmentation"):
-        read_annotations(tmp_path / "a.json", with_masks=True)
+        read_annotations(tmp_path / "a.json").with_masks()
 
 
 def test_average_precision_of_masks_by_hand():

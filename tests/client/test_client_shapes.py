@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
-from rcnn_client import Detector, InvalidImageError, NotADetectorError, ServerError, aio
+from rcnn_client import (
+    Detector,
+    InvalidImageError,
+    InvalidParameterError,
+    NotADetectorError,
+    ServerError,
+    aio,
+    draw_detections,
+)
 from rcnn_client._contract import COCO_KEYPOINTS
 from rcnn_client.tools.detect_cli import main as rcnn_detect
 
@@ -40,6 +48,75 @@ def test_masks(server, png, is_async):
     masks = found.masks()
     assert masks.shape == (3, 30, 40) and masks[:, 1:-1, :20].all() and not masks[:, :, 21:].any()
     assert len(found[found.scores > 0.5].masks()) == 2
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_masks_that_the_server_pasted(server, png, is_async):
+    server.add_masks()
+    found = detect(server, png(3, (40, 30)), is_async, masks="rle", mask_thresh=0.3)
+    assert asked(server) == [*BOXES, "rles"]
+    assert server.requests[-1].parameters["mask_thresh"].double_param == 0.3
+    assert found.mask_probabilities is None and found.has_masks and found.mask_thresh == 0.3
+    left_half = np.arange(40) < 20
+    assert (found.masks() == left_half).all() and found.masks().shape == (3, 30, 40)
+    ((mask, top, left),) = found[:1].mask_crops()
+    assert mask.shape == (30, 20) and mask.all() and top == left == 0
+    assert [coco_mask.decode(rle).sum() for rle in found.rle()] == [600] * 3
+    assert [polygon.tolist() for (polygon,) in found[:1].polygons()] == [[[0, 0], [20, 0], [20, 30], [0, 30]]]
+    assert len(found[[2, 0]].rle(0.3)) == 2
+    with pytest.raises(ValueError, match=r"mask_thresh is 0.4, but the server pasted the masks at 0.3"):
+        found.masks(0.4)
+
+
+def test_boxes_only(server, png):
+    server.add_masks()
+    found = detect(server, png(3), False, masks="none")
+    assert asked(server) == BOXES and not found.has_masks
+    with pytest.raises(ValueError, match=r"no masks.* without masks=\"none\""):
+        found.masks()
+
+
+def test_a_server_that_makes_no_run_lengths_sends_probabilities(server, png):
+    server.add_masks(with_rles=False)
+    found = detect(server, png(3, (40, 30)), False, masks="rle", mask_thresh=0.3)
+    assert asked(server) == [*BOXES, "masks"] and "mask_thresh" not in server.requests[-1].parameters
+    assert found.rle() == found.rle(0.3) and np.array_equal(found.masks(), found.masks(0.3))
+    assert coco_mask.decode(found.rle()[0]).any()
+
+
+def test_the_threshold_of_a_call_is_that_of_its_masks(server, png):
+    server.add_masks()
+    server.spoil = lambda tensors: tensors["masks"][0, :3].fill(0.4)
+    assert not detect(server, png(3), False).masks().any()
+    found = detect(server, png(3, (40, 30)), False, mask_thresh=0.3)
+    masks = found.masks()
+    assert masks[:, 2:-2, 2:-2].all() and len(found.polygons()[0]) == 1
+    assert np.array_equal(coco_mask.decode(found.rle()).transpose(2, 0, 1), masks)
+    assert not found.masks(0.5).any()
+    assert draw_detections(png(0, (40, 30)), found).getpixel((20, 15)) != (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"masks": "polygons"}, "masks is 'polygons', expected one of: probabilities, rle, none"),
+        ({"masks": None}, "masks is None, expected one of"),
+        ({"mask_thresh": 1.5}, "mask_thresh is 1.5, expected a number from 0 to 1"),
+        ({"mask_thresh": 0.3}, "mask_thresh is 0.3, but the model answers no masks; leave it out"),
+    ],
+)
+def test_wrong_options(server, png, options, message):
+    with pytest.raises(InvalidParameterError, match=message):
+        detect(server, png(3), False, **options)
+
+
+@pytest.mark.parametrize("code", [b"", b"no code", b"0", "ä".encode("latin-1")])
+def test_run_lengths_that_are_none(server, png, code):
+    server.add_masks()
+    server.spoil = lambda tensors: tensors["rles"].fill(code)
+    found = detect(server, png(3, (40, 30)), False, masks="rle")
+    with pytest.raises(ValueError, match="is no run-length code of a picture of 30x40 pixels"):
+        found.masks()
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -164,6 +241,22 @@ def test_rcnn_detect_writes_both(server, tmp_path, png):
     assert records[0]["bbox"] == [0, 0, 40, 30]
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert drawn.getpixel((10, 15)) != (3, 0, 0) and drawn.getpixel((30, 15)) == (3, 0, 0)
+
+
+def test_rcnn_detect_asks_for_masks_where_it_writes_them(server, tmp_path, png, capsys):
+    server.add_masks()
+    (tmp_path / "photo.png").write_bytes(png(3))
+    command = [str(tmp_path / "photo.png"), "--url", server.url, "--mask-thresh", "0.3"]
+    for outputs, expected in (([], BOXES), (["--coco", "-"], [*BOXES, "rles"])):
+        assert rcnn_detect([*command, *outputs]) == 0
+        assert asked(server) == expected
+    assert server.requests[-1].parameters["mask_thresh"].double_param == 0.3
+
+
+def test_rcnn_detect_refuses_a_threshold_for_masks_that_there_are_not(server, tmp_path, png, capsys):
+    (tmp_path / "photo.png").write_bytes(png(3))
+    assert rcnn_detect([str(tmp_path / "photo.png"), "--url", server.url, "--mask-thresh", "0.3"]) == 2
+    assert "mask_thresh is 0.3, but the model answers no masks" in capsys.readouterr().err
 
 
 def test_rcnn_detect_writes_neither_where_there_is_none(server, tmp_path, png):

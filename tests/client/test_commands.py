@@ -1,4 +1,4 @@
-"""What rcnn-detect, rcnn-eval and rcnn-perf have in common: help, version, names of options, wrong folders."""
+"""What rcnn-detect, rcnn-eval, rcnn-perf and rcnn-ui have in common: help, version, names of options, wrong folders."""
 
 import argparse
 import inspect
@@ -9,10 +9,16 @@ from importlib.metadata import version
 import pytest
 from rcnn_client import DetectOptions, Detector, TLSConfig
 from rcnn_client.tools import detect_arguments, eval_arguments, perf_arguments
+from rcnn_client.ui import arguments as ui_arguments
 
-ARGUMENTS = {"rcnn-detect": detect_arguments, "rcnn-eval": eval_arguments, "rcnn-perf": perf_arguments}
+ARGUMENTS = {
+    "rcnn-detect": detect_arguments,
+    "rcnn-eval": eval_arguments,
+    "rcnn-perf": perf_arguments,
+    "rcnn-ui": ui_arguments,
+}
 # What takes long to import; numpy and grpc come with tritonclient.
-SLOW = {"numpy", "grpc", "PIL", "tritonclient", "rich", "matplotlib", "pycocotools", "cv2"}
+SLOW = {"numpy", "grpc", "PIL", "tritonclient", "rich", "matplotlib", "pycocotools", "cv2", "aiohttp"}
 
 
 def options(command: str) -> list[argparse.Action]:
@@ -57,6 +63,7 @@ def test_an_option_has_the_name_that_it_has_in_python():
     taken |= {f"tls_{name}" for name in TLSConfig.__annotations__}
     only_here = {"help", "version", "out", "json", "resume", "coco", "annotations", "against", "seconds"}
     only_here |= {"header"}  # one of Python's headers
+    only_here |= {"host", "port", "token_file"}
     for command in ARGUMENTS:
         assert {action.dest for action in options(command)} <= taken | only_here
 

@@ -9,6 +9,7 @@ import torch
 from pycocotools import mask as coco_mask
 from rcnn_client import Detections, MaskCrop
 from rcnn_client._outlines import encode_rle, trace_polygons
+from rcnn_client._run_lengths import decode_rle
 from scipy.ndimage import binary_fill_holes
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -134,6 +135,18 @@ def test_run_lengths_are_cocos(rows, margin):
     assert encode_rle(MaskCrop(mask, margin, margin), full.shape) == coco_encoded(full)
 
 
+@pytest.mark.parametrize("rows", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("margin", [0, 3])
+def test_run_lengths_read(rows, margin):
+    full = np.pad(picture(rows), margin)
+    mask, top, left = decode_rle(coco_encoded(full)["counts"], full.shape)
+    if full.any():
+        assert mask.any(axis=0)[[0, -1]].all() and mask.any(axis=1)[[0, -1]].all()
+    again = np.zeros_like(full)
+    again[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    assert np.array_equal(again, full)
+
+
 def test_run_lengths_of_noise_and_of_long_runs():
     random = np.random.default_rng(0)
     for density in (1e-5, 0.01, 0.5, 0.999):
@@ -141,6 +154,9 @@ def test_run_lengths_of_noise_and_of_long_runs():
         code = encode_rle(MaskCrop(full, 0, 0), full.shape)
         assert code == coco_encoded(full)
         assert np.array_equal(coco_mask.decode(code), full)
+        mask, top, left = decode_rle(code["counts"], full.shape)
+        assert np.array_equal(full[top:, left:][: mask.shape[0], : mask.shape[1]], mask)
+        assert mask.sum() == full.sum()
 
 
 def test_run_lengths_of_detections():

@@ -42,6 +42,7 @@ def test_a_folder_in_order_as_json(server, folder, tmp_path, capsys):
         "model": "faster_rcnn",
         "score_thresh": 0.5,
         "classes": None,
+        "mask_thresh": None,
     }
     assert capsys.readouterr() == ("", "")
 

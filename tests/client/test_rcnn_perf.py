@@ -78,11 +78,14 @@ def test_the_report_is_read(tmp_path):
         'last="$given"; done; echo "$@" > "$LD_LIBRARY_PATH"',
     )
     analyzer = PerfAnalyzer(program, str(tmp_path / "called"))
-    measured = analyzer.measure("host:8001", "digits", tmp_path / "input.json", 4, 6)
+    measured = analyzer.measure(
+        "host:8001", "digits", tmp_path / "input.json", 4, 6, {"detections_per_img": 9}
+    )
     assert measured == Latencies(20.27, 187.556, 223.944, 396.049)
     called = (tmp_path / "called").read_text()
     assert "-m digits -u host:8001 -i grpc" in called
     assert "--concurrency-range 4 -p 2000 --max-trials 3" in called  # three windows of 2 s
+    assert "--request-parameter detections_per_img:9:int" in called
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_the_wheel_works_in_a_clean_environment(server, png, tmp_path):
     location = run(python, "-c", "import rcnn_client; print(rcnn_client.__file__)")
     assert location.startswith(str(tmp_path))
     assert (Path(location).parent / "py.typed").exists()
+    assert (Path(location).parent / "ui" / "page" / "index.html").exists()
 
     (tmp_path / "photo.png").write_bytes(png(5, size=(64, 48)))
     table = run(

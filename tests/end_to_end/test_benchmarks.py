@@ -2,15 +2,19 @@
 
 import argparse
 import importlib
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
-from rcnn_export.detector.load import Detector
+from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.train.coco_eval import detect, score
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 pytestmark = pytest.mark.xdist_group("client")
 
@@ -28,7 +32,9 @@ def test_cpu_benchmark_measures_both_sides(
 ) -> None:
     picture = next(PICTURES.glob("*.jpg")).read_bytes()
     benchmark = load("cpu", monkeypatch)
-    eager_ms, served_ms = benchmark.measure(digits, digits_repository, "digits", picture, repeats=2)
+    eager_ms, served_ms = benchmark.measure(
+        digits, digits_repository, "digits", picture, repeats=2, detections=3
+    )
     assert eager_ms > 0
     assert served_ms > 0
 
@@ -61,9 +67,94 @@ def test_stages_have_a_time_and_a_floor(
     monkeypatch.setattr(stages, "RUNS", 1)
     pictures = gpu.make_pictures("160x120")[:1]
     encoded = [gpu.encode(picture) for picture in pictures]
-    rows = stages.measure_stages(Pipeline.load(digits_repository, "digits"), digits, pictures, encoded)
+    pipeline = Pipeline.load(digits_repository, "digits")
+    rows = stages.measure_stages(pipeline, digits, pictures, encoded, detections=2)
     assert len(rows) == 6
     assert all(row.time_ms > 0 and row.floor_ms > 0 for row in rows)
+
+
+def test_what_is_measured_has_the_number_of_detections_that_was_asked_for(
+    digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark, gpu = load("gpu_in_process", monkeypatch), load("gpu", monkeypatch)
+    monkeypatch.setattr(benchmark, "TURNS", 1)
+    pipeline, pictures = Pipeline.load(digits_repository, "digits"), gpu.make_pictures("330x250")[:1]
+    rows = benchmark.measure_in_process(digits, pipeline, pictures, [1], [2], compiles=False)
+    assert [row[:4] for row in rows] == [
+        ("digits_detector", 2, contender, 1)
+        for contender in ("torchvision FP32", "torchvision AMP", "Pipeline")
+    ]
+    assert digits.model.roi_heads.detections_per_img == 100
+    with pytest.raises(ValueError, match="peer found 90, 7 detections, expected 90 in each picture"):
+        benchmark.check_counts("peer", [90, 7], 90)
+
+
+def test_torchvision_leaves_its_masks_in_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_detector("rcnn_export.digits.detector:digits_mask_detector").model
+    model.roi_heads.detections_per_img = 2
+    picture = torch.rand(3, 60, 80)
+    with torch.inference_mode():
+        with load("unpasted", monkeypatch).unpasted(model):
+            (ours,) = model([picture])
+        (pasted,) = model([picture])
+    assert ours["masks"].shape == (2, 28, 28)
+    assert pasted["masks"].shape == (2, 1, 60, 80)
+    torch.testing.assert_close(ours["boxes"], pasted["boxes"])
+    torch.testing.assert_close(
+        paste_masks_in_image(ours["masks"][:, None], ours["boxes"], (60, 80)), pasted["masks"]
+    )
+
+
+def test_detectors_are_compared_with_the_first_and_with_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = load("gpu_report", monkeypatch)
+    in_process = [
+        report.InProcess("faster", 10, "torchvision AMP", 8, 80.0),
+        report.InProcess("faster", 10, "Pipeline", 8, 16.0),
+        report.InProcess("mask", 10, "Pipeline", 8, 18.0),
+    ]
+    served = [
+        report.Served("mask", 10, "peer", 16, 100.0, 0.0, 0.0),
+        report.Served("mask", 10, "fused", 16, 400.0, 0.0, 0.0),
+    ]
+    table = report.comparison_table(in_process, served)
+    assert [[*cells][4:] for cells in zip(*(column.cells for column in table.columns), strict=True)] == [
+        ["2.00", "", "10.00", "5.0"],
+        ["2.25", "+12%", "", ""],
+        ["2.50", "", "10.00", "4.0"],
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_both_detectors_are_exported_once_and_measured_in_every_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = load("gpu", monkeypatch)
+    monkeypatch.setattr(load("gpu_in_process", monkeypatch), "TURNS", 1)
+    monkeypatch.setattr(load("stages", monkeypatch), "RUNS", 1)
+    monkeypatch.setattr(gpu, "STAGES_BATCH", 2)
+    detectors = ["digits_detector", "digits_mask_detector"]
+    models = [f"rcnn_export.digits.detector:{name}" for name in detectors]
+    command = ["gpu.py", "--models", *models, "--engine", "onnx", "--precision", "fp32", "--size", "160x120"]
+    command += ["--detections", "1", "5", "--batches", "2", "--no-compile", "--serve", "peer", "fused"]
+    command += ["--clients", "2", "--seconds", "6", "--out", str(tmp_path)]
+    command += ["--repository", str(tmp_path / "repository")]
+    monkeypatch.setattr(sys, "argv", [*command, "--parts"])
+    assert gpu.main() == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", command)
+    assert gpu.main() == 0
+    assert capsys.readouterr().out.count("was exported before") == 2
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    measured = [(detector, count) for detector in detectors for count in (1, 5)]
+    assert [len(rows) for rows in results["stages_ms"].values()] == [6, 6, 10, 10]
+    pipeline = [row for row in results["in_process"] if row["contender"] == "Pipeline"]
+    assert [(row["detector"], row["detections"]) for row in pipeline] == measured
+    for way in ("peer", "fused"):
+        rows = [row for row in results["served"] if row["model"] == way]
+        assert [(row["detector"], row["detections"]) for row in rows] == measured
+        assert all(row["images_per_s"] > 0 for row in rows)
+    assert all((tmp_path / f"gpu_{detector}.png").is_file() for detector in detectors)
 
 
 def test_memory_under_load_is_watched(digits_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:

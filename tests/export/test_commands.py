@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from rcnn_backend.contract.chain import CHAINS
-from rcnn_export.commands import choices, export, verify
+from rcnn_export.commands import choices, export, export_arguments, verify
 from rcnn_export.detector.load import TORCHVISION_MODELS
 from rcnn_export.engines.options import ENGINE_FILES
 from rcnn_export.engines.plan_shapes import EXAMPLE
@@ -27,6 +27,22 @@ def test_the_choices_are_those_of_the_code() -> None:
     assert tuple(PRECISIONS) == choices.PRECISIONS
     assert choices.EXAMPLE_SHAPES == EXAMPLE
     assert choices.MAX_BATCH == MAX_BATCH
+
+
+@pytest.mark.parametrize(
+    ("given", "family", "model"),
+    [
+        ([], None, "fasterrcnn_resnet50_fpn"),
+        (["faster_rcnn"], "faster_rcnn", "fasterrcnn_resnet50_fpn"),
+        (["mask_rcnn", "--name", "a"], "mask_rcnn", "maskrcnn_resnet50_fpn"),
+        (["--name", "a", "mask_rcnn"], "mask_rcnn", "maskrcnn_resnet50_fpn"),
+        (["--model", "my:model"], None, "my:model"),
+        (["--model", "my:model", "faster_rcnn", "--name", "a"], "faster_rcnn", "my:model"),
+    ],
+)
+def test_the_family_is_optional_and_stands_anywhere(given: list[str], family: str | None, model: str) -> None:
+    arguments = export_arguments.parse(given)
+    assert (arguments.family, arguments.model) == (family, model)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,9 +15,11 @@ from rcnn_backend.contract.parameters import (
     ProposalParameters,
 )
 from rcnn_backend.operators.gpu.detections import detect
+from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
 from rcnn_backend.operators.gpu.proposals import filter_proposals
 from rcnn_backend.operators.gpu.roi_align import multi_scale_roi_align
+from rcnn_backend.operators.rles import paste_masks
 from rcnn_backend.steps.lost_tensors import take_samples
 
 RANDOM = np.random.default_rng(0)
@@ -30,9 +32,11 @@ def main() -> None:
     for dtype in (np.float32, np.float16):
         run_preprocess(dtype)
         run_roi_align(dtype)
+        run_keypoints(dtype)
     run_proposals()
     run_detections()
     run_samples()
+    run_rles()
     cupy.cuda.Device().synchronize()
     print("done")
 
@@ -90,6 +94,14 @@ def run_detections() -> None:
     detect(cupy.asarray(scores), cupy.asarray(apart), counts[:1], sizes[:1], [limits], 100)
 
 
+def run_keypoints(dtype: type) -> None:
+    """A box of no size, one smaller and one larger than its heatmap, and heatmaps of one sample."""
+    boxes = cupy.asarray(np.array([[5, 5, 5, 5], [-9, 3, 21.5, 17.3], [0, 0, 90.1, 140]], np.float32))
+    for side in (56, 1):
+        heatmaps = RANDOM.standard_normal((3, 2, side, side)).astype(dtype)
+        heatmaps_to_keypoints(cupy.asarray(heatmaps), boxes)
+
+
 def run_samples() -> None:
     """As many tensors as a launch takes, of every type, some with fewer elements than are taken."""
     tensors = [
@@ -97,6 +109,16 @@ def run_samples() -> None:
         for number, dtype in zip(range(32), [np.float32, np.float16, np.int32] * 11, strict=False)
     ]
     take_samples(tensors)
+
+
+def run_rles() -> None:
+    """Masks of noise inside the picture, over its border and outside; and one that reaches its last pixel."""
+    boxes = np.concatenate(
+        [random_boxes(20), [[-20, -20, 420, 320], [500, 10, 600, 60], [399, 299, 400, 300]]]
+    )
+    masks = cupy.asarray(RANDOM.random((len(boxes), 28, 28)).astype(np.float16))
+    for size_hw in ((300, 400), (1, 1)):
+        list(paste_masks(masks, boxes.astype(np.float32), size_hw, 0.5))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def narrow(digits_repository: Path) -> Pipeline:
 
 def requests_of(narrow: Pipeline, *sizes_hw: tuple[int, int]) -> list[Any]:
     """A request of one blank picture for each size."""
-    return [([np.full((*size, 3), 99, np.uint8)], narrow.detection_parameters) for size in sizes_hw]
+    return [([np.full((*size, 3), 99, np.uint8)], narrow.read_options({})) for size in sizes_hw]
 
 
 @pytest.mark.xdist_group("server")
@@ -105,7 +105,7 @@ def test_a_request_that_an_engine_refuses_fails_alone(narrow: Pipeline) -> None:
 @pytest.mark.xdist_group("server")
 def test_a_batch_that_an_engine_refuses_runs_request_by_request(narrow: Pipeline) -> None:
     pictures = [[np.full((40, 40, 3), value, np.uint8)] * count for value, count in ((0, 1), (99, 1), (9, 3))]
-    requests = [(images, narrow.detection_parameters) for images in pictures]
+    requests = [(images, narrow.read_options({})) for images in pictures]
     narrow.engines["rpn"].max_batch = 2
     first, second, three_images = narrow.detect_requests(requests)
     assert len(first.boxes) == len(second.boxes) == 1

@@ -1,4 +1,4 @@
-"""The commands rcnn-detect, rcnn-eval and rcnn-perf; rcnn-eval and rcnn-perf need extras of the client."""
+"""The commands rcnn-detect, rcnn-eval, rcnn-perf and rcnn-ui; all but rcnn-detect need extras of the client."""
 
 from __future__ import annotations
 
@@ -21,12 +21,22 @@ def rcnn_perf() -> int:
     return _run("perf")
 
 
-def _run(name: str) -> int:
-    """Run a command's `main`; if a package of the extra `name` is missing, say how to install it."""
+def rcnn_ui() -> int:
+    """Run rcnn-ui; returns its exit code."""
+    return _run("ui", "rcnn_client.ui.")
+
+
+def _run(name: str, modules: str = "") -> int:
+    """Run a command's `main`; if a package of the extra `name` is missing, say how to install it.
+
+    Args:
+        modules: how the names of its modules begin, if they are not in this package.
+    """
+    modules = modules or f"{__name__}.{name}_"
     # --help, --version and wrong usage end here, before the imports that take a second
-    importlib.import_module(f"{__name__}.{name}_arguments").parse(None)
+    importlib.import_module(f"{modules}arguments").parse(None)
     try:
-        main = importlib.import_module(f"{__name__}.{name}_cli").main
+        main = importlib.import_module(f"{modules}cli").main
     except ModuleNotFoundError as error:
         package = (error.name or "rcnn_client").partition(".")[0]
         if name == "detect" or package == "rcnn_client":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Boxes:
         is_crowd: bool [N].
         sizes: float64 [N, 2], width and height of each box's picture in pixels.
         records: objects [N], the annotations that they are read from.
+        numbers: int64 [N], the positions of these annotations in the file.
     """
 
     images: NDArray[np.int64]
@@ -39,18 +40,18 @@ class Boxes:
     is_crowd: NDArray[np.bool_]
     sizes: NDArray[np.float64]
     records: NDArray[np.object_]
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     def __getitem__(self, kept: NDArray[np.bool_]) -> Boxes:
         """The boxes of a mask, bool [N]."""
-        return Boxes(
-            self.images[kept],
-            self.categories[kept],
-            self.bbox[kept],
-            self.areas[kept],
-            self.is_crowd[kept],
-            self.sizes[kept],
-            self.records[kept],
-        )
+        return Boxes(*(getattr(self, column.name)[kept] for column in fields(self)))
+
+    def name(self, row: int) -> str:
+        """What an error calls the annotation of a box."""
+        return name_of(self.records[row], int(self.numbers[row]))
 
     def corners(self) -> NDArray[np.float64]:
         """The boxes as left, top, right, bottom: float64 [N, 4], pixels."""
@@ -83,8 +84,7 @@ def read_boxes(
             area = float(bbox[2] * bbox[3] if area is None else area)
             position, category = position_of[record["image_id"]], category_of[record["category_id"]]
             rows.append((position, category, bbox, area, bool(record.get("iscrowd"))))
-    for what, names in faults.items():
-        raise ValueError(f"{path}: {len(names)} of {len(records)} annotations have {what}: {listed(names)}")
+    raise_faults(faults, len(records), path)
     positions, labels, bboxes, areas, crowds = zip(*rows, strict=True)
     sizes = np.array([image.size for image in images], np.float64)
     return Boxes(
@@ -95,6 +95,7 @@ def read_boxes(
         np.array(crowds, np.bool_),
         sizes[list(positions)],
         np.fromiter(records, np.object_, len(records)),
+        np.arange(len(records)),
     )
 
 
@@ -117,6 +118,14 @@ def without_copies(records: Records) -> tuple[Records, int]:
 def name_of(record: dict[str, Any], number: int) -> str:
     """What an error calls the annotation at position `number`."""
     return f"id {shown(record['id'])}" if record.get("id") is not None else f"annotations[{number}]"
+
+
+def raise_faults(faults: Mapping[str, Sequence[str]], num_annotations: int, path: Path) -> None:
+    """Raise a ValueError of the first of the faults, with the names of the annotations that have it."""
+    for what, names in faults.items():
+        raise ValueError(
+            f"{path}: {len(names)} of {num_annotations} annotations have {what}: {listed(names)}"
+        )
 
 
 def check_format(boxes: Boxes, path: Path) -> None:

@@ -9,107 +9,150 @@ rcnn-eval and rcnn-train both read through this module, so they score against th
 - Where masks are read, too: annotations without a segmentation, with polygons of fewer than three points only, or
   whose mask covers no pixel of the picture are left out and counted. Of a mask that reaches beyond its picture, the
   part inside is kept.
+- Where keypoints are read, too: objects without any that are labelled are kept, with visibilities of 0.
 - An error that names the first few records: everything else that would change what the file means.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .annotated_boxes import Boxes, check_format, read_boxes, without_copies
-from .annotated_masks import Rle, check_masks_fit, counts_of, read_masks
-from .annotated_shapes import Segmentation, num_keypoints, read_keypoints, read_segmentation
+from .annotated_keypoints import read_keypoint_names, read_keypoints
+from .annotated_masks import check_masks_fit, read_masks
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
+from .segmentations import MISSING, NO_PIXEL, TOO_FEW_POINTS, Rle
 
 MIN_SIDE_PX = 0.01  # in float32, less may vanish when the picture is resized
 
+Counted = tuple[int, str, str]
+"""How many, and what they are called: one, and several."""
+
+COPIES = ("annotation that is there twice", "annotations that are there twice")
+NO_SIDES = ("box of no width or height", "boxes of no width or height")
+OUTSIDE = ("box outside its picture", "boxes outside their pictures")
 BEYOND = ("box that reaches beyond its picture", "boxes that reach beyond their pictures")
+
+
+class NotAnnotatedError(ValueError):
+    """No object of the file has what was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """A COCO instances file that has been checked.
+    """A COCO instances file that has been checked. N boxes, P keypoints of each.
 
     Attributes:
         path: the file.
         images: in the order of their ids.
         categories: in the order of their ids, with those that nothing uses.
         boxes: the N boxes that are scored.
-        masks: the masks of the same N objects in their pictures, where they were asked for.
-        summary: a line for the user: how much there is, and what was left out.
+        left_out: how many annotations are left out, for each reason.
+        masks: the masks of the same N objects in their pictures, after `with_masks`.
+        keypoints: float64 [N, P, 3], x and y in pixels and visibility 0, 1 or 2, after `with_keypoints`.
+        keypoint_names: P names, after `with_keypoints`, where the categories list any.
     """
 
     path: Path
     images: list[CocoImage]
     categories: list[Category]
     boxes: Boxes
-    summary: str
+    left_out: list[Counted]
     masks: list[Rle] | None = None
+    keypoints: NDArray[np.float64] | None = None
+    keypoint_names: list[str] | None = None
 
-    @cached_property
-    def segmentations(self) -> list[Segmentation | None]:
-        """The mask of each box: one of `masks`, or else as it is annotated, and None where it cannot be used."""
-        if self.masks is not None:
-            return list(self.masks)
-        sizes = self.boxes.sizes.astype(int).tolist()
-        return [
-            read_segmentation(record, (width, height))
-            for record, (width, height) in zip(self.boxes.records, sizes, strict=True)
+    def with_masks(self) -> Annotations:
+        """The same with masks, without the boxes that have none.
+
+        Raises:
+            NotAnnotatedError: none has one.
+            ValueError: a segmentation cannot be used; the message names the first few.
+        """
+        read = read_masks(self.boxes, self.path)
+        is_kept = np.array([isinstance(mask, dict) for mask in read], np.bool_)
+        counts = [(read.count(reason), *reason) for reason in (MISSING, TOO_FEW_POINTS, NO_PIXEL)]
+        masks = [mask for mask in read if isinstance(mask, dict)]
+        boxes, left_out = self.boxes[is_kept], [*self.left_out, *counts]
+        if boxes.is_crowd.all():
+            raise NotAnnotatedError(
+                f"{self.path} has no mask to train on or to compare with; {_why(left_out)}"
+            )
+        check_masks_fit(masks, boxes, self.path)
+        keypoints = None if self.keypoints is None else self.keypoints[is_kept]
+        return replace(self, boxes=boxes, left_out=left_out, masks=masks, keypoints=keypoints)
+
+    def with_keypoints(self) -> Annotations:
+        """The same with keypoints; boxes without labelled ones are kept.
+
+        Raises:
+            NotAnnotatedError: nothing is labelled.
+            ValueError: keypoints cannot be used; the message names the first few.
+        """
+        keypoints = read_keypoints(self.boxes, self.path)
+        if not (keypoints[~self.boxes.is_crowd, :, 2] > 0).any():
+            raise NotAnnotatedError(f"{self.path} has no labelled keypoints to train on or to compare with")
+        used = [category for category in self.categories if category.is_used]
+        names = read_keypoint_names(used, keypoints.shape[1], self.path)
+        return replace(self, keypoints=keypoints, keypoint_names=names)
+
+    @property
+    def num_keypoints(self) -> int:
+        """P; 0 where keypoints were not asked for."""
+        return 0 if self.keypoints is None else self.keypoints.shape[1]
+
+    @property
+    def summary(self) -> str:
+        """A line for the user: how much there is, and what was left out."""
+        boxes, num_used = self.boxes, sum(category.is_used for category in self.categories)
+        shapes = " with masks" if self.masks is not None else ""
+        if self.keypoints is not None:
+            shapes += f" ({(self.keypoints[:, :, 2] > 0).any(axis=1).sum()} with keypoints)"
+        num_beyond = int((np.abs(boxes.corners() - boxes.visible()) > 1).any(axis=1).sum())
+        left_out = _listed([*self.left_out, *_unused(self.categories)])
+        parts = [
+            f"{self.path}: {len(self.images)} pictures, {len(boxes)} boxes{shapes}, {num_used} classes",
+            f"left out: {left_out}" if left_out else "",
+            f"kept: {_listed([(num_beyond, *BEYOND)])}" if num_beyond else "",
         ]
-
-    @cached_property
-    def keypoints(self) -> list[list[float] | None]:
-        """The keypoints of each box, x1, y1, v1, x2, ...; None where there are none that can be used."""
-        return [read_keypoints(record) for record in self.boxes.records]
+        return "; ".join(filter(None, parts))
 
     def records(self) -> Records:
         """The boxes as COCO's records: `image_id`, `category_id`, `bbox`, `area` and `iscrowd`.
 
-        Where they are annotated, also `segmentation`, and `keypoints` and `num_keypoints`.
+        After `with_masks` also `segmentation`; after `with_keypoints` also `keypoints` and `num_keypoints`.
         """
         boxes = self.boxes
         columns = boxes.images, boxes.categories, boxes.bbox, boxes.areas, boxes.is_crowd
-        return [
+        records = [
             {
                 "image_id": self.images[image].id,
                 "category_id": self.categories[category].id,
                 "bbox": bbox,
                 "area": area,
                 "iscrowd": int(is_crowd),
-                **({} if segmentation is None else {"segmentation": segmentation}),
-                **({} if points is None else {"keypoints": points, "num_keypoints": num_keypoints(points)}),
             }
-            for image, category, bbox, area, is_crowd, segmentation, points in zip(
-                *(each.tolist() for each in columns), self.segmentations, self.keypoints, strict=True
+            for image, category, bbox, area, is_crowd in zip(
+                *(each.tolist() for each in columns), strict=True
             )
         ]
-
-    def why_no_masks(self) -> str | None:
-        """Why masks cannot be scored: some boxes have none, or none that can be used. None if they can."""
-        count, lacking = len(self.segmentations), sum(each is None for each in self.segmentations)
-        return f"{lacking} of {count} boxes have no segmentation that can be used" if lacking else None
-
-    def why_no_keypoints(self, num_expected: int) -> str | None:
-        """Why `num_expected` keypoints cannot be scored. None if they can; boxes without keypoints are ignored."""
-        numbers = {len(each) // 3 for each in self.keypoints if each is not None}
-        if not numbers:
-            return "no box has keypoints that can be used"
-        if numbers != {num_expected}:
-            found = " and ".join(map(str, sorted(numbers)))
-            return f"the model answers {num_expected} keypoints, and {found} are annotated"
-        return None
+        if self.masks is not None:
+            for record, mask in zip(records, self.masks, strict=True):
+                record["segmentation"] = mask
+        if self.keypoints is not None:
+            for record, points in zip(records, self.keypoints, strict=True):
+                record["keypoints"] = points.ravel().tolist()
+                record["num_keypoints"] = int((points[:, 2] > 0).sum())
+        return records
 
 
-def read_annotations(path: Path, with_masks: bool = False) -> Annotations:
-    """Read a COCO instances file.
-
-    Args:
-        with_masks: the masks are needed: segmentations are checked, too, and boxes without a mask are left out.
-            Otherwise they are only looked at when they are asked for, and one that cannot be used is none.
+def read_annotations(path: Path) -> Annotations:
+    """Read a COCO instances file. Its masks and keypoints are only read by `with_masks` and `with_keypoints`.
 
     Raises:
         ValueError: it cannot be used; the message names the file and the first few records that are wrong.
@@ -126,42 +169,29 @@ def read_annotations(path: Path, with_masks: bool = False) -> Annotations:
     has_sides = (boxes.bbox[:, 2:] >= MIN_SIDE_PX).all(axis=1)
     visible = boxes.visible()
     is_inside = (visible[:, 2:] - visible[:, :2] >= MIN_SIDE_PX).all(axis=1)
-    is_kept = has_sides & is_inside
-    masks, masks_left_out = None, []
-    if with_masks:
-        read = read_masks(records, boxes.sizes, path)
-        masks_left_out = counts_of(read[row] for row in np.flatnonzero(is_kept))
-        is_kept &= [isinstance(mask, dict) for mask in read]
-        masks = [
-            mask for mask, is_one in zip(read, is_kept, strict=True) if is_one and isinstance(mask, dict)
-        ]
-        check_masks_fit(masks, visible[is_kept], path)
-    kept = boxes[is_kept]
-    unused = [repr(category.name) for category in categories if not category.is_used]
-    left_out = _counted(
-        (num_copies, "annotation that is there twice", "annotations that are there twice"),
-        (int((~has_sides).sum()), "box of no width or height", "boxes of no width or height"),
-        (int((has_sides & ~is_inside).sum()), "box outside its picture", "boxes outside their pictures"),
-        *masks_left_out,
-        (
-            len(unused),
-            f"category that nothing uses ({listed(unused)})",
-            f"categories that nothing uses ({listed(unused)})",
-        ),
-    )
-    if kept.is_crowd.all():
-        why = f"left out: {left_out}" if left_out else "all are crowds"
-        what = "mask" if with_masks else "box"
-        raise ValueError(f"{path} has no {what} to train on or to compare with; {why}")
-    num_beyond = int((np.abs(kept.corners() - kept.visible()) > 1).any(axis=1).sum())
-    with_what = " with masks" if with_masks else ""
-    parts = [
-        f"{path}: {len(images)} pictures, {len(kept.bbox)} boxes{with_what}, {len(categories) - len(unused)} classes",
-        f"left out: {left_out}" if left_out else "",
-        f"kept: {_counted((num_beyond, *BEYOND))}" if num_beyond else "",
+    left_out = [
+        (num_copies, *COPIES),
+        (int((~has_sides).sum()), *NO_SIDES),
+        (int((has_sides & ~is_inside).sum()), *OUTSIDE),
     ]
-    return Annotations(path, images, categories, kept, "; ".join(filter(None, parts)), masks)
+    kept = boxes[has_sides & is_inside]
+    if kept.is_crowd.all():
+        why = _why([*left_out, *_unused(categories)])
+        raise ValueError(f"{path} has no box to train on or to compare with; {why}")
+    return Annotations(path, images, categories, kept, left_out)
 
 
-def _counted(*kinds: tuple[int, str, str]) -> str:
+def _unused(categories: Sequence[Category]) -> list[Counted]:
+    names = [repr(category.name) for category in categories if not category.is_used]
+    what = f"that nothing uses ({listed(names)})"
+    return [(len(names), f"category {what}", f"categories {what}")]
+
+
+def _why(left_out: Sequence[Counted]) -> str:
+    """Why nothing is there."""
+    text = _listed(left_out)
+    return f"left out: {text}" if text else "all are crowds"
+
+
+def _listed(kinds: Sequence[Counted]) -> str:
     return ", ".join(f"{count} {one if count == 1 else many}" for count, one, many in kinds if count)

@@ -39,6 +39,40 @@ def add_in_flight(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_connection_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add `--header` and the certificates, which `certificates.tls_config` reads."""
+    group.add_argument(
+        "--header",
+        type=_header,
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="header to send with every call, for example a token; may be repeated",
+    )
+    group.add_argument(
+        "--tls",
+        action="store_true",
+        help="encrypt the connection; each of the next three options implies this",
+    )
+    group.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="PEM",
+        help="authorities that may have signed the server's certificate (default: the usual public ones)",
+    )
+    group.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="your own certificate, if the server asks for one"
+    )
+    group.add_argument("--tls-key", type=Path, metavar="PEM", help="the private key of --tls-cert")
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not 'NAME: VALUE'")
+    return name.strip(), value.strip()
+
+
 def positive(text: str) -> int:
     """Parse a whole number, at least 1; if the text is not a number, argparse shows this function's name."""
     value = int(text)

@@ -29,11 +29,15 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class Category:
-    """A category of the file; `is_used` if an annotation has it, or if the file has no annotations."""
+    """A category of the file; `is_used` if an annotation has it, or if the file has no annotations.
+
+    `keypoints`: what the file lists as their names, unchecked.
+    """
 
     id: Id
     name: str
     is_used: bool
+    keypoints: Any = None
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -143,7 +147,9 @@ def read_categories(content: dict[str, Any], path: Path) -> list[Category]:
             raise ValueError(
                 f"{path}: the category of id {record['id']} has the name {shown(name)}: expected one line of text"
             )
-        categories.append(Category(record["id"], text, not annotations or record["id"] in used))
+        categories.append(
+            Category(record["id"], text, not annotations or record["id"] in used, record.get("keypoints"))
+        )
     if repeated := _repeated(category.name for category in categories if category.is_used):
         raise ValueError(
             f"{path}: several categories are named {listed(map(repr, repeated))}; classes are matched by "

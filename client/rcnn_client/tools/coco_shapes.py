@@ -17,7 +17,7 @@ def shape_fields(detections: Detections) -> list[dict[str, Any]]:
         those with a visibility above 0; and `keypoint_scores`. Reading the numbers gives the same float32.
     """
     fields: list[dict[str, Any]] = [{} for _ in range(len(detections))]
-    if detections.mask_probabilities is not None:
+    if detections.has_masks:
         for each, segmentation in zip(fields, detections.rle(), strict=True):
             each["segmentation"] = segmentation
     if detections.keypoints is not None and detections.keypoint_scores is not None:

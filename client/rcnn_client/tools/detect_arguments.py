@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import STDIO, add_in_flight, add_version, probability, seconds
+from .arguments import STDIO, add_connection_arguments, add_in_flight, add_version, probability, seconds
 
 PROG = "rcnn-detect"
 
@@ -55,13 +55,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     return parser, args
 
 
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not 'NAME: VALUE'")
-    return name.strip(), value.strip()
-
-
 def _class_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -98,6 +91,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=_class_names,
         metavar="NAME,...",
         help="keep only these classes (default: all; an unknown name prints the list of names)",
+    )
+
+    what.add_argument(
+        "--mask-thresh",
+        type=probability,
+        metavar="0..1",
+        help="of a Mask R-CNN: pixels whose probability is above this belong to a mask (default: 0.5)",
     )
 
     where = parser.add_argument_group(
@@ -151,27 +151,5 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how long a picture may take, in seconds (default: %(default)g)",
     )
-    server.add_argument(
-        "--header",
-        type=_header,
-        action="append",
-        default=[],
-        metavar="'NAME: VALUE'",
-        help="header to send with every call, for example a token; may be repeated",
-    )
-    server.add_argument(
-        "--tls",
-        action="store_true",
-        help="encrypt the connection; each of the next three options implies this",
-    )
-    server.add_argument(
-        "--tls-ca",
-        type=Path,
-        metavar="PEM",
-        help="authorities that may have signed the server's certificate (default: the usual public ones)",
-    )
-    server.add_argument(
-        "--tls-cert", type=Path, metavar="PEM", help="your own certificate, if the server asks for one"
-    )
-    server.add_argument("--tls-key", type=Path, metavar="PEM", help="the private key of --tls-cert")
+    add_connection_arguments(server)
     return parser

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from .._client import Detector
-from .._connection import TLSConfig
 from .._detections import Detections
 from .._errors import InvalidImageError, InvalidParameterError, RcnnError
 from .arguments import STDIO
+from .certificates import tls_config
 from .console import complain, escape_what_cannot_be_encoded, progress_bar, stderr
 from .detect_arguments import PROG, parse
 from .detect_coco import CocoResults, ImageIds
@@ -78,12 +78,17 @@ class _Run:
                     args.url,
                     args.model,
                     timeout_s=args.timeout_s,
-                    tls=_tls_config(args),
+                    tls=tls_config(args),
                     headers=dict(args.header),
                 )
             )
             self._progress = self._start_progress(stack)
-            settings = {"model": args.model, "score_thresh": args.score_thresh, "classes": args.classes}
+            settings = {
+                "model": args.model,
+                "score_thresh": args.score_thresh,
+                "classes": args.classes,
+                "mask_thresh": args.mask_thresh,
+            }
             self._lines = self._coco = None
             if args.json:
                 self._lines = stack.enter_context(JsonLines(args.json, settings, args.resume))
@@ -108,8 +113,14 @@ class _Run:
             RcnnError: the server, or the model, cannot be used at all.
         """
         args, in_a_row = self._args, 0
+        shows_masks = args.out or args.json or args.coco
         stream = self._detector.detect_stream(
-            self._images(), in_flight=args.in_flight, score_thresh=args.score_thresh, classes=args.classes
+            self._images(),
+            in_flight=args.in_flight,
+            score_thresh=args.score_thresh,
+            classes=args.classes,
+            masks="rle" if shows_masks else "none",
+            mask_thresh=args.mask_thresh,
         )
         for position, result in enumerate(stream):
             picture = self._pending.popleft()
@@ -200,13 +211,6 @@ class _Run:
         if total > 1 and (self._num_earlier or self._num_failed):
             earlier = f", {self._num_earlier} answered by an earlier run" if self._num_earlier else ""
             complain(PROG, f"{self._num_answered} answered{earlier}, {self._num_failed} failed")
-
-
-def _tls_config(args: argparse.Namespace) -> TLSConfig | None:
-    """The certificates that the arguments name; None means no encryption."""
-    if not (args.tls or args.tls_ca or args.tls_cert or args.tls_key):
-        return None
-    return TLSConfig(args.tls_ca, args.tls_cert, args.tls_key)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from .. import RcnnError
+from .. import DetectorInfo, RcnnError
 from .._picture_files import open_picture
 from .console import complain, escape_what_cannot_be_encoded, progress_bar
 from .differences import difference, draw_side_by_side
 from .eval_arguments import PROG, parse
 from .eval_report import as_json, class_table, metrics_table, plot
-from .evaluation import Answers, Dataset, Endpoint, ask, score_all, scored_kinds
+from .evaluation import Answers, Dataset, Endpoint, ask, read_shapes, score_all
 
 DRAWN_PICTURES = 10
 MIN_DIFFERENCE = 0.01  # less is rounding
@@ -32,9 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         endpoints.append(parse_against(args.against, endpoints[0]))
     try:
         dataset = Dataset.read(args.annotations, args.images)
-        print(dataset.annotations.summary, flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
-        answers = [_ask_with_progress(endpoint, dataset, args) for endpoint in endpoints]
+        infos = [endpoint.info() for endpoint in endpoints]
+        annotations, kinds, reasons = read_shapes(dataset.annotations, infos)
+        dataset = Dataset(annotations, dataset.pictures)
+        print(annotations.summary, flush=True)
+        answers = [
+            _ask_with_progress(endpoint, info, dataset, args)
+            for endpoint, info in zip(endpoints, infos, strict=True)
+        ]
     except (RcnnError, ValueError, OSError) as error:
         return complain(PROG, error)
     except KeyboardInterrupt:
@@ -44,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, reason in failed.items():
         complain(PROG, reason if reason.startswith(str(path)) else f"{path}: {reason}")
 
-    kinds, reasons = scored_kinds(dataset.annotations, [each.info for each in answers])
     image_ids, scores = score_all(dataset, answers, kinds)
     if not image_ids:
         return complain(PROG, f"none of the {len(dataset.pictures)} pictures was answered")
@@ -83,11 +88,14 @@ def parse_against(text: str, endpoint: Endpoint) -> Endpoint:
     return Endpoint(url or endpoint.url, model)
 
 
-def _ask_with_progress(endpoint: Endpoint, dataset: Dataset, args: argparse.Namespace) -> Answers:
+def _ask_with_progress(
+    endpoint: Endpoint, info: DetectorInfo, dataset: Dataset, args: argparse.Namespace
+) -> Answers:
     with progress_bar() as progress:
         task = progress.add_task(str(endpoint), total=len(dataset.pictures))
         return ask(
             endpoint,
+            info,
             dataset,
             score_thresh=args.score_thresh,
             in_flight=args.in_flight,

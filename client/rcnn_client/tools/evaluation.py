@@ -11,7 +11,7 @@ from typing import Any
 from .. import Detections, Detector, DetectorInfo
 from .._orientation import upright_size
 from .._picture_files import open_picture
-from .annotations import Annotations, read_annotations
+from .annotations import Annotations, NotAnnotatedError, read_annotations
 from .coco_file import Id, Records, box_record, match_classes
 from .coco_score import Kind, Scores, score
 from .coco_shapes import SHAPES, shape_fields
@@ -26,6 +26,15 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.url}/{self.model}"
+
+    def info(self) -> DetectorInfo:
+        """What the server says about the model.
+
+        Raises:
+            RcnnError: the server or the model cannot be used.
+        """
+        with Detector(self.url, self.model) as detector:
+            return detector.info()
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,6 @@ class Answers:
     """The answers of a model.
 
     Attributes:
-        info: what the server says about the model.
         category_of: label -> category id.
         detections: by image id; their masks are left out.
         found: by image id, the COCO results: `image_id`, `category_id`, `bbox`, `score`, and what the model answers
@@ -75,7 +83,6 @@ class Answers:
     """
 
     endpoint: Endpoint
-    info: DetectorInfo
     category_of: dict[int, Id]
     detections: dict[Any, Detections] = field(default_factory=dict)
     found: dict[Any, Records] = field(default_factory=dict)
@@ -89,7 +96,7 @@ class Answers:
                 extras = {name: shapes[name] for name in SHAPES if name in shapes}
                 record = box_record(image_id, category_id, detection.box, score=detection.score, **extras)
                 records.append(record)
-        self.detections[image_id] = dataclasses.replace(detections, mask_probabilities=None)
+        self.detections[image_id] = dataclasses.replace(detections, mask_probabilities=None, rles=None)
 
     def records(self, image_ids: set[Any]) -> Records:
         """The COCO results of these pictures."""
@@ -98,6 +105,7 @@ class Answers:
 
 def ask(
     endpoint: Endpoint,
+    info: DetectorInfo,
     dataset: Dataset,
     *,
     score_thresh: float,
@@ -107,6 +115,7 @@ def ask(
     """Send every picture to a model; a picture that cannot be used counts as failed.
 
     Args:
+        info: what the server says about the model.
         score_thresh: keep detections whose score is above this.
         in_flight: how many pictures may be at the server at once.
         advance: called after each picture.
@@ -115,9 +124,8 @@ def ask(
         RcnnError: the server or the model cannot be used at all.
         ValueError: an annotated category is not a class of the model.
     """
+    answers = Answers(endpoint, match_classes(info.class_names, dataset.annotations.categories))
     with Detector(endpoint.url, endpoint.model) as detector:
-        info = detector.info()
-        answers = Answers(endpoint, info, match_classes(info.class_names, dataset.annotations.categories))
         usable: list[Picture] = []
 
         def paths() -> Iterator[Path]:
@@ -159,28 +167,42 @@ def check_picture(picture: Picture) -> None:
         )
 
 
-def scored_kinds(annotations: Annotations, infos: Sequence[DetectorInfo]) -> tuple[list[Kind], list[str]]:
-    """What can be scored: boxes, and masks and keypoints where every model and the file have them.
+def read_shapes(
+    annotations: Annotations, infos: Sequence[DetectorInfo]
+) -> tuple[Annotations, list[Kind], list[str]]:
+    """Read the masks and keypoints of the file where every model answers them.
 
     Returns:
-        the kinds, and for each other that every model answers, a sentence why it is not scored.
+        the annotations to score against, what is scored, and for each other kind that every model answers, a
+        sentence why it is not scored: the file has none, or another number of keypoints.
+
+    Raises:
+        ValueError: a segmentation or keypoints cannot be used; the message names the first few.
     """
     kinds: list[Kind] = ["bbox"]
     reasons = []
     if all(info.has_masks for info in infos):
-        if reason := annotations.why_no_masks():
-            reasons.append(f"masks are not scored: {reason}")
-        else:
+        try:
+            annotations = annotations.with_masks()
             kinds.append("segm")
-    counts = {len(info.keypoint_names) for info in infos}
-    if 0 not in counts:
-        if len(counts) > 1:
-            reasons.append("keypoints are not scored: the models answer different numbers of them")
-        elif reason := annotations.why_no_keypoints(counts.pop()):
-            reasons.append(f"keypoints are not scored: {reason}")
-        else:
-            kinds.append("keypoints")
-    return kinds, reasons
+        except NotAnnotatedError as error:
+            reasons.append(f"masks are not scored: {error}")
+    if all(info.keypoint_names for info in infos):
+        try:
+            with_keypoints = annotations.with_keypoints()
+            answered = sorted({len(info.keypoint_names) for info in infos})
+            if answered == [with_keypoints.num_keypoints]:
+                annotations = with_keypoints
+                kinds.append("keypoints")
+            else:
+                models = "the model answers" if len(infos) == 1 else "the models answer"
+                reasons.append(
+                    f"keypoints are not scored: {models} {' and '.join(map(str, answered))} keypoints, and "
+                    f"{with_keypoints.num_keypoints} are annotated"
+                )
+        except NotAnnotatedError as error:
+            reasons.append(f"keypoints are not scored: {error}")
+    return annotations, kinds, reasons
 
 
 def score_all(

@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from .._proxies import host_of, is_loopback
 
@@ -45,11 +46,20 @@ class PerfAnalyzer:
     program: Path
     library_path: str
 
-    def measure(self, url: str, model: str, data: Path, in_flight: int, seconds: float) -> Latencies:
+    def measure(
+        self,
+        url: str,
+        model: str,
+        data: Path,
+        in_flight: int,
+        seconds: float,
+        parameters: Mapping[str, int] = MappingProxyType({}),
+    ) -> Latencies:
         """Measure over gRPC with so many requests in flight, for about `seconds`.
 
         Args:
             data: what `write_input` wrote.
+            parameters: sent with each request, such as `detections_per_img`.
 
         Raises:
             PerfAnalyzerError: it failed: a request failed, or too few were answered in time.
@@ -61,6 +71,8 @@ class PerfAnalyzer:
         arguments += ["--input-data", data, "-f", report]
         arguments += ["--concurrency-range", str(in_flight), "-p", str(window_ms)]
         arguments += ["--max-trials", str(NUM_WINDOWS), "--stability-percentage", "999"]  # no further windows
+        for name, value in parameters.items():
+            arguments += ["--request-parameter", f"{name}:{value}:int"]
         try:
             direct = {"no_grpc_proxy": host_of(url)} if is_loopback(url) else {}
             done = self._run(*arguments, timeout_s=10 * seconds + 300, **direct)

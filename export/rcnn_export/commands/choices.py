@@ -8,13 +8,16 @@ TORCHVISION_MODELS = (
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
+    "keypointrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
 )
 DEFAULT_MODELS = {  # of each family
     "faster_rcnn": "fasterrcnn_resnet50_fpn",
     "mask_rcnn": "maskrcnn_resnet50_fpn",
+    "keypoint_rcnn": "keypointrcnn_resnet50_fpn",
 }
+DEFAULT_MODEL = DEFAULT_MODELS["faster_rcnn"]
 ENGINES = ("onnx", "aoti", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 EXAMPLE_SHAPES = "1x320x320,4x800x1344,8x1344x1344"

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
     try:
-        return _export(arguments, arguments.name or arguments.detector)
+        return _export(arguments)
     except (ExportError, RepositoryError) as error:
         print(f"rcnn-export: {error}", file=sys.stderr)
         return 1
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _export(arguments: argparse.Namespace, name: str) -> int:
+def _export(arguments: argparse.Namespace) -> int:
     # The file is given because sys.stdout is another one while torch exports and its notes are hidden.
     console = Console(highlight=False, file=sys.stdout)
     started = time.monotonic()
@@ -53,11 +53,13 @@ def _export(arguments: argparse.Namespace, name: str) -> int:
             arguments.weights,
             arguments.num_classes,
             arguments.labels,
+            keypoints=arguments.keypoints,
             weights_key=arguments.weights_key,
             batch_norm_eps=arguments.batch_norm_eps,
-            family=arguments.detector,
+            family=arguments.family,
             report=report,
         )
+    name = arguments.name or detector.chain.family
     options = _engine_options(arguments, detector)
     if replaced := _describe(arguments.repository, name):
         report(f"This replaces {name} ({replaced})")

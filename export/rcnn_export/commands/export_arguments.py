@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcnn_export.commands.choices import (
+    DEFAULT_MODEL,
     DEFAULT_MODELS,
     ENGINES,
     EXAMPLE_SHAPES,
@@ -23,15 +24,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="rcnn-export",
         description="Fills a Triton model repository from a torchvision detector.",
-        epilog="Example: rcnn-export faster_rcnn --model fasterrcnn_resnet50_fpn --weights my.pth "
-        "--labels labels.txt --name my_detector",
+        epilog="Example: rcnn-export --model fasterrcnn_resnet50_fpn --weights my.pth --labels labels.txt "
+        "--name my_detector",
     )
     add_version(parser)
-    parser.add_argument("detector", choices=list(DEFAULT_MODELS), help="the kind of detector")
+    parser.add_argument(
+        "family",
+        nargs="?",
+        choices=list(DEFAULT_MODELS),
+        help="of the model; one of another family is refused (default: what the model is)",
+    )
     parser.add_argument(
         "--model",
         help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
-        f"returning a FasterRCNN or a MaskRCNN (default: {' or '.join(DEFAULT_MODELS.values())})",
+        f"returning a FasterRCNN, MaskRCNN or KeypointRCNN (default: {DEFAULT_MODEL}, or that of the family)",
     )
     parser.add_argument(
         "--weights",
@@ -49,6 +55,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help="text file, one class name a line, without the background (default: those of published weights, else "
         "class_1, class_2, ...)",
+    )
+    parser.add_argument(
+        "--keypoints",
+        type=Path,
+        help="text file, one name of a keypoint a line, for a Keypoint R-CNN (default: COCO's if there are 17, else "
+        "numbers from 0)",
     )
     parser.add_argument(
         "--repository",
@@ -94,9 +106,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="MAJOR.MINOR",
         help="build for GPUs of this kind on a machine without one; TensorRT-RTX only (default: this machine's GPU)",
     )
-    parser.add_argument("--name", help="the served model's name (default: the kind of detector)")
-    arguments = parser.parse_args(argv)
-    arguments.model = arguments.model or DEFAULT_MODELS[arguments.detector]
+    parser.add_argument("--name", help="the served model's name (default: the family)")
+    arguments = parser.parse_intermixed_args(argv)  # the family may stand anywhere
+    arguments.model = arguments.model or DEFAULT_MODELS.get(arguments.family, DEFAULT_MODEL)
     return arguments
 
 

@@ -6,22 +6,28 @@ import sys
 from typing import Any
 
 import torch
+from rcnn_client.tools.coco_score import Kind
 from rich.console import Console
 from torch.utils.data import DataLoader, Subset
 
-from rcnn_export.commands.train_arguments import DEFAULT_MODEL, parse
+from rcnn_export.commands.choices import DEFAULT_MODEL
+from rcnn_export.commands.train_arguments import parse
 from rcnn_export.detector.weights import DEFAULT, RANDOM
 from rcnn_export.digits.dataset import DigitsDataset
 from rcnn_export.errors import INTERRUPTED, ExportError
-from rcnn_export.train.coco_dataset import CocoDataset, Sample, read, used_names
+from rcnn_export.train.coco_dataset import CocoDataset, Sample, check_same_keypoints, read, used_names
+from rcnn_export.train.coco_eval import PREFIXES
 from rcnn_export.train.epochs import evaluate, train_epoch
 from rcnn_export.train.loop import EpochBatches, Settings, Training
+from rcnn_export.train.mirror import describe_mirroring
 from rcnn_export.train.processes import Processes
 from rcnn_export.train.results import write_results
 from rcnn_export.train.signals import StopSignals
-from rcnn_export.train.start import finds_masks, initial_detector
+from rcnn_export.train.start import initial_detector, kind_built_by
 
 SAMPLE_MODEL = "rcnn_export.digits.detector:digits_detector"
+
+METRICS: dict[Kind, str] = {"bbox": "AP", "segm": "mask AP", "keypoints": "keypoint AP"}
 
 Data = CocoDataset | DigitsDataset
 
@@ -52,14 +58,16 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
     # 1. Data, then a detector with as many classes as the data has.
     console = Console(quiet=processes.rank > 0, soft_wrap=True)
     model = arguments.model or (SAMPLE_MODEL if arguments.sample else DEFAULT_MODEL)
-    train_data, val_data = _load_data(arguments, finds_masks(model), console)
+    train_data, val_data = _load_data(arguments, kind_built_by(model), console)
     settings = _settings(arguments, model, train_data, processes)
 
     def report(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
     training = Training(initial_detector(settings, report), settings, processes)
-    chosen_by = "segm_ap" if training.finds_masks else "ap"
+    if settings.horizontal_flip and settings.keypoint_names:
+        report(describe_mirroring(settings.keypoint_names))
+    chosen_by = f"{PREFIXES[training.kind]}ap"
 
     # 2. The folder: a new run's, or that of the run to continue.
     checkpoint = arguments.out / "checkpoint.pt"
@@ -109,30 +117,30 @@ def _train(arguments: argparse.Namespace, argv: list[str], processes: Processes)
                 f"{metrics['pictures_per_s']:.3g} pictures/s{'  best so far' if is_best else ''}"
             )
     best = max(metrics[chosen_by] for metrics in training.history)
-    name = "mask AP50:95" if training.finds_masks else "AP50:95"
-    console.print(f"best {name} {best:.4f}: {arguments.out}/weights.safetensors, metrics.json, labels.txt")
+    lists = "labels.txt, keypoints.txt" if settings.keypoint_names else "labels.txt"
+    name = METRICS[training.kind]
+    console.print(f"best {name}50:95 {best:.4f}: {arguments.out}/weights.safetensors, metrics.json, {lists}")
     return 0
 
 
 def _precision(metrics: dict[str, Any]) -> str:
-    kinds = {"AP": "ap", "mask AP": "segm_ap"} if "segm_ap" in metrics else {"AP": "ap"}
+    keys = {METRICS[kind]: f"{prefix}ap" for kind, prefix in PREFIXES.items()}
     return "  ".join(
         f"{name}50:95 {metrics[key]:.4f}  {name}50 {metrics[f'{key}50']:.4f}  {name}75 {metrics[f'{key}75']:.4f}"
-        for name, key in kinds.items()
+        for name, key in keys.items()
+        if key in metrics
     )
 
 
-def _load_data(arguments: argparse.Namespace, with_masks: bool, console: Console) -> tuple[Data, Data]:
+def _load_data(arguments: argparse.Namespace, kind: Kind, console: Console) -> tuple[Data, Data]:
     if arguments.sample:
         train_size, val_size = arguments.sample_pictures
-        return (
-            DigitsDataset("train", train_size, with_masks),
-            DigitsDataset("held-out", val_size, with_masks),
-        )
-    files = [read(annotations, with_masks) for annotations, _ in (arguments.train, arguments.val)]
+        return DigitsDataset("train", train_size, kind), DigitsDataset("held-out", val_size, kind)
+    files = [read(annotations, kind) for annotations, _ in (arguments.train, arguments.val)]
     for file in files:
         console.print(file.summary, markup=False)
     class_names = used_names(*files)
+    check_same_keypoints(*files)
     train_data, val_data = (
         CocoDataset(file, pictures, class_names)
         for file, (_, pictures) in zip(files, (arguments.train, arguments.val), strict=True)
@@ -162,6 +170,7 @@ def _settings(arguments: argparse.Namespace, model: str, train_data: Data, proce
         num_processes=processes.count,
         weights_key=arguments.weights_key,
         batch_norm_eps=arguments.batch_norm_eps,
+        keypoint_names=train_data.keypoint_names or None,
     )
 
 

@@ -5,9 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rcnn_export.commands.choices import DEFAULT_MODEL
 from rcnn_export.commands.common_options import add_version, add_weights_options
-
-DEFAULT_MODEL = "fasterrcnn_resnet50_fpn"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,17 +32,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=(12000, 500),
         help="how many pictures --sample composes (default: 12000 500)",
     )
-    data.add_argument("--horizontal-flip", action="store_true", help="mirror every second picture")
+    data.add_argument(
+        "--horizontal-flip",
+        action="store_true",
+        help="mirror every second picture, and let keypoints named left and right change places",
+    )
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        help="torchvision builder of a Faster or Mask R-CNN, or package.module:function (default: "
+        help="torchvision builder of a Faster, Mask or Keypoint R-CNN, or package.module:function (default: "
         f"{DEFAULT_MODEL}; with --sample a light Faster R-CNN)",
     )
     model.add_argument(
         "--weights",
         help="where to start: a torchvision weights name, a file as for rcnn-export, or random; predictors start anew "
-        "if their classes are others, and so does a mask head that the weights lack (default: DEFAULT, torchvision's "
+        "if their classes or keypoints are others, and so does a mask or keypoint head that the weights lack (default: DEFAULT, torchvision's "
         "best; random with --sample or for a function of yours, which starts as the function builds it)",
     )
     add_weights_options(model, default="as the weights record it, else as the model has it")

@@ -124,6 +124,7 @@ def load_reference(arguments: argparse.Namespace, report: Callable[[str], None])
         arguments.model or manifest["model"],
         arguments.weights or manifest["weights"],
         len(manifest["class_names"]),
+        num_keypoints=len(manifest.get("keypoint_names", [])) or None,
         weights_key=manifest.get("weights_key") if key is None and not arguments.weights else key,
         batch_norm_eps=manifest.get("batch_norm_eps") if eps is None else eps,
         report=report,
@@ -200,8 +201,8 @@ def ask_server(
     image = triton.InferInput("image", [len(batch), 1], "BYTES")
     image.set_data_from_numpy(np.array(batch, np.object_).reshape(-1, 1))
     answer = server.infer(name, [image], client_timeout=SERVER_TIMEOUT_S)
-    arrays = {name: answer.as_numpy(name) for name in Detections._fields}  # None for what is not answered
-    return unpad_detections(Detections(**arrays))
+    arrays = {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+    return unpad_detections(Detections.from_answers(arrays))
 
 
 def _print_layer(

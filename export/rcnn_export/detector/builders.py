@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,14 +14,19 @@ from torch.nn.parallel import DistributedDataParallel
 from rcnn_export.errors import ExportError
 
 WRAPPERS = (nn.DataParallel, DistributedDataParallel, OptimizedModule)
+OPTIONS = {
+    "num_classes": "--num-classes or --labels",
+    "num_keypoints": "--keypoints",
+}  # that decide a parameter
 ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def call_function(path: str, num_classes: int | None, seed: int) -> object:
+def call_function(path: str, numbers: Mapping[str, int], seed: int) -> object:
     """What the function ``path``, ``package.module:function``, returns; a module is unwrapped, FP32 and on the CPU.
 
     Args:
-        num_classes: given to the function if it has a parameter of that name, or takes any.
+        numbers: ``num_classes`` and ``num_keypoints``, as far as they are known; each is given to the function if it
+            has a parameter of that name, and num_classes if it takes any.
         seed: of torch's random numbers in the call, whatever the import used.
 
     Raises:
@@ -31,7 +37,7 @@ def call_function(path: str, num_classes: int | None, seed: int) -> object:
         raise ExportError(
             f"{path} is no function but {type(function).__name__}: give a function that returns a FasterRCNN"
         )
-    arguments = _arguments(path, function, num_classes)
+    arguments = _arguments(path, function, numbers)
     torch.manual_seed(seed)
     try:
         return _unwrap(function(**arguments))
@@ -54,7 +60,7 @@ def _import(path: str) -> Any:
         ) from error
 
 
-def _arguments(path: str, function: Any, num_classes: int | None) -> dict[str, int]:
+def _arguments(path: str, function: Any, numbers: Mapping[str, int]) -> dict[str, int]:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # a function written in C
@@ -64,19 +70,17 @@ def _arguments(path: str, function: Any, num_classes: int | None) -> dict[str, i
         for name, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty and parameter.kind not in ANY_NUMBER
     ]
-    if others := [name for name in needed if name != "num_classes"]:
+    if others := [name for name in needed if name not in OPTIONS]:
         raise ExportError(
-            f"{path} needs the arguments {', '.join(others)}, but it is called with num_classes alone: "
+            f"{path} needs the arguments {', '.join(others)}, but it is called with {' and '.join(OPTIONS)} alone: "
             "give the others defaults"
         )
-    if num_classes is not None:
-        takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-        return {"num_classes": num_classes} if takes_any or "num_classes" in parameters else {}
-    if needed:
-        raise ExportError(
-            f"{path} needs num_classes: give --num-classes or --labels, or give the parameter a default"
-        )
-    return {}
+    for name in needed:
+        if name not in numbers:
+            raise ExportError(f"{path} needs {name}: give {OPTIONS[name]}, or give the parameter a default")
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    taken = {*parameters, "num_classes"} if takes_any else parameters  # not every detector has keypoints
+    return {name: number for name, number in numbers.items() if name in taken}
 
 
 def _unwrap(detector: object) -> object:

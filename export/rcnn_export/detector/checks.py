@@ -1,6 +1,6 @@
 """Refuses detectors that answer by code of their own where an export follows torchvision's.
 
-Backbone, RPN head, box and mask heads, their predictors and ``decode_single`` are exported through their own code,
+Backbone, RPN head, box, mask and keypoint heads, their predictors and ``decode_single`` are exported through their own code,
 whatever it is. The rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method
 or a hook of the user's own would be left out without a word.
 """
@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import torch
-from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
+from rcnn_backend.contract.chain import CHAINS
 from torch import nn
 from torchvision.models.detection import (
     FCOS,
@@ -26,7 +26,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from rcnn_export.detector.families import chain_of
+from rcnn_export.detector.families import KINDS, chain_of
 from rcnn_export.errors import ExportError
 
 # The parts of a detector that rcnn_backend stands in for, and the methods that answer there. Methods that only training
@@ -40,12 +40,10 @@ FOLLOWED: dict[str, tuple[type, tuple[str, ...]]] = {
     "rpn.box_coder": (BoxCoder, ("decode",)),
     "rpn": (RegionProposalNetwork, ("forward", "filter_proposals", "_get_top_n_idx")),
     "roi_heads.box_roi_pool": (MultiScaleRoIAlign, ("forward",)),
-    "roi_heads.mask_roi_pool": (MultiScaleRoIAlign, ("forward",)),  # of a MaskRCNN
     "roi_heads.box_coder": (BoxCoder, ("decode",)),
     "roi_heads": (RoIHeads, ("forward", "postprocess_detections", "has_mask", "has_keypoint")),
     "": (FasterRCNN, ("forward", "eager_outputs")),
 }
-KINDS = {FASTER_RCNN.family: FasterRCNN, MASK_RCNN.family: MaskRCNN}
 BUILDERS = {"fasterrcnn_": FasterRCNN, "maskrcnn_": MaskRCNN, "keypointrcnn_": KeypointRCNN}
 ONE_STAGE = {"retinanet_": RetinaNet, "fcos_": FCOS, "ssd": SSD}
 
@@ -57,7 +55,7 @@ def check_builder_name(model: str, family: str | None = None) -> None:
         family: the only one that is taken; by default any.
 
     Raises:
-        ExportError: it builds a detector of another family, a Keypoint R-CNN, or a one-stage detector.
+        ExportError: it builds a detector of another family, or a one-stage detector.
     """
     for prefix, kind in (BUILDERS | ONE_STAGE).items():
         if model.startswith(prefix) and (reason := _refusal(kind, family)):
@@ -65,7 +63,7 @@ def check_builder_name(model: str, family: str | None = None) -> None:
 
 
 def check_is_faster_rcnn(detector: object, model: str, family: str | None = None) -> FasterRCNN:
-    """What the function ``model`` returned, if it is a FasterRCNN or a MaskRCNN, which is one, too.
+    """What the function ``model`` returned, if it is a FasterRCNN; a MaskRCNN and a KeypointRCNN are ones, too.
 
     Args:
         family: the only one that is taken; by default any.
@@ -73,7 +71,7 @@ def check_is_faster_rcnn(detector: object, model: str, family: str | None = None
     Raises:
         ExportError: it is something else, or holds the FasterRCNN in an attribute.
     """
-    for kind in (MaskRCNN, KeypointRCNN, *ONE_STAGE.values(), FasterRCNN):
+    for kind in (*KINDS.values(), *ONE_STAGE.values()):
         if isinstance(detector, kind):
             if reason := _refusal(kind, family):
                 raise ExportError(f"{model} returned a {reason}")
@@ -96,10 +94,15 @@ def check_followed(model: FasterRCNN) -> None:
         ExportError: a part has another class, a method or a hook of the user's own, or there is a head that the
             detector's family does not have, or it lacks one that the family has.
     """
-    has_masks = isinstance(model, MaskRCNN)
-    for path, (kind, methods) in FOLLOWED.items():
-        if path == "roi_heads.mask_roi_pool" and not has_masks:
-            continue
+    chain = chain_of(model)
+    own_head, own_kind = chain.head, KINDS[chain.family]
+    if own_head and not _has_head(model, own_head):
+        raise ExportError(
+            f"the detector is a {own_kind.__name__} without a {own_head} head: set {own_head}_roi_pool, "
+            f"{own_head}_head and {own_head}_predictor of its roi_heads, or give a FasterRCNN for the boxes alone"
+        )
+    own_pool = {f"roi_heads.{own_head}_roi_pool": FOLLOWED["roi_heads.box_roi_pool"]} if own_head else {}
+    for path, (kind, methods) in (own_pool | FOLLOWED).items():
         part = operator.attrgetter(path)(model) if path else model
         name = path or "the detector"
         if not isinstance(part, kind):
@@ -119,18 +122,18 @@ def check_followed(model: FasterRCNN) -> None:
         kept = "in FP32" if ".quantized" in type(part).__module__ else "as Python modules"
         if kept == "in FP32" or isinstance(part, torch.jit.ScriptModule):
             raise ExportError(f"{name} is a {_name(part)}, which cannot be traced: build the detector {kept}")
-    if has_masks and not model.roi_heads.has_mask():
-        raise ExportError(
-            "the detector is a MaskRCNN without a mask head: set mask_roi_pool, mask_head and mask_predictor of its "
-            "roi_heads, or give a FasterRCNN for the boxes alone"
-        )
-    for head in ("keypoint",) if has_masks else ("mask", "keypoint"):
-        if getattr(model.roi_heads, f"has_{head}")():
-            exported = "boxes and masks" if has_masks else "boxes"
+    for other in CHAINS.values():
+        if other.head not in ("", own_head) and _has_head(model, other.head):
+            found = _found(chain.family)
             raise ExportError(
-                f"the detector has a {head} head: {chain_of(model).family} exports {exported} only, and its {head}s "
-                f"would be lost. Set roi_heads.{head}_predictor to None for the {exported} alone"
+                f"the detector has a {other.head} head: {chain.family} exports {found} only, and its {other.head}s "
+                f"would be lost. Set roi_heads.{other.head}_predictor to None for the {found} alone"
             )
+
+
+def _has_head(model: FasterRCNN, head: str) -> bool:
+    parts = (f"{head}_roi_pool", f"{head}_head", f"{head}_predictor")
+    return all(getattr(model.roi_heads, part, None) is not None for part in parts)
 
 
 def _is_torchvisions(part: Any, method: str, kind: type) -> bool:
@@ -150,24 +153,21 @@ def _refusal(kind: type, family: str | None) -> str:
         return (
             f"{kind.__name__}, a one-stage detector: there are no proposals to cut it at. Give a FasterRCNN"
         )
-    if kind is KeypointRCNN:
-        family = family or FASTER_RCNN.family
-        exported = "boxes" if family == FASTER_RCNN.family else "boxes and masks"
-        return (
-            f"KeypointRCNN: {family} exports {exported} only, and what it finds beyond them would be lost. "
-            f"Give a {KINDS[family].__name__}"
-        )
     if family is None or kind is KINDS[family]:
         return ""
-    own = next(name for name, each in KINDS.items() if each is kind)
+    own, wanted = next(name for name, each in KINDS.items() if each is kind), KINDS[family]
     reason = (
-        f"{family} exports boxes only, and what it finds beyond them would be lost"
-        if kind is MaskRCNN
-        else f"{family} exports masks, and it has none"
+        f"{family} exports {_found(family)}, and it finds {_found(own)}"
+        if CHAINS[family].head
+        else f"{family} exports {_found(family)} only, and what it finds beyond them would be lost"
     )
-    return (
-        f"{kind.__name__}: {reason}. Give a {KINDS[family].__name__}, or export it with `rcnn-export {own}`"
-    )
+    return f"{kind.__name__}: {reason}. Give a {wanted.__name__}, or export it with `rcnn-export {own}`"
+
+
+def _found(family: str) -> str:
+    """What a detector of the family finds."""
+    head = CHAINS[family].head
+    return f"boxes and {head}s" if head else "boxes"
 
 
 def _name(part: object) -> str:

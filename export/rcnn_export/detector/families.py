@@ -1,9 +1,17 @@
 """Which family a torch detector belongs to, by its class."""
 
-from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN, Chain
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, KEYPOINT_RCNN, MASK_RCNN, Chain
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
+
+KINDS: dict[
+    str, type[FasterRCNN]
+] = {  # torchvision's class of each family; subclasses of FasterRCNN come first
+    MASK_RCNN.family: MaskRCNN,
+    KEYPOINT_RCNN.family: KeypointRCNN,
+    FASTER_RCNN.family: FasterRCNN,
+}
 
 
 def chain_of(model: FasterRCNN) -> Chain:
     """The chain of the detector's family."""
-    return MASK_RCNN if isinstance(model, MaskRCNN) else FASTER_RCNN
+    return CHAINS[next(family for family, kind in KINDS.items() if isinstance(model, kind))]

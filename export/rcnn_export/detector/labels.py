@@ -1,17 +1,17 @@
-"""Reads a labels file: a text file of one class name a line."""
+"""Reads a labels file, a text file of one class name a line, and a file of keypoints' names, which is alike."""
 
 import codecs
 import re
 import shlex
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn_export.errors import ExportError
 
 BACKGROUND = "__background__"
 UNUSED = "N/A"  # what torchvision's COCO names call each label that no object has
-ONE_NAME_A_LINE = "write a text file with one class name a line"
 # The mark of UTF-32 in little endian begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -24,6 +24,21 @@ YAML_LINE = r"-\s+\S|\d+\s*:|.*\S:\s*\d+\Z"  # an entry of a list, "0: cat" or "
 CSV_SEPARATOR = r"[,;](?!\s)"  # a name may have a comma and a blank
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What errors call a file of names, and what each line names."""
+
+    file: str
+    named: str
+
+    @property
+    def advice(self) -> str:
+        return f"write a text file with one {self.named} name a line"
+
+
+CLASSES, KEYPOINTS = _Names("labels", "class"), _Names("keypoints", "keypoint")
+
+
 def read_labels(path: Path) -> list[str]:
     """The class names, with the background put first.
 
@@ -32,33 +47,44 @@ def read_labels(path: Path) -> list[str]:
     Raises:
         ExportError: the file cannot be read, has another encoding or format, holds no name, or holds one twice.
     """
+    names = _read_names(path, CLASSES)
+    return names if names[0] == BACKGROUND else [BACKGROUND, *names]
+
+
+def read_keypoint_names(path: Path) -> list[str]:
+    """The names of keypoints, one a line; the file is read, and refused, as one of labels."""
+    return _read_names(path, KEYPOINTS)
+
+
+def _read_names(path: Path, of: _Names) -> list[str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ExportError(f"cannot read the labels {path}: {error.strerror}") from error
-    text = _decode(path, content)
+        raise ExportError(f"cannot read the {of.file} {path}: {error.strerror}") from error
+    text = _decode(path, content, of)
     lines = re.split(r"\r\n|\r|\n", text)
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     names = [name for _, name in numbered]
     if not names:
-        raise ExportError(f"the labels file {path} is empty: {ONE_NAME_A_LINE}")
-    _refuse_other_formats(path, names)
+        raise ExportError(f"the {of.file} file {path} is empty: {of.advice}")
+    _refuse_other_formats(path, names, of)
     for number, name in numbered:
         if control := next((each for each in name if unicodedata.category(each) == "Cc"), ""):
             raise ExportError(
-                f"line {number} of the labels {path} has the control character {control!r}: {name!r}. Remove it, "
-                f"or {ONE_NAME_A_LINE}"
+                f"line {number} of the {of.file} {path} has the control character {control!r}: {name!r}. Remove it, "
+                f"or {of.advice}"
             )
     repeated = [name for name, count in Counter(names).items() if count > 1 and name != UNUSED]
     if repeated:
         places = ", ".join(str(number) for number, name in numbered if name == repeated[0])
         raise ExportError(
-            f"the labels {path} name {repeated[0]!r} more than once (lines {places}): each class needs a name of its own"
+            f"the {of.file} {path} name {repeated[0]!r} more than once (lines {places}): each {of.named} needs a name of "
+            "its own"
         )
-    return names if names[0] == BACKGROUND else [BACKGROUND, *names]
+    return names
 
 
-def _decode(path: Path, content: bytes) -> str:
+def _decode(path: Path, content: bytes, of: _Names) -> str:
     """The text without byte order marks: files that were joined have them inside, too."""
     encoding = next((MARKS[mark] for mark in MARKS if content.startswith(mark)), "utf-8")
     try:
@@ -66,25 +92,25 @@ def _decode(path: Path, content: bytes) -> str:
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
             raise ExportError(
-                f"the labels {path} begin as {encoding.upper()} and cannot be read as such: {error.reason}. "
+                f"the {of.file} {path} begin as {encoding.upper()} and cannot be read as such: {error.reason}. "
                 "Save the file as UTF-8"
             ) from error
         if b"\0" in content:
-            raise ExportError(f"the labels {path} are no text: {ONE_NAME_A_LINE}") from error
+            raise ExportError(f"the {of.file} {path} are no text: {of.advice}") from error
         number = content.count(b"\n", 0, error.start) + 1
         line = content.split(b"\n")[number - 1].strip()
         guess = "cp1252" if re.search(rb"[\x80-\x9f]", content) else "latin1"
         raise ExportError(
-            f"the labels {path} are not UTF-8: line {number} is {line!r}. {_convert(path, guess)}"
+            f"the {of.file} {path} are not UTF-8: line {number} is {line!r}. {_convert(path, guess)}"
         ) from error
     if "\0" in text:
         halves = {"utf-16be": content[::2], "utf-16le": content[1::2]}
         guess = max(halves, key=lambda name: halves[name].count(0))
         if halves[guess].count(0) * 4 > len(content):
             raise ExportError(
-                f"the labels {path} seem to be UTF-16 without a byte order mark. {_convert(path, guess)}"
+                f"the {of.file} {path} seem to be UTF-16 without a byte order mark. {_convert(path, guess)}"
             )
-        raise ExportError(f"the labels {path} hold zero bytes and are no text: {ONE_NAME_A_LINE}")
+        raise ExportError(f"the {of.file} {path} hold zero bytes and are no text: {of.advice}")
     return text
 
 
@@ -96,7 +122,7 @@ def _convert(path: Path, encoding: str) -> str:
     )
 
 
-def _refuse_other_formats(path: Path, names: list[str]) -> None:
+def _refuse_other_formats(path: Path, names: list[str], of: _Names) -> None:
     text = "\n".join(names)
     separators = {len(re.findall(CSV_SEPARATOR, name)) for name in names}
     looks_like = {
@@ -110,5 +136,5 @@ def _refuse_other_formats(path: Path, names: list[str]) -> None:
     }
     for found in (name for name, matches in looks_like.items() if matches):
         raise ExportError(
-            f"the labels {path} look like {found} (first line: {names[0][:60]!r}): {ONE_NAME_A_LINE}"
+            f"the {of.file} {path} look like {found} (first line: {names[0][:60]!r}): {of.advice}"
         )

@@ -1,37 +1,40 @@
-"""Loads a torchvision two-stage detector: which model, which weights, which class names.
+"""Loads a torchvision two-stage detector: which model, which weights, which names of classes and keypoints.
 
 A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 ``package.module:function``, any function that returns a
-``torchvision.models.detection.FasterRCNN`` or a ``MaskRCNN``. A function with a parameter ``num_classes`` is
-given the number.
+``torchvision.models.detection.FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN``. A function with a parameter
+``num_classes`` or ``num_keypoints`` is given the number.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rcnn_backend.contract.chain import Chain
 from torchvision import models
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN_ResNet50_FPN_Weights
 
 from rcnn_export.detector.batch_norm import batch_norm_eps_of, report_open_eps, set_batch_norm_eps
 from rcnn_export.detector.builders import call_function
 from rcnn_export.detector.checks import check_builder_name, check_followed, check_is_faster_rcnn
 from rcnn_export.detector.families import chain_of
-from rcnn_export.detector.labels import BACKGROUND, read_labels
+from rcnn_export.detector.labels import BACKGROUND, read_keypoint_names, read_labels
 from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.detector.shapes import check_rpn, mask_sizes, num_classes_of
+from rcnn_export.detector.shapes import check_rpn, head_sizes, num_classes_of, num_keypoints_of
 from rcnn_export.detector.weights import RANDOM, find_weights
 from rcnn_export.detector.weights_fit import load_into
 from rcnn_export.detector.zero_eps import allow_zero_eps
 from rcnn_export.errors import ExportError
 
 TORCHVISION_MODELS = sorted(
-    name for name in models.list_models(module=detection) if name.startswith(("fasterrcnn_", "maskrcnn_"))
+    name
+    for name in models.list_models(module=detection)
+    if name.startswith(("fasterrcnn_", "maskrcnn_", "keypointrcnn_"))
 )
+COCO_KEYPOINTS: list[str] = KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["keypoint_names"]
 RANDOM_SEED = 0
 
 
@@ -40,7 +43,8 @@ class Detector:
     """A detector in eval mode on the CPU, and what its manifest says about it.
 
     ``class_names[label]`` names a label; label 0 is the background. ``weights_key`` is the key of its state
-    dict in a file that holds several, where one was given.
+    dict in a file that holds several, where one was given. ``keypoint_names`` are those of a Keypoint R-CNN's keypoints,
+    in their order.
     """
 
     model: FasterRCNN
@@ -48,6 +52,7 @@ class Detector:
     weights: str
     class_names: list[str]
     weights_key: str | None = None
+    keypoint_names: list[str] = field(default_factory=list)
 
     @property
     def chain(self) -> Chain:
@@ -75,6 +80,8 @@ def load_detector(
     num_classes: int | None = None,
     labels: Path | None = None,
     *,
+    num_keypoints: int | None = None,
+    keypoints: Path | None = None,
     weights_key: str | None = None,
     batch_norm_eps: float | None = None,
     family: str | None = None,
@@ -90,9 +97,11 @@ def load_detector(
             that a function of one's own gives the detector.
         num_classes: classes with the background; by default as many as the weights have.
         labels: a text file, one class name a line, without the background.
+        num_keypoints: of a Keypoint R-CNN whose weights do not tell; by default as many as ``keypoints`` names.
+        keypoints: a text file, one name of a keypoint a line; by default COCO's 17, or numbers from 0.
         weights_key: which state dict of a file that holds several, with dots between nested keys.
         batch_norm_eps: of every batch normalisation; by default what the weights record, else the model's own.
-        family: ``faster_rcnn`` or ``mask_rcnn``, if a detector of another one is to be refused.
+        family: ``faster_rcnn``, ``mask_rcnn`` or ``keypoint_rcnn``, if a detector of another one is to be refused.
         starts_anew: the start of the names of tensors that keep their random values if ``weights`` has none of them.
         report: called with a line of text for whatever a user should know of the weights.
 
@@ -103,6 +112,9 @@ def load_detector(
     names_from_labels = read_labels(labels) if labels else None
     if num_classes is None and names_from_labels:
         num_classes = len(names_from_labels)
+    names_of_keypoints = read_keypoint_names(keypoints) if keypoints else None
+    if num_keypoints is None and names_of_keypoints:
+        num_keypoints = len(names_of_keypoints)
 
     given = find_weights(model, weights, weights_key, report)
     state_dict = None if given is None else given.tensors
@@ -115,8 +127,9 @@ def load_detector(
                 f"{in_weights - 1} classes, or train weights for {num_classes} classes"
             )
         num_classes = in_weights or num_classes
+        num_keypoints = _num_keypoints_of(state_dict) or num_keypoints
 
-    detector = build_detector(model, num_classes, family)
+    detector = build_detector(model, num_classes, family, num_keypoints)
     eps = given.batch_norm_eps if given and batch_norm_eps is None else batch_norm_eps
     if eps is not None:
         set_batch_norm_eps(detector, eps)
@@ -133,24 +146,44 @@ def load_detector(
             f"{labels or weights} names {len(class_names) - 1} classes, but {model} has "
             f"{num_classes_of(detector) - 1} without the background: give one name a line for each"
         )
-    return Detector(detector.eval(), model, weights, class_names, weights_key)
+    in_detector = num_keypoints_of(detector)
+    keypoint_names = names_of_keypoints or default_keypoint_names(in_detector)
+    if len(keypoint_names) != in_detector:
+        raise ExportError(
+            f"{keypoints} names {len(keypoint_names)} keypoints, but {model} finds {in_detector or 'none'}: "
+            + (
+                "give one name a line for each"
+                if in_detector
+                else "leave the names out, or give a KeypointRCNN"
+            )
+        )
+    return Detector(detector.eval(), model, weights, class_names, weights_key, keypoint_names)
 
 
-def build_detector(model: str, num_classes: int | None = None, family: str | None = None) -> FasterRCNN:
+def build_detector(
+    model: str,
+    num_classes: int | None = None,
+    family: str | None = None,
+    num_keypoints: int | None = None,
+) -> FasterRCNN:
     """An untrained detector with ``num_classes`` classes, the background included, of that family or of any.
 
-    Without ``num_classes`` it has as many as its builder gives it: 91 in torchvision.
+    Without ``num_classes`` and ``num_keypoints`` it has as many as its builder gives it: 91 classes in torchvision, or
+    2 and 17 keypoints.
 
     Raises:
         ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
     """
     _check_model_name(model, family)
+    numbers = {"num_classes": num_classes, "num_keypoints": num_keypoints}
+    given = {name: number for name, number in numbers.items() if number is not None}
     if ":" in model:
-        detector = check_is_faster_rcnn(call_function(model, num_classes, RANDOM_SEED), model, family)
+        detector = check_is_faster_rcnn(call_function(model, given, RANDOM_SEED), model, family)
     else:
+        if not model.startswith("keypointrcnn_"):
+            given.pop("num_keypoints", None)
         torch.manual_seed(RANDOM_SEED)
-        classes = {} if num_classes is None else {"num_classes": num_classes}
-        detector = models.get_model(model, weights=None, weights_backbone=None, **classes)
+        detector = models.get_model(model, weights=None, weights_backbone=None, **given)
     allow_zero_eps(detector)
     check_detector(detector.eval())
     if num_classes is not None and num_classes_of(detector) != num_classes:
@@ -158,7 +191,19 @@ def build_detector(model: str, num_classes: int | None = None, family: str | Non
             f"{model} returned a detector of {num_classes_of(detector)} classes, but {num_classes} were asked for "
             "(background included): give the function a parameter num_classes that decides it"
         )
+    if num_keypoints is not None and (found := num_keypoints_of(detector)) not in (0, num_keypoints):
+        raise ExportError(
+            f"{model} returned a detector of {found} keypoints, but {num_keypoints} were asked for: give the function a "
+            "parameter num_keypoints that decides it"
+        )
     return detector
+
+
+def default_keypoint_names(num_keypoints: int) -> list[str]:
+    """COCO's names of 17 keypoints, otherwise numbers from 0: what clients take where a detector has no names."""
+    if num_keypoints == len(COCO_KEYPOINTS):
+        return list(COCO_KEYPOINTS)
+    return [str(number) for number in range(num_keypoints)]
 
 
 def check_detector(model: FasterRCNN) -> None:
@@ -170,8 +215,7 @@ def check_detector(model: FasterRCNN) -> None:
     check_followed(model)
     check_rpn(model)
     num_classes_of(model)
-    if isinstance(model, MaskRCNN):
-        mask_sizes(model)
+    head_sizes(model)
 
 
 def _check_model_name(model: str, family: str | None) -> None:
@@ -179,7 +223,7 @@ def _check_model_name(model: str, family: str | None) -> None:
     if ":" not in model and model not in TORCHVISION_MODELS:
         raise ExportError(
             f"unknown model {model!r}: give one of {', '.join(TORCHVISION_MODELS)}, or "
-            "package.module:function for a function that returns a FasterRCNN or a MaskRCNN"
+            "package.module:function for a function that returns a FasterRCNN, MaskRCNN or KeypointRCNN"
         )
 
 
@@ -188,7 +232,12 @@ def _num_classes_of(state_dict: dict[str, torch.Tensor]) -> int | None:
     return None if scores is None else len(scores)
 
 
+def _num_keypoints_of(state_dict: dict[str, torch.Tensor]) -> int | None:
+    heatmaps = state_dict.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")
+    return None if heatmaps is None else heatmaps.shape[1]  # of a ConvTranspose2d, [in, out, height, width]
+
+
 def _class_names(model: FasterRCNN, weights: models.WeightsEnum | None) -> list[str]:
     if weights is not None and len(weights.meta["categories"]) == num_classes_of(model):
-        return list(weights.meta["categories"])
+        return [BACKGROUND, *weights.meta["categories"][1:]]
     return [BACKGROUND, *(f"class_{label}" for label in range(1, num_classes_of(model)))]

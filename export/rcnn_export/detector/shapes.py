@@ -12,10 +12,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from rcnn_export.detector.families import chain_of
 from rcnn_export.errors import ExportError
 
 CHANNELS = 3  # RGB
@@ -122,8 +123,7 @@ def pooled_channels(model: FasterRCNN) -> int:
 def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
     """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
     height, width = model.roi_heads.box_roi_pool.output_size
-    masks = mask_sizes(model) if isinstance(model, MaskRCNN) else {}
-    return masks | {
+    return head_sizes(model) | {
         "channels": pooled_channels(model),
         "classes": num_classes_of(model) - 1,
         "detections": model.roi_heads.detections_per_img,
@@ -155,34 +155,47 @@ def num_classes_of(model: FasterRCNN) -> int:
     return int(scores)
 
 
-def mask_sizes(model: MaskRCNN) -> dict[str, int]:
-    """The sizes of the tensors around the mask header, by their word in the chain.
+def head_sizes(model: FasterRCNN) -> dict[str, int]:
+    """The sizes of the tensors around the head of the final detections, by their word in the chain; none without one.
 
     Raises:
-        ExportError: mask head and predictor do not fit what is pooled, or give anything else than a mask for each
-            class; or mask_roi_pool pools other levels than box_roi_pool.
+        ExportError: the head and its predictor do not fit what is pooled, or give anything else than torchvision's;
+            or it pools other levels than box_roi_pool.
     """
-    heads = model.roi_heads
-    if set(heads.mask_roi_pool.featmap_names) != set(heads.box_roi_pool.featmap_names):
+    chain, heads = chain_of(model), model.roi_heads
+    if not (head := chain.head):
+        return {}
+    pool: MultiScaleRoIAlign = getattr(heads, f"{head}_roi_pool")
+    if set(pool.featmap_names) != set(heads.box_roi_pool.featmap_names):
         raise ExportError(
-            f"mask_roi_pool pools the feature maps {list(heads.mask_roi_pool.featmap_names)} and box_roi_pool "
+            f"{head}_roi_pool pools the feature maps {list(pool.featmap_names)} and box_roi_pool "
             f"{list(heads.box_roi_pool.featmap_names)}: give both the same featmap_names"
         )
-    channels, num_classes = pooled_channels(model), num_classes_of(model)
-    height, width = heads.mask_roi_pool.output_size
-    with _running("mask_head and mask_predictor"):
-        masks = heads.mask_predictor(heads.mask_head(torch.zeros(2, channels, height, width)))
-    if masks.ndim != 4 or tuple(masks.shape[:2]) != (2, num_classes):
+    height, width = pool.output_size
+    with _running(f"{head}_head and {head}_predictor"):
+        pooled = torch.zeros(2, pooled_channels(model), height, width)
+        made = getattr(heads, f"{head}_predictor")(getattr(heads, f"{head}_head")(pooled))
+    _check_made(model, head, made)
+    _, *words = (
+        chain.step(f"{head}_header").outputs[0].shape
+    )  # those of the last axes that the predictor gives
+    sizes = dict(zip(words, made.shape[-len(words) :], strict=True))
+    return sizes | {"head_pooled_height": height, "head_pooled_width": width}
+
+
+def _check_made(model: FasterRCNN, head: str, made: Tensor) -> None:
+    """Whether a predictor gives for two RoIs what torchvision expects of it."""
+    num_classes = num_classes_of(model)
+    if head == "mask" and (made.ndim != 4 or tuple(made.shape[:2]) != (2, num_classes)):
         raise ExportError(
-            f"mask_predictor gives a tensor {list(masks.shape)} for two RoIs: torchvision expects one mask for each of "
+            f"mask_predictor gives a tensor {list(made.shape)} for two RoIs: torchvision expects one mask for each of "
             f"the {num_classes} classes with the background, [2, {num_classes}, height, width]"
         )
-    return {
-        "mask_pooled_height": height,
-        "mask_pooled_width": width,
-        "mask_height": masks.shape[2],
-        "mask_width": masks.shape[3],
-    }
+    if head == "keypoint" and (made.ndim != 4 or len(made) != 2 or made.shape[2] != made.shape[3]):
+        raise ExportError(
+            f"keypoint_predictor gives a tensor {list(made.shape)} for two RoIs: torchvision expects a square heatmap "
+            "for each keypoint, [2, keypoints, side, side]"
+        )
 
 
 def cell_anchors(model: FasterRCNN) -> list[Tensor]:
@@ -215,6 +228,15 @@ def check_rpn(model: FasterRCNN) -> None:
                 f"rpn.head gives {given} {word} a position of its feature maps, but the anchor generator's anchors "
                 f"need {expected}: give RPNHead the same num_anchors as each level has"
             )
+
+
+def num_keypoints_of(model: FasterRCNN) -> int:
+    """Keypoints that the detector finds in each box; 0 if it is no Keypoint R-CNN.
+
+    Raises:
+        ExportError: as ``head_sizes``.
+    """
+    return head_sizes(model).get("keypoints", 0)
 
 
 def backbone_features(

@@ -13,7 +13,11 @@ from rcnn_backend.contract.manifest import sha256_of
 from torch import Tensor
 from torchvision import models
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    KeypointRCNN_ResNet50_FPN_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+)
 
 from rcnn_export.detector.state_dicts import StateDict, choose_state_dict
 from rcnn_export.detector.weights_file import read_weights_file
@@ -106,7 +110,11 @@ def _published(model: str, weights: str) -> models.WeightsEnum | None:
 
 def _trained_eps(weights: models.WeightsEnum) -> float | None:
     # torchvision overwrites it for these alone; None: as the builder has it.
-    overwritten = (FasterRCNN_ResNet50_FPN_Weights.COCO_V1, MaskRCNN_ResNet50_FPN_Weights.COCO_V1)
+    overwritten = (
+        FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+        MaskRCNN_ResNet50_FPN_Weights.COCO_V1,
+        KeypointRCNN_ResNet50_FPN_Weights.COCO_V1,
+    )
     return 0.0 if weights in overwritten else None
 
 

@@ -12,6 +12,7 @@ from rcnn_export.detector.foreign_weights import rcnn_kind
 from rcnn_export.errors import ExportError
 
 CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"
+NAMES = {detection.MaskRCNN: "Mask R-CNN", detection.KeypointRCNN: "Keypoint R-CNN"}
 
 
 def load_into(
@@ -124,7 +125,7 @@ def _explain(problem: str, model: nn.Module, tensors: Mapping[str, Tensor], mode
     """The problem with its cause and what helps, as far as these are known."""
     kind = rcnn_kind(tensors)
     if kind and kind != rcnn_kind(model.state_dict()):
-        own = "Mask R-CNN" if isinstance(model, detection.MaskRCNN) else "Faster R-CNN"
+        own = next((name for kind, name in NAMES.items() if isinstance(model, kind)), "Faster R-CNN")
         return f"they are {kind}, and this is a {own}. Give weights of a {own}"
     if fitting := fitting_builders(tensors):
         return f"{problem}. They fit --model {' or '.join(fitting)}"

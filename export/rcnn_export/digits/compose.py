@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from rcnn_export.digits.backgrounds import draw_background
+from rcnn_export.digits.keypoints import HIDDEN, KEYPOINT_NAMES, VISIBLE, extreme_points
 
 SPLITS = ("train", "held-out")
 CLASS_NAMES = tuple("0123456789")
@@ -36,12 +37,14 @@ class DigitPicture:
         boxes: float32 [D, 4], left, top, right, bottom in pixels, tight around the ink.
         labels: int64 [D], the digit plus one.
         masks: bool [D, H, W], each digit's ink, also where another digit hides it.
+        keypoints: float32 [D, 4, 3], x and y in pixels and COCO's visibility of each digit's ``extreme_points``.
     """
 
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     masks: np.ndarray
+    keypoints: np.ndarray
 
 
 def source_digits(split: str) -> np.ndarray:
@@ -81,7 +84,18 @@ def compose_picture(split: str, index: int) -> DigitPicture:
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         labels=np.array(labels, np.int64),
         masks=np.array(masks, bool).reshape(-1, height, width),
+        keypoints=_keypoints(masks, topmost),
     )
+
+
+def _keypoints(masks: list[np.ndarray], topmost: np.ndarray) -> np.ndarray:
+    """The keypoints of each digit's ink; one under another digit is hidden."""
+    keypoints = np.zeros((len(masks), len(KEYPOINT_NAMES), 3), np.float32)
+    for number, mask in enumerate(masks, start=1):
+        x, y = extreme_points(mask).T
+        keypoints[number - 1, :, 0], keypoints[number - 1, :, 1] = x + 0.5, y + 0.5
+        keypoints[number - 1, :, 2] = np.where(topmost[y, x] == number, VISIBLE, HIDDEN)
+    return keypoints
 
 
 @lru_cache

@@ -14,23 +14,29 @@ import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as rle
+from rcnn_client.tools.coco_score import Kind
 from rich.progress import track
 from torch.utils.data import Dataset
 
 from rcnn_export.digits.compose import CLASS_NAMES, SPLITS, DigitPicture, compose_picture
+from rcnn_export.digits.keypoints import KEYPOINT_NAMES, SKELETON
 from rcnn_export.train.coco_dataset import Sample, to_target
 
 JPEG_QUALITY = 95
 
 
 class DigitsDataset(Dataset[Sample]):
-    """The first ``num_pictures`` pictures of a split, composed when asked for, with masks of their ink on demand."""
+    """The first ``num_pictures`` pictures of a split, composed when asked for.
 
-    def __init__(self, split: str, num_pictures: int, with_masks: bool = False) -> None:
+    Targets have the masks of their ink or their keypoints if these are the ``kind``.
+    """
+
+    def __init__(self, split: str, num_pictures: int, kind: Kind = "bbox") -> None:
         self.class_names = list(CLASS_NAMES)
+        self.keypoint_names = list(KEYPOINT_NAMES) if kind == "keypoints" else []
         self._split = split
         self._num_pictures = num_pictures
-        self._with_masks = with_masks
+        self._kind = kind
 
     def __len__(self) -> int:
         return self._num_pictures
@@ -41,16 +47,18 @@ class DigitsDataset(Dataset[Sample]):
         picture = compose_picture(self._split, index)
         areas = [mask.sum() for mask in picture.masks]
         target = to_target(picture.boxes, picture.labels, areas, [False] * len(areas))
-        if self._with_masks:
+        if self._kind == "segm":
             target["masks"] = torch.from_numpy(picture.masks.astype(np.uint8))
+        if self._kind == "keypoints":
+            target["keypoints"] = torch.from_numpy(picture.keypoints)
         return torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1), target
 
 
 def write_coco(folder: Path, split: str, indices: Iterable[int]) -> Path:
     """Writes pictures of a split and their ``annotations.json``, COCO instances format, into ``folder``.
 
-    Category ids are the labels, 1 to 10; each annotation has its box and its ink as a run-length mask; an
-    image's id is its index in the split.
+    Category ids are the labels, 1 to 10; each annotation has its box, its ink as a run-length mask, and its
+    keypoints; an image's id is its index in the split.
 
     Returns:
         the path of the annotations.
@@ -70,7 +78,10 @@ def write_coco(folder: Path, split: str, indices: Iterable[int]) -> Path:
     content = {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": label, "name": name} for label, name in enumerate(CLASS_NAMES, start=1)],
+        "categories": [
+            {"id": label, "name": name, "keypoints": KEYPOINT_NAMES, "skeleton": SKELETON}
+            for label, name in enumerate(CLASS_NAMES, start=1)
+        ],
     }
     path = folder / "annotations.json"
     path.write_text(json.dumps(content) + "\n")
@@ -94,7 +105,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _annotations(picture: DigitPicture) -> list[dict[str, Any]]:
     records = []
-    for box, label, ink in zip(picture.boxes.tolist(), picture.labels.tolist(), picture.masks, strict=True):
+    columns = picture.boxes.tolist(), picture.labels.tolist(), picture.masks, picture.keypoints
+    for box, label, ink, keypoints in zip(*columns, strict=True):
         left, top, right, bottom = box
         segmentation = rle.encode(np.asfortranarray(ink, dtype=np.uint8))
         records.append(
@@ -104,6 +116,8 @@ def _annotations(picture: DigitPicture) -> list[dict[str, Any]]:
                 "area": int(ink.sum()),
                 "iscrowd": 0,
                 "segmentation": {"size": segmentation["size"], "counts": segmentation["counts"].decode()},
+                "keypoints": keypoints.ravel().tolist(),
+                "num_keypoints": len(keypoints),
             }
         )
     return records

@@ -1,4 +1,5 @@
-"""The samples' light detectors: a slim ResNet, a four-level FPN of 64 channels, a two-layer box head; one has masks.
+"""The samples' light detectors: a slim ResNet, a four-level FPN of 64 channels, a two-layer box head; one has masks,
+one keypoints.
 
 Made of torchvision's own parts only and under 10 MB in FP32, so that their trained weights live in git and a
 CPU runs them in tens of milliseconds. They are trained from scratch, hence BatchNorm and no frozen layer.
@@ -8,10 +9,11 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
@@ -20,7 +22,7 @@ STAGE_CHANNELS = (32, 48, 96, 128)  # at strides 4, 8, 16, 32
 FPN_CHANNELS = 64
 LEVELS = ["0", "1", "2", "3"]
 HEAD_FEATURES = 256
-MASK_CHANNELS = 64
+MASK_CHANNELS = KEYPOINT_CHANNELS = 64
 
 
 def digits_detector(num_classes: int = 11) -> FasterRCNN:
@@ -50,6 +52,24 @@ def digits_mask_detector(num_classes: int = 11) -> MaskRCNN:
         mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2),
         mask_head=MaskRCNNHeads(FPN_CHANNELS, (MASK_CHANNELS,) * 4, dilation=1),
         mask_predictor=MaskRCNNPredictor(MASK_CHANNELS, MASK_CHANNELS, num_classes),
+    )
+
+
+def digits_keypoint_detector(num_classes: int = 11, num_keypoints: int = 4) -> KeypointRCNN:
+    """Builds the untrained detector with keypoints in each box, found in heatmaps of 56x56.
+
+    Args:
+        num_classes: as for ``digits_detector``, whose weights fit all but the keypoint head.
+        num_keypoints: in each box.
+
+    Returns:
+        a KeypointRCNN that finds boxes as ``digits_detector`` does.
+    """
+    return KeypointRCNN(
+        **_box_parts(num_classes),
+        keypoint_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2),
+        keypoint_head=KeypointRCNNHeads(FPN_CHANNELS, (KEYPOINT_CHANNELS,) * 4),
+        keypoint_predictor=KeypointRCNNPredictor(KEYPOINT_CHANNELS, num_keypoints),
     )
 
 

@@ -100,9 +100,9 @@ def _roi_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange], step: ChainSt
     """One profile of an engine that runs on RoIs for each range of batch sizes in the shapes; overlapping ranges are joined."""
     proposals, detections = proposal_parameters(model).padded_counts, head_parameters(model).padded_counts
     fixed = tensor_sizes(model)
-    fewest = fixed | {"proposals": proposals[0], "mask_detections": detections[0]}
-    usual = fixed | {"proposals": proposals[-1], "mask_detections": detections[len(detections) // 2]}
-    most = fixed | {"proposals": proposals[-1], "mask_detections": detections[-1]}
+    fewest = fixed | {"proposals": proposals[0], "head_detections": detections[0]}
+    usual = fixed | {"proposals": proposals[-1], "head_detections": detections[len(detections) // 2]}
+    most = fixed | {"proposals": proposals[-1], "head_detections": detections[-1]}
     joined: list[ShapeRange] = []
     for batches in sorted(ShapeRange(*((shape[0],) for shape in range_)) for range_ in shapes):
         if joined and joined[-1].overlaps(batches):

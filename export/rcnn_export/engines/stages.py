@@ -3,7 +3,7 @@
 Names and shapes are those of the declared chain.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,9 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.shapes import pooled_levels, pooled_strides, round_up, tensor_sizes
-from rcnn_export.detector.split import HeaderModule, MaskHeaderModule, RpnModule
+from rcnn_export.detector.split import MODULES, Cut
 from rcnn_export.engines.precision import FP32, Precision
 
-Module = RpnModule | HeaderModule | MaskHeaderModule
-MODULES: dict[str, Callable[[FasterRCNN], Module]] = {
-    "rpn": RpnModule,
-    "header": HeaderModule,
-    "mask_header": MaskHeaderModule,
-}
 MAX_BATCH = 128
 MAX_SIDE_PX = 8192
 MAX_ROIS = 1 << 14
@@ -72,13 +66,13 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
         "height": example_height,
         "width": example_width,
         "proposals": 6,
-        "mask_detections": min(3, most_detections),
+        "head_detections": min(3, most_detections),
     }
     typical = {
         "height": typical_height,
         "width": typical_width,
         "proposals": model.rpn.post_nms_top_n(),
-        "mask_detections": min(TYPICAL_DETECTIONS, most_detections),
+        "head_detections": min(TYPICAL_DETECTIONS, most_detections),
     }
     batch = Dim("batch", min=1, max=MAX_BATCH)
     height, width = (divisor * Dim(name, min=1, max=MAX_SIDE_PX // divisor) for name in ("rows", "columns"))
@@ -91,7 +85,7 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
         "proposals": Dim("proposals", min=1, max=MAX_ROIS),
     }
     if most_detections > 1:
-        open_dims["mask_detections"] = Dim("mask_detections", min=1, max=most_detections)
+        open_dims["head_detections"] = Dim("head_detections", min=1, max=most_detections)
     return Stage(
         name,
         _in_precision(MODULES[name](model), precision),
@@ -136,7 +130,7 @@ def _typical_size_hw(model: FasterRCNN) -> tuple[int, int]:
     return round_up(height, divisor), round_up(width, divisor)
 
 
-def _in_precision(module: Module, precision: Precision) -> nn.Module:
+def _in_precision(module: Cut, precision: Precision) -> nn.Module:
     for name in module.NETWORKS:
         setattr(module, name, precision.prepare(getattr(module, name)))
     return module.eval()

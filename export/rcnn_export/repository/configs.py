@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from rcnn_backend.contract.chain import (
     FASTER_RCNN,
     FUSED,
-    MASKS,
+    MASK_RCNN,
     NETWORK,
     PIXELS,
     Chain,
@@ -46,14 +46,16 @@ def template_dir() -> Path:
 
 
 def template_of(chain: Chain, part: str) -> Path:
-    """The hand-written folder of one of a family's models: its own, or Faster R-CNN's, from which it then differs
-    in what the chain declares only.
+    """The hand-written folder of one of a family's models: its own, or one that differs in what the chain declares only,
+    Mask R-CNN's for the steps around a head and Faster R-CNN's for the others.
 
     Args:
         part: what the model's name has behind the detector's, such as ``_rpn``; empty for the ensemble.
     """
-    own = template_dir() / f"{chain.family}{part}"
-    return own if own.is_dir() else template_dir() / f"{FASTER_RCNN.family}{part}"
+    of_mask = part.replace(f"_{chain.head}_", f"_{MASK_RCNN.head}_") if chain.head else part
+    names = (f"{chain.family}{part}", f"{MASK_RCNN.family}{of_mask}", f"{FASTER_RCNN.family}{part}")
+    folders = [template_dir() / name for name in names]
+    return next((folder for folder in folders if folder.is_dir()), folders[-1])
 
 
 def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
@@ -63,18 +65,21 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
     """
     model, chain = detector.model, detector.chain
     levels, sizes = len(pooled_levels(model)), tensor_sizes(model)
+    names = {"class_names": detector.class_names}
+    if detector.keypoint_names:
+        names["keypoint_names"] = detector.keypoint_names
     parameters: dict[str, dict[str, Any]] = {
-        "": {"class_names": detector.class_names},
-        PIXELS: {"class_names": detector.class_names},
-        FUSED: {"class_names": detector.class_names},
+        "": names,
+        PIXELS: names,
+        FUSED: names,
         "preprocess": _without(dataclasses.asdict(preprocess_parameters(model)), CHOSEN_BY_HAND),
         "proposals": dataclasses.asdict(proposal_parameters(model))
         | dataclasses.asdict(pool_parameters(model)),
         "detections": dataclasses.asdict(detection_parameters(model)),
     }
-    if MASKS in chain.answers:
-        parameters["mask_features"] = dataclasses.asdict(head_parameters(model)) | dataclasses.asdict(
-            pool_parameters(model, "mask_roi_pool")
+    if head := chain.head:
+        parameters[f"{head}_features"] = dataclasses.asdict(head_parameters(model)) | dataclasses.asdict(
+            pool_parameters(model, f"{head}_roi_pool")
         )
     steps = {step.name: step for step in chain.steps}
     texts = {}

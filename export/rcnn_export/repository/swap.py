@@ -9,8 +9,8 @@ from pathlib import Path
 from rcnn_export.errors import ExportError
 
 
-def swap_folders(new: Path, repository: Path, names: Sequence[str]) -> None:
-    """Moves each folder ``new / name`` to ``repository / name``.
+def swap_folders(new: Path, repository: Path, names: Sequence[str], outdated: Sequence[str] = ()) -> None:
+    """Moves each folder ``new / name`` to ``repository / name``, and takes the ``outdated`` ones away.
 
     The older folders wait in a folder of their own beside ``new`` and are deleted when every new one is in its
     place. When anything fails before, interrupts included, each older folder is moved back.
@@ -22,12 +22,13 @@ def swap_folders(new: Path, repository: Path, names: Sequence[str]) -> None:
     """
     old = Path(tempfile.mkdtemp(prefix=".rcnn-replaced-", dir=repository))
     try:
-        for name in names:
+        for name in (*names, *outdated):
             if (repository / name).exists():
                 (repository / name).rename(old / name)
-            (new / name).rename(repository / name)
+            if name not in outdated:
+                (new / name).rename(repository / name)
     except BaseException as error:
-        _move_back(new, old, repository, names)
+        _move_back(new, old, repository, names, outdated)
         if kept := sorted(path.name for path in old.iterdir()):
             raise ExportError(
                 f"cannot write to the repository {repository}: {type(error).__name__} {error}. These folders of the "
@@ -39,14 +40,14 @@ def swap_folders(new: Path, repository: Path, names: Sequence[str]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _move_back(new: Path, old: Path, repository: Path, names: Sequence[str]) -> None:
+def _move_back(new: Path, old: Path, repository: Path, names: Sequence[str], outdated: Sequence[str]) -> None:
     """Undoes the moves that were made; one that cannot be undone does not keep the others from it.
 
     What was moved is read from the folders, because an interrupt may come between a move and a note of it.
     Nothing is deleted here, so a failure loses nothing.
     """
-    for name in names:
-        is_new_in_place = (repository / name).exists() and not (new / name).exists()
+    for name in (*names, *outdated):
+        is_new_in_place = name in names and (repository / name).exists() and not (new / name).exists()
         with contextlib.suppress(BaseException):
             if is_new_in_place:
                 (repository / name).rename(new / name)

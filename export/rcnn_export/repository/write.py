@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -22,11 +21,11 @@ from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.configs import derive_configs, template_of
+from rcnn_export.repository.names import check_name, outdated_models
 from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
-MAX_FILE_NAME = 255  # bytes, on every usual file system
 
 
 def export_repository(
@@ -39,7 +38,8 @@ def export_repository(
     """Exports the engines and writes every model of the detector ``name`` into ``repository``.
 
     The new folders are made complete beside the old ones and then take their places;
-    when anything fails, the older export stays as it was.
+    when anything fails, the older export stays as it was. Models of the older one that the new one does not have,
+    because its family is another, are removed.
 
     Args:
         report: called with a line of text as each part begins, and every half minute until it ends.
@@ -49,19 +49,13 @@ def export_repository(
         The files written, engines and configs, in the order the data flows.
 
     Raises:
-        ExportError: the name is no Triton model name, the detector is one that cannot be exported, a graph cannot be an engine, the
+        ExportError: the name is no Triton model name or would replace another detector's model, the detector is one that cannot be exported, a graph cannot be an engine, the
             shapes are no profiles, or the repository cannot be written.
         RepositoryError: a TensorRT plan cannot be built.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
     check_detector(detector.model)
-    models = detector.chain.model_names(name)
-    if (excess := max(map(len, models)) - MAX_FILE_NAME) > 0:
-        raise ExportError(
-            f"the name {name[:20]}... has {len(name)} characters: use at most {len(name) - excess}, as the folders of "
-            "the steps add theirs"
-        )
+    check_name(name, detector.chain, repository)
+    models, outdated = detector.chain.model_names(name), outdated_models(name, detector.chain, repository)
     if options.engine == TENSORRT and not options.profiles:
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
     if options.engine == TENSORRT:
@@ -95,7 +89,11 @@ def export_repository(
                 profiles, timings = options.profiles[stage.name], builder.timing_cache(repository)
                 with still_running(report, f"building the {stage.name}'s TensorRT plan"):
                     builder.build_plan(version_dir, profiles, options.plan, timings)
-        swap_folders(staging, repository, models)
+        if outdated:
+            report(
+                f"Removing {', '.join(outdated)} of the earlier export, which {detector.chain.family} does not have"
+            )
+        swap_folders(staging, repository, models, outdated)
     except OSError as error:
         raise ExportError(f"cannot write to the repository {repository}: {error}") from error
     finally:
@@ -119,6 +117,7 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         "batch_norm_eps": detector.batch_norm_eps,
         "weights_sha256": detector.weights_hash,
         "class_names": detector.class_names,
+        "keypoint_names": detector.keypoint_names,
         "precision": options.precision.name,
         "inputs": stage.inputs,
         "outputs": stage.outputs,

@@ -1,4 +1,4 @@
-"""A COCO-format dataset of boxes, with or without masks, as a torch dataset, checked before training starts.
+"""A COCO-format dataset of boxes, alone or with masks or keypoints, as a torch dataset, checked before training starts.
 
 Categories may have any ids: label 1 is the category of the lowest id, and so on; label 0 is the background.
 Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
@@ -13,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as rle
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.decode import decode_image
-from rcnn_client.tools.annotated_masks import Rle
 from rcnn_client.tools.annotations import Annotations, read_annotations
+from rcnn_client.tools.coco_score import Kind
+from rcnn_client.tools.segmentations import Rle
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rcnn_export.detector.load import default_keypoint_names
 from rcnn_export.errors import ExportError
 
 MAX_IMAGE_PIXELS = 10**9  # a file that claims more is damaged
@@ -26,7 +28,8 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 """A picture, uint8 [3, H, W] in RGB, and its target, D boxes. To train on: ``boxes`` float32 [D, 4], the parts
 inside the picture, and ``labels`` int64 [D]. To score against: ``bbox`` float64 [D, 4], left, top, width, height
 as annotated, and ``area`` float64 [D] in square pixels. ``iscrowd`` bool [D]. For a Mask R-CNN also ``masks``, uint8
-[D, H, W], 1 where the object is."""
+[D, H, W], 1 where the object is. For a Keypoint R-CNN also ``keypoints``, float32 [D, P, 3]: x and y in pixels, and
+visibility, 0 where one is not labelled, 1 where it is hidden, 2 where it is seen."""
 
 
 class CocoDataset(Dataset[Sample]):
@@ -34,6 +37,8 @@ class CocoDataset(Dataset[Sample]):
 
     Attributes:
         class_names: the categories' names, without the background.
+        keypoint_names: the names of the P keypoints, if ``annotations`` was read with them; COCO's or numbers where the
+            file names none.
     """
 
     def __init__(
@@ -41,7 +46,7 @@ class CocoDataset(Dataset[Sample]):
     ) -> None:
         """Takes ``annotations``, a file or what is read of it, whose file names are relative to ``pictures``.
 
-        Targets have masks if ``annotations`` was read with them.
+        Targets have masks or keypoints if ``annotations`` was read with them.
 
         Args:
             class_names: the names of the labels from 1 on, ``used_names`` of all files of a run; by default those of
@@ -61,6 +66,7 @@ class CocoDataset(Dataset[Sample]):
                 f"{missing[0]}: give the folder that its file names are relative to"
             )
         self.class_names = list(class_names or dict.fromkeys(each.name for each in annotations.categories))
+        self.keypoint_names = annotations.keypoint_names or default_keypoint_names(annotations.num_keypoints)
         rows = _rows_by_picture(annotations)
         self._targets = _targets(annotations, rows, self.class_names)
         masks = annotations.masks
@@ -88,14 +94,17 @@ class CocoDataset(Dataset[Sample]):
         return torch.from_numpy(pixels.copy()).permute(2, 0, 1), target
 
 
-def read(path: Path, with_masks: bool = False) -> Annotations:
-    """Reads a COCO instances file, with the masks of its boxes on demand.
+def read(path: Path, kind: Kind = "bbox") -> Annotations:
+    """Reads a COCO instances file, with the masks or the keypoints of its boxes if these are the ``kind``.
 
     Raises:
         ExportError: it cannot be used; the message names the file and the first few records that are wrong.
     """
     try:
-        return read_annotations(path, with_masks)
+        annotations = read_annotations(path)
+        if kind == "segm":
+            return annotations.with_masks()
+        return annotations.with_keypoints() if kind == "keypoints" else annotations
     except ValueError as error:
         raise ExportError(str(error)) from error
 
@@ -118,6 +127,25 @@ def used_names(*files: Annotations) -> list[str]:
                 f"{files[0].path}: {', '.join(map(repr, listed))}. Give both files the same names"
             )
     return [name for name in listed if name in used]
+
+
+def check_same_keypoints(first: Annotations, *others: Annotations) -> None:
+    """Checks that files have the same keypoints, as far as they name them.
+
+    Raises:
+        ExportError: a file has other keypoints than the first.
+    """
+    for file in others:
+        if file.num_keypoints != first.num_keypoints:
+            raise ExportError(
+                f"{file.path} has {file.num_keypoints} keypoints for each object, and {first.path} has "
+                f"{first.num_keypoints}. Give both files the same keypoints"
+            )
+        if file.keypoint_names and first.keypoint_names and file.keypoint_names != first.keypoint_names:
+            raise ExportError(
+                f"{file.path} names the keypoints {', '.join(file.keypoint_names)}, and {first.path} "
+                f"{', '.join(first.keypoint_names)}. Give both files the same, in the same order"
+            )
 
 
 def to_target(
@@ -160,10 +188,14 @@ def _targets(
     labels = np.array([label_of.get(category.name, 0) for category in annotations.categories])[
         boxes.categories
     ]
-    return [
+    targets = [
         to_target(corners[each], labels[each], boxes.areas[each], boxes.is_crowd[each], boxes.bbox[each])
         for each in rows
     ]
+    if (keypoints := annotations.keypoints) is not None:
+        for target, of_picture in zip(targets, rows, strict=True):
+            target["keypoints"] = torch.from_numpy(keypoints[of_picture].astype(np.float32))
+    return targets
 
 
 def _decoded(masks: list[Rle], height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""COCO average precision of a torch detector's boxes and masks; the metric itself is the client's, without torch."""
+"""COCO average precision of a torch detector's boxes, masks and keypoints; the metric itself is the client's, without torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,11 +10,13 @@ from pycocotools import mask as rle
 from rcnn_client.tools import coco_score
 from rcnn_client.tools.arguments import SCORE_THRESH
 from rcnn_client.tools.coco_file import box_record
+from rcnn_client.tools.coco_score import Kind
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.train.coco_dataset import Sample
 
+PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "segm_", "keypoints": "keypoints_"}  # of the metrics' names
 MASK_THRESH = 0.5  # a pixel of a probability above it belongs to the object, as in torchvision's reference
 
 
@@ -25,6 +27,12 @@ class Detected:
     images: list[dict[str, Any]] = field(default_factory=list)
     truth: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
+
+
+def kind_of(model: FasterRCNN) -> Kind:
+    """What a detector finds beside boxes, by its heads; ``bbox`` if nothing."""
+    heads = model.roi_heads
+    return "segm" if heads.has_mask() else "keypoints" if heads.has_keypoint() else "bbox"
 
 
 @torch.inference_mode()
@@ -56,27 +64,27 @@ def detect(
     return detected
 
 
-def score(parts: list[Detected], class_names: list[str], with_masks: bool = False) -> dict[str, Any]:
+def score(parts: list[Detected], class_names: list[str], kind: Kind = "bbox") -> dict[str, Any]:
     """Joins the ``parts`` of a dataset and computes COCO's metrics.
 
     Args:
         parts: what was detected, in one part or several; image ids are unique over all of them, and their order
             decides between equal scores.
         class_names: the names of the labels from 1 on.
-        with_masks: score the masks beside the boxes.
+        kind: what is scored beside the boxes.
 
     Returns:
         ``num_pictures``; of the boxes ``ap`` (AP50:95), ``ap50``, ``ap75``, all in 0..1 and -1 where nothing is
-        annotated, and ``ap_per_class`` by class name; of the masks the same, as ``segm_ap`` and so on.
+        annotated, and ``ap_per_class`` by class name; of masks or keypoints the same, as ``segm_ap`` or
+        ``keypoints_ap`` and so on.
     """
     images = sorted((image for part in parts for image in part.images), key=lambda image: image["id"])
     truth = [record for part in parts for record in part.truth]
     found = [record for part in parts for record in part.found]
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
     metrics: dict[str, Any] = {}
-    kinds: list[tuple[str, coco_score.Kind]] = [("", "bbox")]
-    for prefix, kind in [*kinds, ("segm_", "segm")] if with_masks else kinds:
-        scores = coco_score.score(images, categories, truth, found, kind)
+    for each_kind in dict.fromkeys(("bbox", kind)):
+        scores, prefix = coco_score.score(images, categories, truth, found, each_kind), PREFIXES[each_kind]
         metrics |= {
             f"{prefix}ap": scores.ap,
             f"{prefix}ap50": scores.ap50,
@@ -93,7 +101,9 @@ def truth_records(image_id: int, target: dict[str, Tensor]) -> list[dict[str, An
         {"image_id": image_id, "category_id": label, "bbox": bbox, "area": area, "iscrowd": int(is_crowd)}
         for label, bbox, area, is_crowd in zip(*columns, strict=True)
     ]
-    return _with_masks(records, target["masks"]) if "masks" in target else records
+    if "masks" in target:
+        return _with_masks(records, target["masks"])
+    return _with_keypoints(records, target["keypoints"]) if "keypoints" in target else records
 
 
 def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -102,9 +112,19 @@ def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str
     records = [
         box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)
     ]
-    if "masks" not in detections:
-        return records
-    return _with_masks(records, detections["masks"][:, 0] > MASK_THRESH)  # [D, 1, H, W] -> [D, H, W]
+    if "masks" in detections:
+        return _with_masks(records, detections["masks"][:, 0] > MASK_THRESH)  # [D, 1, H, W] -> [D, H, W]
+    return _with_keypoints(records, detections["keypoints"]) if "keypoints" in detections else records
+
+
+def _with_keypoints(records: list[dict[str, Any]], keypoints: Tensor) -> list[dict[str, Any]]:
+    """The records with their ``keypoints``, [D, P, 3]: x, y, visibility of each."""
+    return [
+        {**record, "keypoints": values, "num_keypoints": count}
+        for record, values, count in zip(
+            records, keypoints.flatten(1).tolist(), (keypoints[..., 2] > 0).sum(1).tolist(), strict=True
+        )
+    ]
 
 
 def _with_masks(records: list[dict[str, Any]], masks: Tensor) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ def evaluate(
     return {
         "loss": sum(losses) / len(losses),
         "pictures_per_s": len(losses) * training.settings.batch_size / training.epoch_s,
-        **score(processes.gather(detected), training.settings.class_names, training.finds_masks),
+        **score(processes.gather(detected), training.settings.class_names, training.kind),
     }
 
 

@@ -23,13 +23,15 @@ from rcnn_export.detector.batch_norm import batch_norm_eps_of
 from rcnn_export.detector.weights_file import BATCH_NORM_EPS
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import Sample
+from rcnn_export.train.coco_eval import kind_of
 from rcnn_export.train.files import replacing
+from rcnn_export.train.mirror import counterparts, mirrored
 from rcnn_export.train.processes import Processes
 
 WARM_UP_STEPS = 500  # at most, and at most a tenth of the run
 EMA_DECAY = 0.998
 MAX_GRADIENT_NORM = 10.0
-TRAINED_ON = ("boxes", "labels", "masks")
+TRAINED_ON = ("boxes", "labels", "masks", "keypoints")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Settings:
     num_processes: int
     weights_key: str | None = None
     batch_norm_eps: float | None = None
+    keypoint_names: list[str] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,7 +95,7 @@ class Training:
 
     Attributes:
         averaged_model: the moving average of the weights, in eval mode: what is evaluated and saved.
-        finds_masks: whether it has a mask head.
+        kind: what it finds beside boxes; ``bbox`` if nothing.
         step: how many steps are done.
         history: the metrics after each epoch.
         epoch_losses, epoch_s: the losses of the steps since the latest evaluation, and how long they took.
@@ -100,13 +103,15 @@ class Training:
 
     def __init__(self, model: FasterRCNN, settings: Settings, processes: Processes) -> None:
         self.settings = settings
-        self.finds_masks = model.roi_heads.has_mask()
+        self.kind = kind_of(model)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.epoch_losses: list[float] = []
         self.epoch_s = 0.0
         self._device = processes.device
         self._rank = processes.rank
+        names = settings.keypoint_names or []
+        self._mirrored_places = counterparts(names) if settings.horizontal_flip else []
         self._model = model.to(self._device)
         # Small batches spoil the statistics that given weights came with, so these stay as they are.
         is_fine_tuning = settings.weights != "random"
@@ -242,7 +247,7 @@ class Training:
             is_object = ~target["iscrowd"]  # a crowd's box bounds no single object
             objects = {name: target[name][is_object] for name in TRAINED_ON if name in target}
             if self.settings.horizontal_flip and torch.rand(()) < 0.5:
-                picture, objects = _mirrored(picture, objects)
+                picture, objects = mirrored(picture, objects, self._mirrored_places)
             pictures.append(picture)
             targets.append({name: values.to(self._device) for name, values in objects.items()})
         return pictures, targets
@@ -256,16 +261,6 @@ class Training:
         torch._foreach_lerp_(
             [averaged[name] for name in floating], [current[name] for name in floating], 1 - decay
         )
-
-
-def _mirrored(picture: Tensor, objects: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """A picture [3, H, W] and its objects, with left and right exchanged."""
-    left, top, right, bottom = objects["boxes"].unbind(1)
-    width = picture.shape[2]
-    mirrored = {**objects, "boxes": torch.stack((width - right, top, width - left, bottom), dim=1)}
-    if "masks" in objects:
-        mirrored["masks"] = objects["masks"].flip(2)
-    return picture.flip(2), mirrored
 
 
 def _has_statistics(norm: nn.BatchNorm2d) -> bool:

@@ -19,8 +19,8 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
     """Writes the averaged weights as they are after the latest epoch, and what they reach.
 
     ``weights.safetensors`` (its metadata name the model, the classes and the eps of batch normalisation),
-    ``metrics.json`` (the metrics on the held-out pictures, the command, the versions) and ``labels.txt``, each
-    replaced in one move.
+    ``metrics.json`` (the metrics on the held-out pictures, the command, the versions), ``labels.txt`` and, of a Keypoint
+    R-CNN, ``keypoints.txt``, each replaced in one move.
 
     Raises:
         ExportError: they cannot be written.
@@ -31,6 +31,8 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
         "num_classes": len(settings.class_names) + 1,  # with the background
         "class_names": settings.class_names,
     }
+    if settings.keypoint_names:
+        about["keypoint_names"] = settings.keypoint_names
     if (eps := batch_norm_eps_of(training.averaged_model)) is not None:
         about[BATCH_NORM_EPS] = eps
     weights = {
@@ -50,11 +52,15 @@ def write_results(out: Path, training: Training, argv: list[str]) -> None:
             "torchvision": torchvision.__version__,
         },
     }
-    names = ("weights.safetensors", "metrics.json", "labels.txt")
-    with replacing(*(out / name for name in names)) as (weights_file, metrics_file, labels_file):
+    lists = {"labels.txt": settings.class_names}
+    if settings.keypoint_names:
+        lists["keypoints.txt"] = settings.keypoint_names
+    files = ("weights.safetensors", "metrics.json", *lists)
+    with replacing(*(out / name for name in files)) as (weights_file, metrics_file, *list_files):
         save_file(weights, weights_file, metadata=metadata)
         metrics_file.write_text(json.dumps(report, indent=2) + "\n")
-        labels_file.write_text("".join(f"{name}\n" for name in settings.class_names), encoding="utf-8")
+        for file, names in zip(list_files, lists.values(), strict=True):
+            file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def _command(num_processes: int, argv: list[str]) -> str:

@@ -5,7 +5,7 @@ was given torchvision's own input (the links between the stage's inputs are iden
 (the links come from the stages before).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,33 +200,85 @@ def compare_detections(
     return link_rows(matching, only_a, only_b)
 
 
-def compare_masks(
+def compare_maps(
     comparison: Comparison,
-    masks: tuple[Float, Float],
+    maps: tuple[Float, Float],
     link: Link,
-    torchvision_header: Callable[[Indices], Float] | None = None,
+    bound: float,
+    torchvision_head: Callable[[Indices], Float] | None = None,
 ) -> None:
-    """Masks [n, h, w] of each side, detection by detection.
+    """What a head makes of the detections, [n, ...] of each side, detection by detection.
 
     Args:
-        torchvision_header: where the two sides were given different features, gives torchvision's masks for those of
+        bound: the largest difference.
+        torchvision_head: where the two sides were given different features, gives torchvision's maps for those of
             the export that are asked for; see ``compare_header``.
     """
     in_a, in_b = link.matching.pairs()
-    bound = comparison.bounds.mask
-    differences = np.abs(masks[0][in_a] - masks[1][in_b])  # [pairs, h, w]
-    differs = (differences > bound).any(axis=(1, 2))
-    if torchvision_header is None:
+    differences = np.abs(maps[0][in_a] - maps[1][in_b])  # [pairs, ...]
+    differs = _any_in_row(differences > bound)
+    if torchvision_head is None:
         differs[:] = False
     elif comparison.bounds.explains and differs.any():
-        own, expected = masks[1][in_b[differs]], torchvision_header(in_b[differs])
-        agrees = (np.abs(own - expected) <= bound).all(axis=(1, 2))
+        own, expected = maps[1][in_b[differs]], torchvision_head(in_b[differs])
+        agrees = ~_any_in_row(np.abs(own - expected) > bound)
         differs[differs] = agrees
         if agrees.any():
-            comparison.explained["both mask headers agree on the exported RoI"] += int(agrees.sum())
-    comparison.difference("probability").add(differences[~differs], bound)
+            comparison.explained["both heads agree on the exported RoI"] += int(agrees.sum())
+    comparison.difference("value").add(differences[~differs], bound)
     comparison.matched += int((~differs).sum())
     comparison.rows += len(in_a)
+
+
+def compare_keypoints(
+    comparison: Comparison,
+    found: tuple[Mapping[str, Float], Mapping[str, Float]],
+    link: Link,
+    score_bound: float,
+    torchvision_keypoints: Callable[[Indices], Mapping[str, Float]] | None = None,
+) -> None:
+    """``keypoints`` [n, P, 3] and ``keypoint_scores`` [n, P] of each side, keypoint by keypoint.
+
+    A keypoint is where its heatmap is highest. Two places whose values differ by less than the bound of scores can
+    change places: that is a tie, and both scores are within the bound.
+
+    Args:
+        score_bound: the largest difference of a value of the heatmaps.
+        torchvision_keypoints: where the two sides were given different heatmaps or boxes, gives torchvision's
+            keypoints for those detections of the export that are asked for. A box that differs a little can make
+            its map a pixel wider, and every place in it another.
+    """
+    in_a, in_b = link.matching.pairs()
+    bounds = comparison.bounds
+    ours = found[1]["keypoints"][in_b]
+    shifts = np.abs(found[0]["keypoints"][in_a] - ours).max(axis=2, initial=0)  # [pairs, P]
+    scores = np.abs(found[0]["keypoint_scores"][in_a] - found[1]["keypoint_scores"][in_b])
+    ties = (shifts > bounds.box_px) & (scores <= score_bound)
+    moved = np.zeros_like(ties)
+    rows = _any_in_row((shifts > bounds.box_px) | (scores > score_bound))
+    if torchvision_keypoints is not None and bounds.explains and rows.any():
+        expected = torchvision_keypoints(in_b[rows])
+        own_shifts = np.abs(expected["keypoints"] - ours[rows]).max(axis=2, initial=0)
+        moved[rows] = (own_shifts <= bounds.box_px) & ((shifts > bounds.box_px) | (scores > score_bound))[
+            rows
+        ]
+        ties &= ~moved
+    for reason, which in (
+        ("tie of the heatmap", ties),
+        ("torchvision finds it there in the exported heatmap", moved),
+    ):
+        if which.any():
+            comparison.explained[reason] += int(which.sum())
+    comparison.difference("px").add(shifts[~ties & ~moved], bounds.box_px)
+    comparison.difference("value").add(scores[~moved], score_bound)
+    comparison.matched += len(in_a)
+    comparison.rows += len(in_a)
+
+
+def _any_in_row(differs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """[n, ...] -> [n]."""
+    rows: npt.NDArray[np.bool_] = differs.any(axis=tuple(range(1, differs.ndim)))
+    return rows
 
 
 def clip(boxes: Float, size_hw: Float) -> Float:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from rcnn_backend.contract.chain import pyramid
 from rcnn_backend.operators.detections import Detections, detect
-from rcnn_backend.operators.heads import pool_detections, run_packed
+from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
@@ -46,7 +46,9 @@ class PipelineStages:
         detections, detected_boxes = self._detect(
             header["class_scores"], header["class_boxes"], counts, image_sizes
         )
-        mask_features = self.mask_features(own_features, detected_boxes)
+        head_features = self.head_features(own_features, detected_boxes)
+        head_maps = self.head_maps(head_features, detections)
+        self.answer_head(head_maps, detected_boxes, image_sizes, detections)
         return Trace(
             network_input,
             image_sizes,
@@ -58,22 +60,24 @@ class PipelineStages:
             _unpad(header["class_boxes"], counts),
             detections,
             detected_boxes,
-            mask_features,
-            self.masks(mask_features, detections),
+            head_features,
+            head_maps,
         )
 
     def run_each(self, images: Sequence[npt.NDArray[np.uint8]], given: Trace) -> Trace:
         """Each stage alone: its input is taken from ``given``."""
-        return Trace(
+        trace = Trace(
             *self.preprocess(images),
             *self.rpn(given.input),
             self.proposals(given.rpn_boxes, given.features, given.image_sizes),
             self.roi_align(given.features, given.proposals),
             *self.header(given.roialigned_feature, given.proposals),
             *self.detections(given.class_scores, given.class_boxes, given.image_sizes),
-            self.mask_features(given.features, given.detected_boxes),
-            self.masks(given.mask_features, given.detections),
+            self.head_features(given.features, given.detected_boxes),
+            self.head_maps(given.head_features, given.detections),
         )
+        self.answer_head(given.head_maps, given.detected_boxes, given.image_sizes, trace.detections)
+        return trace
 
     def preprocess(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Float, Float]:
         """-> input, image_sizes."""
@@ -124,29 +128,40 @@ class PipelineStages:
         boxes, _ = self._pad(class_boxes)
         return self._detect(scores, boxes, counts, image_sizes)
 
-    def mask_features(self, features: list[Float], detected_boxes: list[Float]) -> list[Float]:
-        """-> mask_features; none of a family without masks."""
-        if (head := self._pipeline.mask_head) is None:
+    def head_features(self, features: list[Float], detected_boxes: list[Float]) -> list[Float]:
+        """-> head_features; none of a family without a head on the detections."""
+        if (head := self._pipeline.head) is None:
             return []
         boxes, counts = self._pad_detections(detected_boxes)
         pooled = pool_detections(features, boxes, counts, head.parameters, head.pooling)
         return _unpad(pooled.astype(np.float32), counts)
 
-    def masks(self, mask_features: list[Float], detections: list[ImageDetections]) -> list[Float]:
-        """-> masks, from the labels of the detections; none of a family without masks."""
-        if (head := self._pipeline.mask_head) is None:
+    def head_maps(self, head_features: list[Float], detections: list[ImageDetections]) -> list[Float]:
+        """-> head_maps, from the labels of the detections; none of a family without a head on them."""
+        if (head := self._pipeline.head) is None:
             return []
-        pooled, counts = self._pad_detections(mask_features)
+        pooled, counts = self._pad_detections(head_features)
         labels, _ = self._pad_detections([found.labels for found in detections])
-
-        def run(packed: Float, packed_labels: npt.NDArray[np.int64]) -> Float:
-            inputs = {"mask_features": packed, "labels": packed_labels}
-            masks: Float = head.engine.run(inputs)["mask_probabilities"]
-            return masks
-
         pooled = pooled.astype(self._pipeline.input_dtype, copy=False)
-        masks = run_packed(run, pooled, labels, counts, head.parameters)
-        return _unpad(masks.astype(np.float32), counts)
+        made = run_packed(head.run, pooled, labels, counts, head.parameters).astype(np.float32)
+        return np.split(made, counts[:, 0].cumsum()[:-1])
+
+    def answer_head(
+        self,
+        head_maps: list[Float],
+        detected_boxes: list[Float],
+        image_sizes: Float,
+        detections: list[ImageDetections],
+    ) -> None:
+        """Adds what the maps of as many boxes become to the detections."""
+        if (head := self._pipeline.head) is None:
+            return
+        boxes, counts = self._pad_detections(detected_boxes)
+        made = HeadOutput(np.concatenate(head_maps), boxes, image_sizes, counts)
+        for step in head.answering_steps:
+            for name, answer in ANSWERS[step.name](made).items() if step.stages else ():
+                for image, rows in zip(detections, _unpad(answer, counts), strict=True):
+                    image.of_head[name] = rows
 
     def _detect(
         self, class_scores: Float, class_boxes: Float, counts: Counts, image_sizes: Float
@@ -189,9 +204,10 @@ def unpad_detections(found: Detections) -> list[ImageDetections]:
         ImageDetections(boxes[:count], scores[:count], labels[:count])
         for boxes, scores, labels, (count,) in zip(*found[:4], strict=True)
     ]
-    if found.masks is not None:
-        for image, masks in zip(unpadded, found.masks.astype(np.float32), strict=True):
-            image.masks = masks[: len(image.scores)]
+    of_head = {name: answer for name, answer in found.of_head.items() if answer.dtype != np.object_}
+    for name, answer in of_head.items():
+        for image, rows in zip(unpadded, answer.astype(np.float32), strict=True):
+            image.of_head[name] = rows[: len(image.scores)]
     return unpadded
 
 

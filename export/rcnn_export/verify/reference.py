@@ -1,7 +1,7 @@
-"""torchvision's Faster or Mask R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is compared with.
+"""torchvision's Faster, Mask or Keypoint R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is compared with.
 
 Shapes: B images, C channels, N anchors kept an image, R proposals an image, K foreground
-classes. Boxes are (x1, y1, x2, y2); in pixels of the resized image unless said otherwise.
+classes, P keypoints. Boxes are (x1, y1, x2, y2); in pixels of the resized image unless said otherwise.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
+from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.transform import resize_keypoints
 
+from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.shapes import pooled_levels
 
 Float = npt.NDArray[np.float32]
@@ -25,7 +28,9 @@ class ImageDetections:
     boxes: Float  # [n, 4]
     scores: Float  # [n]
     labels: npt.NDArray[np.int64]  # [n], 1..K
-    masks: Float | None = None  # [n, h, w] of a server; those of a Trace are in the Trace
+    of_head: dict[str, Float] = field(
+        default_factory=dict
+    )  # the head's answers by name, such as masks [n, h, w]
 
 
 @dataclass
@@ -42,8 +47,11 @@ class Trace:
     class_boxes: list[Float]  # of each image [R, K, 4]
     detections: list[ImageDetections]
     detected_boxes: list[Float]  # of each image [n, 4], those of the detections in the resized image
-    mask_features: list[Float] = field(default_factory=list)  # of each image [n, C, 14, 14]; of a Mask R-CNN
-    masks: list[Float] = field(default_factory=list)  # of each image [n, 28, 28], probabilities; likewise
+    # Of a family with a head on the detections, those of each image:
+    head_features: list[Float] = field(default_factory=list)  # [n, C, 14, 14]
+    head_maps: list[Float] = field(
+        default_factory=list
+    )  # [n, 28, 28], probabilities, or heatmaps [n, P, 56, 56]
 
 
 @torch.no_grad()
@@ -77,11 +85,16 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
 
     found = model.roi_heads.postprocess_detections(logits, regression, proposals, batch.image_sizes)
     detected_boxes = found[0]
-    mask_features, masks = _mask_branch(model, features, found, batch.image_sizes)
+    head_features, head_maps = _head_branch(model, features, found, batch.image_sizes)
     detections = [
         {"boxes": boxes, "scores": scores, "labels": labels}
         for boxes, scores, labels in zip(*found, strict=True)
     ]
+    if isinstance(model, KeypointRCNN):
+        for image, maps, boxes in zip(detections, head_maps, detected_boxes, strict=True):
+            image["keypoints"], image["keypoint_scores"] = heatmaps_to_keypoints(
+                torch.from_numpy(maps), boxes
+            )
     detections = model.transform.postprocess(detections, batch.image_sizes, original_sizes)
 
     counts = [len(boxes) for boxes in proposals]
@@ -101,12 +114,17 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
         class_scores=[rows.numpy() for rows in class_scores[:, 1:].split(counts)],
         class_boxes=[rows.numpy() for rows in class_boxes[:, 1:].split(counts)],
         detections=[
-            ImageDetections(*(image[key].numpy() for key in ("boxes", "scores", "labels")))
+            ImageDetections(
+                image.pop("boxes").numpy(),
+                image.pop("scores").numpy(),
+                image.pop("labels").numpy(),
+                {name: answer.numpy() for name, answer in image.items()},
+            )
             for image in detections
         ],
         detected_boxes=[boxes.numpy() for boxes in detected_boxes],
-        mask_features=mask_features,
-        masks=masks,
+        head_features=head_features,
+        head_maps=head_maps,
     )
 
 
@@ -123,30 +141,47 @@ def run_header(model: FasterRCNN, roialigned_feature: Float, proposals: Float) -
 
 
 @torch.no_grad()
-def run_mask_header(model: MaskRCNN, mask_features: Float, labels: npt.NDArray[np.int64]) -> Float:
-    """What ``model``'s mask header makes of detections: features [n, C, h, w] and labels [n] -> ``masks`` of a Trace."""
-    heads = model.roi_heads
-    logits = heads.mask_predictor(heads.mask_head(torch.from_numpy(mask_features)))
-    masks: Float = torch.sigmoid(logits)[torch.arange(len(labels)), torch.from_numpy(labels)].numpy()
-    return masks
+def run_head(model: FasterRCNN, head_features: Float, labels: npt.NDArray[np.int64]) -> Float:
+    """What ``model``'s head makes of detections: features [n, C, h, w] and labels [n] -> ``head_maps`` of a Trace."""
+    heads, head = model.roi_heads, chain_of(model).head
+    made = getattr(heads, f"{head}_predictor")(
+        getattr(heads, f"{head}_head")(torch.from_numpy(head_features))
+    )
+    if isinstance(model, MaskRCNN):
+        made = torch.sigmoid(made)[torch.arange(len(labels)), torch.from_numpy(labels)]
+    maps: Float = made.numpy()
+    return maps
 
 
-def _mask_branch(
+@torch.no_grad()
+def run_keypoints(heatmaps: Float, detected_boxes: Float, image_size: Float) -> dict[str, Float]:
+    """What torchvision makes of heatmaps [n, P, h, w] and boxes [n, 4]: ``keypoints`` [n, P, 3] in pixels of the image as
+    sent and ``keypoint_scores`` [n, P].
+
+    Args:
+        image_size: resized height and width, original height and width.
+    """
+    keypoints, scores = heatmaps_to_keypoints(torch.from_numpy(heatmaps), torch.from_numpy(detected_boxes))
+    resized_hw, original_hw = image_size[:2].tolist(), image_size[2:].tolist()
+    return {
+        "keypoints": resize_keypoints(keypoints, resized_hw, original_hw).numpy(),
+        "keypoint_scores": scores.numpy(),
+    }
+
+
+def _head_branch(
     model: FasterRCNN,
     features: dict[str, torch.Tensor],
     found: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]],
     sizes: list[tuple[int, int]],
 ) -> tuple[list[Float], list[Float]]:
-    """``mask_features`` and ``masks`` of a Trace, from boxes, scores and labels of each image."""
-    if not isinstance(model, MaskRCNN):
+    """``head_features`` and ``head_maps`` of a Trace, from boxes, scores and labels of each image."""
+    if not (head := chain_of(model).head):
         return [], []
     boxes, _, labels = found
-    pooled = model.roi_heads.mask_roi_pool(features, boxes, sizes).split([len(each) for each in boxes])
-    mask_features = [rows.numpy() for rows in pooled]
-    masks = [
-        run_mask_header(model, rows, each.numpy()) for rows, each in zip(mask_features, labels, strict=True)
-    ]
-    return mask_features, masks
+    pool = getattr(model.roi_heads, f"{head}_roi_pool")
+    pooled = [rows.numpy() for rows in pool(features, boxes, sizes).split([len(each) for each in boxes])]
+    return pooled, [run_head(model, rows, each.numpy()) for rows, each in zip(pooled, labels, strict=True)]
 
 
 def _rpn_boxes(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
 from rcnn_export.detector.families import chain_of
@@ -19,7 +19,8 @@ from rcnn_export.verify.compare import (
     compare_array,
     compare_detections,
     compare_header,
-    compare_masks,
+    compare_keypoints,
+    compare_maps,
     compare_pooled,
     compare_proposals,
     compare_rpn_boxes,
@@ -30,13 +31,14 @@ from rcnn_export.verify.pipeline_stages import PipelineStages
 from rcnn_export.verify.reference import (
     ImageDetections,
     Trace,
+    run_head,
     run_header,
-    run_mask_header,
+    run_keypoints,
     run_reference,
 )
 from rcnn_export.verify.ties import Link, SelectionRules
 
-DETECTIONS, MASKS = "detections", "masks"  # the stages whose answers a server gives
+DETECTIONS, MASKS, KEYPOINTS = "detections", "masks", "keypoints"  # the stages whose answers a server gives
 ALONE = "alone"
 END_TO_END = "end to end"
 SERVED = "served"
@@ -49,7 +51,7 @@ class Verification:
 
     ``comparisons[stage, ALONE]``: the stage was given torchvision's own input of it.
     ``comparisons[stage, END_TO_END]``: it was given what the stages before it made.
-    ``comparisons["detections", SERVED]``: what a server answered, and likewise of ``masks``.
+    ``comparisons["detections", SERVED]``: what a server answered, and likewise of ``masks`` and ``keypoints``.
     """
 
     def __init__(
@@ -60,20 +62,23 @@ class Verification:
         precision: Precision = FP32,
     ) -> None:
         self.precision = precision
+        self._chain = chain_of(model)
+        self._head = self._chain.head
         self.comparisons = {
             (stage, mode): Comparison(precision.bounds)
-            for stage in chain_of(model).stages
+            for stage in self._chain.stages
             for mode in (ALONE, END_TO_END)
         }
         if served:
-            for stage in (DETECTIONS, MASKS):
+            for stage in (DETECTIONS, MASKS, KEYPOINTS):
                 if (stage, ALONE) in self.comparisons:
                     self.comparisons[stage, SERVED] = Comparison(precision.bounds)
         self._first: Trace | None = None
         self._model = model
         model.roi_heads.box_roi_pool = pooler_with_strides(model)
-        if isinstance(model, MaskRCNN):
-            model.roi_heads.mask_roi_pool = pooler_with_strides(model, "mask_roi_pool")
+        if self._head:
+            pool = f"{self._head}_roi_pool"
+            setattr(model.roi_heads, pool, pooler_with_strides(model, pool))
         self._stages = stages
         parameters = proposal_parameters(model)
         self._pre_nms_top_n = model.rpn.pre_nms_top_n()
@@ -108,18 +113,22 @@ class Verification:
         for image, found in enumerate(served or ()):
             # What the server chose from is not known; the same code in process chose from this.
             link = self._compare_detections(name, SERVED, image, reference, ours, found, links[image])
-            if isinstance(self._model, MaskRCNN):
-                self._compare_served_masks(image, reference, ours, found, link)
+            if self._head:
+                self._compare_served_head(image, reference, ours, found, link)
 
     def first_inputs(self, step: str, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
         """What torchvision gives the engine ``step`` for the first picture; features in ``dtype``."""
         assert self._first is not None, "no batch was added"
         if step == "rpn":
             return {"input": self._first.input[:1].astype(dtype)}
-        if step == "mask_header":
-            pooled, labels = self._first.mask_features[0].astype(dtype), self._first.detections[0].labels
+        if self._head and step == f"{self._head}_header":
+            pooled, labels = self._first.head_features[0].astype(dtype), self._first.detections[0].labels
             most = self._model.roi_heads.detections_per_img
-            return {"mask_features": pooled[None], "labels": np.pad(labels, (0, most - len(labels)))[None]}
+            given = {
+                f"{self._head}_features": pooled,
+                "detected_labels": np.pad(labels, (0, most - len(labels))),
+            }
+            return {tensor.name: given[tensor.name][None] for tensor in self._chain.step(step).inputs}
         pooled = self._first.roialigned_feature[0].astype(dtype)
         return {"roialigned_feature": pooled[None], "proposals": self._first.proposals[0][None]}
 
@@ -196,44 +205,80 @@ class Verification:
             )
             links.append(link)
             link = self._compare_detections(name, mode, image, reference, given, made.detections[image], link)
-            if not isinstance(self._model, MaskRCNN):
-                continue
-            link = compare_pooled(
-                self.comparisons["mask_features", mode],
-                (reference.mask_features[image], made.mask_features[image]),
-                (reference.detected_boxes[image], given.detected_boxes[image]),
-                carry(link, len(reference.detected_boxes[image])),
-                self._pyramid_scale(reference, image, self._model.roi_heads.mask_roi_pool),
-            )
-            compare_masks(
-                self.comparisons[MASKS, mode],
-                (reference.masks[image], made.masks[image]),
-                carry(link, len(reference.masks[image])),
-                None if mode == ALONE else functools.partial(self._torchvision_masks, given, image),
-            )
+            if self._head:
+                self._compare_head(mode, image, reference, given, made, link)
         return links
 
     def _torchvision_header(self, given: Trace, image: int, rois: Indices) -> tuple[Float, Float]:
         """What torchvision's header makes of these RoIs of the pipeline."""
         return run_header(self._model, given.roialigned_feature[image][rois], given.proposals[image][rois])
 
-    def _torchvision_masks(self, given: Trace, image: int, rows: Indices) -> Float:
-        """What torchvision's mask header makes of these detections of the pipeline."""
-        return run_mask_header(
-            self._model, given.mask_features[image][rows], given.detections[image].labels[rows]
+    def _compare_head(
+        self, mode: str, image: int, reference: Trace, given: Trace, made: Trace, link: Link
+    ) -> None:
+        """The stages of the head that runs on the detections; ``link`` is between these."""
+        features_stage, *later = [stage for step in self._chain.head_steps for stage in step.stages]
+        count = len(reference.detected_boxes[image])
+        if mode == ALONE:
+            link = Link.identity(count)
+        link = compare_pooled(
+            self.comparisons[features_stage, mode],
+            (reference.head_features[image], made.head_features[image]),
+            (reference.detected_boxes[image], given.detected_boxes[image]),
+            link,
+            self._pyramid_scale(reference, image, getattr(self._model.roi_heads, f"{self._head}_roi_pool")),
+        )
+        compare_maps(
+            self.comparisons[later[0], mode],
+            (reference.head_maps[image], made.head_maps[image]),
+            Link.identity(count) if mode == ALONE else link,
+            self._map_bound(reference, image),
+            None if mode == ALONE else functools.partial(self._torchvision_head, given, image),
+        )
+        if KEYPOINTS in later:
+            compare_keypoints(
+                self.comparisons[KEYPOINTS, mode],
+                (reference.detections[image].of_head, made.detections[image].of_head),
+                Link.identity(count) if mode == ALONE else link,
+                self._map_bound(reference, image),
+                None if mode == ALONE else functools.partial(self._torchvision_keypoints, given, image),
+            )
+
+    def _map_bound(self, reference: Trace, image: int) -> float:
+        """The largest difference of a mask's probability, or of a heatmap's value."""
+        bounds = self.precision.bounds
+        if self._head == "mask":
+            return bounds.mask
+        return bounds.array * (float(np.abs(reference.head_maps[image]).max(initial=0)) or 1.0)
+
+    def _torchvision_head(self, given: Trace, image: int, rows: Indices) -> Float:
+        """What torchvision's head makes of these detections of the pipeline."""
+        return run_head(self._model, given.head_features[image][rows], given.detections[image].labels[rows])
+
+    def _torchvision_keypoints(self, given: Trace, image: int, rows: Indices) -> dict[str, Float]:
+        """Where torchvision finds the keypoints in these heatmaps of the pipeline."""
+        return run_keypoints(
+            given.head_maps[image][rows], given.detected_boxes[image][rows], given.image_sizes[image]
         )
 
-    def _compare_served_masks(
+    def _compare_served_head(
         self, image: int, reference: Trace, ours: Trace, found: ImageDetections, link: Link
     ) -> None:
-        """The server's features are not known; those of the same code in process are, if it found as many."""
-        comparison = self.comparisons[MASKS, SERVED]
-        if found.masks is None:
-            comparison.unexplained.append("the server answers without masks")
+        """The server's features and maps are not known; those of the same code in process are, if it found as many."""
+        stage = MASKS if MASKS in self._chain.stages else KEYPOINTS
+        comparison = self.comparisons[stage, SERVED]
+        if not found.of_head:
+            comparison.unexplained.append(f"the server answers without {stage}")
             return
         is_alike = len(found.scores) == len(ours.detections[image].scores)
-        header = functools.partial(self._torchvision_masks, ours, image) if is_alike else None
-        compare_masks(comparison, (reference.masks[image], found.masks), link, header)
+        bound = self._map_bound(reference, image)
+        if stage == MASKS:
+            head = functools.partial(self._torchvision_head, ours, image) if is_alike else None
+            compare_maps(comparison, (reference.head_maps[image], found.of_head[MASKS]), link, bound, head)
+        else:
+            keypoints = functools.partial(self._torchvision_keypoints, ours, image) if is_alike else None
+            pair = reference.detections[image].of_head, found.of_head
+            compare_keypoints(comparison, pair, link, bound, keypoints)
 
     def _pyramid_scale(self, reference: Trace, image: int, pooler: MultiScaleRoIAlign) -> PyramidScale:
         largest = max(float(np.abs(level[image]).max()) for level in reference.features)

@@ -4,7 +4,7 @@ import functools
 import json
 from typing import Any
 
-from rcnn_backend.contract.chain import chain_of_step
+from rcnn_backend.contract.chain import MASKS, chain_of_step
 from rcnn_backend.contract.parameters import DetectionParameters, read_parameters
 from rcnn_backend.operators.detections import detect, override, warm_up
 from rcnn_backend.steps.step import Step, Tensors
@@ -16,13 +16,14 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         outputs = [output["name"] for output in json.loads(args["model_config"])["output"]]
         chain = chain_of_step("detections", outputs)
+        self.has_masks = MASKS in chain.answers
         self.outputs = [tensor.name for tensor in chain.step("detections").outputs]
         self.step = Step(args, chain, "detections")
         self.parameters = read_parameters(DetectionParameters, self.step.config)
         self.step.run(warm_up, self.parameters, self.step.device)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        read_options = functools.partial(override, self.parameters)
+        read_options = functools.partial(override, self.parameters, has_masks=self.has_masks)
         return self.step.answer_together(requests, self._detect, read_options=read_options)
 
     def _detect(self, tensors: Tensors, parameters: list[DetectionParameters]) -> Tensors:

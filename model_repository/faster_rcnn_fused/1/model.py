@@ -1,11 +1,9 @@
 """The whole detector in one process: pictures, encoded or as pixels -> detections."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 from rcnn_backend.contract.chain import FASTER_RCNN, FUSED
-from rcnn_backend.operators.detections import override
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.steps.step import Request, Step, Tensors
 
@@ -24,8 +22,7 @@ class TritonPythonModel:
         self.step.run(self.pipeline.warm_up, self.step.config["max_batch_size"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        read_options = functools.partial(override, self.pipeline.detection_parameters)
-        return self.step.answer_each(requests, self._detect, read_options=read_options)
+        return self.step.answer_each(requests, self._detect, read_options=self.pipeline.read_options)
 
     def finalize(self) -> None:
         del self.pipeline  # its engines, before the CUDA context that they live in
@@ -33,14 +30,11 @@ class TritonPythonModel:
     def _detect(self, requests: list[Request]) -> list[Tensors | Exception]:
         decoded = self.pipeline.decoder.read_requests([request.tensors for request in requests])
         good = [
-            (images, request.options)
+            (images, request.options._replace(wanted=request.wanted))
             for images, request in zip(decoded, requests, strict=True)
             if not isinstance(images, Exception)
         ]
         found = iter(self.pipeline.detect_requests(good))
         results = [images if isinstance(images, Exception) else next(found) for images in decoded]
-        answers = [tensor.name for tensor in self.pipeline.chain.answers]
-        return [
-            result if isinstance(result, Exception) else {name: getattr(result, name) for name in answers}
-            for result in results
-        ]
+        # What was computed of the answers; Triton sends those that a request asks for.
+        return [result if isinstance(result, Exception) else result.answers for result in results]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rcnn_backend.contract.chain import MASK_RCNN
-from rcnn_backend.operators.heads import pad_images
+from rcnn_backend.operators.heads import pad_rows, real_rows
 from rcnn_backend.steps.step import Step, Tensors
 
 
@@ -21,6 +21,7 @@ class TritonPythonModel:
     def _pad(self, tensors: Tensors, options: list[Any]) -> Tensors:
         # On the host: no later step would notice if Triton lost these.
         probabilities, counts = self.step.device.download(
-            [tensors["mask_probabilities"], tensors["num_detections"]]
+            [tensors["mask_probabilities"], tensors["num_detected"]]
         )
-        return {"masks": pad_images(probabilities, counts, self.detections_per_img)}
+        masks = pad_rows(real_rows(probabilities, counts), counts, self.detections_per_img)
+        return {"masks": masks}

@@ -12,12 +12,13 @@ Shapes are those of one image, without the batch axis. A word stands for a size 
     anchors, proposals, detections  rows an image
     classes                         foreground classes
     pooled_height, pooled_width     one pooled RoI
-    mask_detections                 detections an image, padded to one of a few sizes
-    mask_pooled_height, ..._width   one RoI pooled for the mask header
-    mask_height, mask_width         one mask
+    head_detections                 detections an image, padded to one of a few sizes
+    head_pooled_height, ..._width   one RoI pooled for the head that runs on the detections
+    map_height, map_width           one mask or heatmap
+    keypoints                       of one detection
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -82,12 +83,15 @@ class Check:
 class Chain:
     """The steps of one family, in the order the data flows.
 
-    ``answers``: what clients get; its ensembles and its fused model have these outputs.
+    ``answers``: what clients get; its ensembles and its fused model have these outputs. No step takes one of them:
+    Triton leaves out the steps that no wanted answer needs, and with them any answer that only they take, wanted or not.
+    ``head``: what runs on the final detections, such as ``mask``; the names of its steps begin with it.
     """
 
     family: str
     steps: tuple[ChainStep, ...]
-    answers: tuple[Tensor, ...] = ()
+    answers: tuple[Tensor, ...]
+    head: str = ""
 
     @property
     def engines(self) -> list[ChainStep]:
@@ -98,6 +102,12 @@ class Chain:
     def stages(self) -> list[str]:
         """What rcnn-verify compares with torchvision."""
         return [stage for step in self.steps for stage in step.stages]
+
+    @property
+    def head_steps(self) -> tuple[ChainStep, ...]:
+        """The steps of the head that runs on the final detections; none without one."""
+        detections = [step.name for step in self.steps].index("detections")
+        return self.steps[detections + 1 :]
 
     def step(self, name: str) -> ChainStep:
         """The step of that name.
@@ -209,8 +219,12 @@ def find_chain(models: Collection[str]) -> tuple[Chain, str] | None:
 
 
 def chain_of_answers(outputs: Collection[str]) -> Chain | None:
-    """The family whose ensembles and fused model have these outputs; None if none has."""
-    return next((c for c in CHAINS.values() if {tensor.name for tensor in c.answers} == {*outputs}), None)
+    """The family whose ensembles and fused model have these outputs; None if none has.
+
+    Some may be left out: then it is the family with the fewest answers that has these.
+    """
+    having = [c for c in CHAINS.values() if {*outputs} <= {tensor.name for tensor in c.answers}]
+    return min(having, key=lambda chain: len(chain.answers), default=None)
 
 
 def chain_of_step(name: str, outputs: Collection[str]) -> Chain:
@@ -234,11 +248,30 @@ def nearest_chain(detector: str, models: Collection[str]) -> Chain | None:
     return CHAINS[family] if shared[family] else None
 
 
-def detector_of(model: str) -> str:
-    """The detector's name in that of one of its steps, or of its pixels or fused model."""
-    parts = {PIXELS, FUSED, *(step.name for chain in CHAINS.values() for step in chain.steps)}
-    endings = [f"_{part}" for part in sorted(parts, key=len, reverse=True) if model.endswith(f"_{part}")]
-    return model.removesuffix(endings[0]) if endings else model
+def detector_of(model: str, steps_of: Callable[[str], Collection[str]]) -> str | None:
+    """The detector that has the model: as its ensemble, a step, or its pixels or fused model. None if none has.
+
+    A name alone does not tell: ``my_mask_header`` may be the header of ``my_mask``, or the mask header of ``my``.
+
+    Args:
+        steps_of: the models of the steps of an ensemble in the repository; nothing for any other name.
+    """
+    words = model.split("_")
+    for detector in ("_".join(words[:end]) for end in range(len(words), 0, -1)):
+        chain = nearest_chain(detector, steps_of(detector))
+        if chain and model in chain.model_names(detector):
+            return detector
+    return None
+
+
+def is_step(model: str, outputs: Collection[str]) -> bool:
+    """Whether a model has the name and the outputs of a step, whatever its detector."""
+    return any(
+        model.endswith(f"_{step.name}")
+        and {tensor.name for tensor in chain.outputs(step, count_levels(outputs))} == {*outputs}
+        for chain in CHAINS.values()
+        for step in chain.steps
+    )
 
 
 def bind(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> list[int]:
@@ -262,12 +295,16 @@ SCORES = Tensor("scores", FP32, ("detections",))
 LABELS = Tensor("labels", INT64, ("detections",))
 NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
 
+# The detections for the steps behind them.
 DETECTED_BOXES = Tensor("detected_boxes", FP32, ("detections", 4))  # in pixels of the resized image
-MASK_FEATURES = Tensor(
-    "mask_features", NETWORK, ("mask_detections", "channels", "mask_pooled_height", "mask_pooled_width")
-)
-MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("mask_detections", "mask_height", "mask_width"))
-MASKS = Tensor("masks", FP16, ("detections", "mask_height", "mask_width"))
+DETECTED_LABELS = Tensor("detected_labels", INT64, ("detections",))
+NUM_DETECTED = Tensor("num_detected", INT32, (1,))
+MASK_PROBABILITIES = Tensor("mask_probabilities", FP16, ("head_detections", "map_height", "map_width"))
+MASKS = Tensor("masks", FP16, ("detections", "map_height", "map_width"))
+RLES = Tensor("rles", BYTES, ("detections",))
+HEATMAPS = Tensor("heatmaps", NETWORK, ("head_detections", "keypoints", "map_height", "map_width"))
+KEYPOINTS = Tensor("keypoints", FP32, ("detections", "keypoints", 3))
+KEYPOINT_SCORES = Tensor("keypoint_scores", FP32, ("detections", "keypoints"))
 
 TO_CLASS_BOXES = (
     ChainStep("preprocess", (IMAGE, PIXEL_IMAGE), (INPUT, IMAGE_SIZES), stages=("input",)),
@@ -287,23 +324,54 @@ DETECTIONS = ChainStep(
     stages=("detections",),
 )
 FASTER_RCNN = Chain("faster_rcnn", (*TO_CLASS_BOXES, DETECTIONS), DETECTIONS.outputs)
-MASK_RCNN = Chain(
-    "mask_rcnn",
-    (
+
+
+def with_head(
+    family: str, head: str, also: tuple[Tensor, ...], made: Tensor, stage: str, *last: ChainStep
+) -> Chain:
+    """Faster R-CNN, and a head that runs on the final detections.
+
+    Args:
+        also: what its engine takes of the detections, beside their pooled features.
+        made: what the engine makes of them.
+        stage: what rcnn-verify calls that.
+        last: the steps that answer. An engine ends no chain: its successor compares what it got and made with what
+            arrived.
+    """
+    shape = ("head_detections", "channels", "head_pooled_height", "head_pooled_width")
+    features = Tensor(f"{head}_features", NETWORK, shape)
+    steps = (
         *TO_CLASS_BOXES,
-        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES)),
+        replace(DETECTIONS, outputs=(*DETECTIONS.outputs, DETECTED_BOXES, *also, NUM_DETECTED)),
         ChainStep(
-            "mask_features",
-            (FEATURES, DETECTED_BOXES, NUM_DETECTIONS),
-            (MASK_FEATURES,),
-            stages=("mask_features",),
+            features.name, (FEATURES, DETECTED_BOXES, NUM_DETECTED), (features,), stages=(features.name,)
         ),
-        ChainStep(
-            "mask_header", (MASK_FEATURES, LABELS), (MASK_PROBABILITIES,), is_engine=True, stages=("masks",)
-        ),
-        # An engine ends no chain: its successor compares what it got and made with what arrived.
-        ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTIONS), (MASKS,)),
-    ),
-    (*FASTER_RCNN.answers, MASKS),
+        ChainStep(f"{head}_header", (features, *also), (made,), is_engine=True, stages=(stage,)),
+        *last,
+    )
+    return Chain(family, steps, (*FASTER_RCNN.answers, *(out for step in last for out in step.outputs)), head)
+
+
+MASK_RCNN = with_head(
+    "mask_rcnn",
+    "mask",
+    (DETECTED_LABELS,),
+    MASK_PROBABILITIES,
+    "masks",
+    ChainStep("masks", (MASK_PROBABILITIES, NUM_DETECTED), (MASKS,)),
+    ChainStep("rles", (MASK_PROBABILITIES, DETECTED_BOXES, NUM_DETECTED, IMAGE_SIZES), (RLES,)),
 )
-CHAINS = {chain.family: chain for chain in (FASTER_RCNN, MASK_RCNN)}
+KEYPOINT_RCNN = with_head(
+    "keypoint_rcnn",
+    "keypoint",
+    (),
+    HEATMAPS,
+    "heatmaps",
+    ChainStep(
+        "keypoints",
+        (HEATMAPS, DETECTED_BOXES, NUM_DETECTED, IMAGE_SIZES),
+        (KEYPOINTS, KEYPOINT_SCORES),
+        stages=("keypoints",),
+    ),
+)
+CHAINS = {chain.family: chain for chain in (FASTER_RCNN, MASK_RCNN, KEYPOINT_RCNN)}

@@ -49,6 +49,15 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
     return configs
 
 
+def read_steps(repository: Path, name: str) -> list[str]:
+    """The models of an ensemble's steps; none for any other name, or where the config cannot be read."""
+    try:
+        config = read_config(repository / name)
+    except RepositoryError:
+        return []
+    return [step["model_name"] for step in config.get("ensemble_scheduling", {}).get("step", [])]
+
+
 def to_json(config: ModelConfig) -> dict[str, Any]:
     """A config in the JSON form that Triton gives its Python models."""
     form: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)

@@ -174,7 +174,12 @@ def check_gpu(version_dir: Path, record: PlanRecord, compute_capability: str) ->
 def rebuild_hint(version_dir: Path) -> str:
     """The command that rebuilds the plan from the graph beside it, on the machine that serves it."""
     repository, model = version_dir.resolve().parents[1], version_dir.resolve().parent.name
-    name = detector_of(model)
+
+    def steps_of(name: str) -> list[str]:
+        is_model = (repository / name / "config.pbtxt").is_file()
+        return [folder.name for folder in repository.glob(f"{name}_*")] if is_model else []
+
+    name = detector_of(model, steps_of) or model
     return f"Rebuild it here: `rcnn-serve {shlex.quote(str(repository))} --models {name} --rebuild`"
 
 

@@ -108,6 +108,13 @@ class HeadParameters:
     padded_counts: list[int]
 
 
+@dataclass(frozen=True)
+class RleParameters:
+    """``mask_thresh``: pixels whose probability is above this belong to a mask."""
+
+    mask_thresh: float
+
+
 def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
     """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
 

@@ -111,15 +111,24 @@ class SharedArrays:
         self._memory: list[cupy.ndarray] = []
 
     def like(self, arrays: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
-        """An array for each of ``arrays``. Arrays that were given out before keep their memory."""
+        """An array of the same layout for each of ``arrays``. Arrays that were given out before keep their memory."""
         self._memory += [cupy.empty(0, np.uint8) for _ in arrays[len(self._memory) :]]
         for index, array in enumerate(arrays):
             if self._memory[index].nbytes < array.nbytes:
                 self._memory[index] = cupy.empty(array.nbytes, np.uint8)
         return [
-            cupy.ndarray(array.shape, array.dtype, memory.data)
+            cupy.ndarray(array.shape, array.dtype, memory.data, strides=_strides(array))
             for array, memory in zip(arrays, self._memory, strict=True)
         ]
+
+
+def _strides(array: cupy.ndarray) -> tuple[int, ...] | None:
+    """The strides of an array without gaps, such as features in channels-last order; otherwise None."""
+    strides: tuple[int, ...] = array.strides
+    span = array.itemsize + sum(
+        (side - 1) * stride for side, stride in zip(array.shape, strides, strict=True)
+    )
+    return strides if min(strides, default=1) > 0 and span == array.nbytes else None
 
 
 def _remember(cache: OrderedDict[Shapes, V], shapes: Shapes, value: V, size: int) -> None:
@@ -132,7 +141,14 @@ def _remember(cache: OrderedDict[Shapes, V], shapes: Shapes, value: V, size: int
 
 def _copy(sources: Iterable[cupy.ndarray], targets: Iterable[cupy.ndarray]) -> None:
     for source, target in zip(sources, targets, strict=True):
+        if source.strides == target.strides and _strides(source):
+            source, target = _flat(source), _flat(target)  # CuPy copies other layouts element by element
         cupy.copyto(target, source)
+
+
+def _flat(array: cupy.ndarray) -> cupy.ndarray:
+    """The elements [n] of an array without gaps, in the order of its memory."""
+    return cupy.ndarray((array.size,), array.dtype, array.data)
 
 
 def _allocate(size: int) -> cupy.cuda.MemoryPointer:

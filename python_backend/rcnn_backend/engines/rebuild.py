@@ -11,12 +11,13 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from rcnn_backend.contract.chain import FUSED, detector_of
-from rcnn_backend.contract.configs import read_configs
+from rcnn_backend.contract.chain import detector_of
+from rcnn_backend.contract.configs import read_configs, read_steps
 from rcnn_backend.contract.manifest import (
     ONNX,
     PLAN,
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model, config in rebuilt.items():
             engine = TensorRTEngine(arguments.repository / model / "1" / PLAN, Gpu(0))
             check_config(engine.tensors, engine.profiles, config)
-        for detector in sorted({detector_of(model) for model in rebuilt}):
+        steps_of = partial(read_steps, arguments.repository)
+        for detector in sorted({detector_of(model, steps_of) or model for model in rebuilt}):
             _verify(arguments.repository, detector)
     except (RepositoryError, OSError) as error:
         print(f"rcnn-serve --rebuild: {error}", file=sys.stderr)
@@ -132,9 +134,12 @@ def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConf
     configs = read_configs(repository)
     if unknown := [name for name in models if name not in configs]:
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
-    detectors = {name.removesuffix(f"_{FUSED}") for name in models} & set(configs)
-    steps = {step.model_name for name in detectors for step in configs[name].ensemble_scheduling.step}
-    chosen = steps | set(models) if models else set(configs)
+    steps_of = partial(read_steps, repository)
+    chosen = set(models or configs)
+    for name in models:
+        steps = steps_of(detector_of(name, steps_of) or name)
+        if name not in steps:  # a step stands for itself
+            chosen.update(steps)
     return {
         name: config for name, config in configs.items() if config.backend == "tensorrt" and name in chosen
     }

@@ -6,6 +6,7 @@ image (padded). Boxes are (x1, y1, x2, y2) in pixels.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from rcnn_backend.devices import Device
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.boxes import clip_boxes_to_image, is_large_enough
 from rcnn_backend.operators.nms import batched_nms
+from rcnn_backend.operators.overrides import read_number
 
 Float = npt.NDArray[np.float32]
 
@@ -28,7 +30,48 @@ class Detections(NamedTuple):
     labels: npt.NDArray[np.int64]  # [B, D], 1..K
     num_detections: npt.NDArray[np.int32]  # [B, 1]
     detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, which heads pool from
-    masks: npt.NDArray[np.float16] | None = None  # [B, D, h, w], probabilities in the frame of each box
+    of_head: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})  # what a head on them answers, by its name
+
+    @classmethod
+    def from_answers(cls, answers: Mapping[str, npt.NDArray[Any]]) -> "Detections":
+        """What clients get, by its name."""
+        own = {name: array for name, array in answers.items() if name in cls._fields}
+        return cls(**own, of_head={name: array for name, array in answers.items() if name not in own})
+
+    @property
+    def answers(self) -> dict[str, npt.NDArray[Any]]:
+        """What clients get, by its name, as far as it was computed."""
+        return {**dict(zip(self._fields[:4], self[:4], strict=True)), **self.of_head}
+
+    @property
+    def detected_labels(self) -> npt.NDArray[np.int64]:
+        """``labels``, as the steps behind get them."""
+        return self.labels
+
+    @property
+    def num_detected(self) -> npt.NDArray[np.int32]:
+        """``num_detections``, likewise."""
+        return self.num_detections
+
+    @property
+    def masks(self) -> npt.NDArray[np.float16]:
+        """float16 [B, D, h, w] of a Mask R-CNN: probabilities in the frame of each box."""
+        return self.of_head["masks"]
+
+    @property
+    def rles(self) -> npt.NDArray[np.object_]:
+        """bytes [B, D] of a Mask R-CNN, on the host: COCO's run-length codes in the images as sent."""
+        return self.of_head["rles"]
+
+    @property
+    def keypoints(self) -> Float:
+        """float32 [B, D, P, 3] of a Keypoint R-CNN: x and y in pixels of the images as sent, and visibility."""
+        return self.of_head["keypoints"]
+
+    @property
+    def keypoint_scores(self) -> Float:
+        """float32 [B, D, P] of a Keypoint R-CNN: the highest value of each keypoint's heatmap."""
+        return self.of_head["keypoint_scores"]
 
 
 def detect(
@@ -108,30 +151,29 @@ def warm_up(parameters: DetectionParameters, device: Device) -> None:
         gpu.warm_up(parameters)
 
 
-def override(parameters: DetectionParameters, request: Mapping[str, Any]) -> DetectionParameters:
+def override(
+    parameters: DetectionParameters, request: Mapping[str, Any], *, has_masks: bool = False
+) -> DetectionParameters:
     """The parameters with those that a request gives: score_thresh, nms_thresh, detections_per_img.
 
+    Args:
+        has_masks: whether a request may give mask_thresh, too; it changes nothing here.
+
     Raises:
-        InvalidInputError: a value of the wrong type or out of range.
+        InvalidInputError: a value of the wrong type or out of range, or a mask_thresh for a detector without masks.
     """
     changes: dict[str, Any] = {}
     for name in ("score_thresh", "nms_thresh"):
         if name in request:
-            changes[name] = _number(request, name, highest=1.0)
+            changes[name] = read_number(request, name, highest=1.0)
     if "detections_per_img" in request:
-        count = _number(request, "detections_per_img", highest=parameters.detections_per_img)
+        count = read_number(request, "detections_per_img", highest=parameters.detections_per_img)
         changes["detections_per_img"] = int(count)
+    if "mask_thresh" in request:
+        if not has_masks:
+            raise InvalidInputError(
+                "request parameter mask_thresh: this detector has no masks; leave it out, or ask a Mask R-CNN",
+                "parameter",
+            )
+        read_number(request, "mask_thresh", highest=1.0)  # refused here, whether its step runs or not
     return dataclasses.replace(parameters, **changes) if changes else parameters
-
-
-def _number(request: Mapping[str, Any], name: str, highest: float) -> float:
-    try:
-        value = float(request[name])
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not 0 <= value <= highest:
-        raise InvalidInputError(
-            f"request parameter {name} is {request[name]!r}: expected a number from 0 to {highest:g}",
-            "parameter",
-        )
-    return value

@@ -1,18 +1,20 @@
-"""What lies around a head that runs on the final detections: their RoIAligned features, and the rows that come back.
+"""What lies around a head that runs on the final detections: their RoIAligned features, and the answers from its maps.
 
 Shapes: B images, D detections an image (padded), M detections an image, padded to the next of a few sizes, C
-channels. Boxes are (x1, y1, x2, y2) in pixels of the resized image.
+channels, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_backend.contract.parameters import HeadParameters, PoolParameters
+from rcnn_backend.contract.parameters import HeadParameters, PoolParameters, RleParameters
 from rcnn_backend.devices import Array
+from rcnn_backend.operators.keypoints import heatmaps_to_keypoints, resize_keypoints
+from rcnn_backend.operators.rles import encode_rles
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
 
 Counts = npt.NDArray[np.int32]
@@ -48,10 +50,10 @@ def run_packed(
     num_detections: Counts,
     parameters: HeadParameters,
 ) -> Array:
-    """What a head makes of each detection, [B, D, ...], zero where there is none.
+    """What a head makes of each detection, image by image: [n, ...], n the detections of all images.
 
-    The head gets the detections of all images side by side, without regard to their image. So one full image among
-    many costs no more than its own detections.
+    The head gets them side by side, without regard to their image. So one full image among many costs no more than
+    its own detections.
 
     Args:
         head: features [B, M, ...] and labels [B, D], of which M count -> [B, M, ...].
@@ -63,15 +65,23 @@ def run_packed(
     images, places = np.nonzero(np.arange(rows) < num_detections)
     packed_rows = padded_count(math.ceil(len(images) / batch), parameters)
     packed_size = batch, packed_rows
-    filling = np.zeros(
-        batch * packed_rows - len(images), np.int64
-    )  # the first image's first row, for nothing
+    # The first image's first row fills the rest; nobody looks at what the head makes of it.
+    filling = np.zeros(batch * packed_rows - len(images), np.int64)
     images_in = _beside(pooled, np.concatenate([images, filling]).reshape(packed_size))
     places_in = _beside(pooled, np.concatenate([places, filling]).reshape(packed_size))
     packed_labels = np.zeros_like(labels)
     packed_labels[:, :packed_rows] = labels[images_in, places_in]
     made = head(pooled[images_in, places_in], packed_labels)
-    return pad_rows(made.reshape(-1, *made.shape[2:])[: len(images)], num_detections, labels.shape[1])
+    return made.reshape(-1, *made.shape[2:])[: len(images)]
+
+
+def real_rows(padded: Array, num_detections: Counts) -> Array:
+    """The rows of detections in [B, M, ...], image by image: [n, ...].
+
+    Args:
+        num_detections: int32 [B, 1], on the host; their sum is n.
+    """
+    return padded[_beside(padded, np.arange(padded.shape[1]) < num_detections)]
 
 
 def pad_rows(rows: Array, num_detections: Counts, detections_per_img: int) -> Array:
@@ -87,10 +97,50 @@ def pad_rows(rows: Array, num_detections: Counts, detections_per_img: int) -> Ar
     return padded
 
 
-def pad_images(rows: Array, num_detections: Counts, detections_per_img: int) -> Array:
-    """A head's rows [B, M, ...] -> [B, D, ...], zero where there is no detection."""
-    real = np.arange(rows.shape[1]) < num_detections  # [B, M]
-    return pad_rows(rows[_beside(rows, real)], num_detections, detections_per_img)
+class HeadOutput(NamedTuple):
+    """What a head made of the n detections of a batch, and what else its answers are computed from."""
+
+    rows: Array  # [n, ...], image by image
+    detected_boxes: Array  # float32 [B, D, 4]
+    image_sizes: Array  # float32 [B, 4]: resized height and width, original height and width
+    num_detections: Counts  # [B, 1], on the host; their sum is n
+    rle_parameters: Sequence[RleParameters] = ()  # of each image, where there are masks
+
+    def padded(self, rows: Array) -> Array:
+        """Rows [n, ...] -> [B, D, ...]."""
+        return pad_rows(rows, self.num_detections, self.detected_boxes.shape[1])
+
+
+def answer_masks(probabilities: HeadOutput) -> dict[str, Array]:
+    """Probabilities [n, h, w] -> ``masks`` [B, D, h, w], in the frame of each box."""
+    return {"masks": probabilities.padded(probabilities.rows)}
+
+
+def answer_rles(probabilities: HeadOutput) -> dict[str, Array]:
+    """Probabilities [n, h, w] -> ``rles``, bytes [B, D] on the host: masks of the pictures as sent."""
+    counts = probabilities.num_detections
+    boxes, sizes = _on_host(probabilities.detected_boxes), _on_host(probabilities.image_sizes)
+    masks = pad_rows(probabilities.rows, counts, max(1, int(counts.max())))
+    return {"rles": encode_rles(masks, boxes, counts, sizes, probabilities.rle_parameters)}
+
+
+def answer_keypoints(heatmaps: HeadOutput) -> dict[str, Array]:
+    """Heatmaps [n, P, h, w] -> ``keypoints`` [B, D, P, 3] and ``keypoint_scores`` [B, D, P].
+
+    Returns:
+        x and y in pixels of the pictures as sent, and visibility, which is 1; the highest value of each heatmap.
+    """
+    boxes = real_rows(heatmaps.detected_boxes, heatmaps.num_detections)
+    keypoints, scores = (heatmaps.padded(rows) for rows in heatmaps_to_keypoints(heatmaps.rows, boxes))
+    return {"keypoints": resize_keypoints(keypoints, heatmaps.image_sizes), "keypoint_scores": scores}
+
+
+# What becomes of what a head's engine makes, by the step that does it.
+ANSWERS: dict[str, Callable[[HeadOutput], dict[str, Array]]] = {
+    "masks": answer_masks,
+    "rles": answer_rles,
+    "keypoints": answer_keypoints,
+}
 
 
 def padded_count(count: int, parameters: HeadParameters) -> int:
@@ -105,3 +155,8 @@ def _beside(array: Array, host: npt.NDArray[Any]) -> Array:
     import cupy  # optional
 
     return cupy.asarray(host)
+
+
+def _on_host(array: Array) -> npt.NDArray[Any]:
+    host: npt.NDArray[Any] = array if isinstance(array, np.ndarray) else array.get()
+    return host

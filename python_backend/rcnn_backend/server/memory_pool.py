@@ -102,7 +102,7 @@ def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
         **_named_sides("", size_hw),
         "anchors": proposals.max_rpn_boxes,
         "proposals": proposals.padded_counts[-1],
-        "mask_detections": detections.detections_per_img,
+        "head_detections": detections.detections_per_img,
     }
     levels = {
         name: _named_sides("level_", [math.ceil(side / stride) for side in size_hw])

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from rcnn_backend.contract.chain import FUSED, PIXELS, Chain, detector_of, find_chain, nearest_chain
+from rcnn_backend.contract.chain import (
+    FUSED,
+    PIXELS,
+    Chain,
+    detector_of,
+    find_chain,
+    is_step,
+    nearest_chain,
+)
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.server.paths import PLAIN_CHARACTERS, is_plain
@@ -49,7 +57,12 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     if unknown := [name for name in names if name not in configs]:
         raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; it has {', '.join(configs)}")
     steps = {step for config in configs.values() for step in _steps(config)}
-    chosen = [model for name in names for model in (name, f"{name}_{PIXELS}") if model in configs]
+    chosen = [
+        model
+        for name in names
+        for model in (name, f"{name}_{PIXELS}")
+        if model == name or (model in configs and _detector_of(configs, model) == name)
+    ]
     exported = [name for name in configs if name not in steps and not _is_template(repository, configs, name)]
     candidates = list(dict.fromkeys(chosen)) or exported
     if not candidates:
@@ -71,6 +84,7 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
         raise RepositoryError(f"{repository} is not complete:\n{lines}")
     ensembles = {
         name: f"{name}_{FUSED}" in configs
+        and _fused_detector(configs, f"{name}_{FUSED}") == name
         and f"{name}_{FUSED}" not in served
         and not _fault(repository, configs, f"{name}_{FUSED}")
         for name in served
@@ -84,10 +98,15 @@ def _steps(config: ModelConfig) -> list[str]:
     return [step.model_name for step in config.ensemble_scheduling.step]
 
 
+def _detector_of(configs: dict[str, ModelConfig], name: str) -> str:
+    """The detector that has the model; empty if none has."""
+    return detector_of(name, lambda model: _steps(configs[model]) if model in configs else []) or ""
+
+
 def _fused_detector(configs: dict[str, ModelConfig], name: str) -> str:
     """The ensemble whose steps the model runs in one process; empty for any other model."""
-    detector = name.removesuffix(f"_{FUSED}")
-    return detector if detector != name and detector in configs else ""
+    detector = _detector_of(configs, name)
+    return detector if name == f"{detector}_{FUSED}" else ""
 
 
 def _chain_of(configs: dict[str, ModelConfig], detector: str) -> Chain | None:
@@ -96,10 +115,13 @@ def _chain_of(configs: dict[str, ModelConfig], detector: str) -> Chain | None:
 
 
 def _is_template(repository: Path, configs: dict[str, ModelConfig], name: str) -> bool:
-    """Whether no engine of the model's detector was ever exported: there is no version folder for any."""
-    detector = detector_of(name)
+    """Whether no engine of the model's detector was ever exported: there is no version folder for any.
+
+    A step without a detector is one, too: Mask R-CNN's templates are those steps that Faster R-CNN has not.
+    """
+    detector = _detector_of(configs, name)
     if (chain := _chain_of(configs, detector)) is None:
-        return False
+        return is_step(name, [output.name for output in configs[name].output])
     return not any(any((repository / f"{detector}_{step.name}").glob("[0-9]*")) for step in chain.engines)
 
 
@@ -111,7 +133,7 @@ def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
     if not missing:
         return ""
     fault = f"missing {', '.join(missing)}"
-    detector = detector_of(name)
+    detector = _detector_of(configs, name)
     if chain := _chain_of(configs, detector):
         family = chain.family
         option = "" if detector == family else f" --name {detector}"

@@ -36,10 +36,11 @@ ReadOptions = Callable[[Mapping[str, Any]], Any]  # a request's parameters -> wh
 
 
 class Request(NamedTuple):
-    """A request's tensors, and what ``read_options`` made of its parameters."""
+    """A request's tensors, what ``read_options`` made of its parameters, and the outputs that it asks for."""
 
     tensors: Tensors
     options: Any
+    wanted: frozenset[str]
 
     @property
     def batch_size(self) -> int:
@@ -223,7 +224,8 @@ class Step:
         for request in requests:
             try:
                 options = read_options(json.loads(request.parameters() or "{}"))
-                results.append(Request(self._inputs(request), options))
+                wanted = frozenset(request.requested_output_names())
+                results.append(Request(self._inputs(request), options, wanted))
             except Exception as error:
                 results.append(error)
         return results

@@ -107,7 +107,10 @@ def test_the_weights_that_a_function_gives_are_kept() -> None:
     [
         ("own_models:no_file", r"raised FileNotFoundError: .*absent\.pth"),
         ("own_models:leaves", "raised SystemExit: no data set"),
-        ("own_models:needs_more", "needs the arguments width, but it is called with num_classes alone"),
+        (
+            "own_models:needs_more",
+            "needs the arguments width, but it is called with num_classes and num_keypoints alone",
+        ),
         ("own_models:needs_classes", "needs num_classes: give --num-classes or --labels"),
         ("own_models:a_pair", r"returned tuple, expected torchvision\.models\.detection\.FasterRCNN"),
         ("own_models:a_model", "is no function but FasterRCNN"),

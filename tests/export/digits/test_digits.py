@@ -12,7 +12,8 @@ from rcnn_export.digits import compose as digits
 from rcnn_export.digits import dataset as digits_dataset
 from rcnn_export.digits.compose import DigitPicture, compose_picture, source_digits
 from rcnn_export.digits.dataset import DigitsDataset
-from rcnn_export.train.coco_dataset import CocoDataset
+from rcnn_export.digits.keypoints import extreme_points
+from rcnn_export.train.coco_dataset import CocoDataset, read
 from torch.utils.data import DataLoader
 
 
@@ -45,6 +46,35 @@ def test_boxes_are_tight_around_the_ink(pictures: list[DigitPicture]) -> None:
         for box, mask in zip(picture.boxes, picture.masks, strict=True):
             rows, columns = np.nonzero(mask)
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+def test_keypoints_are_the_middles_of_the_farthest_ink() -> None:
+    ink = np.array([
+        [0, 1, 0, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 1, 1, 1],
+        [1, 0, 0, 1, 0, 0, 0],
+        [0, 1, 0, 1, 0, 0, 0],
+    ], bool)  # fmt: skip
+    # The top row has a longer run, the bottom row two equal ones; the left column has one of three pixels.
+    assert extreme_points(ink).tolist() == [[4, 0], [6, 2], [1, 4], [0, 2]]
+    assert extreme_points(np.ones((1, 4), bool)).tolist() == [[1, 0], [3, 0], [1, 0], [0, 0]]
+
+
+def test_keypoints_touch_the_boxes_and_are_hidden_under_later_digits(pictures: list[DigitPicture]) -> None:
+    hidden = 0
+    for picture in pictures:
+        assert picture.keypoints.shape == (len(picture.boxes), 4, 3) and picture.keypoints.dtype == np.float32
+        for number, (box, points) in enumerate(zip(picture.boxes, picture.keypoints, strict=True)):
+            top, right, bottom, left = points
+            assert [left[0] - 0.5, top[1] - 0.5, right[0] + 0.5, bottom[1] + 0.5] == box.tolist()
+            for x, y, visibility in points:
+                row, column = int(y), int(x)
+                assert picture.masks[number, row, column]
+                is_hidden = picture.masks[number + 1 :, row, column].any()
+                assert visibility == (1 if is_hidden else 2)
+                hidden += is_hidden
+    assert hidden > 5
 
 
 def test_the_ink_is_where_the_picture_differs_from_its_surroundings(pictures: list[DigitPicture]) -> None:
@@ -106,6 +136,13 @@ def test_the_coco_folder_holds_the_same_annotations(
         assert target["area"].tolist() == [mask.sum() for mask in picture.masks]
         loss = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - picture.pixels)  # JPEG's
         assert loss.mean() < 5
+
+    with_keypoints = CocoDataset(read(tmp_path / "annotations.json", "keypoints"), tmp_path)
+    assert with_keypoints.keypoint_names == ["top", "right", "bottom", "left"]
+    for index, (picture, number) in enumerate(zip(composed, (3, 5), strict=True)):
+        assert np.array_equal(with_keypoints[index][1]["keypoints"].numpy(), picture.keypoints)
+        of_sample = DigitsDataset("held-out", 6, "keypoints")[number][1]["keypoints"]
+        assert np.array_equal(of_sample.numpy(), picture.keypoints)
 
     coco = COCO(tmp_path / "annotations.json")
     assert coco.getImgIds() == [3, 5]

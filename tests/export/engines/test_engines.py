@@ -1,4 +1,4 @@
-"""Both halves of every torchvision Faster R-CNN and the mask header of every Mask R-CNN export, equal torch, and build as TensorRT engines.
+"""Both halves of every torchvision Faster R-CNN and the header of every mask or keypoint head export, equal torch, and build as TensorRT engines.
 
 TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU,
 at once for the kinds of GPU that it is told.
@@ -21,7 +21,7 @@ from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import FP16, FP32, Precision
 from rcnn_export.engines.stages import Stage, engine_stages
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN
 
 FEATURE_TOLERANCE = 1e-5  # of the largest magnitude
 SCORE_TOLERANCE = 1e-4
@@ -32,7 +32,8 @@ CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
     scope="module",
     params=[
         pytest.param(
-            name, marks=[pytest.mark.xdist_group(name), *[pytest.mark.long] * name.startswith("maskrcnn_")]
+            name,
+            marks=[pytest.mark.xdist_group(name), *[pytest.mark.long] * (not name.startswith("fasterrcnn_"))],
         )
         for name in TORCHVISION_MODELS
     ],
@@ -55,16 +56,17 @@ def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def own_stages(model: FasterRCNN, precision: Precision = FP32) -> list[Stage]:
-    """The RPN and the header, or of a Mask R-CNN, which has the same, the mask header."""
+    """The RPN and the header, or of a family that has the same and one more, that one."""
     stages = engine_stages(model, precision)
-    return stages[2:] if isinstance(model, MaskRCNN) else stages
+    return stages[2:] or stages
 
 
 def inputs_of(stage: Stage, batch: int, sides: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     random = torch.Generator().manual_seed(batch)
-    if stage.name == "mask_header":
+    if stage.name.endswith("_header"):
         features = torch.randn(batch, 1 + sides[1] // 32, *stage.example[0].shape[2:], generator=random)
-        return features, torch.randint(0, 91, (batch, 100), generator=random)
+        labels = torch.randint(0, 91, (batch, 100), generator=random)
+        return (features, labels)[: len(stage.inputs)]
     if stage.name == "rpn":
         coarse = torch.randn(batch, 3, sides[0] // 16, sides[1] // 16, generator=random)
         return (torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear"),)

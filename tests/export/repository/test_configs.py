@@ -19,13 +19,23 @@ from rcnn_backend.contract.parameters import (
 from rcnn_export.detector.load import BACKGROUND, Detector, load_detector
 from rcnn_export.repository.configs import derive_configs, template_dir
 from torchvision.models import get_model_weights
-from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_resnet50_fpn,
+    keypointrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn,
+)
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 Tensor = tuple[int, list[int]]
-R50_FPN = {"faster_rcnn": fasterrcnn_resnet50_fpn, "mask_rcnn": maskrcnn_resnet50_fpn}
+R50_FPN = {
+    "faster_rcnn": fasterrcnn_resnet50_fpn,
+    "mask_rcnn": maskrcnn_resnet50_fpn,
+    "keypoint_rcnn": keypointrcnn_resnet50_fpn,
+}
+MAP_SIDES = {"mask_rcnn": 28, "keypoint_rcnn": 56}  # pixels
 
 
 def configs_in(repository: Path, name: str) -> dict[str, ModelConfig]:
@@ -74,10 +84,18 @@ def test_the_repository_in_git_is_wired() -> None:
 def test_r50_fpns_configs_are_what_the_chain_declares(chain: Chain) -> None:
     """Models, wiring, and the type and shape of every tensor: 4 pooled levels."""
     model = R50_FPN[chain.family](weights=None, weights_backbone=None).eval()
-    configs = derived(model, chain.family, [f"class_{label}" for label in range(91)])
+    classes = model.roi_heads.box_predictor.cls_score.out_features
+    configs = derived(model, chain.family, [f"class_{label}" for label in range(classes)])
     assert list(configs) == chain.model_names(chain.family)
-    fixed = {"channels": 256, "classes": 90, "detections": 100, "pooled_height": 7, "pooled_width": 7}
-    fixed |= {"mask_pooled_height": 14, "mask_pooled_width": 14, "mask_height": 28, "mask_width": 28}
+    fixed = {
+        "channels": 256,
+        "classes": classes - 1,
+        "detections": 100,
+        "pooled_height": 7,
+        "pooled_width": 7,
+    }
+    fixed |= {"head_pooled_height": 14, "head_pooled_width": 14, "keypoints": 17}
+    fixed |= dict.fromkeys(("map_height", "map_width"), MAP_SIDES.get(chain.family, 0))
     for name in (chain.family, f"{chain.family}_pixels", f"{chain.family}_fused"):
         assert [(t.name, DataType.Name(t.data_type), list(t.dims)) for t in configs[name].output] == [
             (t.name, t.data_type, bind(t.shape, fixed)) for t in chain.answers
@@ -113,12 +131,12 @@ def test_the_two_ensembles_differ_in_their_input_only() -> None:
 @pytest.mark.parametrize("family", R50_FPN)
 def test_the_repository_in_git_is_r50_fpns(family: str) -> None:
     """All of Faster R-CNN's models are in git, and of another family those that differ by more than their tensors."""
-    coco = get_model_weights("fasterrcnn_resnet50_fpn")["COCO_V1"].meta["categories"]
     model = R50_FPN[family](weights=None, weights_backbone=None).eval()
+    coco = get_model_weights(R50_FPN[family].__name__)["COCO_V1"].meta["categories"]
     texts = derive_configs(Detector(model, "r50", "COCO_V1", coco), family)
     in_git = {path.parent.name: path.read_text() for path in template_dir().glob(f"{family}*/config.pbtxt")}
     assert in_git == {name: texts[name] for name in in_git}
-    assert len(in_git) == (len(texts) if family == "faster_rcnn" else 3)
+    assert len(in_git) == {"faster_rcnn": len(texts), "mask_rcnn": 4, "keypoint_rcnn": 1}[family]
 
 
 def two_level_detector(num_classes: int = 4) -> FasterRCNN:

@@ -8,7 +8,8 @@ from rcnn_export.errors import ExportError
 from rcnn_export.repository.swap import swap_folders
 
 NAMES = ["one", "one_rpn", "one_header", "one_added"]
-OLD_NAMES = NAMES[:3]  # the older export lacks the last
+OUTDATED = ["one_masks"]
+OLD_NAMES = [*NAMES[:3], *OUTDATED]  # the older export lacks the last, and has one that the new one lacks
 
 
 @pytest.fixture
@@ -48,14 +49,13 @@ def failing_rename(fails: Callable[[int], bool], error: BaseException, moves_fir
 
 
 def test_the_new_folders_take_their_places(repository: Path) -> None:
-    swap_folders(repository / ".new", repository, NAMES)
+    swap_folders(repository / ".new", repository, NAMES, OUTDATED)
     assert exported(repository) == NEW
     assert {path.name for path in repository.iterdir()} == {*NAMES, ".new"}
 
 
-@pytest.mark.parametrize(
-    "call", range(1, 8)
-)  # a move out and one in for each older folder, one in for the last
+# A move out and one in for each of three, one in for the last, one out for the outdated.
+@pytest.mark.parametrize("call", range(1, 9))
 @pytest.mark.parametrize("error", [OSError("disk failed"), KeyboardInterrupt()])
 @pytest.mark.parametrize("moves_first", [False, True])
 def test_one_failed_move_puts_everything_back(
@@ -63,13 +63,13 @@ def test_one_failed_move_puts_everything_back(
 ) -> None:
     monkeypatch.setattr(Path, "rename", failing_rename(lambda number: number == call, error, moves_first))
     with pytest.raises(type(error)):
-        swap_folders(repository / ".new", repository, NAMES)
+        swap_folders(repository / ".new", repository, NAMES, OUTDATED)
     assert exported(repository) == OLD
     assert exported(repository / ".new") == NEW
     assert {path.name for path in repository.iterdir()} == {*OLD_NAMES, ".new"}
 
 
-@pytest.mark.parametrize("first", range(1, 8))
+@pytest.mark.parametrize("first", range(1, 9))
 @pytest.mark.parametrize("count", [2, 3, 100])
 @pytest.mark.parametrize("error", [OSError("disk failed"), KeyboardInterrupt()])
 def test_what_cannot_be_put_back_is_kept_and_named(
@@ -79,7 +79,7 @@ def test_what_cannot_be_put_back_is_kept_and_named(
     fails = failing_rename(lambda number: first <= number < first + count, error, moves_first=False)
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises((ExportError, type(error))) as raised:
-        swap_folders(repository / ".new", repository, NAMES)
+        swap_folders(repository / ".new", repository, NAMES, OUTDATED)
     kept = [path for path in repository.iterdir() if path.name.startswith(".rcnn-replaced-")]
     found = exported(repository)
     for folder in kept:

@@ -2,21 +2,56 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import onnx
 import pytest
-from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
 from rcnn_export.commands.export import main
-from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.detector.load import Detector
 from rcnn_export.errors import ExportError
+from rcnn_export.repository import configs, names
 from rcnn_export.repository import write as repository_module
 from rcnn_export.repository.write import export_repository
+from torch import nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+
+def detector_of(kind: type[FasterRCNN], **heads: nn.Module) -> Detector:
+    """A detector of one feature map and two classes, which is exported in a moment."""
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1))
+    backbone.out_channels = 4
+    model = kind(
+        backbone,
+        rpn_anchor_generator=AnchorGenerator(((16, 32),), ((1.0,),)),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 3, 2),
+        box_head=TwoMLPHead(4 * 9, 16),
+        box_predictor=FastRCNNPredictor(16, 3),
+        min_size=64,
+        max_size=96,
+        **heads,
+    )
+    return Detector(model.eval(), "small", "random", ["background", "cat", "dog"])
 
 
 @pytest.fixture(scope="module")
-def mobile() -> Detector:
-    return load_detector("fasterrcnn_mobilenet_v3_large_320_fpn")
+def boxes() -> Detector:
+    return detector_of(FasterRCNN)
+
+
+@pytest.fixture(scope="module")
+def masks() -> Detector:
+    return detector_of(
+        MaskRCNN,
+        mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
+        mask_head=MaskRCNNHeads(4, (4,), 1),
+        mask_predictor=MaskRCNNPredictor(4, 4, 3),
+    )
 
 
 @pytest.fixture
@@ -55,13 +90,13 @@ def test_everything_is_written(digits_repository: Path, digits: Detector) -> Non
 
 
 def test_detectors_live_side_by_side_and_replace_their_own_older_export(
-    mobile: Detector, instant_onnx: None, tmp_path: Path
+    boxes: Detector, instant_onnx: None, tmp_path: Path
 ) -> None:
-    export_repository(mobile, tmp_path, "one")
-    export_repository(mobile, tmp_path, "two")
+    export_repository(boxes, tmp_path, "one")
+    export_repository(boxes, tmp_path, "two")
     (tmp_path / "one" / "stale").touch()
     other = {name: data for name, data in snapshot(tmp_path).items() if name.startswith("two")}
-    written = export_repository(mobile, tmp_path, "one")
+    written = export_repository(boxes, tmp_path, "one")
     assert not (tmp_path / "one" / "stale").exists()
     after = snapshot(tmp_path)
     assert {name: data for name, data in after.items() if name.startswith("two")} == other
@@ -72,11 +107,89 @@ def test_detectors_live_side_by_side_and_replace_their_own_older_export(
     }
 
 
+def test_another_family_under_an_old_name_leaves_nothing_of_it(
+    boxes: Detector, masks: Detector, instant_onnx: None, tmp_path: Path
+) -> None:
+    """Detectors whose names begin alike stay as they are."""
+    for name in ("x_mask", "x_other"):
+        export_repository(boxes, tmp_path, name)
+    others = snapshot(tmp_path)
+    lines: list[str] = []
+    for detector, chain in ((boxes, FASTER_RCNN), (masks, MASK_RCNN), (boxes, FASTER_RCNN)):
+        export_repository(detector, tmp_path, "x_", lines.append)
+        own = {name: data for name, data in snapshot(tmp_path).items() if name not in others}
+        assert {name.partition("/")[0] for name in own} == set(chain.model_names("x_"))
+        assert others.items() <= snapshot(tmp_path).items()
+    (removed,) = [line for line in lines if line.startswith("Removing")]
+    assert "x__mask_features, x__mask_header, x__masks of the earlier export" in removed
+
+
+def test_a_failed_swap_puts_the_models_of_the_other_family_back(
+    boxes: Detector, masks: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_repository(masks, tmp_path, "one")
+    before = snapshot(tmp_path)
+    rename = Path.rename
+
+    def rename_until_the_last(path: Path, target: Path) -> Path:
+        if path == tmp_path / "one_masks":
+            raise OSError("disk failed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_the_last)
+    with pytest.raises(ExportError, match="disk failed"):
+        export_repository(boxes, tmp_path, "one")
+    assert snapshot(tmp_path) == before and not list(tmp_path.glob(".rcnn-*"))
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "model"),
+    [("x", "x_mask", "x_mask_header"), ("x", "x_masks", "x_masks"), ("x", "x_fused", "x_fused")],
+)
+def test_a_name_that_would_replace_a_model_of_another_detector_is_refused(
+    boxes: Detector, masks: Detector, instant_onnx: None, tmp_path: Path, there: str, name: str, model: str
+) -> None:
+    export_repository(masks, tmp_path, there)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        ExportError, match=f"the detector {there} in .* has a model {model}, which {name} would"
+    ):
+        export_repository(boxes, tmp_path, name)
+    assert snapshot(tmp_path) == before
+    export_repository(boxes, tmp_path / "other", name)
+    with pytest.raises(ExportError, match=f"the detector {name} in .* which {there} would replace"):
+        export_repository(masks, tmp_path / "other", there)
+
+
+def test_what_is_no_export_is_not_removed(boxes: Detector, instant_onnx: None, tmp_path: Path) -> None:
+    """An ensemble of the user's own, with a step that is named as one of Mask R-CNN's, and a model beside it."""
+    for model, config in (
+        ("one", 'ensemble_scheduling { step { model_name: "one_tokens" } }'),
+        ("one_masks", ""),
+    ):
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "config.pbtxt").write_text(config)
+    export_repository(boxes, tmp_path, "one")
+    assert (tmp_path / "one_masks" / "config.pbtxt").exists()
+
+
+def test_templates_are_not_removed(
+    boxes: Detector, masks: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "model_repository"
+    shutil.copytree(configs.template_dir(), clone, ignore=shutil.ignore_patterns("digits*", "coco*"))
+    monkeypatch.setattr(names, "template_dir", lambda: clone)
+    export_repository(masks, clone, "mask_rcnn")
+    with pytest.raises(ExportError, match="has the templates of mask_rcnn, which an export of faster_rcnn"):
+        export_repository(boxes, clone, "mask_rcnn")
+    assert (clone / "mask_rcnn_masks" / "1" / "model.py").exists()
+
+
 @pytest.mark.parametrize("failing", ["export_onnx", "clean_graph"])
 def test_a_failed_export_leaves_the_older_one(
-    mobile: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    boxes: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    export_repository(mobile, tmp_path, "one")
+    export_repository(boxes, tmp_path, "one")
     before = snapshot(tmp_path)
 
     def fail(*arguments: object) -> None:
@@ -84,14 +197,14 @@ def test_a_failed_export_leaves_the_older_one(
 
     monkeypatch.setattr(repository_module, failing, fail)
     with pytest.raises(ExportError, match="cannot be an engine"):
-        export_repository(mobile, tmp_path, "one")
+        export_repository(boxes, tmp_path, "one")
     assert snapshot(tmp_path) == before
 
 
 def test_a_failed_swap_puts_the_older_one_back(
-    mobile: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    boxes: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_repository(mobile, tmp_path, "one")
+    export_repository(boxes, tmp_path, "one")
     before = snapshot(tmp_path)
     rename, calls = Path.rename, []
 
@@ -103,15 +216,15 @@ def test_a_failed_swap_puts_the_older_one_back(
 
     monkeypatch.setattr(Path, "rename", rename_until_the_disk_fails)
     with pytest.raises(ExportError, match=r"cannot write to the repository .*disk failed"):
-        export_repository(mobile, tmp_path, "one")
+        export_repository(boxes, tmp_path, "one")
     monkeypatch.undo()
     assert snapshot(tmp_path) == before
 
 
 def test_an_older_export_that_cannot_be_put_back_outlives_the_clean_up(
-    mobile: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    boxes: Detector, instant_onnx: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_repository(mobile, tmp_path, "one")
+    export_repository(boxes, tmp_path, "one")
     before = snapshot(tmp_path)
     rename, calls = Path.rename, []
 
@@ -123,7 +236,7 @@ def test_an_older_export_that_cannot_be_put_back_outlives_the_clean_up(
 
     monkeypatch.setattr(Path, "rename", rename_until_the_disk_fails_for_good)
     with pytest.raises(ExportError, match=r"disk failed.*They are kept in .*rcnn-replaced-"):
-        export_repository(mobile, tmp_path, "one")
+        export_repository(boxes, tmp_path, "one")
     monkeypatch.undo()
     (kept,) = tmp_path.glob(".rcnn-replaced-*")
     for model in kept.iterdir():
@@ -154,5 +267,5 @@ def test_the_command_says_what_it_wrote(
     assert main(["faster_rcnn", *model, "--name", "a/b", "--repository", str(tmp_path)]) == 1
     assert "'a/b' is no model name" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert main(["faster_rcnn", *model, "--repository", str(tmp_path / "file")]) == 1
+    assert main([*model, "--repository", str(tmp_path / "file")]) == 1
     assert "cannot write to the repository" in capsys.readouterr().err

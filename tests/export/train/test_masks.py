@@ -15,9 +15,10 @@ from rcnn_export.digits.detector import digits_mask_detector
 from rcnn_export.errors import ExportError
 from rcnn_export.train.coco_dataset import CocoDataset, read
 from rcnn_export.train.coco_eval import Detected, detect, found_records, score, truth_records
-from rcnn_export.train.loop import Settings, Training, _mirrored
+from rcnn_export.train.loop import Settings, Training
+from rcnn_export.train.mirror import mirrored
 from rcnn_export.train.processes import Processes
-from rcnn_export.train.start import finds_masks
+from rcnn_export.train.start import kind_built_by
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
@@ -43,7 +44,7 @@ def test_targets_have_the_masks_of_each_picture(tmp_path: Path) -> None:
     for each in (1, 2, 3):
         Image.new("L", (8, 6)).save(tmp_path / f"{each}.png")
 
-    dataset = CocoDataset(read(tmp_path / "annotations.json", with_masks=True), tmp_path)
+    dataset = CocoDataset(read(tmp_path / "annotations.json", kind="segm"), tmp_path)
     first, second, third = (dataset[index][1]["masks"] for index in range(3))
     expected = torch.zeros((2, 6, 8), dtype=torch.uint8)
     expected[0, 2:5, 1:4] = 1
@@ -58,14 +59,14 @@ def test_mirroring_takes_the_masks_along() -> None:
     masks = torch.zeros((1, 2, 5), dtype=torch.uint8)
     masks[0, :, 0] = 1
     objects = {"boxes": torch.tensor([[0.0, 0, 1, 2]]), "labels": torch.tensor([3]), "masks": masks}
-    picture, mirrored = _mirrored(torch.arange(5.0).expand(3, 2, 5), objects)
+    picture, changed = mirrored(torch.arange(5.0).expand(3, 2, 5), objects, [])
     assert picture[0, 0].tolist() == [4, 3, 2, 1, 0]
-    assert mirrored["boxes"].tolist() == [[4, 0, 5, 2]] and mirrored["labels"].tolist() == [3]
-    assert mirrored["masks"][0].tolist() == [[0, 0, 0, 0, 1]] * 2
+    assert changed["boxes"].tolist() == [[4, 0, 5, 2]] and changed["labels"].tolist() == [3]
+    assert changed["masks"][0].tolist() == [[0, 0, 0, 0, 1]] * 2
 
 
 def test_the_sample_gives_the_ink_as_masks(tmp_path: Path) -> None:
-    pixels, target = DigitsDataset("held-out", 4, with_masks=True)[3]
+    pixels, target = DigitsDataset("held-out", 4, kind="segm")[3]
     picture = compose_picture("held-out", 3)
     assert np.array_equal(target["masks"].numpy(), picture.masks)
     for mask, (left, top, right, bottom) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
@@ -73,7 +74,7 @@ def test_the_sample_gives_the_ink_as_masks(tmp_path: Path) -> None:
         assert inside.sum() == mask.sum() and inside.any(0).all() and inside.any(1)[[0, -1]].all()
     assert "masks" not in DigitsDataset("held-out", 4)[3][1]
     # The same through a COCO file.
-    written = CocoDataset(read(write_coco(tmp_path, "held-out", [3]), with_masks=True), tmp_path)
+    written = CocoDataset(read(write_coco(tmp_path, "held-out", [3]), kind="segm"), tmp_path)
     assert torch.equal(written[0][1]["masks"], target["masks"]) and written[0][0].shape == pixels.shape
 
 
@@ -90,7 +91,7 @@ def _detected(rows_found: int) -> Detected:
 
 
 def test_masks_are_scored_beside_boxes() -> None:
-    metrics = score([_detected(rows_found=7)], ["a"], with_masks=True)
+    metrics = score([_detected(rows_found=7)], ["a"], kind="segm")
     assert metrics["ap"] == pytest.approx(1) and metrics["segm_ap"] == pytest.approx(0.5)  # IoU 0.7
     assert (metrics["segm_ap50"], metrics["segm_ap75"]) == (pytest.approx(1), 0)
     assert metrics["segm_ap_per_class"] == {"a": pytest.approx(0.5)}
@@ -100,7 +101,7 @@ def test_masks_are_scored_beside_boxes() -> None:
 def test_nothing_found_scores_zero() -> None:
     part = _detected(rows_found=7)
     part.found.clear()
-    assert score([part], ["a"], with_masks=True)["segm_ap"] == 0
+    assert score([part], ["a"], kind="segm")["segm_ap"] == 0
     empty = {"labels": torch.zeros(0), "boxes": torch.zeros((0, 4)), "scores": torch.zeros(0)}
     assert found_records(0, {**empty, "masks": torch.zeros((0, 1, 20, 20))}) == []
 
@@ -138,9 +139,9 @@ def test_a_mask_rcnn_is_trained_from_a_faster_rcnn_and_chosen_by_its_masks(
     assert torch.equal(tuned[name], given[name])
 
 
-def test_what_finds_masks() -> None:
-    assert finds_masks("maskrcnn_resnet50_fpn_v2") and finds_masks(MASKS)
-    assert not finds_masks("fasterrcnn_resnet50_fpn") and not finds_masks(BOXES)
+def test_what_a_model_finds_beside_boxes() -> None:
+    assert kind_built_by("maskrcnn_resnet50_fpn_v2") == kind_built_by(MASKS) == "segm"
+    assert kind_built_by("fasterrcnn_resnet50_fpn") == kind_built_by(BOXES) == "bbox"
 
 
 def test_a_mask_head_is_refused_where_it_would_be_lost() -> None:
@@ -172,7 +173,7 @@ def test_the_statistics_of_a_head_that_starts_anew_are_learnt() -> None:
         for name, norm in model.named_modules()
         if isinstance(norm, nn.BatchNorm2d)
     }
-    assert training.finds_masks and sum(is_trained.values()) == 1
+    assert training.kind == "segm" and sum(is_trained.values()) == 1
     assert all(trained == name.startswith("roi_heads.mask_head") for name, trained in is_trained.items())
 
 
@@ -180,8 +181,8 @@ def test_the_sample_weights_find_masks() -> None:
     path = SAMPLES / "digits_mask.safetensors"
     assert path.stat().st_size < 12e6
     model = load_detector(MASKS, str(path), labels=SAMPLES / "labels.txt").model
-    data = DigitsDataset("held-out", 3, with_masks=True)
+    data = DigitsDataset("held-out", 3, kind="segm")
     metrics = score(
-        [detect(model, enumerate(data[index] for index in range(3)))], data.class_names, with_masks=True
+        [detect(model, enumerate(data[index] for index in range(3)))], data.class_names, kind="segm"
     )
     assert metrics["segm_ap"] > 0.6 and metrics["segm_ap50"] > 0.9

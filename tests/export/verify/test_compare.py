@@ -8,6 +8,8 @@ from rcnn_export.verify.compare import (
     compare_array,
     compare_detections,
     compare_header,
+    compare_keypoints,
+    compare_maps,
     compare_pooled,
     compare_proposals,
     compare_rpn_boxes,
@@ -216,3 +218,56 @@ def test_in_fp16_a_header_row_out_of_bounds_is_a_mismatch_only_if_its_roi_differ
     assert comparison.holds and comparison.matched == 9
     comparison, _ = moved_header(FP16.bounds, None)
     assert not comparison.holds and comparison.matched == 10
+
+
+def keypoints(x: float, score: float) -> dict[str, Float]:
+    """Two detections of one keypoint; the second is the same on both sides."""
+    return {
+        "keypoints": array([[[x, 20, 1]], [[5, 5, 1]]]),
+        "keypoint_scores": array([[score], [2]]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("x", "score", "holds", "explained"),
+    [
+        (10.04, 8, True, {}),
+        (13, 8.005, True, {"tie of the heatmap": 1}),  # two places of the same height
+        (13, 8.02, False, {}),  # the higher place was missed
+        (10, 8.02, False, {}),
+        (np.nan, 8, False, {}),
+        (10, np.nan, False, {}),
+    ],
+)
+def test_a_keypoint_may_move_to_a_place_as_high(
+    x: float, score: float, holds: bool, explained: dict[str, int]
+) -> None:
+    comparison = Comparison()
+    compare_keypoints(comparison, (keypoints(10, 8), keypoints(x, score)), Link.identity(2), 0.01)
+    assert comparison.holds is holds
+    assert comparison.explained == explained
+
+
+@pytest.mark.parametrize(("x", "holds"), [(13, True), (16, False)])
+def test_a_keypoint_may_be_where_torchvision_finds_it_in_the_exported_heatmap(x: float, holds: bool) -> None:
+    comparison, asked = Comparison(), []
+
+    def torchvisions(rows: np.ndarray) -> dict[str, Float]:
+        asked.extend(rows.tolist())
+        return {name: values[rows] for name, values in keypoints(13, 9).items()}
+
+    compare_keypoints(comparison, (keypoints(10, 8), keypoints(x, 9)), Link.identity(2), 0.01, torchvisions)
+    assert asked == [0]
+    assert comparison.holds is holds
+    reason = "torchvision finds it there in the exported heatmap"
+    assert comparison.explained == ({reason: 1} if holds else {})
+
+
+@pytest.mark.parametrize(("agrees", "holds"), [(True, True), (False, False), (None, False)])
+def test_a_map_out_of_bounds_needs_torchvisions_head_to_agree(agrees: bool | None, holds: bool) -> None:
+    reference, exported = np.zeros((2, 3, 4), np.float32), np.zeros((2, 3, 4), np.float32)
+    exported[1, 2, 3] = 0.5
+    comparison = Comparison()
+    head = None if agrees is None else lambda rows: exported[rows] if agrees else reference[rows]
+    compare_maps(comparison, (reference, exported), Link.identity(2), 0.1, head)
+    assert comparison.holds is holds

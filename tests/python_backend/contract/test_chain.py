@@ -4,11 +4,14 @@ import pytest
 from rcnn_backend.contract.chain import (
     CHAINS,
     FASTER_RCNN,
+    KEYPOINT_RCNN,
     MASK_RCNN,
     Chain,
     chain_of_answers,
     chain_of_step,
+    detector_of,
     find_chain,
+    is_step,
     nearest_chain,
 )
 
@@ -18,6 +21,37 @@ def test_a_family_is_found_by_its_models_and_by_its_answers(chain: Chain) -> Non
     assert find_chain(chain.step_names("my_detector")) == (chain, "my_detector")
     assert nearest_chain("my_detector", chain.step_names("my_detector")) is chain
     assert chain_of_answers([tensor.name for tensor in chain.answers]) is chain
+
+
+def owner_in(repository: dict[str, Chain], model: str) -> str | None:
+    """``detector_of`` among detectors of these names, each with its ensemble."""
+    ensembles = {name: chain.step_names(name) for name, chain in repository.items()}
+    return detector_of(model, lambda name: ensembles.get(name, []))
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+@pytest.mark.parametrize(
+    "name", ["my", "my_mask", "a_fused", "a_pixels", "rpn", "x_keypoint", "x_masks", "b.2-c"]
+)
+def test_each_model_has_its_detector_whatever_its_name(chain: Chain, name: str) -> None:
+    for model in chain.model_names(name):
+        assert owner_in({name: chain}, model) == name
+
+
+def test_names_that_begin_alike_are_told_by_the_ensembles() -> None:
+    repository = {"my": FASTER_RCNN, "my_mask": FASTER_RCNN, "other": MASK_RCNN}
+    for name, chain in repository.items():
+        for model in chain.model_names(name):
+            assert owner_in(repository, model) == name
+    assert owner_in({"my": MASK_RCNN}, "my_mask_header") == "my"
+    assert owner_in({"my_mask": FASTER_RCNN}, "my_mask_header") == "my_mask"
+    for stray in ("my_mask_features", "my_other", "mymask_rpn", "my", "rpn", "_rpn"):
+        assert owner_in({"my_mask": MASK_RCNN}, stray) is None
+
+
+def test_a_step_without_its_detector_is_told_by_name_and_outputs() -> None:
+    assert is_step("my_masks", ["masks"]) and is_step("a_rpn", ["rpn_boxes", "feature_0", "rpn_samples"])
+    assert not is_step("my_masks", ["labels"]) and not is_step("segment_anything", ["masks"])
 
 
 def test_the_same_step_of_two_families_is_told_by_its_outputs() -> None:
@@ -38,9 +72,28 @@ def test_every_tensor_between_the_steps_is_checked() -> None:
         assert checked == made & taken
 
 
-def test_masks_add_their_steps_to_those_of_boxes() -> None:
-    names = [step.name for step in MASK_RCNN.steps]
-    assert names == [step.name for step in FASTER_RCNN.steps] + ["mask_features", "mask_header", "masks"]
-    assert MASK_RCNN.stages == [*FASTER_RCNN.stages, "mask_features", "masks"]
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+def test_no_step_takes_an_answer(chain: Chain) -> None:
+    """Triton would not make it for a request that does not need that step."""
+    taken = {tensor for step in chain.steps for tensor in step.inputs}
+    assert taken.isdisjoint(chain.answers)
+
+
+def test_a_head_adds_its_steps_to_those_of_boxes() -> None:
+    for chain, steps, stages in (
+        (MASK_RCNN, ["mask_features", "mask_header", "masks", "rles"], ["mask_features", "masks"]),
+        (
+            KEYPOINT_RCNN,
+            ["keypoint_features", "keypoint_header", "keypoints"],
+            ["keypoint_features", "heatmaps", "keypoints"],
+        ),
+    ):
+        assert [step.name for step in chain.steps] == [*(step.name for step in FASTER_RCNN.steps), *steps]
+        assert [step.name for step in chain.head_steps] == steps
+        assert chain.stages == [*FASTER_RCNN.stages, *stages]
+    assert not FASTER_RCNN.head_steps
     senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("masks"), 4)]
     assert senders[2:] == ["detections_samples", "mask_features_samples", "mask_header_samples"]
+    senders = [tensor.name for tensor in MASK_RCNN.inputs(MASK_RCNN.step("rles"), 4)]
+    assert senders[4:6] == ["preprocess_samples", "detections_samples"]
+    assert senders[6:] == ["mask_features_samples", "mask_header_samples"]

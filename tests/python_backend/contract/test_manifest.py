@@ -12,6 +12,7 @@ from rcnn_backend.contract.manifest import (
     check_gpu,
     check_version,
     read_plan_record,
+    rebuild_hint,
     sha256_of,
     write_manifest,
 )
@@ -29,6 +30,8 @@ def version_dir(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "model.plan").write_bytes(b"plan!")
     (folder / "model.onnx").write_bytes(b"graph")
+    (tmp_path / "my models" / "cats").mkdir()
+    (tmp_path / "my models" / "cats" / "config.pbtxt").touch()
     return folder
 
 
@@ -142,3 +145,12 @@ def test_the_manifest_itself(version_dir: Path, record: PlanRecord) -> None:
     (version_dir / "manifest.json").write_text(json.dumps({})[:1])
     with pytest.raises(RepositoryError, match=r"cannot read .*manifest\.json"):
         read_plan_record(version_dir)
+
+
+def test_the_detector_to_rebuild_is_one_that_is_there(tmp_path: Path) -> None:
+    for name in ("my_mask", "my_mask_header", "my", "my_rpn"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "config.pbtxt").touch()
+    assert "--models my_mask --rebuild" in rebuild_hint(tmp_path / "my_mask_header" / "1")
+    assert "--models my --rebuild" in rebuild_hint(tmp_path / "my_rpn" / "1")
+    assert "--models other_rpn --rebuild" in rebuild_hint(tmp_path / "other_rpn" / "1")

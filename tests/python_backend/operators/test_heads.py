@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rcnn_backend.contract.parameters import HeadParameters, PoolParameters
-from rcnn_backend.operators.heads import pad_images, padded_count, pool_detections, run_packed
+from rcnn_backend.operators.heads import pad_rows, padded_count, pool_detections, real_rows, run_packed
 from torchvision.ops import MultiScaleRoIAlign
 
 STEPS = HeadParameters([1, 2, 4, 6])
@@ -57,7 +57,8 @@ def test_a_head_runs_on_the_detections_of_all_images_side_by_side(counts: list[i
     made = run_packed(head, pooled, labels, num_detections, STEPS)
     assert seen == [(len(counts), rows)]
     expected = pooled[:, :, 0] * labels[:, : pooled.shape[1], None, None]
-    assert made.shape == (len(counts), DETECTIONS, 14, 14)
-    np.testing.assert_array_equal(made[:, : pooled.shape[1]], expected)
-    assert not made[:, pooled.shape[1] :].any()
-    np.testing.assert_array_equal(pad_images(expected, num_detections, DETECTIONS), made)
+    np.testing.assert_array_equal(made, real_rows(expected, num_detections))
+    padded = pad_rows(made, num_detections, DETECTIONS)
+    assert padded.shape == (len(counts), DETECTIONS, 14, 14)
+    np.testing.assert_array_equal(padded[:, : pooled.shape[1]], expected)
+    assert not padded[:, pooled.shape[1] :].any()

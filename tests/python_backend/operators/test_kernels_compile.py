@@ -26,7 +26,9 @@ KERNELS = {
         *(f"pool_adaptive<{type_}>" for type_ in TYPES),
     ],
     "detections": ["suppress_classes", "gather_detections"],
+    "keypoints": [f"find_keypoints<{type_}>" for type_ in TYPES],
     "samples": ["take_samples"],
+    "paste_masks": ["find_edges<false>", "find_edges<true>"],
 }
 
 

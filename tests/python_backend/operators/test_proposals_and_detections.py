@@ -137,6 +137,14 @@ def test_bad_overrides_name_the_parameter(request_parameters: dict[str, object])
         override(DETECTIONS, request_parameters)
 
 
+def test_a_threshold_for_masks_that_there_are_not_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="mask_thresh: this detector has no masks; leave it out"):
+        override(DETECTIONS, {"mask_thresh": 0.5})
+    assert override(DETECTIONS, {"mask_thresh": 0.5}, has_masks=True) is DETECTIONS
+    with pytest.raises(InvalidInputError, match=r"mask_thresh is 1\.5: expected a number from 0 to 1"):
+        override(DETECTIONS, {"mask_thresh": 1.5}, has_masks=True)
+
+
 def test_overrides_replace_only_what_they_name() -> None:
     assert override(DETECTIONS, {}) is DETECTIONS
     assert override(DETECTIONS, {"nms_thresh": "0.3", "unrelated": 1}) == dataclasses.replace(

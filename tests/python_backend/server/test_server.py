@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from rcnn_backend.contract.chain import CHAINS
 from rcnn_backend.contract.configs import read_configs
 from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server import triton_install
@@ -409,7 +410,10 @@ def test_repositories_that_cannot_be_served(unexported: Path, tmp_path: Path) ->
 def test_templates_are_no_broken_models(repository: Path, tmp_path: Path) -> None:
     """Those in git have configs and no engine: alone there is one thing to do, beside others they are not told."""
     templates = Path(__file__).resolve().parents[3] / "model_repository"
-    for path in templates.glob("faster_rcnn*"):
+    tracked = [path for family in CHAINS for path in templates.glob(f"{family}_*")] + [
+        templates / "faster_rcnn"
+    ]
+    for path in tracked:
         shutil.copytree(path, tmp_path / "clone" / path.name)
         shutil.copytree(path, repository / path.name)
     with pytest.raises(RepositoryError) as caught:

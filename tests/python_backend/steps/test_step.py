@@ -39,7 +39,11 @@ def tensor(name: str, array: np.ndarray) -> Any:
 def ask(*values: float, **parameters: Any) -> Any:
     """A request with a tensor ``x`` [B, 1]."""
     tensors = [tensor("x", np.array(values, np.float32)[:, None])]
-    return SimpleNamespace(inputs=lambda: tensors, parameters=lambda: json.dumps(parameters))
+    return SimpleNamespace(
+        inputs=lambda: tensors,
+        parameters=lambda: json.dumps(parameters),
+        requested_output_names=lambda: ["y"],
+    )
 
 
 @pytest.fixture

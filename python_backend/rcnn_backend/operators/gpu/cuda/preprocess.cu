@@ -1,6 +1,7 @@
 // uint8 pictures of any sizes -> the RPN's input: resize, normalise and pad a batch in one pass.
 // Shapes: B pictures; H x W the padded batch. A thread makes four pixels below each other, three channels.
 
+#include "bilinear.cuh"
 #include "half.cuh"
 
 constexpr int MAX_PICTURES = 48;  // a launch: kernel parameters have 4 KiB
@@ -18,19 +19,6 @@ struct Batch {
     Picture pictures[MAX_PICTURES];
     float mean[3], inverse_std[3];  // of values in 0..255
 };
-
-// The two source pixels a resized pixel lies between, and the second one's weight.
-struct Between {
-    int first, second;
-    float weight;
-};
-
-// torch's area_pixel_compute_source_index for bilinear interpolation, without aligned corners.
-__device__ Between source_pixels(int resized_index, int size, float scale) {
-    const float position = fmaxf(__fmaf_rn(scale, resized_index + 0.5f, -0.5f), 0.0f);
-    const int first = min(static_cast<int>(position), size - 1);
-    return {first, min(first + 1, size - 1), position - first};
-}
 
 template <typename T>
 __global__ void __launch_bounds__(256) resize_normalize_pad(

@@ -1,0 +1,107 @@
+"""Reads one segmentation of a COCO file: polygons, or either of COCO's run-length encodings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pycocotools import mask as rle
+
+from .coco_file import is_number
+
+Rle = dict[str, Any]
+"""COCO's compressed encoding: `size`, [height, width], and `counts`, bytes."""
+
+LeftOut = tuple[str, str]
+"""Why there is no mask: of one annotation, and of several."""
+
+MISSING = ("annotation without a segmentation", "annotations without a segmentation")
+TOO_FEW_POINTS = ("mask of fewer than 3 points", "masks of fewer than 3 points")
+NO_PIXEL = ("mask that covers no pixel of its picture", "masks that cover no pixel of their pictures")
+
+SEGMENTATION = (
+    "expected polygons in pixels, [[x1, y1, x2, y2, x3, y3, ...], ...], or COCO's run-length encoding"
+)
+UNUSABLE = f"a segmentation that cannot be used ({SEGMENTATION})"
+OTHER_SIZE = "a run-length mask of another size than their picture (expected [height, width])"
+UNFILLED = "a run-length mask whose runs do not add up to the pixels of their picture"
+FARTHEST = 10  # sizes of the picture; pycocotools needs memory for each pixel of an outline, outside too
+
+
+class UnusableError(Exception):
+    """A segmentation is none: what is wrong with it, and what shows it."""
+
+    def __init__(self, what: str, shows: Any) -> None:
+        super().__init__(what)
+        self.what, self.shows = what, shows
+
+
+def read_segmentation(segmentation: Any, height: int, width: int) -> Rle | LeftOut:
+    """The mask in a picture of that size, or why there is none.
+
+    Raises:
+        UnusableError: it is neither polygons nor a run-length encoding, or not one of this picture.
+    """
+    if not segmentation:
+        return MISSING
+    if isinstance(segmentation, dict):
+        mask = _from_runs(segmentation, height, width)
+    elif isinstance(segmentation, list) and all(_is_polygon(each, height, width) for each in segmentation):
+        # pycocotools takes four numbers for a box; less than a triangle has no inside.
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not polygons:
+            return TOO_FEW_POINTS
+        mask = rle.merge(rle.frPyObjects(polygons, height, width))
+    else:
+        raise UnusableError(UNUSABLE, segmentation)
+    return mask if rle.area(mask) > 0 else NO_PIXEL
+
+
+def _is_polygon(value: Any, height: int, width: int) -> bool:
+    farthest = FARTHEST * max(height, width)
+    return (
+        isinstance(value, list)
+        and len(value) % 2 == 0
+        and all(is_number(each) and abs(each) <= farthest for each in value)
+    )
+
+
+def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> Rle:
+    """The mask of either run-length encoding: a list of lengths, or text."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if isinstance(counts, str):
+        counts = _decode_counts(counts)
+    if not (isinstance(size, list) and isinstance(counts, list) and all(map(_is_run, counts))):
+        raise UnusableError(UNUSABLE, segmentation)
+    if size != [height, width]:
+        raise UnusableError(OTHER_SIZE, size)
+    # What the runs leave open, pycocotools leaves to chance.
+    runs = [int(run) for run in counts]
+    if sum(runs) != height * width:
+        raise UnusableError(UNFILLED, sum(runs))
+    mask: Rle = rle.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return mask
+
+
+def _is_run(value: Any) -> bool:
+    return is_number(value) and value >= 0 and value == int(value)
+
+
+def _decode_counts(text: str) -> list[int] | None:
+    """The runs in COCO's compressed text, as in `rleFrString` of pycocotools; None where it is none.
+
+    A character holds five bits of a number and whether more follow; from the fourth run on, the number is the
+    difference to the last run but one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 60:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) << (shift - 4)  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if shift == 0 else None

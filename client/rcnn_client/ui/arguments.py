@@ -1,0 +1,87 @@
+"""The arguments of rcnn-ui."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..tools.arguments import add_connection_arguments, add_in_flight, add_version, seconds
+
+PROG = "rcnn-ui"
+
+_DESCRIPTION = """\
+Serves a page on which you choose, drop, paste or photograph a picture and see
+what a detector finds in it. Programs post pictures to /detect and get JSON.
+The detectors are those of a Triton server, started for example with
+rcnn-serve; pictures are sent to that server and nowhere else."""
+
+_EPILOG = """\
+examples:
+  rcnn-ui
+      then open http://127.0.0.1:8080
+  curl --data-binary @photo.jpg 'http://127.0.0.1:8080/detect?score_thresh=0.5'
+      the same as JSON; http://127.0.0.1:8080/openapi.json describes it
+  openssl rand -hex 32 > token && rcnn-ui --host 0.0.0.0 --token-file token
+      for other hosts; they give the token
+
+Ctrl-C ends it. Exit codes: 0, 1 if it cannot start, 2 on wrong usage.
+"""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; wrong ones exit with 2."""
+    return make_parser().parse_args(argv)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
+    return port
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_version(parser)
+
+    page = parser.add_argument_group("the page")
+    page.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="listen on this address; 0.0.0.0 for all of this machine's, which needs --token-file (default: "
+        "%(default)s, for this machine only)",
+    )
+    page.add_argument(
+        "--port", type=_port, default=8080, metavar="PORT", help="0: a free one (default: %(default)s)"
+    )
+    page.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token that every request for models or detections must bring",
+    )
+
+    server = parser.add_argument_group("the Triton server")
+    server.add_argument(
+        "--url",
+        default="localhost:8001",
+        metavar="HOST:PORT",
+        help="gRPC address of the server (default: %(default)s)",
+    )
+    add_in_flight(server)
+    server.add_argument(
+        "--timeout-s",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="how long a picture may take, in seconds (default: %(default)g)",
+    )
+    add_connection_arguments(server)
+    return parser

@@ -1,0 +1,123 @@
+"""The query parameters of POST /detect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from .._errors import InvalidParameterError
+from .._options import DetectOptions, read_options
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One query parameter.
+
+    Attributes:
+        parse: text -> value; raises ValueError.
+        expected: what an error says that it should be.
+        schema: its JSON schema.
+        description: a sentence.
+    """
+
+    parse: Callable[[str], Any]
+    expected: str
+    schema: dict[str, Any]
+    description: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of a picture.
+
+    Attributes:
+        model: the detector; empty for the only one on the server.
+        options: of the detector.
+        has_rle: whether to answer masks.
+        has_timing: whether to answer where the time went.
+    """
+
+    model: str
+    options: DetectOptions
+    has_rle: bool
+    has_timing: bool
+
+
+def _flag(text: str) -> bool:
+    return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+
+
+def _parameter(kind: str, description: str, **limits: float) -> Parameter:
+    parse, expected = {
+        "number": (float, "a number from 0 to 1"),
+        "integer": (int, "an integer, at least 1"),
+        "boolean": (_flag, "0 or 1"),
+        "string": (str, "a name"),
+    }[kind]
+    return Parameter(cast(Any, parse), expected, {"type": kind, **limits}, description)
+
+
+_SHARE: dict[str, float] = {"minimum": 0, "maximum": 1}
+_MODEL = "The detector. It may be left out where the server has only one."
+_CLASSES = "Keep only the detections of this class. May be given several times."
+PARAMETERS = {
+    "model": _parameter("string", _MODEL),
+    "score_thresh": _parameter(
+        "number", "Keep detections whose score is above this; else the model's own.", **_SHARE
+    ),
+    "nms_thresh": _parameter(
+        "number",
+        "Of two boxes of a class whose IoU is above this, only the better is kept; else the model's own.",
+        **_SHARE,
+    ),
+    "detections_per_img": _parameter(
+        "integer", "The largest number of detections, of all classes; else the model's own.", minimum=1
+    ),
+    "classes": Parameter(str, "a name", {"type": "array", "items": {"type": "string"}}, _CLASSES),
+    "top_k": _parameter(
+        "integer", "Of the remaining detections, keep only this many, the best first.", minimum=1
+    ),
+    "rle": _parameter(
+        "boolean", "1: answer the masks of a Mask R-CNN as COCO's compressed run-length codes."
+    ),
+    "timing": _parameter("boolean", "1: answer where the time went."),
+}
+
+
+def read_query(given: Mapping[str, str], get_all: Callable[[str], Sequence[str]]) -> Query:
+    """Read the query parameters of a request.
+
+    Args:
+        given: their names; `get_all`: the values of one.
+
+    Raises:
+        InvalidParameterError: there is no such parameter, or it is outside its range.
+    """
+    values: dict[str, Any] = {}
+    for name in given:
+        if name not in PARAMETERS:
+            raise InvalidParameterError(
+                f"unknown parameter {name!r}: the parameters are {', '.join(PARAMETERS)}"
+            )
+        texts = get_all(name)
+        values[name] = texts if name == "classes" else _read(name, texts)
+    model, has_rle, has_timing = (
+        values.pop("model", ""),
+        values.pop("rle", False),
+        values.pop("timing", False),
+    )
+    options = cast(DetectOptions, values)
+    read_options(options)
+    return Query(model, options, has_rle, has_timing)
+
+
+def _read(name: str, texts: Sequence[str]) -> Any:
+    if len(texts) > 1:
+        raise InvalidParameterError(f"{name} is given {len(texts)} times, expected once")
+    try:
+        return PARAMETERS[name].parse(texts[0])
+    except (ValueError, KeyError) as error:
+        raise InvalidParameterError(
+            f"{name} is {texts[0]!r}, expected {PARAMETERS[name].expected}"
+        ) from error

@@ -1,0 +1,99 @@
+"""Who may ask what: other sites, other hosts, the token, and what the browser may do with the page."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from .pages import is_page
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Server": "rcnn-ui",
+}
+
+
+class Refused(Exception):
+    """A request that is not allowed.
+
+    Args:
+        status: of HTTP, 401 or 403.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def is_this_host(host: str) -> bool:
+    """Whether a host name or an address, without port and brackets, is of this machine's loopback."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def guard(token: str) -> Middleware:
+    """The middleware that refuses what is not allowed.
+
+    Without a token, the page is for this machine. A site in its user's browser could have its own name lead here
+    (DNS rebinding), so the Host must be a name of the loopback. With a token, which no other site knows, any name
+    is fine, as a proxy in front may have.
+
+    Args:
+        token: what `Authorization: Bearer` must bring to everything but the page; empty if nothing is needed.
+    """
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get("Host", "")
+        if not token and not is_this_host(_host_name(host)):
+            raise Refused(
+                403,
+                f"the request is for host {host!r}, expected localhost or 127.0.0.1; for other names start rcnn-ui "
+                "with --token-file",
+            )
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise Refused(
+                403, f"the request comes from a page of {origin}; only this server's own page may ask"
+            )
+        if token and not is_page(request.path) and not _brings(request, token):
+            raise Refused(
+                401, "the token is missing or wrong; send it as the header Authorization: Bearer TOKEN"
+            )
+        return await handler(request)
+
+    return check
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add HEADERS to a response."""
+    response.headers.update(HEADERS)
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _brings(request: web.Request, token: str) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
+    return scheme.lower() == "bearer" and same

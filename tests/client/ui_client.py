@@ -1,0 +1,31 @@
+"""rcnn-ui in this process, in front of a server, and a client of its HTTP."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from aiohttp.test_utils import TestClient, TestServer
+from rcnn_client.ui.app import make_app
+from rcnn_client.ui.triton_server import TritonServer
+
+T = TypeVar("T")
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    url: str, *, in_flight: int = 4, timeout_s: float = 5.0, token: str = ""
+) -> AsyncIterator[TestClient]:
+    app = make_app(TritonServer(url, None, {}), in_flight=in_flight, timeout_s=timeout_s, token=token)
+    async with TestClient(TestServer(app)) as client:  # which cancels the handler of a client that goes away
+        yield client
+
+
+def ask(url: str, use: Callable[[TestClient], Awaitable[T]], **settings: object) -> T:
+    """What `use` returns for a client of rcnn-ui."""
+
+    async def run() -> T:
+        async with opened(url, **settings) as client:
+            return await use(client)
+
+    return asyncio.run(run())

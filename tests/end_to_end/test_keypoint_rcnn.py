@@ -1,0 +1,146 @@
+"""A small Keypoint R-CNN, exported, in process and served: boxes and keypoints as torchvision gives them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc as triton
+from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.pipeline import Pipeline
+from rcnn_backend.server.local_server import running_server
+from rcnn_export.commands.verify import ask_server
+from rcnn_export.detector.load import Detector
+from rcnn_export.detector.random_weights import calibrate
+from rcnn_export.digits.detector import digits_detector
+from rcnn_export.repository.write import export_repository
+from rcnn_export.verify.pipeline_stages import PipelineStages
+from rcnn_export.verify.sample_pictures import sample_pictures
+from rcnn_export.verify.stages import Verification
+from torchvision.models.detection import KeypointRCNN
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("keypoint_rcnn")]
+
+PICTURES = list(sample_pictures().values())  # of many sizes
+ANSWERS = ("boxes", "scores", "labels", "num_detections", "keypoints", "keypoint_scores")
+KEYPOINTS = 3
+BATCHES = ([0], [3, 1, 5], [2, 2, 2])
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    plain = digits_detector()
+    torch.manual_seed(0)
+    model = KeypointRCNN(
+        plain.backbone,
+        5,
+        keypoint_head=KeypointRCNNHeads(plain.backbone.out_channels, (16, 16)),
+        keypoint_predictor=KeypointRCNNPredictor(16, KEYPOINTS),
+        min_size=128,
+        max_size=256,
+        rpn_anchor_generator=plain.rpn.anchor_generator,
+        rpn_pre_nms_top_n_test=100,
+        rpn_post_nms_top_n_test=50,
+        box_detections_per_img=30,
+        box_score_thresh=0.3,
+    )
+    calibrate(model.eval())
+    return Detector(model, "small", "random", ["__background__", "a", "b", "c", "d"])
+
+
+@pytest.fixture(scope="module")
+def repository(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keypoints")
+    export_repository(detector, folder, "pointed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(repository: Path) -> Pipeline:
+    return Pipeline.load(repository, "pointed")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[triton.InferenceServerClient]:
+    with running_server(repository, ["pointed", "pointed_pixels", "pointed_fused"]) as running:
+        yield triton.InferenceServerClient(running.grpc_url)
+
+
+def pixels_of(numbers: list[int]) -> list[np.ndarray]:
+    return [decode_image(PICTURES[number], 10**8) for number in numbers]
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("numbers", BATCHES)
+def test_the_pipeline_answers_as_torchvision_does(
+    detector: Detector, pipeline: Pipeline, numbers: list[int]
+) -> None:
+    images = pixels_of(numbers)
+    found, expected = pipeline.detect(images), detector.model([to_tensor(image) for image in images])
+    assert (found.keypoints.shape, found.keypoints.dtype) == ((len(images), 30, KEYPOINTS, 3), np.float32)
+    for image, reference in enumerate(expected):
+        count = int(found.num_detections[image, 0])
+        assert count == len(reference["scores"]) > 0
+        np.testing.assert_array_equal(found.labels[image, :count], reference["labels"])
+        np.testing.assert_allclose(found.boxes[image, :count], reference["boxes"], atol=0.05)
+        np.testing.assert_allclose(found.keypoints[image, :count], reference["keypoints"], atol=0.05)
+        scores = reference["keypoints_scores"]
+        np.testing.assert_allclose(found.keypoint_scores[image, :count], scores, atol=1e-3)
+        assert not found.keypoints[image, count:].any()
+
+
+def test_few_detections_many_and_none_in_one_batch(pipeline: Pipeline) -> None:
+    images = pixels_of([0, 2, 3])
+    everything = pipeline.detect(images, {"score_thresh": 0.0})
+    assert (everything.num_detections == 30).all()
+    for count in (1, 7):
+        few = pipeline.detect(images, {"score_thresh": 0.0, "detections_per_img": count})
+        np.testing.assert_allclose(few.keypoints[:, :count], everything.keypoints[:, :count], atol=0.05)
+        assert not few.keypoints[:, count:].any()
+    nothing = pipeline.detect(images, {"score_thresh": 1.0})
+    assert not nothing.num_detections.any() and not nothing.keypoints.any()
+
+
+@pytest.mark.parametrize("model", ["pointed", "pointed_fused"])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"score_thresh": 1.0}, {"score_thresh": 0.0}, {"detections_per_img": 2}]
+)
+def test_every_model_serves_the_keypoints_of_the_pipeline(
+    server: triton.InferenceServerClient, pipeline: Pipeline, model: str, parameters: dict[str, float]
+) -> None:
+    for numbers in BATCHES:
+        encoded = np.array([[PICTURES[number]] for number in numbers], np.object_)
+        image = triton.InferInput("image", list(encoded.shape), "BYTES")
+        image.set_data_from_numpy(encoded)
+        answer = server.infer(model, [image], parameters=parameters, client_timeout=60)
+        expected = pipeline.detect(pixels_of(numbers), parameters)
+        for name in ANSWERS:
+            assert answer.as_numpy(name).dtype == expected.answers[name].dtype
+            np.testing.assert_allclose(answer.as_numpy(name), expected.answers[name], atol=1e-3)
+
+
+def test_pixels_are_served_too(server: triton.InferenceServerClient, pipeline: Pipeline) -> None:
+    (pixels,) = pixels_of([4])
+    tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
+    tensor.set_data_from_numpy(pixels[None])
+    answer = server.infer("pointed_pixels", [tensor])
+    np.testing.assert_allclose(answer.as_numpy("keypoints"), pipeline.detect([pixels]).keypoints, atol=0.05)
+
+
+def test_verify_holds_in_process_and_served(
+    detector: Detector, pipeline: Pipeline, server: triton.InferenceServerClient
+) -> None:
+    verification = Verification(detector.model, PipelineStages(pipeline), served=True)
+    for numbers in BATCHES:
+        served = ask_server(server, "pointed", [PICTURES[number] for number in numbers])
+        verification.add("batch", pixels_of(numbers), served)
+    assert verification.holds, verification.first_divergence
+    compared = {(stage, mode) for stage, mode in verification.comparisons if stage == "keypoints"}
+    assert compared == {("keypoints", "alone"), ("keypoints", "end to end"), ("keypoints", "served")}
+    assert verification.comparisons["keypoints", "served"].matched > 0
