@@ -1,0 +1,111 @@
+"""FP32 ONNX graph -> the same graph with Q/DQ nodes: INT8 weights by channel, INT8 activations by tensor, symmetric.
+
+TensorRT and OpenVINO both take it: every zero point is 0, and biases stay in FP32. The nodes are those that
+``onnxruntime.quantization`` inserts; what stands here is where they go. Quantised are convolutions and linear layers,
+with the residual additions that read what such a layer reads. The last layer of each branch, which predicts, and all
+that follows it stays in FP32, and so do the features of the pyramid that the graph gives back.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from rcnn_backend.contract.chain import LEVEL
+
+LAYER_TYPES = ("Conv", "Gemm")
+RESIDUAL = "Add"
+OPTIONS = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,  # TensorRT takes no INT32 bias
+    "OpTypesToExcludeOutputQuantization": list(LAYER_TYPES),  # so that what follows a layer is fused into it
+}
+
+
+def find_layers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """The layers that can be quantised, by the name of their weights, in the graph's order.
+
+    A layer that runs on every level of the pyramid is one layer of several nodes.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    single_pixels = _single_pixels(model)
+    goes_on = {output.name for output in model.graph.output if output.name.startswith(LEVEL)}
+    layers: dict[str, list[onnx.NodeProto]] = {}
+    for node in reversed(model.graph.node):
+        is_layer = node.op_type in LAYER_TYPES and node.input[1] in constants
+        if goes_on.isdisjoint(node.output):
+            goes_on.update(node.input[:1] if is_layer else ())
+            continue
+        goes_on.update(node.input)
+        # Squeeze-and-excitation: nothing to gain.
+        if is_layer and node.input[0] not in single_pixels:
+            layers.setdefault(node.input[1].removesuffix(".weight"), []).insert(0, node)
+    return dict(reversed(layers.items()))
+
+
+def inputs_of(layers: Mapping[str, list[onnx.NodeProto]]) -> list[str]:
+    """The tensors that the layers read: those to be quantised."""
+    return list(dict.fromkeys(node.input[0] for nodes in layers.values() for node in nodes))
+
+
+def quantize(
+    model: onnx.ModelProto, ranges: Mapping[str, float], keep_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The graph with Q/DQ nodes before its layers.
+
+    Args:
+        ranges: the magnitude that becomes 127, for each of ``inputs_of``.
+        keep_float: names of layers, out of ``find_layers``, that stay as they are.
+    """
+    layers = {name: nodes for name, nodes in find_layers(model).items() if name not in keep_float}
+    names = {node.name for nodes in layers.values() for node in nodes}
+    if not names:
+        return model
+    inferred = onnx.shape_inference.infer_shapes(model)
+    outputs = list(inferred.graph.output)
+    del inferred.graph.output[:]  # or what is given back would be quantised, too
+    inferred.graph.value_info.extend(outputs)
+    pairs = {name: (np.float32(-ranges[name]), np.float32(ranges[name])) for name in inputs_of(layers)}
+    quantizer = QDQQuantizer(
+        inferred,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, pairs),
+        nodes_to_quantize=sorted(names),
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(LAYER_TYPES),
+        extra_options=OPTIONS,
+    )
+    quantizer.quantize_model()
+    quantized: onnx.ModelProto = quantizer.model.model
+    quantized.graph.output.extend(outputs)
+    _read_floats(quantized, names)
+    quantizer.model.topological_sort()
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized
+
+
+def _read_floats(quantized: onnx.ModelProto, layers: Collection[str]) -> None:
+    """Lets everything but the layers and the residual additions read an activation before it is quantised."""
+    made_by = {output: node for node in quantized.graph.node for output in node.output}
+    for node in quantized.graph.node:
+        if node.name in layers or node.op_type == RESIDUAL:
+            continue
+        for index, name in enumerate(node.input):
+            maker = made_by.get(name)
+            if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in made_by:
+                node.input[index] = made_by[maker.input[0]].input[0]
+
+
+def _single_pixels(model: onnx.ModelProto) -> set[str]:
+    """The activations [B, C, 1, 1]."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.graph.value_info}
+    return {
+        name for name, dims in shapes.items() if len(dims) == 4 and all(dim.dim_value == 1 for dim in dims[2:])
+    }
