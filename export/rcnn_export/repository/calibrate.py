@@ -1,0 +1,139 @@
+"""The ranges of an INT8 export, measured while the detector that serves runs on calibration pictures in FP32."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rcnn_backend.contract.manifest import ONNX, sha256_of
+from rcnn_backend.devices import Device
+from rcnn_backend.errors import InvalidInputError
+from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.pipeline import Pipeline
+from rcnn_client.tools.picture_files import picture_suffixes
+
+from rcnn_export.engines.options import Calibration
+from rcnn_export.engines.ranges import CalibratingEngine
+from rcnn_export.errors import ExportError
+
+FEWEST_PICTURES = 2
+REPORTS = 10  # lines of progress
+Ranges = dict[str, dict[str, float]]  # of each engine, by the names of its tensors
+
+
+@dataclass(frozen=True)
+class CalibrationPictures:
+    """``sha256``: of the files' contents, in this order."""
+
+    paths: Sequence[Path]
+    sha256: str
+    max_image_pixels: int
+
+    def decode(self, path: Path) -> npt.NDArray[np.uint8]:
+        """The pixels as the server decodes them, uint8 RGB [H, W, 3]."""
+        return decode_image(path.read_bytes(), self.max_image_pixels)
+
+
+def find_pictures(
+    calibration: Calibration, max_image_pixels: int, report: Callable[[str], None]
+) -> CalibrationPictures:
+    """So many pictures of the folder, evenly over the names in it. Those of one colour are left out.
+
+    Raises:
+        ExportError: no such folder, a file in it that is named like a picture and is none, or fewer than
+            FEWEST_PICTURES pictures.
+    """
+    folder = calibration.folder
+    if not folder.is_dir():
+        raise ExportError(f"there is no folder {folder}: give --calibrate a folder with pictures")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
+    count = min(calibration.num_pictures, len(files))
+    chosen = [files[number * len(files) // count] for number in range(count)]
+    digest, told, blank = hashlib.sha256(), [], 0
+    for path in chosen:
+        try:
+            encoded = path.read_bytes()
+            pixels = decode_image(encoded, max_image_pixels)
+        except (OSError, InvalidInputError) as error:
+            raise ExportError(
+                f"cannot calibrate on {path}: {error}. Take the file out of the folder, or mend it"
+            ) from error
+        if (pixels == pixels[0, 0]).all():
+            blank += 1
+            continue
+        digest.update(hashlib.sha256(encoded).digest())
+        told.append(path)
+    if len(told) < FEWEST_PICTURES:
+        are = f"{len(chosen)} picture{'' if len(chosen) == 1 else 's'}"
+        raise ExportError(
+            f"cannot calibrate on {folder}: it has {are}{f', {blank} of one colour' * bool(blank)}. Give --calibrate at "
+            "least 2 pictures like those that will be sent; some hundred are better"
+        )
+    if blank:
+        report(f"{blank} calibration pictures are of one colour and are left out")
+    return CalibrationPictures(told, digest.hexdigest(), max_image_pixels)
+
+
+def measure_ranges(
+    exported: Path,
+    name: str,
+    pictures: CalibrationPictures,
+    method: str,
+    cache_folder: Path,
+    report: Callable[[str], None],
+) -> Ranges:
+    """Runs the FP32 detector ``name`` in the repository ``exported`` on the pictures, one by one.
+
+    What was measured before on the same networks and pictures is read from a file in ``cache_folder``.
+
+    Raises:
+        ExportError: that file is not what was written there.
+    """
+    engines: dict[str, CalibratingEngine] = {}
+
+    def load(version_dir: Path, device: Device) -> CalibratingEngine:
+        step = version_dir.parent.name.removeprefix(f"{name}_")
+        engines[step] = CalibratingEngine(version_dir / ONNX, method)
+        return engines[step]
+
+    pipeline = Pipeline.load(exported, name, load_engine=load)
+    key = _key(exported, name, list(engines), pictures, method)
+    cache = cache_folder / f".calibration-{key[:16]}.json"
+    if cache.exists():
+        report(f"Calibrated before: the ranges are in {cache}")
+        return _read_cache(cache, key)
+    for number, path in enumerate(pictures.paths):
+        pipeline.detect([pictures.decode(path)])
+        if (number + 1) % max(1, len(pictures.paths) // REPORTS) == 0:
+            report(f"Calibrated on {number + 1} of {len(pictures.paths)} pictures")
+    ranges = {step: engine.ranges() for step, engine in engines.items()}
+    cache.write_text(json.dumps({"key": key, "ranges": ranges}, indent=1) + "\n")
+    return ranges
+
+
+def _key(
+    exported: Path, name: str, steps: Sequence[str], pictures: CalibrationPictures, method: str
+) -> str:
+    """Of the networks with their weights, the configs that run between them, the pictures and the method."""
+    digest = hashlib.sha256(f"{pictures.sha256} {method}".encode())
+    for model in sorted(path for path in exported.iterdir() if path.name.startswith(f"{name}_")):
+        digest.update((model / "config.pbtxt").read_bytes().replace(model.name.encode(), b""))
+        if (engine := model / "1" / ONNX).is_file():
+            digest.update(sha256_of(engine).encode())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, key: str) -> Ranges:
+    try:
+        cached: Mapping[str, Any] = json.loads(path.read_text())
+        if cached["key"] == key:
+            ranges: Ranges = cached["ranges"]
+            return ranges
+        fault = "it was measured for another detector, or on other pictures"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = f"{type(error).__name__}: {error}"
+    raise ExportError(f"cannot use the calibration in {path}: {fault}. Delete the file to calibrate anew")
