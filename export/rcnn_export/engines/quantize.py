@@ -17,6 +17,7 @@ from rcnn_backend.contract.chain import LEVEL
 
 LAYER_TYPES = ("Conv", "Gemm")
 RESIDUAL = "Add"
+LARGEST = 127  # an INT8 number, on both sides of 0
 OPTIONS = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
@@ -30,25 +31,59 @@ def find_layers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
     A layer that runs on every level of the pyramid is one layer of several nodes.
     """
-    constants = {tensor.name for tensor in model.graph.initializer}
+    nodes, _ = _divide(model)
     single_pixels = _single_pixels(model)
-    goes_on = {output.name for output in model.graph.output if output.name.startswith(LEVEL)}
     layers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        if node.input[0] not in single_pixels:  # squeeze-and-excitation has nothing to gain
+            layers.setdefault(node.input[1].removesuffix(".weight"), []).append(node)
+    return layers
+
+
+def find_ends(model: onnx.ModelProto) -> list[str]:
+    """What the layers are there for: the features of the pyramid, and what each last layer makes."""
+    _, last = _divide(model)
+    features = [output.name for output in model.graph.output if output.name.startswith(LEVEL)]
+    return [*features, *(node.output[0] for node in last)]
+
+
+def _divide(model: onnx.ModelProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
+    """The layers whose output reaches another layer or the pyramid, and the last ones, each in the graph's order."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    goes_on = {output.name for output in model.graph.output if output.name.startswith(LEVEL)}
+    inner, last = [], []
     for node in reversed(model.graph.node):
         is_layer = node.op_type in LAYER_TYPES and node.input[1] in constants
-        if goes_on.isdisjoint(node.output):
-            goes_on.update(node.input[:1] if is_layer else ())
-            continue
-        goes_on.update(node.input)
-        # Squeeze-and-excitation: nothing to gain.
-        if is_layer and node.input[0] not in single_pixels:
-            layers.setdefault(node.input[1].removesuffix(".weight"), []).insert(0, node)
-    return dict(reversed(layers.items()))
+        if not goes_on.isdisjoint(node.output):
+            goes_on.update(node.input)
+            inner += [node] * is_layer
+        elif is_layer:
+            goes_on.add(node.input[0])
+            last.append(node)
+    return inner[::-1], last[::-1]
 
 
 def inputs_of(layers: Mapping[str, list[onnx.NodeProto]]) -> list[str]:
     """The tensors that the layers read: those to be quantised."""
     return list(dict.fromkeys(node.input[0] for nodes in layers.values() for node in nodes))
+
+
+def give_back(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """The graph with these tensors as outputs, too."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    inner = {value.name: value for value in inferred.graph.value_info}
+    inferred.graph.output.extend(inner[name] for name in names if name in inner)
+    return inferred
+
+
+def read_ranges(quantized: onnx.ModelProto) -> dict[str, float]:
+    """The ``ranges`` that a graph was quantised with."""
+    constants = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    return {
+        node.input[0]: LARGEST * float(onnx.numpy_helper.to_array(constants[node.input[1]]))
+        for node in quantized.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
 
 
 def quantize(

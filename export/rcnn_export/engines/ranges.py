@@ -13,13 +13,12 @@ import onnx
 from onnxruntime.quantization.calibrate import HistogramCollector
 from rcnn_backend.engines.onnx import OnnxEngine
 
-from rcnn_export.engines.quantize import find_layers, inputs_of
+from rcnn_export.engines.quantize import find_layers, give_back, inputs_of
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-ENTROPY, PERCENTILE, MAX = "entropy", "percentile", "max"
-METHODS = (MAX, PERCENTILE, ENTROPY)
+MAX, PERCENTILE = "max", "percentile"
+METHODS = (MAX, PERCENTILE)
 NUM_BINS = 2048
-NUM_LEVELS = 128
 KEPT_PERCENT = 99.99  # of the values are within a percentile's range
 
 
@@ -36,8 +35,7 @@ class CalibratingEngine:
 
     Args:
         path: an FP32 ONNX file.
-        method: ``max``, the largest magnitude; ``percentile``, below which 99.99% of the values are; or ``entropy``, the
-            least loss of information. The last two are ONNX Runtime's.
+        method: ``max``, the largest magnitude, or ``percentile``, below which KEPT_PERCENT of the values are.
     """
 
     is_capturable = False
@@ -46,9 +44,9 @@ class CalibratingEngine:
         model = onnx.load(path)
         self._outputs = [output.name for output in model.graph.output]
         self._measured = inputs_of(find_layers(model))
-        self._collector: _Collector = _Largest() if method == MAX else _Histograms(method)
+        self._collector: _Collector = _Largest() if method == MAX else _Histograms()
         with tempfile.TemporaryDirectory() as folder:
-            onnx.save(_giving_back(model, self._measured), Path(folder) / path.name)
+            onnx.save(give_back(model, self._measured), Path(folder) / path.name)
             self._engine = OnnxEngine(Path(folder) / path.name)
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
@@ -76,16 +74,16 @@ class _Largest:
 
 
 class _Histograms:
-    """One picture after another: all of them at once would need the memory of all their tensors."""
+    """ONNX Runtime's, one batch after another: all of them at once would need the memory of all their tensors."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self) -> None:
         self._collector = HistogramCollector(
-            method,
+            PERCENTILE,
             symmetric=False,  # of the histogram, which then has bins of one width
             num_bins=NUM_BINS,
-            num_quantized_bins=NUM_LEVELS,
+            num_quantized_bins=None,  # entropy's
             percentile=KEPT_PERCENT,
-            scenario="same",
+            scenario=None,  # another method's
         )
 
     def add(self, arrays: Arrays) -> None:
@@ -96,11 +94,3 @@ class _Histograms:
         with contextlib.redirect_stdout(io.StringIO()):
             found = self._collector.compute_collection_result()
         return {name: max(abs(float(low)), abs(float(high))) for name, (low, high, *_) in found.items()}
-
-
-def _giving_back(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The graph with more outputs: those of these tensors that it does not have as inputs or outputs yet."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    known = {value.name: value for value in inferred.graph.value_info}
-    inferred.graph.output.extend(known[name] for name in names if name in known)
-    return inferred

@@ -53,29 +53,31 @@ def find_pictures(
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in picture_suffixes())
     count = min(calibration.num_pictures, len(files))
     chosen = [files[number * len(files) // count] for number in range(count)]
-    digest, told, blank = hashlib.sha256(), [], 0
+    digest, kept, blank = hashlib.sha256(), [], 0
     for path in chosen:
         try:
             encoded = path.read_bytes()
             pixels = decode_image(encoded, max_image_pixels)
         except (OSError, InvalidInputError) as error:
             raise ExportError(
-                f"cannot calibrate on {path}: {error}. Take the file out of the folder, or mend it"
+                f"cannot calibrate on {path}: {error}. Take the file out of the folder, or replace it"
             ) from error
         if (pixels == pixels[0, 0]).all():
             blank += 1
             continue
         digest.update(hashlib.sha256(encoded).digest())
-        told.append(path)
-    if len(told) < FEWEST_PICTURES:
-        are = f"{len(chosen)} picture{'' if len(chosen) == 1 else 's'}"
+        kept.append(path)
+    if len(kept) < FEWEST_PICTURES:
+        has = f"{len(chosen)} picture{'' if len(chosen) == 1 else 's'}"
+        has += f", {blank} of one colour" if blank else ""
         raise ExportError(
-            f"cannot calibrate on {folder}: it has {are}{f', {blank} of one colour' * bool(blank)}. Give --calibrate at "
-            "least 2 pictures like those that will be sent; some hundred are better"
+            f"cannot calibrate on {folder}: it has {has}. Give --calibrate at least {FEWEST_PICTURES} pictures like those "
+            "that will be sent; some hundred are better"
         )
     if blank:
-        report(f"{blank} calibration pictures are of one colour and are left out")
-    return CalibrationPictures(told, digest.hexdigest(), max_image_pixels)
+        are = "has one colour and is" if blank == 1 else "have one colour and are"
+        report(f"{blank} of the {len(chosen)} calibration pictures {are} left out")
+    return CalibrationPictures(kept, digest.hexdigest(), max_image_pixels)
 
 
 def measure_ranges(
