@@ -13,7 +13,7 @@ from rcnn_backend.contract.manifest import ONNX, sha256_of
 from rcnn_backend.devices import Device
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.operators.decode import decode_image
-from rcnn_backend.pipeline import Pipeline
+from rcnn_backend.pipeline import VERSION, Pipeline
 from rcnn_client.tools.picture_files import picture_suffixes
 
 from rcnn_export.engines.options import Calibration
@@ -103,7 +103,7 @@ def measure_ranges(
         return engines[step]
 
     pipeline = Pipeline.load(exported, name, load_engine=load)
-    key = _key(exported, name, list(engines), pictures, method)
+    key = _key(pipeline, [exported / f"{name}_{step}" / VERSION / ONNX for step in engines], pictures, method)
     cache = cache_folder / f".calibration-{key[:16]}.json"
     if cache.exists():
         report(f"Calibrated before: the ranges are in {cache}")
@@ -117,16 +117,17 @@ def measure_ranges(
     return ranges
 
 
-def _key(
-    exported: Path, name: str, steps: Sequence[str], pictures: CalibrationPictures, method: str
-) -> str:
-    """Of the networks with their weights, the configs that run between them, the pictures and the method."""
-    digest = hashlib.sha256(f"{pictures.sha256} {method}".encode())
-    for model in sorted(path for path in exported.iterdir() if path.name.startswith(f"{name}_")):
-        digest.update((model / "config.pbtxt").read_bytes().replace(model.name.encode(), b""))
-        if (engine := model / "1" / ONNX).is_file():
-            digest.update(sha256_of(engine).encode())
-    return digest.hexdigest()
+def _key(pipeline: Pipeline, graphs: Sequence[Path], pictures: CalibrationPictures, method: str) -> str:
+    """Of all that decides the ranges: the networks with their weights, what runs between them, the pictures, the method."""
+    between = [
+        pipeline.preprocess_parameters,
+        pipeline.proposal_parameters,
+        pipeline.pool_parameters,
+        pipeline.detection_parameters,
+        *((pipeline.mask_head.parameters, pipeline.mask_head.pooling) if pipeline.mask_head else ()),
+    ]
+    parts = [pictures.sha256, method, *map(repr, between), *map(sha256_of, graphs)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _read_cache(path: Path, key: str) -> Ranges:
