@@ -24,6 +24,9 @@ def to_foldable(module: nn.Module) -> nn.Module:
             if isinstance(child, (nn.BatchNorm2d, FrozenBatchNorm2d)):
                 affine = ChannelAffine(child)
                 norm = nn.BatchNorm2d(affine.scale.numel(), eps=NO_EPS)
-                norm.weight, norm.bias = nn.Parameter(affine.scale.flatten()), nn.Parameter(affine.shift.flatten())
+                norm.weight, norm.bias = (
+                    nn.Parameter(affine.scale.flatten()),
+                    nn.Parameter(affine.shift.flatten()),
+                )
                 setattr(parent, name, norm.eval())
     return module

@@ -142,5 +142,7 @@ def _single_pixels(model: onnx.ModelProto) -> set[str]:
     inferred = onnx.shape_inference.infer_shapes(model)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.graph.value_info}
     return {
-        name for name, dims in shapes.items() if len(dims) == 4 and all(dim.dim_value == 1 for dim in dims[2:])
+        name
+        for name, dims in shapes.items()
+        if len(dims) == 4 and all(dim.dim_value == 1 for dim in dims[2:])
     }

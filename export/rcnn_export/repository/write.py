@@ -73,7 +73,9 @@ def export_repository(
     calibration = options.calibration
     if calibration:
         report(f"Looking at the pictures in {calibration.folder}")
-        limits = read_parameters(PreprocessParameters, read_config(template_of(detector.chain, "_preprocess")))
+        limits = read_parameters(
+            PreprocessParameters, read_config(template_of(detector.chain, "_preprocess"))
+        )
         pictures = find_pictures(calibration, limits.max_image_pixels, report)
     try:
         repository.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,13 @@ def make_model() -> onnx.ModelProto:
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"
         node.input[:] = [name.replace("__", ".") for name in node.input]  # the parser takes no dots
-    rows = {"body.a.weight": 2, "body.b.weight": 2, "body.se.weight": 2, "head.conv.weight": 2, "head.scores.weight": 3}
+    rows = {
+        "body.a.weight": 2,
+        "body.b.weight": 2,
+        "body.se.weight": 2,
+        "head.conv.weight": 2,
+        "head.scores.weight": 3,
+    }
     for name, count in rows.items():
         weights = random.normal(size=(count, 2, 1, 1)).astype(np.float32)
         graph.initializer.append(onnx.numpy_helper.from_array(weights, name))

@@ -79,7 +79,10 @@ def remove(folder: Path) -> None:
     ("fill", "message"),
     [
         (remove, "there is no folder .*pictures: give --calibrate a folder with pictures"),
-        (fill_with_nothing, r"cannot calibrate on .*pictures: it has 0 pictures\. Give --calibrate at least 2"),
+        (
+            fill_with_nothing,
+            r"cannot calibrate on .*pictures: it has 0 pictures\. Give --calibrate at least 2",
+        ),
         (fill_with_one, r"it has 1 picture\. Give --calibrate at least 2"),
         (fill_with_blank_ones, r"it has 3 pictures, 3 of one colour\. Give"),
         (fill_with_another_file, r"cannot calibrate on .*b\.jpg: .* Take the file out of the folder"),

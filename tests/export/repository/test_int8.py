@@ -22,12 +22,15 @@ from rcnn_export.engines.precision import INT8
 from rcnn_export.engines.quantize import find_layers
 from rcnn_export.errors import ExportError
 from rcnn_export.repository import write
+from rcnn_export.repository.calibrate import find_pictures, measure_ranges
 from rcnn_export.repository.write import export_repository
+from rcnn_export.verify import sensitivity
 from rcnn_export.verify.engines import load_pipeline
 
 pytestmark = pytest.mark.xdist_group("export")
 
 PICTURES = Path(__file__).resolve().parents[3] / "export" / "samples" / "pictures"
+MAX_PIXELS = 50_000_000
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 Export = Callable[..., list[str]]
 
@@ -72,15 +75,17 @@ def test_the_manifest_says_what_it_was_calibrated_on(int8_repository: Path) -> N
 
 
 def test_answers_are_near_those_in_fp32(int8_repository: Path, digits_repository: Path) -> None:
-    quantized, single = (load_pipeline(folder, "digits", ONNX) for folder in (int8_repository, digits_repository))
+    quantized, single = (
+        load_pipeline(folder, "digits", ONNX) for folder in (int8_repository, digits_repository)
+    )
     for path in sorted(PICTURES.glob("*.jpg")):
         pixels = np.asarray(Image.open(path).convert("RGB"))
-        found, expected = (pipeline.detect([pixels], {"score_thresh": 0.5}) for pipeline in (quantized, single))
+        found, expected = (
+            pipeline.detect([pixels], {"score_thresh": 0.5}) for pipeline in (quantized, single)
+        )
         np.testing.assert_array_equal(found.num_detections, expected.num_detections)
         for label in np.unique(expected.labels):
-            own, theirs = (
-                np.sort(side.boxes[side.labels == label], axis=0) for side in (found, expected)
-            )
+            own, theirs = (np.sort(side.boxes[side.labels == label], axis=0) for side in (found, expected))
             np.testing.assert_allclose(own, theirs, atol=4)
 
 
@@ -156,19 +161,39 @@ def swap_for_another(cache: Path) -> str:
 
 
 @pytest.mark.parametrize("change", [spoil, swap_for_another])
-def test_another_cache_is_refused_and_the_older_export_stays(
-    int8_repository: Path, export: Export, tmp_path: Path, change: Callable[[Path], str]
+def test_another_cache_is_refused(
+    int8_repository: Path, digits_repository: Path, tmp_path: Path, change: Callable[[Path], str]
 ) -> None:
-    repository = Path(shutil.copytree(int8_repository, tmp_path / "models"))
-    (cache,) = repository.glob(".calibration-*.json")
-    message = change(cache)
-    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
+    (original,) = int8_repository.glob(".calibration-*.json")
+    message = change(Path(shutil.copy(original, tmp_path)))
+    pictures = find_pictures(Calibration(PICTURES), MAX_PIXELS, print)
     with pytest.raises(ExportError, match=message):
-        export(repository, Calibration(PICTURES))
+        measure_ranges(digits_repository, "digits", pictures, "max", tmp_path, print)
+
+
+def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Export, tmp_path: Path) -> None:
+    repository = Path(shutil.copytree(int8_repository, tmp_path / "models"))
+    before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
+    with pytest.raises(
+        ExportError, match=r"--keep-float backbone.layer9 is no layer .* It has 24: backbone.body.stem"
+    ):
+        export(repository, Calibration(PICTURES, keep_float=["backbone.layer9"]))
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
 
 
-def test_a_layer_that_is_not_there_is_named(export: Export, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"--keep-float backbone.layer9 is no layer .* It has 24: backbone.body.stem"):
-        export(tmp_path, Calibration(PICTURES, keep_float=["backbone.layer9"]))
-    assert list(tmp_path.iterdir()) == []
+def test_sensitivity_ranks_the_layers(
+    int8_repository: Path, digits_repository: Path, digits: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sensitivity,
+        "export_onnx",
+        lambda stage: onnx.load(digits_repository / f"digits_{stage.name}" / "1" / "model.onnx"),
+    )
+    monkeypatch.setattr(sensitivity, "clean_graph", lambda model: model)
+    pixels = np.asarray(Image.open(min(PICTURES.glob("*.jpg"))).convert("RGB"))[:96, :128]
+    costs = sensitivity.rank_layers(digits.model, int8_repository, "digits", [pixels], print)
+    assert len(costs) == 24 and len({cost.layer for cost in costs}) == 24
+    assert all(0 < cost.error < 0.2 for cost in costs)
+    assert costs == sorted(costs, key=lambda cost: -cost.error)
+    with pytest.raises(ExportError, match="digits has no INT8 layers: --sensitivity is for exports of"):
+        sensitivity.rank_layers(digits.model, digits_repository, "digits", [pixels], print)
