@@ -145,8 +145,9 @@ def take_samples(*tensors: Tensor) -> Tensor:
     """``rcnn_backend.steps.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
     parts = []
     for tensor in tensors:
-        first = tensor[(slice(None),) + (0,) * (tensor.ndim - 2)]
+        # Slices, and no index that would take an axis away: OpenVINO scales an INT8 network's output wrongly behind one.
+        first = tensor[(slice(None),) + (slice(1),) * (tensor.ndim - 2)].flatten(1)
         parts.append(nn.functional.pad(first, (0, FIRST))[:, :FIRST])  # zeros where there are fewer
-        middle = tensor if tensor.ndim == 2 else tensor.select(-2, tensor.shape[-2] // 2)
+        middle = tensor if tensor.ndim == 2 else tensor.narrow(-2, tensor.shape[-2] // 2, 1)
         parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)
