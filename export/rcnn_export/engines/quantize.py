@@ -63,7 +63,7 @@ def _divide(model: onnx.ModelProto) -> tuple[list[onnx.NodeProto], list[onnx.Nod
     return inner[::-1], last[::-1]
 
 
-def inputs_of(layers: Mapping[str, list[onnx.NodeProto]]) -> list[str]:
+def layer_inputs(layers: Mapping[str, list[onnx.NodeProto]]) -> list[str]:
     """The tensors that the layers read: those to be quantised."""
     return list(dict.fromkeys(node.input[0] for nodes in layers.values() for node in nodes))
 
@@ -92,7 +92,7 @@ def quantize(
     """The graph with Q/DQ nodes before its layers.
 
     Args:
-        ranges: the magnitude that becomes 127, for each of ``inputs_of``.
+        ranges: the magnitude that becomes 127, for each of ``layer_inputs``.
         keep_float: names of layers, out of ``find_layers``, that stay as they are.
     """
     layers = {name: nodes for name, nodes in find_layers(model).items() if name not in keep_float}
@@ -103,7 +103,7 @@ def quantize(
     outputs = list(inferred.graph.output)
     del inferred.graph.output[:]  # or what is given back would be quantised, too
     inferred.graph.value_info.extend(outputs)
-    pairs = {name: (np.float32(-ranges[name]), np.float32(ranges[name])) for name in inputs_of(layers)}
+    pairs = {name: (np.float32(-ranges[name]), np.float32(ranges[name])) for name in layer_inputs(layers)}
     quantizer = QDQQuantizer(
         inferred,
         per_channel=True,

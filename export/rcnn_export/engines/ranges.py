@@ -12,7 +12,7 @@ import onnx
 from onnxruntime.quantization.calibrate import HistogramCollector
 from rcnn_backend.engines.onnx import OnnxEngine
 
-from rcnn_export.engines.quantize import find_layers, give_back, inputs_of
+from rcnn_export.engines.quantize import find_layers, give_back, layer_inputs
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 MAX, PERCENTILE = "max", "percentile"
@@ -42,7 +42,7 @@ class CalibratingEngine:
     def __init__(self, path: Path, method: str) -> None:
         model = onnx.load(path)
         self._outputs = [output.name for output in model.graph.output]
-        self._measured = inputs_of(find_layers(model))
+        self._measured = layer_inputs(find_layers(model))
         self._collector: _Collector = _Largest() if method == MAX else _Histograms()
         with tempfile.TemporaryDirectory() as folder:
             onnx.save(give_back(model, self._measured), Path(folder) / path.name)

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
-from rcnn_export.engines.quantize import find_ends, find_layers, inputs_of, quantize, read_ranges
+from rcnn_export.engines.quantize import find_ends, find_layers, layer_inputs, quantize, read_ranges
 
 GRAPH = """
 g (float[n, 2, 4, 4] input) => (float[n, 2, 4, 4] feature_0, float[n, 3, 4, 4] scores, float[n, 2] samples)
@@ -68,7 +68,7 @@ def test_layers_are_those_that_do_not_predict() -> None:
         "body.b": 1,
         "head.conv": 2,
     }
-    assert inputs_of(layers) == ["input", "a_relu", "gated", "feature_0"]
+    assert layer_inputs(layers) == ["input", "a_relu", "gated", "feature_0"]
     assert find_ends(model) == ["feature_0", "scores"]
 
 
