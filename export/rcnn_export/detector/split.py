@@ -145,9 +145,12 @@ def take_samples(*tensors: Tensor) -> Tensor:
     """``rcnn_backend.steps.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
     parts = []
     for tensor in tensors:
-        # Slices, and no index that would take an axis away: OpenVINO scales an INT8 network's output wrongly behind one.
+        # Slices and gathered elements: behind any other index, OpenVINO scales what an INT8 layer gives back wrongly.
         first = tensor[(slice(None),) + (slice(1),) * (tensor.ndim - 2)].flatten(1)
         parts.append(nn.functional.pad(first, (0, FIRST))[:, :FIRST])  # zeros where there are fewer
-        middle = tensor if tensor.ndim == 2 else tensor.narrow(-2, tensor.shape[-2] // 2, 1)
+        middle = tensor
+        if tensor.ndim > 2:
+            row = torch.full_like(tensor[..., :1, :], tensor.shape[-2] // 2, dtype=torch.int64)
+            middle = tensor.gather(-2, row)
         parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)
