@@ -1,28 +1,38 @@
-"""Cuts a torchvision Faster or Mask R-CNN at module boundaries, where the data decides the shapes.
+"""Cuts a torchvision Faster, Mask or Keypoint R-CNN at module boundaries, where the data decides the shapes.
 
-    RpnModule         input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
-    HeaderModule      roialigned_feature, proposals -> class_scores, class_boxes, header_samples
-    MaskHeaderModule  mask_features, labels -> mask_probabilities, mask_header_samples
+    RpnModule             input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
+    HeaderModule          roialigned_feature, proposals -> class_scores, class_boxes, header_samples
+    MaskHeaderModule      mask_features, labels -> mask_probabilities, mask_header_samples
+    KeypointHeaderModule  keypoint_features -> heatmaps, keypoint_header_samples
 
 Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
 classes, L pyramid levels that RoIs are pooled from, D detections an image (padded), M of
-them with features. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
+them with features, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
 between the modules (NMS, RoIAlign) runs in rcnn_backend, which checks by the ``*_samples``
 that no tensor got lost on the way to an engine or from it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from rcnn_backend.contract.samples import FIRST
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 
 from rcnn_export.detector.shapes import cell_anchors, pooled_levels
 
 
-class RpnModule(nn.Module):
+class Cut(nn.Module):
+    """A part of a detector that becomes an engine. ``NETWORKS``: what of it may be FP16; the rest of forward is FP32."""
+
+    NETWORKS: tuple[str, ...]
+
+
+class RpnModule(Cut):
     """Backbone, RPN head, the best anchors of each level and their decoded boxes."""
 
-    NETWORKS = ("backbone", "head")  # what may be FP16; the rest of forward is FP32
+    NETWORKS = ("backbone", "head")
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -85,10 +95,10 @@ class RpnModule(nn.Module):
         return (shifts[:, :, None] + cell_anchors.float()).reshape(-1, 4)
 
 
-class HeaderModule(nn.Module):
+class HeaderModule(Cut):
     """Box head and predictor, softmax and per-class box decoding."""
 
-    NETWORKS = ("box_head", "box_predictor")  # what may be FP16; the rest of forward is FP32
+    NETWORKS = ("box_head", "box_predictor")
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -113,10 +123,10 @@ class HeaderModule(nn.Module):
         return scores, boxes, take_samples(roialigned_feature, proposals, scores, boxes)
 
 
-class MaskHeaderModule(nn.Module):
+class MaskHeaderModule(Cut):
     """Mask head and predictor, and the sigmoid of the channel of each detection's label."""
 
-    NETWORKS = ("mask_head", "mask_predictor")  # what may be FP16; the sigmoid is FP32
+    NETWORKS = ("mask_head", "mask_predictor")
 
     def __init__(self, model: MaskRCNN) -> None:
         super().__init__()
@@ -141,16 +151,43 @@ class MaskHeaderModule(nn.Module):
         return probabilities, take_samples(mask_features, labels.float(), probabilities)
 
 
+class KeypointHeaderModule(Cut):
+    """Keypoint head and predictor."""
+
+    NETWORKS = ("keypoint_head", "keypoint_predictor")
+
+    def __init__(self, model: KeypointRCNN) -> None:
+        super().__init__()
+        self.keypoint_head = model.roi_heads.keypoint_head
+        self.keypoint_predictor = model.roi_heads.keypoint_predictor
+
+    def forward(self, keypoint_features: Tensor) -> tuple[Tensor, Tensor]:
+        """``keypoint_features`` [B, M, C, 14, 14] -> heatmaps, keypoint_header_samples
+
+        ``heatmaps`` [B, M, P, 56, 56], of the features' type: one of each keypoint, in the frame of each box.
+        ``keypoint_header_samples`` FP32 [B, S]: samples of both.
+        Follows torchvision's RoIHeads up to keypointrcnn_inference.
+        """
+        batch, rois = keypoint_features.shape[:2]
+        heatmaps = self.keypoint_predictor(self.keypoint_head(keypoint_features.flatten(0, 1)))
+        heatmaps = heatmaps.reshape(batch, rois, *heatmaps.shape[1:])
+        return heatmaps, take_samples(keypoint_features, heatmaps)
+
+
+MODULES: dict[str, Callable[[Any], Cut]] = {  # by the step's name in the chain
+    "rpn": RpnModule,
+    "header": HeaderModule,
+    "mask_header": MaskHeaderModule,
+    "keypoint_header": KeypointHeaderModule,
+}
+
+
 def take_samples(*tensors: Tensor) -> Tensor:
     """``rcnn_backend.steps.lost_tensors.take_samples`` as part of a graph: [B, ...] each -> FP32 [B, S]."""
     parts = []
     for tensor in tensors:
-        # Slices and gathered elements: behind any other index, OpenVINO scales what an INT8 layer gives back wrongly.
-        first = tensor[(slice(None),) + (slice(1),) * (tensor.ndim - 2)].flatten(1)
+        first = tensor[(slice(None),) + (0,) * (tensor.ndim - 2)]
         parts.append(nn.functional.pad(first, (0, FIRST))[:, :FIRST])  # zeros where there are fewer
-        middle = tensor
-        if tensor.ndim > 2:
-            row = torch.full_like(tensor[..., :1, :], tensor.shape[-2] // 2, dtype=torch.int64)
-            middle = tensor.gather(-2, row)
+        middle = tensor if tensor.ndim == 2 else tensor.select(-2, tensor.shape[-2] // 2)
         parts.append(middle.abs().amax(dim=tuple(range(1, middle.ndim)))[:, None])
     return torch.cat([part.float() for part in parts], dim=1)

@@ -119,6 +119,20 @@ def test_layers_that_are_kept_stay_as_they_were() -> None:
     assert quantize(model, {}, keep_float=list(find_layers(model))) == model
 
 
+def test_a_layer_without_a_bias_gets_one_that_changes_nothing() -> None:
+    quantized = quantize(make_model(), RANGES)
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer}
+    biases = [
+        constants[node.input[2]] if len(node.input) == 3 else None
+        for node in quantized.graph.node
+        if node.op_type == "Conv"
+    ]
+    assert biases[0] is not None and biases[0].tolist() == [0.5, -0.25]
+    for given in (1, 3, 4):  # those that are quantised
+        assert biases[given].tolist() == [pytest.approx(1e-20)] * 2
+    assert biases[2] is None and biases[5] is None
+
+
 def test_a_layer_that_only_ever_reads_zeros_is_quantised_too() -> None:
     quantized = quantize(make_model(), RANGES | {"gated": 0.0})
     scales = [onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith("_scale")]
