@@ -95,8 +95,8 @@ INT8 = Precision(
     torch.float32,  # around the quantised layers
     "TYPE_FP32",
     to_foldable,
-    # Each number has 8 bits. The sample stays within half of these bounds. A fault of one layer, such as a lost scale, goes
-    # far beyond them. What INT8 costs is answered by AP.
+    # Each number has 8 bits. In ONNX Runtime the samples reach nine tenths of these bounds. A lost scale or a wrong layer goes
+    # far beyond them; what INT8 costs, AP says.
     Bounds(array=0.2, box_px=16.0, box_of_side=0.1, score=0.3, mask=0.5, matched_share=0.8, explains=False),
     is_quantized=True,
 )
