@@ -1,38 +1,28 @@
-"""Cuts a torchvision Faster, Mask or Keypoint R-CNN at module boundaries, where the data decides the shapes.
+"""Cuts a torchvision Faster or Mask R-CNN at module boundaries, where the data decides the shapes.
 
-    RpnModule             input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
-    HeaderModule          roialigned_feature, proposals -> class_scores, class_boxes, header_samples
-    MaskHeaderModule      mask_features, labels -> mask_probabilities, mask_header_samples
-    KeypointHeaderModule  keypoint_features -> heatmaps, keypoint_header_samples
+    RpnModule         input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
+    HeaderModule      roialigned_feature, proposals -> class_scores, class_boxes, header_samples
+    MaskHeaderModule  mask_features, labels -> mask_probabilities, mask_header_samples
 
 Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
 classes, L pyramid levels that RoIs are pooled from, D detections an image (padded), M of
-them with features, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
+them with features. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
 between the modules (NMS, RoIAlign) runs in rcnn_backend, which checks by the ``*_samples``
 that no tensor got lost on the way to an engine or from it.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from rcnn_backend.contract.samples import FIRST
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 
 from rcnn_export.detector.shapes import cell_anchors, pooled_levels
 
 
-class Cut(nn.Module):
-    """A part of a detector that becomes an engine. ``NETWORKS``: what of it may be FP16; the rest of forward is FP32."""
-
-    NETWORKS: tuple[str, ...]
-
-
-class RpnModule(Cut):
+class RpnModule(nn.Module):
     """Backbone, RPN head, the best anchors of each level and their decoded boxes."""
 
-    NETWORKS = ("backbone", "head")
+    NETWORKS = ("backbone", "head")  # what may be FP16; the rest of forward is FP32
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -95,10 +85,10 @@ class RpnModule(Cut):
         return (shifts[:, :, None] + cell_anchors.float()).reshape(-1, 4)
 
 
-class HeaderModule(Cut):
+class HeaderModule(nn.Module):
     """Box head and predictor, softmax and per-class box decoding."""
 
-    NETWORKS = ("box_head", "box_predictor")
+    NETWORKS = ("box_head", "box_predictor")  # what may be FP16; the rest of forward is FP32
 
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
@@ -123,10 +113,10 @@ class HeaderModule(Cut):
         return scores, boxes, take_samples(roialigned_feature, proposals, scores, boxes)
 
 
-class MaskHeaderModule(Cut):
+class MaskHeaderModule(nn.Module):
     """Mask head and predictor, and the sigmoid of the channel of each detection's label."""
 
-    NETWORKS = ("mask_head", "mask_predictor")
+    NETWORKS = ("mask_head", "mask_predictor")  # what may be FP16; the sigmoid is FP32
 
     def __init__(self, model: MaskRCNN) -> None:
         super().__init__()
@@ -149,37 +139,6 @@ class MaskHeaderModule(Cut):
         probabilities = torch.sigmoid(logits.gather(1, channels).float()).half()
         probabilities = probabilities.reshape(batch, rois, height, width)
         return probabilities, take_samples(mask_features, labels.float(), probabilities)
-
-
-class KeypointHeaderModule(Cut):
-    """Keypoint head and predictor."""
-
-    NETWORKS = ("keypoint_head", "keypoint_predictor")
-
-    def __init__(self, model: KeypointRCNN) -> None:
-        super().__init__()
-        self.keypoint_head = model.roi_heads.keypoint_head
-        self.keypoint_predictor = model.roi_heads.keypoint_predictor
-
-    def forward(self, keypoint_features: Tensor) -> tuple[Tensor, Tensor]:
-        """``keypoint_features`` [B, M, C, 14, 14] -> heatmaps, keypoint_header_samples
-
-        ``heatmaps`` [B, M, P, 56, 56], of the features' type: one of each keypoint, in the frame of each box.
-        ``keypoint_header_samples`` FP32 [B, S]: samples of both.
-        Follows torchvision's RoIHeads up to keypointrcnn_inference.
-        """
-        batch, rois = keypoint_features.shape[:2]
-        heatmaps = self.keypoint_predictor(self.keypoint_head(keypoint_features.flatten(0, 1)))
-        heatmaps = heatmaps.reshape(batch, rois, *heatmaps.shape[1:])
-        return heatmaps, take_samples(keypoint_features, heatmaps)
-
-
-MODULES: dict[str, Callable[[Any], Cut]] = {  # by the step's name in the chain
-    "rpn": RpnModule,
-    "header": HeaderModule,
-    "mask_header": MaskHeaderModule,
-    "keypoint_header": KeypointHeaderModule,
-}
 
 
 def take_samples(*tensors: Tensor) -> Tensor:

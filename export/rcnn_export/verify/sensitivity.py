@@ -61,9 +61,10 @@ def rank_layers(
             graphs[stage.name] = clean_graph(export_onnx(stage))
         batches = _record_inputs(graphs, repository, name, pictures, Path(folder))
         for step, graph in graphs.items():
-            ranges = read_ranges(onnx.load(repository / f"{name}_{step}" / VERSION / ONNX))
+            exported = onnx.load(repository / f"{name}_{step}" / VERSION / ONNX)
+            ranges, float_weights = read_ranges(exported), {t.name for t in exported.graph.initializer}
             layers = find_layers(graph)
-            quantized = [layer for layer, nodes in layers.items() if all(n.input[0] in ranges for n in nodes)]
+            quantized = [layer for layer, nodes in layers.items() if nodes[0].input[1] not in float_weights]
             report(f"Quantising each of the {len(quantized)} layers of the {step}")
             watched = give_back(graph, find_ends(graph))
             expected = _run(watched, batches[step], Path(folder))
