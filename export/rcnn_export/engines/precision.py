@@ -96,7 +96,7 @@ INT8 = Precision(
     "TYPE_FP32",
     to_foldable,
     # Each number has 8 bits. In ONNX Runtime the samples reach nine tenths of these bounds. A lost scale or a wrong layer goes
-    # far beyond them; what INT8 costs, AP says.
+    # far beyond them. AP shows what INT8 costs.
     Bounds(array=0.2, box_px=16.0, box_of_side=0.1, score=0.3, mask=0.5, matched_share=0.8, explains=False),
     is_quantized=True,
 )

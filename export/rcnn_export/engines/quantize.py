@@ -1,9 +1,9 @@
 """FP32 ONNX graph -> the same graph with Q/DQ nodes: INT8 weights by channel, INT8 activations by tensor, symmetric.
 
 TensorRT and OpenVINO both take it: every zero point is 0, and biases stay in FP32. The nodes are those that
-``onnxruntime.quantization`` inserts; what stands here is where they go. Quantised are convolutions and linear layers,
-with the residual additions that read what such a layer reads. The last layer of each branch, which predicts, and all
-that follows it stays in FP32, and so do the features of the pyramid that the graph gives back.
+``onnxruntime.quantization`` inserts; this module decides where they go. Convolutions and linear layers are quantised,
+and a residual addition reads the INT8 tensor that the first layer of its block reads. The last layer of each branch,
+which predicts, and all that follows it stay in FP32, and so do the features of the pyramid that the graph gives back.
 """
 
 from collections.abc import Collection, Mapping

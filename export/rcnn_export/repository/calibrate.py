@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rcnn_backend.contract.chain import Chain
+from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.manifest import ONNX, sha256_of
 from rcnn_backend.devices import Device
 from rcnn_backend.errors import InvalidInputError
@@ -93,7 +95,7 @@ def measure_ranges(
     What was measured before on the same networks and pictures is read from a file in ``cache_folder``.
 
     Raises:
-        ExportError: that file is not what was written there.
+        ExportError: that file is not what was written there, or the detector finds nothing in the pictures.
     """
     engines: dict[str, CalibratingEngine] = {}
 
@@ -103,30 +105,33 @@ def measure_ranges(
         return engines[step]
 
     pipeline = Pipeline.load(exported, name, load_engine=load)
-    key = _key(pipeline, [exported / f"{name}_{step}" / VERSION / ONNX for step in engines], pictures, method)
+    key = _key(exported, name, pipeline.chain, pictures, method)
     cache = cache_folder / f".calibration-{key[:16]}.json"
     if cache.exists():
         report(f"Calibrated before: the ranges are in {cache}")
         return _read_cache(cache, key)
+    num_found = 0
     for number, path in enumerate(pictures.paths):
-        pipeline.detect([pictures.decode(path)])
+        num_found += int(pipeline.detect([pictures.decode(path)]).num_detections.sum())
         if (number + 1) % max(1, len(pictures.paths) // REPORTS) == 0:
             report(f"Calibrated on {number + 1} of {len(pictures.paths)} pictures")
+    if not num_found:
+        raise ExportError(
+            f"the detector finds nothing in any of the {len(pictures.paths)} calibration pictures: give --calibrate pictures "
+            "of what it detects"
+        )
     ranges = {step: engine.ranges() for step, engine in engines.items()}
     cache.write_text(json.dumps({"key": key, "ranges": ranges}, indent=1) + "\n")
     return ranges
 
 
-def _key(pipeline: Pipeline, graphs: Sequence[Path], pictures: CalibrationPictures, method: str) -> str:
+def _key(exported: Path, name: str, chain: Chain, pictures: CalibrationPictures, method: str) -> str:
     """Of all that decides the ranges: the networks with their weights, what runs between them, the pictures, the method."""
-    between = [
-        pipeline.preprocess_parameters,
-        pipeline.proposal_parameters,
-        pipeline.pool_parameters,
-        pipeline.detection_parameters,
-        *((pipeline.mask_head.parameters, pipeline.mask_head.pooling) if pipeline.mask_head else ()),
-    ]
-    parts = [pictures.sha256, method, *map(repr, between), *map(sha256_of, graphs)]
+    parts = [pictures.sha256, method]
+    for model in (exported / model_name for model_name in chain.step_names(name)):
+        graph = model / VERSION / ONNX
+        parts.append(json.dumps(read_config(model).get("parameters", {}), sort_keys=True))
+        parts.append(sha256_of(graph) if graph.is_file() else "")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

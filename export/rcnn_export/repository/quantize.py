@@ -1,4 +1,4 @@
-"""Makes the networks of an export that was written in FP32 INT8."""
+"""Turns the networks of an export, written in FP32, into INT8."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path

@@ -171,6 +171,18 @@ def test_another_cache_is_refused(
         measure_ranges(digits_repository, "digits", pictures, "max", tmp_path, print)
 
 
+def test_pictures_without_objects_are_refused(digits_repository: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        ramp = np.linspace(0, 100 + number, 64 * 64).reshape(64, 64).astype(np.uint8)
+        Image.fromarray(ramp).save(tmp_path / f"{number}.png")
+    pictures = find_pictures(Calibration(tmp_path), MAX_PIXELS, print)
+    with pytest.raises(
+        ExportError, match="finds nothing in any of the 2 calibration pictures: give --calibrate"
+    ):
+        measure_ranges(digits_repository, "digits", pictures, "max", tmp_path, print)
+    assert not list(tmp_path.glob(".calibration-*"))
+
+
 def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Export, tmp_path: Path) -> None:
     repository = Path(shutil.copytree(int8_repository, tmp_path / "models"))
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
@@ -181,6 +193,7 @@ def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Ex
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
 
 
+@pytest.mark.long
 def test_sensitivity_ranks_the_layers(
     int8_repository: Path, digits_repository: Path, digits: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
