@@ -13,10 +13,17 @@ ANY = -1  # a dimension that each run may choose
 
 
 def non_max_suppression(boxes: Float, scores: Float, iou_threshold: float) -> npt.NDArray[np.int32]:
-    """NonMaxSuppression of G groups of n boxes: boxes [G, n, 4], scores [G, n] -> kept (group, box) [k, 2], in any order.
+    """NonMaxSuppression of G groups of n boxes.
+
+    Args:
+        boxes: [G, n, 4].
+        scores: [G, n]; -inf where there is no box.
+
+    Returns:
+        [k, 2], the group and the index of each box that is kept, in any order.
 
     Greedy: of two boxes whose IoU exceeds the threshold the lower-scored goes; a box
-    already gone suppresses nothing; of equal scores the lower index comes first. A score of -inf is no box.
+    already gone suppresses nothing; of equal scores the lower index comes first.
     """
     most = np.array(boxes.shape[1], np.int32)
     inputs = [boxes, scores[:, None], most, _smallest_above(iou_threshold)]
@@ -90,7 +97,9 @@ def _roi_align_network(
 
 
 def _channels_last(feature: openvino.Node, channels: int) -> openvino.Node:
-    """A convolution that changes nothing: OpenVINO keeps its output channels-last in memory, and pools from that 15 times as fast."""
+    """A convolution that changes nothing. OpenVINO keeps its output channels-last in memory, and pools from that more
+    than ten times as fast.
+    """
     ones = opset.constant(np.ones((channels, 1, 1, 1, 1), np.float32))
     return opset.group_convolution(feature, ones, [1, 1], [0, 0], [0, 0], [1, 1])
 
