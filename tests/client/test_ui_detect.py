@@ -59,7 +59,7 @@ def test_masks_come_when_asked_for_and_keypoints_always(server, png):
     server.add_masks()
     server.add_keypoints(17)
     with Detector(server.url) as detector:
-        codes = detector.detect(png(7)).rle()
+        codes = detector.detect(png(7), masks="rle").rle()
     for query, expected in (("", [None] * 3), ("?rle=0", [None] * 3), ("?rle=1", codes)):
         status, answer = post(server.url, png(7), query)
         assert status == 200

@@ -117,7 +117,7 @@ def test_what_is_shown_is_downloaded(server, png, open_page):
     assert json_file.value.suggested_filename == "my.photo.json"
     content = json.loads(Path(json_file.value.path()).read_text())
     with Detector(server.url) as detector:
-        codes = detector.detect(png(7, SIZE), score_thresh=0.5).rle()
+        codes = detector.detect(png(7, SIZE), score_thresh=0.5, masks="rle").rle()
     assert (content["model"], content["score_thresh"]) == ("faster_rcnn", 0.5)
     assert [each["score"] for each in content["detections"]] == [0.9, 0.6]
     assert [each["segmentation"] for each in content["detections"]] == codes

@@ -7,47 +7,35 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
-from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
-from rcnn_export.commands.verify import ask_server
 from rcnn_export.detector.load import Detector
-from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.digits.detector import digits_detector
 from rcnn_export.repository.write import export_repository
-from rcnn_export.verify.pipeline_stages import PipelineStages
-from rcnn_export.verify.sample_pictures import sample_pictures
-from rcnn_export.verify.stages import Verification
 from torchvision.models.detection import KeypointRCNN
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 
+from .small_detectors import (
+    BATCHES,
+    assert_served_as_in_process,
+    assert_verified,
+    calibrated,
+    pixels_answer,
+    pixels_of,
+    small_parts,
+)
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("keypoint_rcnn")]
 
-PICTURES = list(sample_pictures().values())  # of many sizes
 ANSWERS = ("boxes", "scores", "labels", "num_detections", "keypoints", "keypoint_scores")
 KEYPOINTS = 3
-BATCHES = ([0], [3, 1, 5], [2, 2, 2])
 
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    plain = digits_detector()
-    torch.manual_seed(0)
-    model = KeypointRCNN(
-        plain.backbone,
-        5,
-        keypoint_head=KeypointRCNNHeads(plain.backbone.out_channels, (16, 16)),
-        keypoint_predictor=KeypointRCNNPredictor(16, KEYPOINTS),
-        min_size=128,
-        max_size=256,
-        rpn_anchor_generator=plain.rpn.anchor_generator,
-        rpn_pre_nms_top_n_test=100,
-        rpn_post_nms_top_n_test=50,
-        box_detections_per_img=30,
-        box_score_thresh=0.3,
-    )
-    calibrate(model.eval())
-    return Detector(model, "small", "random", ["__background__", "a", "b", "c", "d"])
+    parts = small_parts()
+    head = KeypointRCNNHeads(parts["backbone"].out_channels, (16, 16))
+    predictor = KeypointRCNNPredictor(16, KEYPOINTS)
+    return calibrated(KeypointRCNN(**parts, keypoint_head=head, keypoint_predictor=predictor))
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +54,6 @@ def pipeline(repository: Path) -> Pipeline:
 def server(repository: Path) -> Iterator[triton.InferenceServerClient]:
     with running_server(repository, ["pointed", "pointed_pixels", "pointed_fused"]) as running:
         yield triton.InferenceServerClient(running.grpc_url)
-
-
-def pixels_of(numbers: list[int]) -> list[np.ndarray]:
-    return [decode_image(PICTURES[number], 10**8) for number in numbers]
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -114,33 +98,16 @@ def test_few_detections_many_and_none_in_one_batch(pipeline: Pipeline) -> None:
 def test_every_model_serves_the_keypoints_of_the_pipeline(
     server: triton.InferenceServerClient, pipeline: Pipeline, model: str, parameters: dict[str, float]
 ) -> None:
-    for numbers in BATCHES:
-        encoded = np.array([[PICTURES[number]] for number in numbers], np.object_)
-        image = triton.InferInput("image", list(encoded.shape), "BYTES")
-        image.set_data_from_numpy(encoded)
-        answer = server.infer(model, [image], parameters=parameters, client_timeout=60)
-        expected = pipeline.detect(pixels_of(numbers), parameters)
-        for name in ANSWERS:
-            assert answer.as_numpy(name).dtype == expected.answers[name].dtype
-            np.testing.assert_allclose(answer.as_numpy(name), expected.answers[name], atol=1e-3)
+    assert_served_as_in_process(server, pipeline, model, parameters, ANSWERS)
 
 
 def test_pixels_are_served_too(server: triton.InferenceServerClient, pipeline: Pipeline) -> None:
-    (pixels,) = pixels_of([4])
-    tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
-    tensor.set_data_from_numpy(pixels[None])
-    answer = server.infer("pointed_pixels", [tensor])
-    np.testing.assert_allclose(answer.as_numpy("keypoints"), pipeline.detect([pixels]).keypoints, atol=0.05)
+    answer = pixels_answer(server, "pointed_pixels", 4)
+    expected = pipeline.detect(pixels_of([4])).keypoints
+    np.testing.assert_allclose(answer.as_numpy("keypoints"), expected, atol=0.05)
 
 
 def test_verify_holds_in_process_and_served(
     detector: Detector, pipeline: Pipeline, server: triton.InferenceServerClient
 ) -> None:
-    verification = Verification(detector.model, PipelineStages(pipeline), served=True)
-    for numbers in BATCHES:
-        served = ask_server(server, "pointed", [PICTURES[number] for number in numbers])
-        verification.add("batch", pixels_of(numbers), served)
-    assert verification.holds, verification.first_divergence
-    compared = {(stage, mode) for stage, mode in verification.comparisons if stage == "keypoints"}
-    assert compared == {("keypoints", "alone"), ("keypoints", "end to end"), ("keypoints", "served")}
-    assert verification.comparisons["keypoints", "served"].matched > 0
+    assert_verified(detector, pipeline, server, "pointed", "keypoints")

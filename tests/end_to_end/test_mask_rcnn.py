@@ -11,48 +11,47 @@ import tritonclient.grpc as triton
 from PIL import Image
 from pycocotools import mask as coco_mask
 from rcnn_backend.contract.chain import MASK_RCNN
-from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
 from rcnn_client import Detections
 from rcnn_client import Detector as Client
-from rcnn_export.commands.verify import ask_server
 from rcnn_export.detector.load import Detector
-from rcnn_export.detector.random_weights import calibrate
-from rcnn_export.digits.detector import digits_detector
 from rcnn_export.repository.write import export_repository
-from rcnn_export.verify.pipeline_stages import PipelineStages
 from rcnn_export.verify.reference import run_reference
-from rcnn_export.verify.sample_pictures import sample_pictures
-from rcnn_export.verify.stages import Verification
+from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from tritonclient.utils import InferenceServerException
 
+from .small_detectors import (
+    BATCHES,
+    PICTURES,
+    assert_served_as_in_process,
+    assert_verified,
+    calibrated,
+    pixels_answer,
+    pixels_of,
+    small_parts,
+)
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("mask_rcnn")]
 
-PICTURES = list(sample_pictures().values())  # of many sizes
 ANSWERS = ("boxes", "scores", "labels", "num_detections", "masks")
-BATCHES = ([0], [3, 1, 5], [2, 2, 2])
 
 
 @pytest.fixture(scope="module")
 def detector() -> Detector:
-    plain = digits_detector()
-    torch.manual_seed(0)
-    model = MaskRCNN(
-        plain.backbone,
-        5,
-        min_size=128,
-        max_size=256,
-        rpn_anchor_generator=plain.rpn.anchor_generator,
-        rpn_pre_nms_top_n_test=100,
-        rpn_post_nms_top_n_test=50,
-        box_detections_per_img=30,
-        box_score_thresh=0.3,
-    )
-    calibrate(model.eval())
-    return Detector(model, "small", "random", ["__background__", "a", "b", "c", "d"])
+    return calibrated(smooth_masks(MaskRCNN(**small_parts())))
+
+
+@torch.no_grad()
+def smooth_masks(model: MaskRCNN) -> MaskRCNN:
+    """Masks with an inside and an outside, as objects have them: random ones are noise."""
+    heads = model.roi_heads
+    heads.mask_head.append(nn.AvgPool2d(9, 1, 4))
+    deconvolution = heads.mask_predictor.conv5_mask.weight  # [in, out, 2, 2]
+    deconvolution[:] = deconvolution.mean(dim=(2, 3), keepdim=True)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +75,6 @@ def server_url(repository: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(server_url: str) -> triton.InferenceServerClient:
     return triton.InferenceServerClient(server_url)
-
-
-def pixels_of(numbers: list[int]) -> list[np.ndarray]:
-    return [decode_image(PICTURES[number], 10**8) for number in numbers]
 
 
 @pytest.mark.parametrize("numbers", BATCHES)
@@ -153,15 +148,7 @@ def test_few_detections_many_and_none_in_one_batch(pipeline: Pipeline) -> None:
 def test_every_model_serves_the_masks_of_the_pipeline(
     server: triton.InferenceServerClient, pipeline: Pipeline, model: str, parameters: dict[str, float]
 ) -> None:
-    for numbers in BATCHES:
-        encoded = np.array([[PICTURES[number]] for number in numbers], np.object_)
-        image = triton.InferInput("image", list(encoded.shape), "BYTES")
-        image.set_data_from_numpy(encoded)
-        answer = server.infer(model, [image], parameters=parameters, client_timeout=60)
-        expected = pipeline.detect(pixels_of(numbers), parameters)
-        for name in ANSWERS:
-            assert answer.as_numpy(name).dtype == expected.answers[name].dtype
-            np.testing.assert_allclose(answer.as_numpy(name), expected.answers[name], atol=1e-3)
+    assert_served_as_in_process(server, pipeline, model, parameters, ANSWERS)
 
 
 def ask(
@@ -263,20 +250,12 @@ def test_the_client_gets_the_same_masks_in_each_form(server_url: str, model: str
 
 
 def test_pixels_are_served_too(server: triton.InferenceServerClient, pipeline: Pipeline) -> None:
-    (pixels,) = pixels_of([4])
-    tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
-    tensor.set_data_from_numpy(pixels[None])
-    masks = pipeline.detect([pixels]).masks
-    np.testing.assert_allclose(server.infer("masked_pixels", [tensor]).as_numpy("masks"), masks, atol=1e-3)
+    answer = pixels_answer(server, "masked_pixels", 4)
+    expected = pipeline.detect(pixels_of([4])).masks
+    np.testing.assert_allclose(answer.as_numpy("masks"), expected, atol=1e-3)
 
 
 def test_verify_holds_in_process_and_served(
     detector: Detector, pipeline: Pipeline, server: triton.InferenceServerClient
 ) -> None:
-    verification = Verification(detector.model, PipelineStages(pipeline), served=True)
-    for numbers in BATCHES:
-        served = ask_server(server, "masked", [PICTURES[number] for number in numbers])
-        verification.add("batch", pixels_of(numbers), served)
-    assert verification.holds, verification.first_divergence
-    assert {("masks", "alone"), ("masks", "end to end"), ("masks", "served")} <= set(verification.comparisons)
-    assert verification.comparisons["masks", "served"].matched > 0
+    assert_verified(detector, pipeline, server, "masked", "masks")

@@ -32,6 +32,7 @@ def test_a_third_head_touches_six_files(tmp_path: Path) -> None:
         tmp_path / "python_backend",
         tmp_path / "export",
         HEAD,
+        HEAD.parent,
         ROOT / "client",
         sysconfig.get_path("purelib"),
     ]

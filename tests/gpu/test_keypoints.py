@@ -78,18 +78,15 @@ def test_of_equal_values_the_first_is_taken() -> None:
 
 @pytest.mark.parametrize("values", [[NAN], [INF], [-INF], [NAN, INF], [INF, -INF]])
 def test_nan_and_inf_stay_in_their_heatmap(values: list[float]) -> None:
-    """Which of the pixels around them wins, and whether inf times a weight of 0 is met, is up to torch's compiler."""
+    """What becomes of that one is up to the compiler: whether inf meets a weight of exactly 0, and which NaN is first."""
     heatmaps = random_heatmaps(len(BOXES), 3, 56, 56)
     random = np.random.default_rng(len(values))
     heatmaps[:, 1, random.integers(3, 53, len(values)), random.integers(3, 53, len(values))] = values
     keypoints, scores = found_on_gpu(heatmaps, BOXES)
     tensors = torch.from_numpy(heatmaps).cuda(), torch.from_numpy(BOXES).cuda()
-    expected, expected_scores = (tensor.cpu().numpy() for tensor in expected_keypoints(*tensors))
-    is_finite = np.isfinite(expected_scores)
-    assert is_finite[:, [0, 2]].all()
-    np.testing.assert_array_equal(np.isfinite(scores), is_finite)
-    np.testing.assert_allclose(scores[is_finite], expected_scores[is_finite], rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(keypoints[is_finite], expected[is_finite], rtol=0, atol=0.05)
+    expected, expected_scores = (tensor.cpu().numpy()[:, [0, 2]] for tensor in expected_keypoints(*tensors))
+    np.testing.assert_allclose(scores[:, [0, 2]], expected_scores, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(keypoints[:, [0, 2]], expected, rtol=0, atol=0.05)
     assert np.isfinite(keypoints).all()
 
 

@@ -15,14 +15,19 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('rcnn-client')}")
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--url` and `--model`, as rcnn-detect has them."""
+def add_url(parser: argparse._ActionsContainer) -> None:
+    """Add `--url`, of one server."""
     parser.add_argument(
         "--url",
         default="localhost:8001",
         metavar="HOST:PORT",
         help="gRPC address of the server (default: %(default)s)",
     )
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--url` and `--model`, as rcnn-detect has them."""
+    add_url(parser)
     parser.add_argument(
         "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
     )
@@ -36,6 +41,17 @@ def add_in_flight(parser: argparse._ActionsContainer) -> None:
         default=16,
         metavar="N",
         help="how many pictures are at the server at the same time (default: %(default)s)",
+    )
+
+
+def add_timeout(parser: argparse._ActionsContainer) -> None:
+    """Add `--timeout-s`, of each picture."""
+    parser.add_argument(
+        "--timeout-s",
+        type=seconds,
+        default=60.0,
+        metavar="S",
+        help="how long a picture may take, in seconds (default: %(default)g)",
     )
 
 

@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import STDIO, add_connection_arguments, add_in_flight, add_version, probability, seconds
+from .arguments import (
+    STDIO,
+    add_connection_arguments,
+    add_in_flight,
+    add_timeout,
+    add_version,
+    probability,
+)
 
 PROG = "rcnn-detect"
 
@@ -144,12 +151,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
     )
     add_in_flight(server)
-    server.add_argument(
-        "--timeout-s",
-        type=seconds,
-        default=60.0,
-        metavar="S",
-        help="how long a picture may take, in seconds (default: %(default)g)",
-    )
+    add_timeout(server)
     add_connection_arguments(server)
     return parser

@@ -6,6 +6,7 @@ from typing import Any
 
 from pycocotools import mask as rle
 
+from .._run_lengths import decode_counts
 from .coco_file import is_number
 
 Rle = dict[str, Any]
@@ -69,7 +70,7 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> Rle:
     """The mask of either run-length encoding: a list of lengths, or text."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if isinstance(counts, str):
-        counts = _decode_counts(counts)
+        counts = decode_counts(counts)
     if not (isinstance(size, list) and isinstance(counts, list) and all(map(_is_run, counts))):
         raise UnusableError(UNUSABLE, segmentation)
     if size != [height, width]:
@@ -84,24 +85,3 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> Rle:
 
 def _is_run(value: Any) -> bool:
     return is_number(value) and value >= 0 and value == int(value)
-
-
-def _decode_counts(text: str) -> list[int] | None:
-    """The runs in COCO's compressed text, as in `rleFrString` of pycocotools; None where it is none.
-
-    A character holds five bits of a number and whether more follow; from the fourth run on, the number is the
-    difference to the last run but one.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or shift > 60:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            value -= (code & 16) << (shift - 4)  # the sign
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs if shift == 0 else None

@@ -48,12 +48,8 @@ def rcnn_error_answer(error: RcnnError) -> web.Response:
     return error_answer(status, error)
 
 
-def detections_json(
-    model: str, encoded: bytes, found: Detections, timing: Timing | None, *, has_rle: bool
-) -> bytes:
-    """The answer to POST /detect; masks take milliseconds each."""
-    if not has_rle:
-        found = dataclasses.replace(found, mask_probabilities=None)
+def detections_json(model: str, encoded: bytes, found: Detections, timing: Timing | None) -> bytes:
+    """The answer to POST /detect; masks that the server did not paste take milliseconds each."""
     answer: dict[str, Any] = {"model": model, "image_size_hw": None, "orientation": 1}
     with contextlib.suppress(Exception):  # what the server decodes, this host's Pillow may not know
         answer["image_size_hw"] = encoded_size_hw(encoded)

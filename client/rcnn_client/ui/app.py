@@ -84,9 +84,7 @@ class _Handlers:
                         found, timing = await self._server.time(model, call)
                     else:
                         found, timing = await call(), None
-            body = await asyncio.to_thread(
-                detections_json, model, encoded, found, timing, has_rle=query.has_rle
-            )
+            body = await asyncio.to_thread(detections_json, model, encoded, found, timing)
         return web.Response(body=body, content_type="application/json", charset="utf-8")
 
     async def picture(self, request: web.Request) -> web.Response:

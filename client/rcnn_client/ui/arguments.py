@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..tools.arguments import add_connection_arguments, add_in_flight, add_version, seconds
+from ..tools.arguments import (
+    add_connection_arguments,
+    add_in_flight,
+    add_timeout,
+    add_url,
+    add_version,
+)
 
 PROG = "rcnn-ui"
 
@@ -69,19 +75,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     server = parser.add_argument_group("the Triton server")
-    server.add_argument(
-        "--url",
-        default="localhost:8001",
-        metavar="HOST:PORT",
-        help="gRPC address of the server (default: %(default)s)",
-    )
+    add_url(server)
     add_in_flight(server)
-    server.add_argument(
-        "--timeout-s",
-        type=seconds,
-        default=60.0,
-        metavar="S",
-        help="how long a picture may take, in seconds (default: %(default)g)",
-    )
+    add_timeout(server)
     add_connection_arguments(server)
     return parser

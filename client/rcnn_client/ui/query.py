@@ -34,13 +34,11 @@ class Query:
     Attributes:
         model: the detector; empty for the only one on the server.
         options: of the detector.
-        has_rle: whether to answer masks.
         has_timing: whether to answer where the time went.
     """
 
     model: str
     options: DetectOptions
-    has_rle: bool
     has_timing: bool
 
 
@@ -102,14 +100,11 @@ def read_query(given: Mapping[str, str], get_all: Callable[[str], Sequence[str]]
             )
         texts = get_all(name)
         values[name] = texts if name == "classes" else _read(name, texts)
-    model, has_rle, has_timing = (
-        values.pop("model", ""),
-        values.pop("rle", False),
-        values.pop("timing", False),
-    )
+    model, has_timing = values.pop("model", ""), values.pop("timing", False)
+    values["masks"] = "rle" if values.pop("rle", False) else "none"
     options = cast(DetectOptions, values)
     read_options(options)
-    return Query(model, options, has_rle, has_timing)
+    return Query(model, options, has_timing)
 
 
 def _read(name: str, texts: Sequence[str]) -> Any:

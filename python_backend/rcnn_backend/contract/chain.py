@@ -90,7 +90,7 @@ class Chain:
 
     family: str
     steps: tuple[ChainStep, ...]
-    answers: tuple[Tensor, ...]
+    answers: tuple[Tensor, ...] = ()
     head: str = ""
 
     @property

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rcnn_backend.contract.chain import DETECTED_LABELS, Chain, ChainStep
+from rcnn_backend.contract.chain import DETECTED_LABELS, RLES, Chain, ChainStep
 from rcnn_backend.contract.parameters import HeadParameters, PoolParameters, RleParameters
 from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.engines.load import Engine
+from rcnn_backend.operators import rles as pasting
 from rcnn_backend.operators.detections import Detections
 from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, run_packed
 
@@ -72,14 +73,16 @@ class Head:
         Args:
             features, image_sizes: as for ``answer``.
         """
-        batch, answers = len(image_sizes), [tensor.name for tensor in self.chain.answers]
-        rle_parameters = [self.rle_parameters] * batch if self.rle_parameters else []
+        if self.rle_parameters:
+            pasting.warm_up(self.device)
+        batch = len(image_sizes)
+        answers = [tensor.name for tensor in self.chain.answers if tensor != RLES]
         boxes, scores = (np.zeros((batch, detections_per_img, *shape), np.float32) for shape in ((4,), ()))
         labels = np.zeros((batch, detections_per_img), np.int64)
         for count in [each for each in reversed(self.parameters.padded_counts) for _ in range(2)]:
             counts = np.full((batch, 1), count, np.int32)
             blank = [self.device.upload(array) for array in (boxes, scores, labels, counts, boxes)]
-            self.answer(features, Detections(*blank), image_sizes, answers, rle_parameters)
+            self.answer(features, Detections(*blank), image_sizes, answers, ())
 
     @functools.cached_property
     def _network(self) -> Callable[[Array, Array], Array]:

@@ -37,7 +37,7 @@ MODULES["angle_header"] = AngleHeaderModule
 """
 
 FAMILIES = """
-from angle_detector import AngleRCNN
+from angle_rcnn import AngleRCNN
 
 KINDS = {"angle_rcnn": AngleRCNN, **KINDS}
 """

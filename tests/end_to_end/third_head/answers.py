@@ -9,22 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import tritonclient.grpc as triton
-from angle_detector import CLASSES, angle_detector
-from rcnn_backend.operators.decode import decode_image
+from angle_detector import angle_detector
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
-from rcnn_export.detector.load import Detector
 from rcnn_export.repository.write import export_repository
 from rcnn_export.verify.reference import run_reference
-from rcnn_export.verify.sample_pictures import sample_pictures
+from small_detectors import PICTURES, pixels_of
 
 
 def main(repository: Path) -> None:
-    model, pictures = angle_detector(), list(sample_pictures().values())[:3]
-    names = ["__background__", *(f"class_{label}" for label in range(1, CLASSES))]
-    export_repository(Detector(model, "angles", "random", names), repository, "turned")
-    pixels = [decode_image(picture, 10**8) for picture in pictures]
-    trace = run_reference(model, pixels)
+    detector, pictures, pixels = angle_detector(), PICTURES[:3], pixels_of([0, 1, 2])
+    export_repository(detector, repository, "turned")
+    trace = run_reference(detector.model, pixels)
     expected = [np.arctan2(vectors[:, 0], vectors[:, 1]) for vectors in trace.head_maps]
     assert all(len(angles) for angles in expected)
     found = Pipeline.load(repository, "turned").detect(pixels)

@@ -121,7 +121,7 @@ def test_another_family_under_an_old_name_leaves_nothing_of_it(
         assert {name.partition("/")[0] for name in own} == set(chain.model_names("x_"))
         assert others.items() <= snapshot(tmp_path).items()
     (removed,) = [line for line in lines if line.startswith("Removing")]
-    assert "x__mask_features, x__mask_header, x__masks of the earlier export" in removed
+    assert "x__mask_features, x__mask_header, x__masks, x__rles of the earlier export" in removed
 
 
 def test_a_failed_swap_puts_the_models_of_the_other_family_back(

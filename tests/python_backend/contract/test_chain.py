@@ -23,6 +23,13 @@ def test_a_family_is_found_by_its_models_and_by_its_answers(chain: Chain) -> Non
     assert chain_of_answers([tensor.name for tensor in chain.answers]) is chain
 
 
+def test_answers_may_be_left_out() -> None:
+    assert chain_of_answers(["boxes", "masks"]) is MASK_RCNN
+    assert chain_of_answers(["boxes", "keypoints"]) is KEYPOINT_RCNN
+    assert chain_of_answers(["boxes"]) is FASTER_RCNN
+    assert chain_of_answers(["boxes", "angles"]) is chain_of_answers(["masks", "keypoints"]) is None
+
+
 def owner_in(repository: dict[str, Chain], model: str) -> str | None:
     """``detector_of`` among detectors of these names, each with its ensemble."""
     ensembles = {name: chain.step_names(name) for name, chain in repository.items()}
