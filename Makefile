@@ -122,8 +122,9 @@ fuzz-gpu: $(VENV)/.gpu  ## 20,000 JPEGs, valid and hostile, decoded on this GPU:
 verify-models: $(DIGITS) $(TOOLS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh
 
-bench-cpu: $(DIGITS) $(TOOLS)  ## served latency beside torchvision eager in process, on this CPU
+bench-cpu: $(DIGITS) $(TOOLS)  ## latency and throughput on this CPU beside torchvision eager, OpenVINO and ONNX Runtime
 	$(BIN)/python tests/benchmarks/cpu.py
+	$(BIN)/python tests/benchmarks/cpu_peers.py
 
 constraints: $(TOOLS)  ## resolve every pin again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new

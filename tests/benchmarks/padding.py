@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from rcnn_backend.operators.decode import decode_image
+from rcnn_backend.operators.openvino_runtime import VERSION
 from rcnn_backend.operators.sizes import padded_size_hw, resized_size_hw
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.digits.compose import compose_picture
@@ -71,7 +71,7 @@ def main() -> int:
         table.add_row(quantity, *(column[quantity] for column in columns))
     console.print(table)
     console.print(
-        f"ONNX Runtime {onnxruntime.__version__} on the CPU, NumPy {np.__version__}, {platform.machine()}, "
+        f"OpenVINO {VERSION} on the CPU, NumPy {np.__version__}, {platform.machine()}, "
         f"Python {platform.python_version()}"
     )
     console.print("command: python", shlex.join(sys.argv))

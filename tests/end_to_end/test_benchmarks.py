@@ -39,6 +39,14 @@ def test_cpu_benchmark_measures_both_sides(
     assert served_ms > 0
 
 
+@pytest.mark.long
+def test_cpu_peers_all_detect(digits: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load("cpu_peers", monkeypatch)
+    latencies_ms, rates = benchmark.measure(digits, (120, 160), tmp_path, repeats=1, bursts=1)
+    assert (len(latencies_ms), len(rates)) == (6, 3)
+    assert min(*latencies_ms.values(), *rates.values()) > 0
+
+
 def test_precision_benchmark_scores_the_pipeline_as_torchvision_is_scored(
     digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,7 @@ def test_export_verify_and_train_as_their_page_says(weights: Path, tmp_path: Pat
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     shutil.copy(weights, tmp_path)
     shutil.copy(ROOT / "export" / "samples" / "labels.txt", tmp_path)
+    shutil.copytree(SAMPLE_PICTURES, tmp_path / "pictures")
     published = tmp_path / "torch" / "hub" / "checkpoints" / "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
     published.parent.mkdir(parents=True)
     torch.save(fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), published)

@@ -9,9 +9,10 @@ import pytest
 from rcnn_backend.contract.chain import CHAINS
 from rcnn_export.commands import choices, export, export_arguments, verify
 from rcnn_export.detector.load import TORCHVISION_MODELS
-from rcnn_export.engines.options import ENGINE_FILES
+from rcnn_export.engines.options import ENGINE_FILES, NUM_CALIBRATION_PICTURES
 from rcnn_export.engines.plan_shapes import EXAMPLE
 from rcnn_export.engines.precision import PRECISIONS
+from rcnn_export.engines.ranges import METHODS
 from rcnn_export.engines.stages import MAX_BATCH
 from rcnn_export.errors import INTERRUPTED
 
@@ -25,6 +26,8 @@ def test_the_choices_are_those_of_the_code() -> None:
     assert set(choices.DEFAULT_MODELS.values()) < set(TORCHVISION_MODELS)
     assert tuple(ENGINE_FILES) == choices.ENGINES
     assert tuple(PRECISIONS) == choices.PRECISIONS
+    assert choices.CALIBRATION_METHODS == METHODS
+    assert choices.NUM_CALIBRATION_PICTURES == NUM_CALIBRATION_PICTURES
     assert choices.EXAMPLE_SHAPES == EXAMPLE
     assert choices.MAX_BATCH == MAX_BATCH
 
@@ -85,3 +88,28 @@ def test_ctrl_c_is_one_line(
     monkeypatch.setattr(command, work, interrupted)
     assert command.main(arguments) == INTERRUPTED  # type: ignore[attr-defined]
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--precision", "int8"],
+            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
+        ),
+        (
+            ["--precision", "int8", "--engine", "aoti", "--calibrate", "."],
+            "--engine aoti has no INT8: use --engine onnx or tensorrt, or --precision fp16",
+        ),
+        (["--calibrate", "."], "they need --precision int8"),
+        (["--keep-float", "backbone"], "they need --precision int8"),
+        (["--precision", "fp16", "--calibration-pictures", "3"], "they need --precision int8"),
+    ],
+)
+def test_options_of_int8_go_together(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "load_detector", lambda *_, **__: None)
+    assert export.main(["faster_rcnn", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("rcnn-export: ") and said.count("\n") == 1

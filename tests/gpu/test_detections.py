@@ -185,7 +185,7 @@ def test_many_proposals() -> None:
 
 
 def test_equals_the_cpu() -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
     from rcnn_backend.operators.detections import detect as detect_on_cpu
 
     random = np.random.default_rng(6)

@@ -201,7 +201,7 @@ def test_memory_nobody_wrote_does_no_harm() -> None:
 
 
 def test_equals_the_cpu() -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
     from rcnn_backend.operators.proposals import propose as propose_on_cpu
 
     random = np.random.default_rng(9)

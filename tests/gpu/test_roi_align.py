@@ -200,7 +200,7 @@ def test_no_roi_and_wild_counts() -> None:
 
 
 def test_equals_the_cpu() -> None:
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
     from rcnn_backend.operators.roi_align import multi_scale_roi_align as on_cpu
 
     features, counts = pyramid(8, np.float32), [40, 0, 7]

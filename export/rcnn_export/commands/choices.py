@@ -19,6 +19,8 @@ DEFAULT_MODELS = {  # of each family
 }
 DEFAULT_MODEL = DEFAULT_MODELS["faster_rcnn"]
 ENGINES = ("onnx", "aoti", "tensorrt")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATION_METHODS = ("max", "percentile")
+NUM_CALIBRATION_PICTURES = 300
 EXAMPLE_SHAPES = "1x320x320,4x800x1344,8x1344x1344"
 MAX_BATCH = 128  # pictures

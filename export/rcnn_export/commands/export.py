@@ -15,9 +15,10 @@ from rich.markup import escape
 
 from rcnn_export.commands.export_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import TENSORRT, EngineOptions
+from rcnn_export.engines.options import AOTI, NUM_CALIBRATION_PICTURES, TENSORRT, Calibration, EngineOptions
 from rcnn_export.engines.plan_shapes import plan_profiles
-from rcnn_export.engines.precision import PRECISIONS
+from rcnn_export.engines.precision import INT8, PRECISIONS
+from rcnn_export.engines.ranges import METHODS
 from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.write import VERSION, export_repository
@@ -85,8 +86,10 @@ def _engine_options(arguments: argparse.Namespace, detector: Detector) -> Engine
     """The options that the arguments give.
 
     Raises:
-        ExportError: an option of plans without ``--engine tensorrt``, or shapes that cannot be profiles.
+        ExportError: an option of plans without ``--engine tensorrt``, shapes that cannot be profiles, or what
+            ``_calibration`` says.
     """
+    calibration = _calibration(arguments)
     plan = PlanOptions(
         arguments.version_compatible, arguments.hardware_compatible, tuple(arguments.compute_capability)
     )
@@ -97,8 +100,42 @@ def _engine_options(arguments: argparse.Namespace, detector: Detector) -> Engine
                 "--shapes, --version-compatible, --hardware-compatible and --compute-capability are TensorRT's: "
                 f"they need --engine {TENSORRT}"
             )
-        return EngineOptions(arguments.engine, precision)
-    return EngineOptions(TENSORRT, precision, plan_profiles(detector.model, arguments.shapes), plan)
+        return EngineOptions(arguments.engine, precision, calibration=calibration)
+    return EngineOptions(
+        TENSORRT, precision, plan_profiles(detector.model, arguments.shapes), plan, calibration
+    )
+
+
+def _calibration(arguments: argparse.Namespace) -> Calibration | None:
+    """How INT8 is calibrated; None for another precision.
+
+    Raises:
+        ExportError: INT8 without pictures or for an engine that has none, or an option of INT8 without it.
+    """
+    if arguments.precision != INT8.name:
+        if (
+            arguments.calibrate
+            or arguments.calibration_pictures
+            or arguments.calibration_method
+            or arguments.keep_float
+        ):
+            raise ExportError(
+                "--calibrate, --calibration-pictures, --calibration-method and --keep-float are for INT8: they need "
+                f"--precision {INT8.name}"
+            )
+        return None
+    if arguments.engine == AOTI:
+        raise ExportError(f"--engine {AOTI} has no INT8: use --engine onnx or tensorrt, or --precision fp16")
+    if not arguments.calibrate:
+        raise ExportError(
+            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those that will be sent"
+        )
+    return Calibration(
+        arguments.calibrate,
+        arguments.calibration_pictures or NUM_CALIBRATION_PICTURES,
+        arguments.calibration_method or METHODS[0],
+        arguments.keep_float,
+    )
 
 
 def _summary(detector: Detector, name: str, repository: Path, written: list[Path]) -> str:

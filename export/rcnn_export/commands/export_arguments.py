@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcnn_export.commands.choices import (
+    CALIBRATION_METHODS,
     DEFAULT_MODEL,
     DEFAULT_MODELS,
     ENGINES,
     EXAMPLE_SHAPES,
+    NUM_CALIBRATION_PICTURES,
     PRECISIONS,
     TORCHVISION_MODELS,
 )
@@ -72,14 +74,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="onnx: runs anywhere, in ONNX Runtime; aoti: compiled by PyTorch for this machine's GPU, or CPU if "
-        "it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
+        help="onnx: runs anywhere, in OpenVINO on a CPU and in ONNX Runtime on a GPU; aoti: compiled by PyTorch for "
+        "this machine's GPU, or CPU if it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="of the networks; boxes and scores are computed in fp32 either way (default: %(default)s)",
+        help="of the networks; boxes and scores are computed in fp32 whatever it is; int8 needs --calibrate "
+        "(default: %(default)s)",
+    )
+    int8 = parser.add_argument_group("INT8")
+    int8.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures like those that will be sent, on which the ranges of the INT8 numbers are measured",
+    )
+    int8.add_argument(
+        "--calibration-pictures",
+        type=_count,
+        metavar="N",
+        help=f"how many pictures of the folder are used, at most (default: {NUM_CALIBRATION_PICTURES})",
+    )
+    int8.add_argument(
+        "--calibration-method",
+        choices=CALIBRATION_METHODS,
+        help=f"how a range follows from the numbers seen (default: {CALIBRATION_METHODS[0]})",
+    )
+    int8.add_argument(
+        "--keep-float",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="layers that stay in fp32, such as those that rcnn-verify --sensitivity names first; a module's name "
+        "stands for all its layers",
     )
     plans = parser.add_argument_group("TensorRT plans")
     plans.add_argument(
@@ -110,6 +139,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)  # the family may stand anywhere
     arguments.model = arguments.model or DEFAULT_MODELS.get(arguments.family, DEFAULT_MODEL)
     return arguments
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures, expected 1 or more")
+    return int(text)
 
 
 def _shapes(text: str) -> "ShapeRange":

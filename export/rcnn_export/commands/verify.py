@@ -34,6 +34,7 @@ from rcnn_export.verify.pipeline_stages import PipelineStages, unpad_detections
 from rcnn_export.verify.reference import ImageDetections
 from rcnn_export.verify.report import make_table, print_verdict
 from rcnn_export.verify.sample_pictures import sample_pictures
+from rcnn_export.verify.sensitivity import make_cost_table, rank_layers
 from rcnn_export.verify.stages import Verification
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
@@ -41,6 +42,7 @@ SERVER_TIMEOUT_S = 600.0
 ENGINE_OF_STAGE = {
     stage: step.name for chain in CHAINS.values() for step in chain.engines for stage in step.stages
 }
+SENSITIVITY_PICTURES = 3
 TABLE_WIDTH = 80  # columns; narrower, it would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
@@ -72,6 +74,12 @@ def _verify(arguments: argparse.Namespace) -> int:
         pipeline = load_pipeline(arguments.repository, arguments.name, arguments.engine)
         precision = read_precision(arguments.repository, arguments.name)
         pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
+        if arguments.sensitivity:
+            most_px = pipeline.preprocess_parameters.max_image_pixels
+            images = [decode(picture, most_px) for picture in pictures[:SENSITIVITY_PICTURES]]
+            costs = rank_layers(detector.model, arguments.repository, arguments.name, images, report)
+            console.print(make_cost_table(costs, f"{arguments.name}: the error of each layer alone"))
+            return HOLDS
         verification = Verification(
             detector.model, PipelineStages(pipeline), served=bool(arguments.server), precision=precision
         )

@@ -59,6 +59,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "Runtime's; builds the plan again with every layer's output",
     )
     parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="of an INT8 export, instead of comparing it: rank its layers by the error of each when it alone is INT8, on "
+        "the first 3 pictures; rcnn-export --keep-float keeps those that are named in FP32",
+    )
+    parser.add_argument(
         "--server", metavar="HOST:PORT", help="compare also the answers of the server at this gRPC address"
     )
     return parser.parse_args(argv)

@@ -2,16 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import Profile
 
 from rcnn_export.engines.precision import FP32, Precision
+from rcnn_export.engines.ranges import METHODS
 
 ONNX, AOTI, TENSORRT = "onnx", "aoti", "tensorrt"
 ENGINE_FILES = {ONNX: "model.onnx", AOTI: "model.pt2", TENSORRT: "model.plan"}
 TRITON_BACKENDS = {ONNX: "onnxruntime", AOTI: "pytorch", TENSORRT: "tensorrt"}
+NUM_CALIBRATION_PICTURES = 300
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How an INT8 export chooses its scales.
+
+    Attributes:
+        folder: of pictures like those that will be sent.
+        num_pictures: how many of them, at most.
+        method: one of ``ranges.METHODS``.
+        keep_float: layers that stay in FP32, by the names that rcnn-verify --sensitivity shows; a module's name
+            stands for all layers in it.
+    """
+
+    folder: Path
+    num_pictures: int = NUM_CALIBRATION_PICTURES
+    method: str = METHODS[0]
+    keep_float: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -23,12 +44,14 @@ class EngineOptions:
         precision: of the networks.
         profiles: of the TensorRT plans, by step; by default those of ``plan_profiles``.
         plan: how TensorRT builds the plans.
+        calibration: of an INT8 export; None of any other.
     """
 
     engine: str = ONNX
     precision: Precision = FP32
     profiles: Mapping[str, Sequence[Profile]] = field(default_factory=dict)
     plan: PlanOptions = field(default_factory=PlanOptions)
+    calibration: Calibration | None = None
 
     @property
     def is_for_gpu(self) -> bool:

@@ -31,7 +31,7 @@ from rcnn_export.detector.shapes import pooled_levels, tensor_sizes
 from rcnn_export.engines.options import DEFAULT_ENGINE, TRITON_BACKENDS, EngineOptions
 from rcnn_export.engines.precision import Precision
 
-FUSED_INSTANCES = 2  # on a GPU: one decodes while the other computes
+FUSED_INSTANCES = 2  # at least, on a GPU: one decodes while the other computes
 CHOSEN_BY_HAND = (
     "max_image_bytes",
     "max_image_pixels",
@@ -95,7 +95,8 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
             config.backend = TRITON_BACKENDS[options.engine]
             _list_profiles(config, len(options.profiles.get(own, ())))
         if own == FUSED and options.is_for_gpu:
-            config.instance_group.add(count=FUSED_INSTANCES)
+            for group in config.instance_group:
+                group.count = max(group.count, FUSED_INSTANCES)
         if options.profiles:
             config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
         if step := steps.get(own):
@@ -118,7 +119,9 @@ def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 def _list_profiles(config: ModelConfig, count: int) -> None:
     """Lists all profiles: Triton uses only a plan's first unless the config names the others."""
     if count > 1:
-        config.instance_group.add(kind=ModelInstanceGroup.KIND_GPU, profile=map(str, range(count)))
+        for group in config.instance_group:
+            group.kind = ModelInstanceGroup.KIND_GPU
+            group.profile[:] = map(str, range(count))
 
 
 def _wire(config: ModelConfig, chain: Chain, name: str, levels: int) -> None:

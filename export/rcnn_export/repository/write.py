@@ -4,13 +4,15 @@ import dataclasses
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rcnn_backend.contract.chain import FUSED, PIXELS
+from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.manifest import sha256_of, write_manifest
+from rcnn_backend.contract.parameters import PreprocessParameters, read_parameters
 
 from rcnn_export.detector.load import Detector, check_detector
 from rcnn_export.engines.aoti_export import compile_package
@@ -20,9 +22,11 @@ from rcnn_export.engines.options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, ONNX
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
+from rcnn_export.repository.calibrate import find_pictures
 from rcnn_export.repository.configs import derive_configs, template_of
 from rcnn_export.repository.names import check_name, outdated_models
 from rcnn_export.repository.progress import still_running
+from rcnn_export.repository.quantize import quantize_engines
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
@@ -49,8 +53,9 @@ def export_repository(
         The files written, engines and configs, in the order the data flows.
 
     Raises:
-        ExportError: the name is no Triton model name or would replace another detector's model, the detector is one that cannot be exported, a graph cannot be an engine, the
-            shapes are no profiles, or the repository cannot be written.
+        ExportError: the name is no Triton model name or would replace another detector's model, the detector is one that
+            cannot be exported, a graph cannot be an engine, the shapes are no profiles, INT8 cannot be calibrated, or
+            the repository cannot be written.
         RepositoryError: a TensorRT plan cannot be built.
     """
     check_detector(detector.model)
@@ -60,6 +65,13 @@ def export_repository(
         options = dataclasses.replace(options, profiles=plan_profiles(detector.model))
     if options.engine == TENSORRT:
         _plan_build().check_target(options.plan)  # before minutes of export
+    calibration = options.calibration
+    if calibration:
+        report(f"Looking at the pictures in {calibration.folder}")
+        limits = read_parameters(
+            PreprocessParameters, read_config(template_of(detector.chain, "_preprocess"))
+        )
+        pictures = find_pictures(calibration, limits.max_image_pixels, report)
     try:
         repository.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
@@ -77,12 +89,21 @@ def export_repository(
         labels = "".join(f"{class_name}\n" for class_name in detector.class_names)
         for whole in (name, f"{name}_{PIXELS}", f"{name}_{FUSED}"):
             (staging / whole / "labels.txt").write_text(labels, encoding="utf-8")
-        precision = options.precision
-        for stage in engine_stages(detector.model, precision):
-            report(f"Exporting the {stage.name}, {precision.name}, for {options.engine}")
-            version_dir = staging / f"{name}_{stage.name}" / VERSION
+        stages = {
+            staging / f"{name}_{stage.name}" / VERSION: stage
+            for stage in engine_stages(detector.model, options.precision)
+        }
+        abouts = {}
+        for version_dir, stage in stages.items():
+            report(f"Exporting the {stage.name}, {options.precision.name}, for {options.engine}")
             with still_running(report, f"exporting the {stage.name}"):
-                _write_engine(stage, detector, options, version_dir)
+                abouts[version_dir] = _write_engine(stage, options, version_dir)
+        about_all = {}
+        if calibration:
+            steps = [stage.name for stage in stages.values()]
+            about_all = quantize_engines(staging, name, steps, calibration, pictures, repository, report)
+        for version_dir, stage in stages.items():
+            _write_manifest(stage, detector, options, version_dir, abouts[version_dir], about_all)
             if options.engine == TENSORRT:
                 report(f"Building the {stage.name}'s TensorRT plan")
                 builder = _plan_build()
@@ -101,14 +122,24 @@ def export_repository(
     return [path for model in models for path in sorted((repository / model).rglob("*")) if path.is_file()]
 
 
-def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, version_dir: Path) -> None:
-    path = version_dir / ENGINE_FILES[ONNX if options.engine == TENSORRT else options.engine]
-    about: dict[str, str] = {}
+def _write_engine(stage: Stage, options: EngineOptions, version_dir: Path) -> dict[str, str]:
+    """Writes the engine, or the graph that its plan is built from; returns what is said of it in the manifest."""
+    path = version_dir / _written_file(options)
     if options.engine == AOTI:
-        about["target"] = compile_package(stage, path)
-    else:
-        path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
-    about["sha256"] = sha256_of(path)
+        return {"target": compile_package(stage, path)}
+    path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
+    return {}
+
+
+def _write_manifest(
+    stage: Stage,
+    detector: Detector,
+    options: EngineOptions,
+    version_dir: Path,
+    about: Mapping[str, str],
+    calibration: Mapping[str, Any],
+) -> None:
+    path = version_dir / _written_file(options)
     manifest: dict[str, Any] = {
         "stage": stage.name,
         "model": detector.model_name,
@@ -122,12 +153,19 @@ def _write_engine(stage: Stage, detector: Detector, options: EngineOptions, vers
         "inputs": stage.inputs,
         "outputs": stage.outputs,
         "shapes": stage.axes,
-        "engines": {} if options.engine == TENSORRT else {path.name: about},  # a plan records its graph
+        "engines": {},
         "versions": {
             package: importlib.metadata.version(package) for package in ("torch", "torchvision", "onnx")
         },
+        **calibration,
     }
+    if options.engine != TENSORRT:  # a plan records its graph
+        manifest["engines"][path.name] = {**about, "sha256": sha256_of(path)}
     write_manifest(version_dir, manifest)
+
+
+def _written_file(options: EngineOptions) -> str:
+    return ENGINE_FILES[ONNX if options.engine == TENSORRT else options.engine]
 
 
 def _absolute(weights: str) -> str:

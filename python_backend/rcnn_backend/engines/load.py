@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Protocol
 
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
-from rcnn_backend.engines.onnx import OnnxEngine
 from rcnn_backend.errors import RepositoryError
 
 Tensors = Mapping[str, Array]
@@ -41,14 +40,14 @@ def find_engine(version_dir: Path) -> Path:
 def load_engine(
     version_dir: Path,
     device: Device | None = None,
-    intra_op_threads: int = 0,
-    inter_op_threads: int = 0,
+    threads: int = 0,
     file_name: str = "",
 ) -> Engine:
     """Loads the engine of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
 
     Args:
-        device: where it runs; the CPU by default. The numbers of threads are ONNX Runtime's there.
+        device: where it runs; the CPU by default.
+        threads: of an ONNX file's engine on the CPU; 0 means one a core.
         file_name: of the engine; by default the first of ENGINE_ORDER that is there.
 
     Raises:
@@ -69,4 +68,6 @@ def load_engine(
         from rcnn_backend.engines.onnx_gpu import OnnxGpuEngine  # needs CuPy
 
         return OnnxGpuEngine(path, device)
-    return OnnxEngine(path, intra_op_threads, inter_op_threads)
+    from rcnn_backend.engines.onnx import OnnxEngine  # needs OpenVINO
+
+    return OnnxEngine(path, threads)

@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime
 
 from rcnn_backend.devices import Gpu
-from rcnn_backend.engines.onnx import open_session
 from rcnn_backend.errors import RepositoryError
 
 PROVIDER = "CUDAExecutionProvider"
@@ -88,7 +87,14 @@ class OnnxGpuEngine:
             _share_working_memory(self._device_id)
             options.add_session_config_entry("session.use_env_allocators", "1")
         providers = [(PROVIDER, self._provider_options), "CPUExecutionProvider"]
-        session = open_session(self._path, options, providers)
+        options.log_severity_level = 3  # errors
+        try:
+            session = onnxruntime.InferenceSession(self._path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no public base
+            raise RepositoryError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path}: {error}. "
+                "Export the detector again with rcnn-export"
+            ) from error
         if PROVIDER not in session.get_providers():
             raise RepositoryError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot use the GPU for {self._path}: it has "

@@ -6,7 +6,7 @@ Boxes are (x1, y1, x2, y2).
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_backend.operators import onnx_operators
+from rcnn_backend.operators import openvino_operators
 
 Float = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -21,14 +21,16 @@ def batched_nms(
     the input. IoU is computed on the boxes as they are: torchvision's variant for up to
     1000 boxes first shifts each group away from the others, which rounds the coordinates.
     """
-    by_group = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[by_group])) + 1
-    kept = [
-        members[onnx_operators.non_max_suppression(boxes[members], scores[members], iou_threshold)]
-        for members in np.split(by_group, starts)
-        if len(members)
-    ]
-    if not kept:
+    if not len(boxes):
         return np.empty(0, np.int64)
-    indices = np.sort(np.concatenate(kept))
+    _, group_of, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    by_group = np.argsort(group_of, kind="stable")
+    place = np.arange(len(boxes)) - np.repeat(counts.cumsum() - counts, counts)  # within its group
+    members = np.zeros((len(counts), counts.max()), np.int64)  # [G, n], each group padded to the largest
+    members[group_of[by_group], place] = by_group
+    is_real = np.arange(counts.max()) < counts[:, None]  # [G, n]
+    kept = openvino_operators.non_max_suppression(
+        boxes[members], np.where(is_real, scores[members], np.float32(-np.inf)), iou_threshold
+    )
+    indices = np.sort(members[kept[:, 0], kept[:, 1]])
     return indices[np.argsort(-scores[indices], kind="stable")]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.contract.parameters import PoolParameters
-from rcnn_backend.operators import onnx_operators
+from rcnn_backend.operators import openvino_operators
 from rcnn_backend.operators.boxes import box_area
 
 Float = npt.NDArray[np.float32]
@@ -49,22 +49,19 @@ def multi_scale_roi_align(
         from rcnn_backend.operators.gpu import roi_align as gpu  # needs CuPy
 
         return gpu.multi_scale_roi_align(features, proposals, num_proposals, parameters)
-    batch, rois = proposals.shape[:2]
-    height, width = parameters.output_size_hw
-    real = np.arange(rois) < num_proposals.reshape(-1, 1)  # [B, R]
-    images, slots = np.nonzero(real)
-    boxes = proposals[images, slots]
-    levels = assign_levels(boxes, parameters)
-    pooled = np.zeros((batch, rois, features[0].shape[1], height, width), features[0].dtype)
-    for level, (feature, stride) in enumerate(zip(features, parameters.feature_strides, strict=True)):
-        here = np.flatnonzero(levels == level)
-        if len(here):
-            pooled[images[here], slots[here]] = onnx_operators.roi_align(
-                feature.astype(np.float32, copy=False),
-                boxes[here],
-                images[here],
-                1 / stride,
-                (height, width),
-                parameters.sampling_ratio,
-            )
-    return pooled
+    pooled = np.empty((*proposals.shape[:2], features[0].shape[1], *parameters.output_size_hw), np.float32)
+    for image, count in enumerate(num_proposals.reshape(-1)):
+        boxes = proposals[image, :count]
+        levels = assign_levels(boxes, parameters)
+        by_level = np.argsort(levels, kind="stable")
+        rows = np.full(len(pooled[image]), count, np.int32)
+        rows[by_level] = np.arange(count)
+        openvino_operators.roi_align(
+            [feature[image : image + 1].astype(np.float32, copy=False) for feature in features],
+            [boxes[levels == level] for level in range(len(features))],
+            rows,
+            parameters.feature_strides,
+            parameters.sampling_ratio,
+            pooled[image],
+        )
+    return pooled.astype(features[0].dtype, copy=False)

@@ -54,7 +54,7 @@ def check_engine_packages() -> None:
     Raises:
         ServerError: names the extra that is missing.
     """
-    if not any(map(PathFinder.find_spec, ("onnxruntime", "cupy"))):
+    if not any(map(PathFinder.find_spec, ("openvino", "cupy"))):
         raise ServerError(
             f"no engine is installed for {sys.executable}: run `pip install 'rcnn-backend[cpu]'`, or "
             "`pip install 'rcnn-backend[gpu]'` on a host with an NVIDIA GPU"

@@ -13,20 +13,17 @@ from rcnn_backend.steps.step import Step, Tensors
 class TritonPythonModel:
     """Runs the requests of one execution as one batch, on the instance's GPU or on the CPU.
 
-    The config's parameters ``intra_op_thread_count`` and ``inter_op_thread_count`` mean what they
-    mean to Triton's own onnxruntime backend.
+    The config's parameter ``intra_op_thread_count`` means what it means to Triton's own onnxruntime
+    backend: how many threads one run takes on the CPU, 0 for one a core.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
         self.step = Step(args)
         parameters = self.step.config.get("parameters", {})
-        intra, inter = (
-            int(parameters.get(name, {}).get("string_value", 0))
-            for name in ("intra_op_thread_count", "inter_op_thread_count")
-        )
+        threads = int(parameters.get("intra_op_thread_count", {}).get("string_value", 0))
         self.outputs = [output["name"] for output in self.step.config["output"]]
         version_dir = Path(args["model_repository"]) / args["model_version"]
-        self.engine = load_engine(version_dir, self.step.device, intra, inter)
+        self.engine = load_engine(version_dir, self.step.device, threads)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.step.answer_together(requests, self._run)

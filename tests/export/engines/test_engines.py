@@ -19,7 +19,8 @@ from rcnn_export.detector.load import TORCHVISION_MODELS, load_detector
 from rcnn_export.engines.graph_checks import DATA_DEPENDENT, NOT_IN_AN_ENGINE, clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.plan_shapes import plan_profiles
-from rcnn_export.engines.precision import FP16, FP32, Precision
+from rcnn_export.engines.precision import FP16, FP32, INT8, Precision
+from rcnn_export.engines.quantize import find_layers, layer_inputs, quantize
 from rcnn_export.engines.stages import Stage, engine_stages
 from torchvision.models.detection import FasterRCNN
 
@@ -130,6 +131,19 @@ def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> N
     """The sample's FP16 plans, which other tests build, take a few seconds; these minutes."""
     for stage in own_stages(model, FP16):
         onnx.save(clean_graph(export_onnx(stage)), tmp_path / "model.onnx")
+        build(model, stage, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_tensorrt_parses_and_builds_int8(model: FasterRCNN, tmp_path: Path) -> None:
+    """With ranges that were not measured: they change no kernel."""
+    for stage in own_stages(model, INT8):
+        graph = clean_graph(export_onnx(stage))
+        layers = find_layers(graph)
+        assert len(layers) > 1
+        quantized = quantize(graph, dict.fromkeys(layer_inputs(layers), 4.0))
+        onnx.save(quantized, tmp_path / "model.onnx")
         build(model, stage, tmp_path)
 
 

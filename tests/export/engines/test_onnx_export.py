@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from rcnn_backend.engines.load import OnnxEngine
+from rcnn_backend.engines.onnx import OnnxEngine
 from rcnn_export.detector.load import load_detector
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx

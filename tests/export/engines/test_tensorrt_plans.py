@@ -78,7 +78,7 @@ def test_what_is_written(plan_repository: Path) -> None:
         config = configs[f"digits_{stage}"]
         assert config.backend == "tensorrt"
         profiles = [list(group.profile) for group in config.instance_group]
-        assert profiles == ([["0", "1"]] if num_profiles == 2 else [])
+        assert profiles == ([["0", "1"] if num_profiles == 2 else []])
 
 
 def test_plans_have_the_tensors_and_shapes_of_their_configs(plan_repository: Path) -> None:

@@ -212,3 +212,10 @@ def test_mobilenets_two_levels_of_one_stride(model: str) -> None:
         "m",
     )
     assert np.shape([tensor for tensor in known if tensor.startswith("feature_")]) == (2,)
+
+
+def test_what_holds_weights_is_one_process() -> None:
+    """By Triton's own choice it would be two on a CPU."""
+    for name in ("faster_rcnn_rpn", "faster_rcnn_header", "faster_rcnn_fused", "mask_rcnn_mask_header"):
+        config = text_format.Parse((template_dir() / name / "config.pbtxt").read_text(), ModelConfig())
+        assert [group.count for group in config.instance_group] == [1]

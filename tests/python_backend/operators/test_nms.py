@@ -45,6 +45,31 @@ def test_iou_equal_to_the_threshold_stays() -> None:
     )
 
 
+def test_the_threshold_is_compared_as_torchvision_does() -> None:
+    # IoU 3/10, which in FP32 is above 0.3 and which torchvision therefore suppresses; 7/10 is below 0.7.
+    for width, threshold, kept in [(3, 0.3, [0]), (7, 0.7, [0, 1]), (3, 0.0, [0]), (10, 1.0, [0, 1])]:
+        boxes, scores = np.array([[0, 0, 10, 1], [0, 0, width, 1]], np.float32), np.array([2, 1], np.float32)
+        expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)
+        np.testing.assert_array_equal(expected, kept)
+        np.testing.assert_array_equal(batched_nms(boxes, scores, np.zeros(2, int), threshold), kept)
+
+
+def test_without_overlap_a_threshold_of_zero_suppresses_nothing() -> None:
+    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [5, 5, 5, 5]], np.float32)  # they touch; no area
+    kept = batched_nms(boxes, np.array([3, 2, 1], np.float32), np.zeros(3, int), 0.0)
+    np.testing.assert_array_equal(kept, [0, 1, 2])
+
+
+def test_groups_of_very_different_sizes_and_any_scores() -> None:
+    boxes = random_boxes(300, seed=7)
+    groups = np.where(np.arange(300) < 290, 3, np.arange(300)) - 5  # one large group, ten of one box
+    scores = np.random.default_rng(7).standard_normal(300).astype(np.float32) * 1e30
+    kept = batched_nms(boxes, scores, groups, 0.4)
+    large = torchvision.ops.nms(torch.from_numpy(boxes[:290]), torch.from_numpy(scores[:290]), 0.4).numpy()
+    expected = np.append(large, np.arange(290, 300))
+    np.testing.assert_array_equal(kept, expected[np.argsort(-scores[expected], kind="stable")])
+
+
 def test_ties_keep_the_order_of_the_input() -> None:
     boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 10, 10]], np.float32)
     scores = np.full(3, 0.5, np.float32)

@@ -16,7 +16,7 @@ IMPORTS = """
 import re, warnings
 from PIL import Image, ImageFile
 before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-import rcnn_backend.operators.onnx_operators, rcnn_backend.pipeline, rcnn_client.aio
+import rcnn_backend.operators.openvino_operators, rcnn_backend.pipeline, rcnn_client.aio
 assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before, Image.MAX_IMAGE_PIXELS
 about_pillow = [entry for entry in warnings.filters if entry[3] and re.match(entry[3], "PIL.Image")]
 assert not about_pillow, about_pillow

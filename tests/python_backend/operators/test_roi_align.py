@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from rcnn_backend.contract.parameters import PoolParameters
 from rcnn_backend.operators.roi_align import assign_levels, multi_scale_roi_align
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 STRIDES = [4, 8, 16, 32]
 
@@ -43,6 +43,40 @@ def test_equals_torchvision() -> None:
         np.testing.assert_allclose(pooled[2, :7], expected[40:], atol=1e-5)
         assert not pooled[1].any()
         assert not pooled[2, 7:].any()
+
+
+def test_any_number_of_channels_levels_and_cells() -> None:
+    random = np.random.default_rng(1)
+    for channels, strides, size_hw in [
+        (1, [16], (3, 5)),
+        (19, [8, 16], (7, 5)),
+        (40, [4, 8, 16, 32, 64], (2, 9)),
+    ]:
+        features = [random.standard_normal((1, channels, 320 // s, 448 // s), np.float32) for s in strides]
+        proposals = random_boxes(9, 300, random)[None] - 20  # some begin outside
+        proposals[0, 0] = [500, 400, 520, 410]  # wholly outside
+        pooling = PoolParameters(strides, 224, 4, list(size_hw), 2)
+        pooled = multi_scale_roi_align(features, proposals, np.array([[9]]), pooling)
+        levels = assign_levels(proposals[0], pooling)
+        for box, level, ours in zip(proposals[0], levels, pooled[0], strict=True):
+            theirs = roi_align(
+                torch.from_numpy(features[level]),
+                [torch.from_numpy(box[None])],
+                size_hw,
+                1 / strides[level],
+                2,
+            )
+            np.testing.assert_allclose(ours, theirs[0].numpy(), atol=1e-5)
+
+
+def test_no_proposal_and_half_precision() -> None:
+    features = [np.ones((2, 8, 64 // s, 64 // s), np.float16) for s in STRIDES]
+    proposals = np.tile(np.array([8, 8, 40, 40], np.float32), (2, 3, 1))
+    pooled = multi_scale_roi_align(features, proposals, np.array([[0], [2]], np.int32), parameters())
+    assert pooled.dtype == np.float16
+    np.testing.assert_array_equal(pooled[1, :2], 1)
+    assert not pooled[0].any()
+    assert not pooled[1, 2].any()
 
 
 def test_a_ramp_pools_to_its_own_coordinates() -> None:
