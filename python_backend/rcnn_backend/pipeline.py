@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rcnn_backend.batches import run_batches
-from rcnn_backend.contract.chain import RLES, Chain, chain_of_answers, pyramid
+from rcnn_backend.contract.chain import RLES
+from rcnn_backend.contract.chain_types import Chain, pyramid
 from rcnn_backend.contract.configs import read_config
+from rcnn_backend.contract.find_chain import chain_of_answers
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
     HeadParameters,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rcnn_backend.contract.chain import pyramid
+from rcnn_backend.contract.chain_types import pyramid
 from rcnn_backend.operators.detections import detect, override
 from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, real_rows, run_packed
 from rcnn_backend.operators.preprocess import preprocess

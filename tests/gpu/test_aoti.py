@@ -8,7 +8,7 @@ import pytest
 cupy = pytest.importorskip("cupy")
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from rcnn_backend.contract.chain import pyramid  # noqa: E402
+from rcnn_backend.contract.chain_types import pyramid  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.pipeline import Pipeline  # noqa: E402
 from rcnn_export.detector.load import Detector  # noqa: E402

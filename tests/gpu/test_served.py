@@ -18,7 +18,7 @@ pytest.importorskip("cupy")
 if not importlib.util.find_spec("pytriton"):
     pytest.skip("needs the pip-installed tritonserver", allow_module_level=True)
 
-from rcnn_backend.contract.chain import pyramid
+from rcnn_backend.contract.chain_types import pyramid
 from rcnn_backend.operators.proposals import propose
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import RunningServer, running_server

@@ -1,6 +1,7 @@
 """Which family a torch detector belongs to, by its class."""
 
-from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, KEYPOINT_RCNN, MASK_RCNN, Chain
+from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, KEYPOINT_RCNN, MASK_RCNN
+from rcnn_backend.contract.chain_types import Chain
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 
 KINDS: dict[

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rcnn_backend.contract.chain import Chain
+from rcnn_backend.contract.chain_types import Chain
 from torchvision import models
 from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN, KeypointRCNN_ResNet50_FPN_Weights

@@ -8,7 +8,7 @@ B images, H and W the sides of the RPN's input in pixels, R RoIs an image.
 import re
 from collections.abc import Sequence
 
-from rcnn_backend.contract.chain import ChainStep, bind
+from rcnn_backend.contract.chain_types import ChainStep, bind
 from rcnn_backend.engines.profiles import Profile, ShapeRange
 from torchvision.models.detection import FasterRCNN
 

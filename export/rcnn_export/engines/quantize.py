@@ -13,7 +13,7 @@ import onnx
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from rcnn_backend.contract.chain import LEVEL
+from rcnn_backend.contract.chain_types import LEVEL
 
 LAYER_TYPES = ("Conv", "Gemm")
 RESIDUAL = "Add"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rcnn_backend.contract.chain import INT64, NETWORK, Tensor, bind
+from rcnn_backend.contract.chain_types import INT64, NETWORK, Tensor, bind
 from torch import nn
 from torch.export import Dim
 from torchvision.models.detection import FasterRCNN

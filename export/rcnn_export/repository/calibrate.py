@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rcnn_backend.contract.chain import Chain
+from rcnn_backend.contract.chain_types import Chain
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.manifest import ONNX, sha256_of
 from rcnn_backend.devices import Device

@@ -7,16 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from rcnn_backend.contract.chain import (
-    FASTER_RCNN,
-    FUSED,
-    MASK_RCNN,
-    NETWORK,
-    PIXELS,
-    Chain,
-    Tensor,
-    bind,
-)
+from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
+from rcnn_backend.contract.chain_types import FUSED, NETWORK, PIXELS, Chain, Tensor, bind
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from rcnn_export.detector.load import Detector

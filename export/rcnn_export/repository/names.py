@@ -4,8 +4,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-from rcnn_backend.contract.chain import CHAINS, Chain, detector_of, nearest_chain
+from rcnn_backend.contract.chain import CHAINS
+from rcnn_backend.contract.chain_types import Chain
 from rcnn_backend.contract.configs import read_steps
+from rcnn_backend.contract.find_chain import detector_of, nearest_chain
 
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.configs import template_dir

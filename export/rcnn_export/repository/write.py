@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rcnn_backend.contract.chain import FUSED, PIXELS
+from rcnn_backend.contract.chain_types import FUSED, PIXELS
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.manifest import sha256_of, write_manifest
 from rcnn_backend.contract.parameters import PreprocessParameters, read_parameters

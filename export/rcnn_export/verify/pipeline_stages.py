@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rcnn_backend.contract.chain import pyramid
+from rcnn_backend.contract.chain_types import pyramid
 from rcnn_backend.operators.detections import Detections, detect
 from rcnn_backend.operators.heads import ANSWERS, HeadOutput, pool_detections, run_packed
 from rcnn_backend.operators.preprocess import preprocess

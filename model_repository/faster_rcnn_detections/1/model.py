@@ -4,7 +4,8 @@ import functools
 import json
 from typing import Any
 
-from rcnn_backend.contract.chain import MASKS, chain_of_step
+from rcnn_backend.contract.chain import MASKS
+from rcnn_backend.contract.find_chain import chain_of_step
 from rcnn_backend.contract.parameters import DetectionParameters, read_parameters
 from rcnn_backend.operators.detections import detect, override, warm_up
 from rcnn_backend.steps.step import Step, Tensors

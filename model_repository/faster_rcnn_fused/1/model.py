@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rcnn_backend.contract.chain import FASTER_RCNN, FUSED
+from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.chain_types import FUSED
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.steps.step import Request, Step, Tensors
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from rcnn_backend.contract.chain import FASTER_RCNN, pyramid
+from rcnn_backend.contract.chain import FASTER_RCNN
+from rcnn_backend.contract.chain_types import pyramid
 from rcnn_backend.contract.parameters import PoolParameters, ProposalParameters, read_parameters
 from rcnn_backend.operators.proposals import propose, warm_up
 from rcnn_backend.steps.step import Step, Tensors

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from rcnn_backend.contract.chain import chain_of_step, pyramid
+from rcnn_backend.contract.chain_types import pyramid
+from rcnn_backend.contract.find_chain import chain_of_step
 from rcnn_backend.contract.parameters import HeadParameters, PoolParameters, read_parameters
 from rcnn_backend.operators.heads import pool_detections
 from rcnn_backend.steps.step import Step, Tensors

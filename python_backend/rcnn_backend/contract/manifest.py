@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcnn_backend.contract.chain import detector_of
+from rcnn_backend.contract.find_chain import detector_of
 from rcnn_backend.errors import RepositoryError
 
 MANIFEST = "manifest.json"

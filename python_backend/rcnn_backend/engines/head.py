@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rcnn_backend.contract.chain import DETECTED_LABELS, RLES, Chain, ChainStep
+from rcnn_backend.contract.chain import DETECTED_LABELS, RLES
+from rcnn_backend.contract.chain_types import Chain, ChainStep
 from rcnn_backend.contract.parameters import HeadParameters, PoolParameters, RleParameters
 from rcnn_backend.devices import Array, Device, Gpu
 from rcnn_backend.engines.load import Engine

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from rcnn_backend.contract.chain import detector_of
 from rcnn_backend.contract.configs import read_configs, read_steps
+from rcnn_backend.contract.find_chain import detector_of
 from rcnn_backend.contract.manifest import (
     ONNX,
     PLAN,

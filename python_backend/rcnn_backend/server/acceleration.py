@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rcnn_backend.contract.chain import FUSED
+from rcnn_backend.contract.chain_types import FUSED
 from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server.gpus import steps_use_gpu
 from rcnn_backend.server.model_selection import ModelSelection

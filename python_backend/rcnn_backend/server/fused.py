@@ -6,7 +6,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from rcnn_backend.contract.chain import FUSED, PIXELS
+from rcnn_backend.contract.chain_types import FUSED, PIXELS
 from rcnn_backend.contract.configs import read_configs
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelOutput
 
-from rcnn_backend.contract.chain import bind, find_chain, level_names
+from rcnn_backend.contract.chain_types import bind, level_names
 from rcnn_backend.contract.configs import read_configs, to_json
+from rcnn_backend.contract.find_chain import find_chain
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
     PoolParameters,

@@ -6,16 +6,9 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from rcnn_backend.contract.chain import (
-    FUSED,
-    PIXELS,
-    Chain,
-    detector_of,
-    find_chain,
-    is_step,
-    nearest_chain,
-)
+from rcnn_backend.contract.chain_types import FUSED, PIXELS, Chain
 from rcnn_backend.contract.configs import read_configs
+from rcnn_backend.contract.find_chain import detector_of, find_chain, is_step, nearest_chain
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.server.paths import PLAIN_CHARACTERS, is_plain
 

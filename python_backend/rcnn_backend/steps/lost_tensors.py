@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rcnn_backend.contract.chain import Chain, ChainStep, count_levels, expand, sample_columns
+from rcnn_backend.contract.chain_types import Chain, ChainStep, count_levels, expand, sample_columns
 from rcnn_backend.contract.samples import FIRST, NUM_SAMPLES, SUFFIX
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.errors import LostTensorError

@@ -14,7 +14,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from rcnn_backend.batches import run_batches
-from rcnn_backend.contract.chain import Chain, count_levels, expand
+from rcnn_backend.contract.chain_types import Chain, count_levels, expand
 from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDeviceError

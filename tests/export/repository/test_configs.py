@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
-from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, NETWORK, Chain, bind
+from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN
+from rcnn_backend.contract.chain_types import NETWORK, Chain, bind
 from rcnn_backend.contract.configs import read_config
 from rcnn_backend.contract.parameters import (
     DetectionParameters,

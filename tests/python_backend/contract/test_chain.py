@@ -1,12 +1,9 @@
 """What is derived from the declared families: which one models belong to, and what their steps check."""
 
 import pytest
-from rcnn_backend.contract.chain import (
-    CHAINS,
-    FASTER_RCNN,
-    KEYPOINT_RCNN,
-    MASK_RCNN,
-    Chain,
+from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, KEYPOINT_RCNN, MASK_RCNN
+from rcnn_backend.contract.chain_types import Chain
+from rcnn_backend.contract.find_chain import (
     chain_of_answers,
     chain_of_step,
     detector_of,

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from rcnn_backend.contract.chain import FASTER_RCNN, FUSED, MASK_RCNN, PIXELS, Chain
+from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
+from rcnn_backend.contract.chain_types import FUSED, PIXELS, Chain
 from rcnn_backend.engines.rebuild import rebuild_plans
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.server.model_selection import select_models

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from rcnn_backend.contract.chain import FP32, Chain, ChainStep, Tensor
+from rcnn_backend.contract.chain_types import FP32, Chain, ChainStep, Tensor
 from rcnn_backend.errors import InvalidInputError
 from rcnn_backend.steps.lost_tensors import take_samples
 
