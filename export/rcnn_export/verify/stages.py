@@ -14,17 +14,9 @@ from rcnn_export.detector.families import chain_of
 from rcnn_export.detector.parameters import detection_parameters, proposal_parameters
 from rcnn_export.detector.shapes import pooler_with_strides
 from rcnn_export.engines.precision import FP32, Precision
-from rcnn_export.verify.compare import (
-    PyramidScale,
-    compare_array,
-    compare_detections,
-    compare_header,
-    compare_keypoints,
-    compare_maps,
-    compare_pooled,
-    compare_proposals,
-    compare_rpn_boxes,
-)
+from rcnn_export.verify.compare import PyramidScale, compare_array, compare_header, compare_pooled
+from rcnn_export.verify.compare_heads import compare_keypoints, compare_maps
+from rcnn_export.verify.compare_selections import compare_detections, compare_proposals, compare_rpn_boxes
 from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.matching import Float, Indices
 from rcnn_export.verify.pipeline_stages import PipelineStages

@@ -3,17 +3,9 @@
 import numpy as np
 import pytest
 from rcnn_export.engines.precision import FP16, FP32, Bounds
-from rcnn_export.verify.compare import (
-    PyramidScale,
-    compare_array,
-    compare_detections,
-    compare_header,
-    compare_keypoints,
-    compare_maps,
-    compare_pooled,
-    compare_proposals,
-    compare_rpn_boxes,
-)
+from rcnn_export.verify.compare import PyramidScale, compare_array, compare_header, compare_pooled
+from rcnn_export.verify.compare_heads import compare_keypoints, compare_maps
+from rcnn_export.verify.compare_selections import compare_detections, compare_proposals, compare_rpn_boxes
 from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.matching import UNMATCHED
 from rcnn_export.verify.reference import Float, ImageDetections
