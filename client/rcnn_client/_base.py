@@ -36,6 +36,7 @@ from ._options import Options, Request
 from ._servers import Deadline, Servers
 from ._shm import LOST, Region, Regions
 from ._steps import Plan, Run, copy
+from ._tiles import Tile, TiledPicture, Tiling
 
 T = TypeVar("T")
 
@@ -106,8 +107,22 @@ class BaseDetector:
         return (yield from self._detect(image, image_name(image), request, deadline))
 
     def _detect_in_stream(self, image: Any, index: int, request: Request) -> Plan[Detections]:
-        name, deadline = image_name(image, f"image {index}"), self._deadline(request.options.timeout_s)
-        return (yield from self._detect(image, name, request, deadline, f"-{index}"))
+        tile = image if isinstance(image, Tile) else Tile(image, image_name(image, f"image {index}"))
+        deadline = self._deadline(request.options.timeout_s)
+        return (yield from self._detect(tile.image, tile.name, request, deadline, f"-{index}"))
+
+    def _cut(self, image: Any, tiling: Tiling, options: Options) -> Plan[TiledPicture]:
+        """The tiles of a picture, if the model's answers to them can be merged."""
+        request = yield from self._prepare(options, self._deadline(options.timeout_s))
+        tiling.check_model(request.contract)
+        name = image_name(image)
+
+        def cut() -> TiledPicture:
+            with self._pil_lock, faults_of(name):
+                return tiling.cut(image, name)
+
+        picture: TiledPicture = yield Run(cut, ())
+        return picture
 
     def _detect(
         self, image: Any, name: str, request: Request, deadline: Deadline, suffix: str = ""
