@@ -112,14 +112,14 @@ class BaseDetector:
         return (yield from self._detect(tile.image, tile.name, request, deadline, f"-{index}"))
 
     def _cut(self, image: Any, tiling: Tiling, options: Options) -> Plan[TiledPicture]:
-        """The tiles of a picture, if the model's answers to them can be merged."""
+        """The tiles of a picture, and how to merge what the model answers to them."""
         request = yield from self._prepare(options, self._deadline(options.timeout_s))
-        tiling.check_model(request.contract)
-        name = image_name(image)
+        has_keypoints = request.contract.keypoint_names is not None
+        merging, name = tiling.merging(options.score_thresh, has_keypoints), image_name(image)
 
         def cut() -> TiledPicture:
             with self._pil_lock, faults_of(name):
-                return tiling.cut(image, name)
+                return tiling.cut(image, name, merging)
 
         picture: TiledPicture = yield Run(cut, ())
         return picture

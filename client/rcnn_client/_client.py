@@ -133,8 +133,8 @@ class Detector(BaseDetector):
         overlap: float = 0.2,
         *,
         whole: bool = True,
-        merge: MergeMethod = "greedy_nmm",
-        merge_metric: MergeMetric = "ios",
+        merge: MergeMethod | None = None,
+        merge_metric: MergeMetric | None = None,
         merge_thresh: float = 0.5,
         in_flight: int = 16,
         **options: Unpack[DetectOptions],
@@ -154,10 +154,11 @@ class Detector(BaseDetector):
             whole: whether to detect in the whole picture as well, which finds the large objects.
             merge: what becomes of the detections of one object. "greedy_nmm" merges all that match the best one:
                 the box is the smallest around them, the score the best, and masks are united. "nmm" also merges
-                what matches those. "nms" keeps the best; it suits a `score_thresh` below 0.1, where
-                merging makes boxes too large, and is the only one for keypoints.
+                what matches those. "nms" keeps the best alone. None chooses as SAHI does: "greedy_nmm", but
+                "nms" by "iou" if `score_thresh` is below 0.1 or left to the model, as weak detections would make
+                boxes too large. For keypoints it is "nms", since they cannot be merged.
             merge_metric: detections of one class match by their intersection over the smaller box, "ios", or over
-                the union, "iou". A part of an object matches the whole of it by "ios".
+                the union, "iou". By "ios" a part of an object matches the whole of it. None is "ios" unless `merge` says otherwise.
             merge_thresh: they match if that is at least this (above 0, at most 1).
             in_flight: how many tiles may be at the server at once.
             options: see `DetectOptions`. They apply to each tile, `timeout_s` from when it is sent; only `top_k`

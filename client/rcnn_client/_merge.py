@@ -7,7 +7,7 @@ that memory stays at O(n) where a picture has thousands of tiles.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,19 @@ MergeMethod = Literal["greedy_nmm", "nmm", "nms"]
 MergeMetric = Literal["ios", "iou"]
 
 
+class Merging(NamedTuple):
+    """How detections of one object are found and merged: `detect_tiled`'s `merge`, `merge_metric`, `merge_thresh`."""
+
+    method: MergeMethod
+    metric: MergeMetric
+    thresh: float
+
+
 def group_by_object(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     labels: NDArray[np.int64],
-    method: MergeMethod,
-    metric: MergeMetric,
-    thresh: float,
+    how: Merging,
 ) -> list[list[int]]:
     """The detections of each object, the one with the best score first; the objects with the best score first.
 
@@ -34,14 +40,14 @@ def group_by_object(
     groups: list[list[int]] = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        find = _chains if method == "nmm" else _matches_of_the_best
-        for members in find(boxes[rows], scores[rows], metric, thresh):
-            groups.append(rows[members[:1] if method == "nms" else members].tolist())
+        find = _chains if how.method == "nmm" else _matches_of_the_best
+        for members in find(boxes[rows], scores[rows], how):
+            groups.append(rows[members[:1] if how.method == "nms" else members].tolist())
     return sorted(groups, key=lambda members: -scores[members[0]])
 
 
 def merge_boxes(
-    boxes: NDArray[np.float32], members: Sequence[int], metric: MergeMetric, thresh: float
+    boxes: NDArray[np.float32], members: Sequence[int], how: Merging
 ) -> tuple[NDArray[np.float32], list[int]]:
     """The smallest box around an object's detections, and which of them are in it.
 
@@ -50,7 +56,7 @@ def merge_boxes(
     first, *others = members
     box, kept = boxes[first], [first]
     for other in others:
-        if overlaps(box, boxes[other : other + 1], metric)[0] >= thresh:
+        if overlaps(box, boxes[other : other + 1], how.metric)[0] >= how.thresh:
             box = np.append(np.minimum(box[:2], boxes[other, :2]), np.maximum(box[2:], boxes[other, 2:]))
             kept.append(other)
     return box, kept
@@ -91,19 +97,19 @@ def _by_score(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArra
 
 
 def _matches_of_the_best(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], metric: MergeMetric, thresh: float
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], how: Merging
 ) -> Iterator[NDArray[np.int64]]:
     """Greedy: the best that is left, and all that match it."""
     rest = _by_score(boxes, scores)
     while len(rest):
         best, rest = rest[0], rest[1:]
-        is_match = overlaps(boxes[best], boxes[rest], metric) >= thresh
+        is_match = overlaps(boxes[best], boxes[rest], how.metric) >= how.thresh
         yield np.append(best, rest[is_match])
         rest = rest[~is_match]
 
 
 def _chains(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], metric: MergeMetric, thresh: float
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], how: Merging
 ) -> Iterator[NDArray[np.int64]]:
     """Transitive: the best, all that match it, all worse ones that match these, and so on."""
     best_of = np.full(len(boxes), -1)
@@ -115,7 +121,7 @@ def _chains(
         free = np.flatnonzero(best_of < 0)
         # one of an equal score joins only where its box is the same
         is_worse = (scores[free] < scores[row]) | (boxes[free] == boxes[row]).all(axis=1)
-        matches = free[is_worse & (overlaps(boxes[row], boxes[free], metric) >= thresh)]
+        matches = free[is_worse & (overlaps(boxes[row], boxes[free], how.metric) >= how.thresh)]
         best_of[matches] = best_of[row]
         chains[best_of[row]] += matches.tolist()
     return (np.array(members) for members in chains.values())

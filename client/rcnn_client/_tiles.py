@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from ._contract import Contract
 from ._detections import Detections
 from ._errors import InvalidParameterError
-from ._images import ImageInput, open_image, rgb_pixels
+from ._images import ImageInput, decode_pixels
 from ._masks import MaskCrop
-from ._merge import MergeMethod, MergeMetric, group_by_object, merge_boxes, unite_masks
-from ._orientation import upright
+from ._merge import MergeMethod, MergeMetric, Merging, group_by_object, merge_boxes, unite_masks
 from ._outlines import encode_rle
+
+LOW_SCORE = 0.1  # SAHI's LOW_MODEL_CONFIDENCE: below it, merging many weak detections makes boxes too large
 
 
 class Tile(NamedTuple):
@@ -50,8 +48,8 @@ class Tiling:
     tile_hw: Sequence[int]
     overlap: float
     whole: bool
-    merge: MergeMethod
-    merge_metric: MergeMetric
+    merge: MergeMethod | None
+    merge_metric: MergeMetric | None
     merge_thresh: float
 
     def __post_init__(self) -> None:
@@ -65,7 +63,7 @@ class Tiling:
                 f"overlap is {self.overlap!r}, expected a share of the tile from 0 to less than 1, for example 0.2"
             )
         for name, kind in (("merge", MergeMethod), ("merge_metric", MergeMetric)):
-            if (value := getattr(self, name)) not in get_args(kind):
+            if (value := getattr(self, name)) not in (None, *get_args(kind)):
                 raise InvalidParameterError(
                     f"{name} is {value!r}, expected one of: {', '.join(get_args(kind))}"
                 )
@@ -74,47 +72,47 @@ class Tiling:
                 f"merge_thresh is {self.merge_thresh!r}, expected a number above 0, at most 1"
             )
 
-    def check_model(self, contract: Contract) -> None:
-        """Raises InvalidParameterError if what the model answers cannot be merged."""
-        if contract.keypoint_names is not None and self.merge != "nms":
-            raise InvalidParameterError(
-                f'merge is "{self.merge}", but the model answers keypoints, and those of two detections cannot be '
-                'merged; give merge="nms", which keeps the better detection'
-            )
-
-    def cut(self, image: ImageInput, name: str) -> TiledPicture:
-        """Decode a picture that `detect` takes, and cut it.
+    def merging(self, score_thresh: float | None, has_keypoints: bool) -> Merging:
+        """How to merge; as SAHI chooses it where `merge` and `merge_metric` are None.
 
         Raises:
-            InvalidImageError: it cannot be read or decoded.
+            InvalidParameterError: `merge` cannot be used for keypoints.
         """
-        if isinstance(image, np.ndarray):
-            picture: NDArray[Any] | Image.Image = rgb_pixels(image)
-            size_hw = (image.shape[0], image.shape[1])
-        else:
-            opened = upright(open_image(image))
-            # of other modes the server makes RGB, as it does of the whole picture
-            picture = np.asarray(opened) if opened.mode in ("RGB", "L") else opened
-            size_hw = (opened.height, opened.width)
-        boxes = tile_boxes(size_hw, self.tile_hw, self.overlap)
-        tiles = [
-            Tile(_crop(picture, box), f"{name}: tile at x {box[0]}, y {box[1]}", box[0], box[1])
-            for box in boxes
-        ]
+        is_low = score_thresh is None or score_thresh < LOW_SCORE
+        method = self.merge or ("nms" if is_low or has_keypoints else "greedy_nmm")
+        if has_keypoints and method != "nms":
+            raise InvalidParameterError(
+                f'merge is "{method}", but the model answers keypoints, and those of two detections cannot be '
+                'merged; give merge="nms", which keeps the better detection'
+            )
+        metric = self.merge_metric or ("iou" if is_low and self.merge is None else "ios")
+        return Merging(method, metric, self.merge_thresh)
+
+    def cut(self, image: ImageInput, name: str, merging: Merging) -> TiledPicture:
+        """Decode a picture that `detect` takes, and cut it; raises as `decode_pixels`."""
+        pixels = decode_pixels(image)
+        boxes = tile_boxes(pixels.shape[:2], self.tile_hw, self.overlap)
         if len(boxes) == 1:
             tiles = [Tile(image, name)]
-        elif self.whole:  # the first, as it takes the longest
-            tiles = [Tile(image, f"{name}: the whole picture (whole=False leaves it out)"), *tiles]
-        return TiledPicture(self, tiles, size_hw)
+        else:
+            tiles = [
+                Tile(pixels[top:bottom, left:right], f"{name}: tile at x {left}, y {top}", left, top)
+                for left, top, right, bottom in boxes
+            ]
+        has_whole = self.whole and len(boxes) > 1
+        if has_whole:  # sent first, as it takes the longest
+            tiles.insert(0, Tile(image, f"{name}: the whole picture (whole=False leaves it out)"))
+        return TiledPicture(tiles, has_whole, (pixels.shape[0], pixels.shape[1]), merging)
 
 
 @dataclass(frozen=True)
 class TiledPicture:
-    """A picture that was cut."""
+    """A picture that was cut: its tiles, of which the first is the whole picture if it `has_whole`."""
 
-    tiling: Tiling
     tiles: list[Tile]
+    has_whole: bool
     size_hw: tuple[int, int]
+    merging: Merging
 
     def merge(self, found: list[Detections]) -> Detections:
         """The detections in all tiles, in the order of `tiles` -> those in the picture.
@@ -122,24 +120,16 @@ class TiledPicture:
         Masks become run-length codes of the picture. Of merged detections they are united; the score and the
         keypoints are those of the best.
         """
-        tiling, tiles = self.tiling, self.tiles
-        if tiling.whole:  # counts as the last, as in SAHI
+        tiles = self.tiles
+        if self.has_whole:  # its detections come last, as in SAHI
             tiles, found = [*tiles[1:], tiles[0]], [*found[1:], found[0]]
-        places = [(number, row) for number, detections in enumerate(found) for row in range(len(detections))]
         together = _in_picture(tiles, found)
-        groups = group_by_object(
-            together.boxes,
-            together.scores,
-            together.labels,
-            tiling.merge,
-            tiling.merge_metric,
-            tiling.merge_thresh,
-        )
+        groups = group_by_object(together.boxes, together.scores, together.labels, self.merging)
         merged = together[np.array([members[0] for members in groups], np.int64)]
+        places = [(number, row) for number, each in enumerate(found) for row in range(len(each))]
         rles: list[str] | None = [] if found[0].has_masks else None
-        for object_row, members in enumerate(groups):
-            box, kept = merge_boxes(together.boxes, members, tiling.merge_metric, tiling.merge_thresh)
-            merged.boxes[object_row] = box
+        for row, members in enumerate(groups):
+            merged.boxes[row], kept = merge_boxes(together.boxes, members, self.merging)
             if rles is not None:
                 masks = [_mask_in_picture(tiles, found, *places[member]) for member in kept]
                 rles.append(encode_rle(unite_masks(masks), self.size_hw)["counts"])
@@ -172,13 +162,6 @@ def _starts(length: int, tile: int, overlap: float) -> list[int]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number)
-
-
-def _crop(picture: NDArray[Any] | Image.Image, box: tuple[int, int, int, int]) -> ImageInput:
-    if isinstance(picture, Image.Image):
-        return picture.crop(box)
-    left, top, right, bottom = box
-    return picture[top:bottom, left:right]
 
 
 def _in_picture(tiles: list[Tile], found: list[Detections]) -> Detections:
