@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -118,7 +119,8 @@ class BaseDetector:
         merging, name = tiling.merging(options.score_thresh, has_keypoints), image_name(image)
 
         def cut() -> TiledPicture:
-            with self._pil_lock, faults_of(name):
+            lock = self._pil_lock if isinstance(image, Image.Image) else nullcontext()
+            with lock, faults_of(name):
                 return tiling.cut(image, name, merging)
 
         picture: TiledPicture = yield Run(cut, ())

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import time
 
 import grpc
 import numpy as np
@@ -75,6 +76,19 @@ def test_so_many_tiles_are_in_flight_and_the_whole_picture_is_one(server, run):
     assert server.most_in_flight == 3
     assert len(server.requests) == 14 and server.sent_bytes().count(picture) == 1
     assert [0, 0, 400, 60] in found.boxes.tolist()
+
+
+@each_detector
+def test_a_slow_server_is_asked_for_many_tiles_at_once(server, run):
+    server.delay_s = lambda label: 0.05
+    picture = np.full((60, 60 * 15, 3), 1, np.uint8)
+    seconds = []
+    for in_flight in (1, 16):
+        started = time.monotonic()
+        run(server.url, picture, TILE_HW, 0, in_flight=in_flight)
+        seconds.append(time.monotonic() - started)
+    assert seconds[0] >= 16 * 0.05  # the whole picture is one
+    assert seconds[1] < seconds[0] / 3
 
 
 @each_detector

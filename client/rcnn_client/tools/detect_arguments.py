@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
         parser.error("--resume needs --json FILE, the results of the earlier run")
     if args.annotations and args.coco is None:
         parser.error("--annotations only gives --coco its ids; add --coco FILE, or leave it out")
-    if args.tiles is None and (args.overlap, args.merge, args.whole) != (None, None, True):
+    if args.tile_hw is None and {args.overlap, args.merge, args.whole} != {None}:
         parser.error(
             "--overlap, --merge and --no-whole say how to detect in tiles; add --tiles, or leave them out"
         )
@@ -132,6 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
     tiles = parser.add_argument_group("small objects in large pictures")
     tiles.add_argument(
         "--tiles",
+        dest="tile_hw",
         type=tile_sides,
         metavar="HEIGHTxWIDTH",
         help="detect in overlapping tiles of this size in pixels, for example 800x800, and merge what is found in "
@@ -151,10 +152,11 @@ def make_parser() -> argparse.ArgumentParser:
         "answers keypoints, and greedy_nmm otherwise)",
     )
     tiles.add_argument(
-        "--whole",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="detect in the whole picture as well, which finds the large objects (default: --whole)",
+        "--no-whole",
+        dest="whole",
+        action="store_const",
+        const=False,
+        help="leave out the whole picture, which is sent as well and in which the large objects are found",
     )
 
     where = parser.add_argument_group(

@@ -76,12 +76,11 @@ class _Run:
         self._args, self._sources = args, sources
         self._pending: deque[Picture] = deque()  # sent and not yet answered, in their order
         self._num_answered = self._num_earlier = self._num_failed = self._num_without_id = 0
-        overlap = OVERLAP if args.overlap is None else args.overlap
-        self._tiles = args.tiles and {
-            "tile_hw": list(args.tiles),
-            "overlap": overlap,
+        self._tiles = args.tile_hw and {
+            "tile_hw": list(args.tile_hw),
+            "overlap": OVERLAP if args.overlap is None else args.overlap,
             "merge": args.merge,
-            "whole": args.whole,
+            "whole": args.whole is not False,
         }
         with ExitStack() as stack:
             self._ids = ImageIds(args.annotations)
