@@ -101,7 +101,9 @@ class Tiling:
             ]
         has_whole = self.whole and len(boxes) > 1
         if has_whole:  # sent first, as it takes the longest
-            tiles.insert(0, Tile(image, f"{name}: the whole picture (whole=False leaves it out)"))
+            tiles.insert(
+                0, Tile(image, f"{name}: the whole picture (whole=False or --no-whole leaves it out)")
+            )
         return TiledPicture(tiles, has_whole, (pixels.shape[0], pixels.shape[1]), merging)
 
 

@@ -233,7 +233,7 @@ def test_an_error_names_the_tile_and_ends_the_call(server, run, tmp_path):
     with pytest.raises(DeadlineExceededError, match=r"aerial\.png: tile at x 0, y 20: no answer from "):
         run(server.url, path, TILE_HW, 1 / 3, timeout_s=0.3, whole=False)
     server.status = grpc.StatusCode.INVALID_ARGUMENT, "the image claims 100x80 pixels, more than 50"
-    advice = r"aerial\.png: the whole picture \(whole=False leaves it out\): the image claims 100x80 pixels"
+    advice = r"aerial\.png: the whole picture \(whole=False or --no-whole leaves it out\): the image claims 100x80 pixels"
     with pytest.raises(InvalidImageError, match=advice):
         run(server.url, path, TILE_HW, in_flight=1)
 
