@@ -158,7 +158,8 @@ class Detector(BaseDetector):
                 "nms" by "iou" if `score_thresh` is below 0.1 or left to the model, as weak detections would make
                 boxes too large. For keypoints it is "nms", since they cannot be merged.
             merge_metric: detections of one class match by their intersection over the smaller box, "ios", or over
-                the union, "iou". By "ios" a part of an object matches the whole of it. None is "ios" unless `merge` says otherwise.
+                the union, "iou". By "ios" a part of an object matches the whole of it. None means "ios", or the "iou"
+                that a `merge` of None chooses.
             merge_thresh: they match if that is at least this (above 0, at most 1).
             in_flight: how many tiles may be at the server at once.
             options: see `DetectOptions`. They apply to each tile, `timeout_s` from when it is sent; only `top_k`

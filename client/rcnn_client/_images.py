@@ -45,6 +45,11 @@ def faults_of(name: str) -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     """What the exception says, with its kind where that is needed to understand it."""
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            "it has more than twice PIL.Image.MAX_IMAGE_PIXELS, which is how large a picture Pillow decodes; "
+            "raise that if you trust the picture, or give its pixels as an array"
+        )
     if isinstance(error, OSError | ValueError) and str(error):
         return getattr(error, "strerror", None) or str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -12,6 +12,12 @@ from rcnn_client.tools.detect_cli import main
 TILES = ["--tiles", "60x80", "--overlap", "0.5"]
 
 
+@pytest.fixture(autouse=True)
+def pillows_limit(monkeypatch):
+    """The command raises it; it is set back after each test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+
 @pytest.fixture
 def photo(tmp_path):
     """Two halves, which the fake server labels 3 and 4."""
@@ -48,6 +54,11 @@ def test_the_whole_picture_is_sent_as_well(server, photo):
     assert server.sent_bytes()[0] == photo.read_bytes()
     assert len(server.requests) == 4
     assert server.most_in_flight == 1
+
+
+def test_large_pictures_are_no_bombs(server, photo, recwarn):
+    assert main([str(photo), "--url", server.url, *TILES]) == 0
+    assert not recwarn
 
 
 def test_pictures_that_fail_are_named_and_the_others_answered(server, photo, tmp_path, capsys):

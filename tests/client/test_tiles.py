@@ -265,6 +265,15 @@ def test_what_is_no_picture(server, run, image, message):
     assert not server.requests
 
 
+def test_a_picture_that_pillow_holds_for_a_bomb(server, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3999)
+    with pytest.raises(
+        InvalidImageError, match=r"more than twice PIL\.Image\.MAX_IMAGE_PIXELS, .* as an array"
+    ):
+        run_sync(server.url, encode(FOUR), TILE_HW)
+    assert len(run_sync(server.url, FOUR, TILE_HW, whole=False)) > 0
+
+
 @each_detector
 @pytest.mark.parametrize(
     ("options", "message"),

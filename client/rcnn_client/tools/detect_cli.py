@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 from rich.progress import Progress
 
@@ -40,6 +41,7 @@ from .detect_inputs import (
 from .detect_outputs import Found, JsonLines, as_json, draw, table
 
 Image: TypeAlias = Path | bytes | NDArray[np.uint8]  # what is sent
+MAX_TILED_PIXELS = 500_000_000  # Pillow warns above it, and refuses twice as many
 GIVE_UP_AFTER = 10  # so many pictures in a row on which the server failed
 
 
@@ -158,6 +160,7 @@ class _Run:
 
     def _detect_tiled(self, options: DetectOptions) -> Generator[Result[Image], None, None]:
         """Yields the result of each picture, as `detect_stream` does; the tiles of one are sent at the same time."""
+        PIL.Image.MAX_IMAGE_PIXELS = MAX_TILED_PIXELS
         self._detector.info()  # ends the run if the server, or the model, cannot be used
         for image in self._images():
             try:
