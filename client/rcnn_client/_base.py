@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ from ._options import Options, Request
 from ._servers import Deadline, Servers
 from ._shm import LOST, Region, Regions
 from ._steps import Plan, Run, copy
+from ._tiles import Tile, TiledPicture, Tiling
 
 T = TypeVar("T")
 
@@ -106,8 +108,23 @@ class BaseDetector:
         return (yield from self._detect(image, image_name(image), request, deadline))
 
     def _detect_in_stream(self, image: Any, index: int, request: Request) -> Plan[Detections]:
-        name, deadline = image_name(image, f"image {index}"), self._deadline(request.options.timeout_s)
-        return (yield from self._detect(image, name, request, deadline, f"-{index}"))
+        tile = image if isinstance(image, Tile) else Tile(image, image_name(image, f"image {index}"))
+        deadline = self._deadline(request.options.timeout_s)
+        return (yield from self._detect(tile.image, tile.name, request, deadline, f"-{index}"))
+
+    def _cut(self, image: Any, tiling: Tiling, options: Options) -> Plan[TiledPicture]:
+        """The tiles of a picture, and how to merge what the model answers to them."""
+        request = yield from self._prepare(options, self._deadline(options.timeout_s))
+        has_keypoints = request.contract.keypoint_names is not None
+        merging, name = tiling.merging(options.score_thresh, has_keypoints), image_name(image)
+
+        def cut() -> TiledPicture:
+            lock = self._pil_lock if isinstance(image, Image.Image) else nullcontext()
+            with lock, faults_of(name):
+                return tiling.cut(image, name, merging)
+
+        picture: TiledPicture = yield Run(cut, ())
+        return picture
 
     def _detect(
         self, image: Any, name: str, request: Request, deadline: Deadline, suffix: str = ""

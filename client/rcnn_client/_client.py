@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,9 +18,11 @@ from ._detections import Detections
 from ._errors import RcnnError
 from ._images import ImageInput
 from ._info import DetectorInfo
+from ._merge import MergeMethod, MergeMetric
 from ._options import DetectOptions, Options, Request, read_options
-from ._results import Result, check_stream, gather, window
+from ._results import Result, check_in_flight, check_stream, gather, window
 from ._steps import Plan, Run, Sleep, Step
+from ._tiles import Tiling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -122,6 +126,57 @@ class Detector(BaseDetector):
         check_stream(images, in_flight)
         return self._stream(images, in_flight, read_options(options))
 
+    def detect_tiled(
+        self,
+        image: ImageInput,
+        tile_hw: Sequence[int],
+        overlap: float = 0.2,
+        *,
+        whole: bool = True,
+        merge: MergeMethod | None = None,
+        merge_metric: MergeMetric | None = None,
+        merge_thresh: float = 0.5,
+        in_flight: int = 16,
+        **options: Unpack[DetectOptions],
+    ) -> Detections:
+        """Detect small objects in a large picture: in overlapping tiles of it, whose detections are then merged.
+
+        Tiles, merging and defaults are those of SAHI (sliced inference), but the tiles are sent at the same time, so
+        that the server can batch them. Boxes, masks and keypoints are in pixels of the whole picture.
+
+        >>> found = detector.detect_tiled("aerial.jpg", tile_hw=(800, 800), score_thresh=0.5)
+
+        Args:
+            image: as `detect` takes it; it is decoded here, and the tiles are sent without loss.
+            tile_hw: height and width of a tile in pixels. Where the picture is smaller, so are its tiles.
+            overlap: of neighbouring tiles, as a share of the tile, 0 to less than 1. Choose it so that an object that
+                one tile cuts is whole in the next.
+            whole: whether to detect in the whole picture as well, which finds the large objects.
+            merge: what becomes of the detections of one object. "greedy_nmm" merges all that match the best one:
+                the box is the smallest around them, the score the best, and masks are united. "nmm" also merges
+                what matches those. "nms" keeps the best alone. None chooses as SAHI does: "greedy_nmm", but
+                "nms" by "iou" if `score_thresh` is below 0.1 or left to the model, as weak detections would make
+                boxes too large. For keypoints it is "nms", since they cannot be merged.
+            merge_metric: detections of one class match by their intersection over the smaller box, "ios", or over
+                the union, "iou". By "ios" a part of an object matches the whole of it. None means "ios", or the "iou"
+                that a `merge` of None chooses.
+            merge_thresh: they match if that is at least this (above 0, at most 1).
+            in_flight: how many tiles may be at the server at once.
+            options: see `DetectOptions`. They apply to each tile, `timeout_s` from when it is sent; only `top_k`
+                applies to the picture. Masks become run-length codes of `mask_thresh`.
+
+        Raises:
+            RcnnError: as `detect`. If one tile fails, the call fails; the message names the tile.
+        """
+        check_in_flight(in_flight)
+        tiling = Tiling(tile_hw, overlap, whole, merge, merge_metric, merge_thresh)
+        for_picture = read_options(options)
+        for_tile = dataclasses.replace(for_picture, top_k=None)
+        picture = self._run(self._cut(image, tiling, for_tile))
+        with closing(self._stream(picture.tiles, in_flight, for_tile)) as results:
+            found = picture.merge([result.detections for result in results])
+        return found[: for_picture.top_k]
+
     def is_ready(self, *, timeout_s: float | None = None) -> bool:
         """Whether at least one server answers now and has loaded the model."""
         return self._run(self._is_ready(timeout_s))
@@ -131,9 +186,9 @@ class Detector(BaseDetector):
         return self._run(self._info(timeout_s))
 
     def _stream(
-        self, images: Iterable[AnyImage], in_flight: int, options: Options
-    ) -> Generator[Result[AnyImage], None, None]:
-        held: deque[Future[Result[AnyImage]]] = deque()
+        self, images: Iterable[T], in_flight: int, options: Options
+    ) -> Generator[Result[T], None, None]:
+        held: deque[Future[Result[T]]] = deque()
         pool = ThreadPoolExecutor(in_flight, thread_name_prefix="rcnn-client")
         try:
             request = self._run(self._prepare(options, self._deadline(options.timeout_s)))
@@ -157,7 +212,7 @@ class Detector(BaseDetector):
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # waiting would delay Ctrl-C
 
-    def _answer(self, image: AnyImage, index: int, request: Request) -> Result[AnyImage]:
+    def _answer(self, image: T, index: int, request: Request) -> Result[T]:
         try:
             return Result(image, self._run(self._detect_in_stream(image, index, request)))
         except RcnnError as error:

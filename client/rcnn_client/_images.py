@@ -45,6 +45,11 @@ def faults_of(name: str) -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     """What the exception says, with its kind where that is needed to understand it."""
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            "it has more than twice PIL.Image.MAX_IMAGE_PIXELS, which is how large a picture Pillow decodes; "
+            "raise that if you trust the picture, or give its pixels as an array"
+        )
     if isinstance(error, OSError | ValueError) and str(error):
         return getattr(error, "strerror", None) or str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -99,10 +104,7 @@ def _encode_pil(image: Image.Image) -> bytes:
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             image = image.convert("RGB")
         if image.mode == "I":
-            values = np.asarray(image)
-            if values.min() < 0 or values.max() >= 2**16:
-                raise ValueError("its 32-bit values do not fit into 16 bits")
-            image = Image.fromarray(values.astype(np.uint16))
+            image = Image.fromarray(_to_16_bits(image))
         buffer = io.BytesIO()
         if image.mode in ("RGB", "L"):
             image.save(buffer, "BMP")
@@ -134,6 +136,35 @@ def open_image(image: ImageInput) -> Image.Image:
         opened = open_picture(encode_image(image))
         opened.load()
     return opened
+
+
+def decode_pixels(image: ImageInput) -> NDArray[np.uint8]:
+    """A picture that `encode_image` takes, as upright RGB [height, width, 3] or grey [height, width].
+
+    As the server decodes it: alpha is dropped, and 16 bits keep their upper 8.
+
+    Raises:
+        Exception: of many kinds where it cannot be decoded; see `faults_of`.
+    """
+    if isinstance(image, np.ndarray):
+        return rgb_pixels(image)
+    opened = upright(open_image(image))
+    if opened.mode == "F":
+        raise ValueError(
+            "it has 32-bit pixels (mode F), whose range is not known: convert it to 8 or 16 bits"
+        )
+    if opened.mode.startswith("I"):
+        values = _to_16_bits(opened) if opened.mode == "I" else np.asarray(opened)
+        return (values >> 8).astype(np.uint8)
+    return np.asarray(opened if opened.mode == "L" else opened.convert("RGB"))
+
+
+def _to_16_bits(image: Image.Image) -> NDArray[np.uint16]:
+    """The values of a picture of mode I."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ValueError("its 32-bit values do not fit into 16 bits")
+    return values.astype(np.uint16)
 
 
 def encoded_size_hw(encoded: bytes) -> tuple[int, int]:

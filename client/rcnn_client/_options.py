@@ -16,7 +16,7 @@ from ._servers import Deadline
 
 
 class DetectOptions(TypedDict, total=False):
-    """The keyword arguments of `detect`, `detect_batch` and `detect_stream`.
+    """The keyword arguments of `detect`, `detect_batch`, `detect_stream` and `detect_tiled`.
 
     Attributes:
         score_thresh: keep detections whose score is above this (0 to 1).
@@ -93,8 +93,8 @@ def read_options(given: DetectOptions) -> Options:
     known = [field.name for field in dataclasses.fields(Options)]
     if unknown := [name for name in given if name not in known]:
         raise TypeError(
-            f"unknown option {', '.join(unknown)}: the options are {', '.join(known)}; detect_batch and "
-            "detect_stream also take in_flight"
+            f"unknown option {', '.join(unknown)}: the options are {', '.join(known)}; detect_batch, "
+            "detect_stream and detect_tiled also take in_flight"
         )
     return Options(**given)
 

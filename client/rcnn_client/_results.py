@@ -50,6 +50,11 @@ def check_stream(images: Any, in_flight: int) -> None:
         raise InvalidParameterError(
             f"images is a {type(images).__name__}, expected several pictures, as a list; detect takes one"
         )
+    check_in_flight(in_flight)
+
+
+def check_in_flight(in_flight: int) -> None:
+    """Raises InvalidParameterError if `in_flight` is less than 1."""
     if in_flight < 1:
         raise InvalidParameterError(f"in_flight is {in_flight}, expected at least 1")
 

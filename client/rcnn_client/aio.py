@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,9 +22,11 @@ from ._detections import Detections
 from ._errors import RcnnError
 from ._images import ImageInput
 from ._info import DetectorInfo
+from ._merge import MergeMethod, MergeMetric
 from ._options import DetectOptions, Options, Request, read_options
-from ._results import Result, check_stream, gather, window
+from ._results import Result, check_in_flight, check_stream, gather, window
 from ._steps import Plan, Run, Sleep, Step
+from ._tiles import Tiling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,6 +89,30 @@ class Detector(BaseDetector):
         check_stream(images, in_flight)
         return self._stream(images, in_flight, read_options(options))
 
+    async def detect_tiled(
+        self,
+        image: ImageInput,
+        tile_hw: Sequence[int],
+        overlap: float = 0.2,
+        *,
+        whole: bool = True,
+        merge: MergeMethod | None = None,
+        merge_metric: MergeMetric | None = None,
+        merge_thresh: float = 0.5,
+        in_flight: int = 16,
+        **options: Unpack[DetectOptions],
+    ) -> Detections:
+        """As `rcnn_client.Detector.detect_tiled`."""
+        check_in_flight(in_flight)
+        tiling = Tiling(tile_hw, overlap, whole, merge, merge_metric, merge_thresh)
+        for_picture = read_options(options)
+        for_tile = dataclasses.replace(for_picture, top_k=None)
+        picture = await self._run(self._cut(image, tiling, for_tile))
+        async with contextlib.aclosing(self._stream(picture.tiles, in_flight, for_tile)) as results:
+            answers = [result.detections async for result in results]
+        found = await asyncio.to_thread(picture.merge, answers)
+        return found[: for_picture.top_k]
+
     async def is_ready(self, *, timeout_s: float | None = None) -> bool:
         """As `rcnn_client.Detector.is_ready`."""
         return await self._run(self._is_ready(timeout_s))
@@ -95,10 +122,10 @@ class Detector(BaseDetector):
         return await self._run(self._info(timeout_s))
 
     async def _stream(
-        self, images: Iterable[AnyImage] | AsyncIterable[AnyImage], in_flight: int, options: Options
-    ) -> AsyncGenerator[Result[AnyImage], None]:
+        self, images: Iterable[T] | AsyncIterable[T], in_flight: int, options: Options
+    ) -> AsyncGenerator[Result[T], None]:
         request = await self._run(self._prepare(options, self._deadline(options.timeout_s)))
-        held: asyncio.Queue[asyncio.Task[Result[AnyImage]] | None] = asyncio.Queue()
+        held: asyncio.Queue[asyncio.Task[Result[T]] | None] = asyncio.Queue()
         free_places = asyncio.Semaphore(window(in_flight))
         at_server = asyncio.Semaphore(in_flight)
 
@@ -125,8 +152,8 @@ class Detector(BaseDetector):
                     task.cancel()
 
     async def _answer(
-        self, image: AnyImage, index: int, request: Request, at_server: asyncio.Semaphore
-    ) -> Result[AnyImage]:
+        self, image: T, index: int, request: Request, at_server: asyncio.Semaphore
+    ) -> Result[T]:
         async with at_server:
             try:
                 return Result(image, await self._run(self._detect_in_stream(image, index, request)))
@@ -175,8 +202,8 @@ async def _run_in_thread(step: Run) -> Any:
 
 
 async def _read_ahead(
-    images: Iterable[AnyImage] | AsyncIterable[AnyImage], free_places: asyncio.Semaphore
-) -> AsyncIterator[AnyImage]:
+    images: Iterable[T] | AsyncIterable[T], free_places: asyncio.Semaphore
+) -> AsyncIterator[T]:
     """Yields each image as soon as there is a free place for it."""
     if isinstance(images, AsyncIterable):
         await free_places.acquire()

@@ -234,7 +234,7 @@ def test_an_unknown_option_names_the_known_ones(method):
         getattr(detector, method)([], threshold=0.5, conf=1)
     assert str(caught.value) == (
         "unknown option threshold, conf: the options are score_thresh, nms_thresh, detections_per_img, classes, "
-        "top_k, masks, mask_thresh, timeout_s, request_id; detect_batch and detect_stream also take in_flight"
+        "top_k, masks, mask_thresh, timeout_s, request_id; detect_batch, detect_stream and detect_tiled also take in_flight"
     )
 
 

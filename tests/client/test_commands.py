@@ -60,6 +60,7 @@ def test_help_fits_80_columns_and_shows_every_default(command, monkeypatch):
 def test_an_option_has_the_name_that_it_has_in_python():
     taken = DetectOptions.__annotations__.keys() | inspect.signature(Detector.__init__).parameters.keys()
     taken |= inspect.signature(Detector.detect_stream).parameters.keys()
+    taken |= inspect.signature(Detector.detect_tiled).parameters.keys()
     taken |= {f"tls_{name}" for name in TLSConfig.__annotations__}
     only_here = {"help", "version", "out", "json", "resume", "coco", "annotations", "against", "seconds"}
     only_here |= {"header"}  # one of Python's headers

@@ -43,6 +43,7 @@ def test_a_folder_in_order_as_json(server, folder, tmp_path, capsys):
         "score_thresh": 0.5,
         "classes": None,
         "mask_thresh": None,
+        "tiles": None,
     }
     assert capsys.readouterr() == ("", "")
 

@@ -42,6 +42,7 @@ def detect(photos: Iterable[Path], frame: Frame, options: DetectOptions) -> Dete
     with Detector(["a:8001", "b:8001"], "mine", tls=tls, headers={"a": "b"}, transport="shm") as detector:
         found = detector.detect("photo.jpg", score_thresh=0.5, classes=["dog"])
         assert_type(detector.detect(frame[:, :, ::-1], **options), Detections)
+        assert_type(detector.detect_tiled(Path("a.jpg"), (800, 800), merge="nms", **options), Detections)
         assert_type(draw_detections(b"photo", found), Image.Image)
         try:
             mixed = detector.detect_batch([Path("a.jpg"), "b.jpg", b"c", Image.new("RGB", (3, 3)), frame], in_flight=2)
@@ -57,6 +58,7 @@ def detect(photos: Iterable[Path], frame: Frame, options: DetectOptions) -> Dete
 async def detect_asynchronously(photos: list[ImageInput]) -> None:
     async with aio.Detector() as detector:
         assert_type(await detector.detect_batch(photos, timeout_s=3), list[Detections])
+        assert_type(await detector.detect_tiled("a.jpg", [800, 800], 0.3, in_flight=4), Detections)
         async for result in detector.detect_stream(["a.jpg"]):
             print(result.image.upper())
 
@@ -64,6 +66,7 @@ async def detect_asynchronously(photos: list[ImageInput]) -> None:
 def mistakes(detector: Detector) -> None:
     detector.detect("photo.jpg", threshold=0.5)  # wrong: "threshold"
     detector.detect(5)  # wrong: "int"
+    detector.detect_tiled("a.jpg", (800, 800), merge="NMS")  # wrong: "NMS"
     Detector(transport="tcp")  # wrong: "tcp"
     detector.detect("photo.jpg").class_name  # wrong: "class_name"
 

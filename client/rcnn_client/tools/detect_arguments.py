@@ -16,6 +16,7 @@ from .arguments import (
 )
 
 PROG = "rcnn-detect"
+OVERLAP = 0.2  # of tiles
 
 _DESCRIPTION = """\
 Finds objects in pictures and videos, and prints the class, score (0 to 1) and
@@ -35,6 +36,8 @@ examples:
       COCO results, with the ids of an annotation file
   rcnn-detect clip.mp4 --classes person,dog --out frames/
       only some classes; every frame of a video
+  rcnn-detect aerial.tif --tiles 800x800 --out boxed.png
+      small objects in a large picture
   rcnn-detect camera:0 --json -
       until Ctrl-C
   cat photo.jpg | rcnn-detect - --out - > boxed.png
@@ -59,7 +62,26 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
         parser.error("--resume needs --json FILE, the results of the earlier run")
     if args.annotations and args.coco is None:
         parser.error("--annotations only gives --coco its ids; add --coco FILE, or leave it out")
+    if args.tile_hw is None and {args.overlap, args.merge, args.whole} != {None}:
+        parser.error(
+            "--overlap, --merge and --no-whole say how to detect in tiles; add --tiles, or leave them out"
+        )
     return parser, args
+
+
+def tile_sides(text: str) -> tuple[int, int]:
+    """Parse HEIGHTxWIDTH, both at least 1."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width in pixels, such as 800x800")
+    return int(height), int(width)
+
+
+def _overlap(text: str) -> float:
+    share = probability(text)
+    if share == 1:
+        raise argparse.ArgumentTypeError("1 would never reach the next tile; expected less, for example 0.2")
+    return share
 
 
 def _class_names(text: str) -> list[str]:
@@ -105,6 +127,36 @@ def make_parser() -> argparse.ArgumentParser:
         type=probability,
         metavar="0..1",
         help="of a Mask R-CNN: pixels whose probability is above this belong to a mask (default: 0.5)",
+    )
+
+    tiles = parser.add_argument_group("small objects in large pictures")
+    tiles.add_argument(
+        "--tiles",
+        dest="tile_hw",
+        type=tile_sides,
+        metavar="HEIGHTxWIDTH",
+        help="detect in overlapping tiles of this size in pixels, for example 800x800, and merge what is found in "
+        "them, as SAHI does. --in-flight and --timeout-s then count for tiles",
+    )
+    tiles.add_argument(
+        "--overlap",
+        type=_overlap,
+        metavar="0..1",
+        help=f"of neighbouring tiles, as a share of the tile, less than 1 (default: {OVERLAP})",
+    )
+    tiles.add_argument(
+        "--merge",
+        choices=("greedy_nmm", "nmm", "nms"),
+        help="detections of one object: greedy_nmm makes one box around all that match the best, nmm also around what "
+        "matches those, nms keeps the best alone (default: as SAHI, nms where --score-thresh is below 0.1 or the model "
+        "answers keypoints, and greedy_nmm otherwise)",
+    )
+    tiles.add_argument(
+        "--no-whole",
+        dest="whole",
+        action="store_const",
+        const=False,
+        help="leave out the whole picture, which is sent as well and in which the large objects are found",
     )
 
     where = parser.add_argument_group(

@@ -7,22 +7,27 @@ import io
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 from rich.progress import Progress
 
 from .._client import Detector
 from .._detections import Detections
 from .._errors import InvalidImageError, InvalidParameterError, RcnnError
+from .._images import image_name
+from .._options import DetectOptions
+from .._results import Result
 from .arguments import STDIO
 from .certificates import tls_config
 from .console import complain, escape_what_cannot_be_encoded, progress_bar, stderr
-from .detect_arguments import PROG, parse
+from .detect_arguments import OVERLAP, PROG, parse
 from .detect_coco import CocoResults, ImageIds
 from .detect_inputs import (
     Picture,
@@ -35,6 +40,8 @@ from .detect_inputs import (
 )
 from .detect_outputs import Found, JsonLines, as_json, draw, table
 
+Image: TypeAlias = Path | bytes | NDArray[np.uint8]  # what is sent
+MAX_TILED_PIXELS = 500_000_000  # Pillow warns above it, and refuses twice as many
 GIVE_UP_AFTER = 10  # so many pictures in a row on which the server failed
 
 
@@ -71,6 +78,12 @@ class _Run:
         self._args, self._sources = args, sources
         self._pending: deque[Picture] = deque()  # sent and not yet answered, in their order
         self._num_answered = self._num_earlier = self._num_failed = self._num_without_id = 0
+        self._tiles = args.tile_hw and {
+            "tile_hw": list(args.tile_hw),
+            "overlap": OVERLAP if args.overlap is None else args.overlap,
+            "merge": args.merge,
+            "whole": args.whole is not False,
+        }
         with ExitStack() as stack:
             self._ids = ImageIds(args.annotations)
             self._detector = stack.enter_context(
@@ -88,6 +101,7 @@ class _Run:
                 "score_thresh": args.score_thresh,
                 "classes": args.classes,
                 "mask_thresh": args.mask_thresh,
+                "tiles": self._tiles,
             }
             self._lines = self._coco = None
             if args.json:
@@ -114,20 +128,22 @@ class _Run:
         """
         args, in_a_row = self._args, 0
         shows_masks = args.out or args.json or args.coco
-        stream = self._detector.detect_stream(
-            self._images(),
-            in_flight=args.in_flight,
+        options = DetectOptions(
             score_thresh=args.score_thresh,
             classes=args.classes,
             masks="rle" if shows_masks else "none",
             mask_thresh=args.mask_thresh,
         )
+        if self._tiles:
+            stream = self._detect_tiled(options)
+        else:
+            stream = self._detector.detect_stream(self._images(), in_flight=args.in_flight, **options)
         for position, result in enumerate(stream):
             picture = self._pending.popleft()
             if result.error is None:
                 self._answer(picture, result.detections)
             else:
-                sent_as = picture.image if isinstance(picture.image, Path) else f"image {position}"
+                sent_as = image_name(picture.image, "image" if self._tiles else f"image {position}")
                 self._fail(picture.file, picture.frame, str(result.error).removeprefix(f"{sent_as}: "))
             self._progress.advance(self._task)
             server_failed = result.error is not None and not isinstance(result.error, InvalidImageError)
@@ -142,6 +158,21 @@ class _Run:
         self._sum_up()
         return 1 if self._num_failed or self._num_without_id else 0
 
+    def _detect_tiled(self, options: DetectOptions) -> Generator[Result[Image], None, None]:
+        """Yields the result of each picture, as `detect_stream` does; the tiles of one are sent at the same time."""
+        PIL.Image.MAX_IMAGE_PIXELS = MAX_TILED_PIXELS
+        self._detector.info()  # ends the run if the server, or the model, cannot be used
+        for image in self._images():
+            try:
+                answer: Detections | RcnnError = self._detector.detect_tiled(
+                    image, in_flight=self._args.in_flight, **self._tiles, **options
+                )
+            except InvalidParameterError:
+                raise
+            except RcnnError as error:
+                answer = error
+            yield Result(image, answer)
+
     def _start_progress(self, stack: ExitStack) -> Progress:
         """A progress bar, shown only if stderr is a terminal and no results go to stdout as a file."""
         args, total = self._args, count_pictures(self._sources)
@@ -152,7 +183,7 @@ class _Run:
         self._task = progress.add_task(args.model, total=total)
         return progress if progress.disable else stack.enter_context(progress)
 
-    def _images(self) -> Iterator[Path | bytes | NDArray[np.uint8]]:
+    def _images(self) -> Iterator[Image]:
         """Yields the images to send; the others are reported or skipped here."""
         for picture in read_pictures(self._sources):
             if isinstance(picture, Unreadable):
