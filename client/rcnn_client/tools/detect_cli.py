@@ -8,7 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +19,7 @@ from rich.progress import Progress
 from .._client import Detector
 from .._detections import Detections
 from .._errors import InvalidImageError, InvalidParameterError, RcnnError
+from .._tracking import LOWEST_SCORE, Tracker
 from .arguments import STDIO
 from .certificates import tls_config
 from .console import complain, escape_what_cannot_be_encoded, progress_bar, stderr
@@ -34,6 +35,7 @@ from .detect_inputs import (
     read_pictures,
 )
 from .detect_outputs import Found, JsonLines, as_json, draw, table
+from .video_file import CODECS, VideoFile
 
 GIVE_UP_AFTER = 10  # so many pictures in a row on which the server failed
 
@@ -56,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has closed it; Python must not flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (RcnnError, OSError, ValueError, RuntimeError) as error:
+    except (RcnnError, OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         return complain(PROG, error)
     except KeyboardInterrupt:
-        again = "; to continue, run the same command with --resume" if args.json not in (None, STDIO) else ""
+        can_resume = args.json not in (None, STDIO) and not args.track and not args.live
+        again = "; to continue, run the same command with --resume" if can_resume else ""
         complain(PROG, f"interrupted{again}")
         return 130
 
@@ -71,7 +74,11 @@ class _Run:
         self._args, self._sources = args, sources
         self._pending: deque[Picture] = deque()  # sent and not yet answered, in their order
         self._num_answered = self._num_earlier = self._num_failed = self._num_without_id = 0
+        self._tracker: Tracker | None = Tracker(args.score_thresh) if args.track else None
+        self._tracked: Source | None = None  # the video that the tracker follows
         with ExitStack() as stack:
+            pictures = read_pictures(sources, live=args.live, say=lambda line: complain(PROG, line))
+            self._pictures = stack.enter_context(closing(pictures))
             self._ids = ImageIds(args.annotations)
             self._detector = stack.enter_context(
                 Detector(
@@ -96,6 +103,9 @@ class _Run:
                 if args.annotations:
                     self._ids.match(self._detector.info().class_names)
                 self._coco = stack.enter_context(CocoResults(args.coco, self._ids))
+            self._video = None
+            if sources and (out := sources[0].drawing) and out.suffix.lower() in CODECS:
+                self._video = stack.enter_context(VideoFile(out))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> _Run:
@@ -117,7 +127,7 @@ class _Run:
         stream = self._detector.detect_stream(
             self._images(),
             in_flight=args.in_flight,
-            score_thresh=args.score_thresh,
+            score_thresh=min(LOWEST_SCORE, args.score_thresh) if args.track else args.score_thresh,
             classes=args.classes,
             masks="rle" if shows_masks else "none",
             mask_thresh=args.mask_thresh,
@@ -154,7 +164,7 @@ class _Run:
 
     def _images(self) -> Iterator[Path | bytes | NDArray[np.uint8]]:
         """Yields the images to send; the others are reported or skipped here."""
-        for picture in read_pictures(self._sources):
+        for picture in self._pictures:
             if isinstance(picture, Unreadable):
                 self._fail(picture.file, None, picture.reason)
                 continue
@@ -179,11 +189,16 @@ class _Run:
             self._progress.update(self._task, total=total - 1)
 
     def _answer(self, picture: Picture, detections: Detections) -> None:
+        if self._tracker is not None:
+            if self._tracked not in (None, picture.source):
+                self._tracker = Tracker(self._args.score_thresh)
+            self._tracked = picture.source
+            detections = self._tracker.update(detections)
         found = as_json(detections) if self._lines or self._coco else []
         if not self._lines and not self._coco and self._args.out != STDIO:
             print(table(picture.name, detections), file=self._table_to)
         self._write_coco(picture, found)
-        if reason := draw(picture, detections):
+        if reason := draw(picture, detections, self._video):
             self._fail(picture.file, picture.frame, reason, found)
             return
         self._num_answered += 1

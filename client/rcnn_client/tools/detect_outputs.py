@@ -15,6 +15,7 @@ from .. import Detections, draw_detections
 from .arguments import STDIO
 from .coco_shapes import shape_fields
 from .detect_inputs import Picture, UsageError
+from .video_file import VideoFile
 
 MAX_CLASS_WIDTH = 35  # the table then has 80 columns
 # One picture's detections: class_name, label, score, box (x1, y1, x2, y2), track_id if they are tracked, and the
@@ -60,13 +61,22 @@ def _fit(text: str, width: int) -> str:
     return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
-def draw(picture: Picture, detections: Detections) -> str | None:
-    """Write the picture's drawing, if one is wanted; returns why that failed, or None."""
+def draw(picture: Picture, detections: Detections, video: VideoFile | None) -> str | None:
+    """Write the picture's drawing, if one is wanted; returns why that failed, or None.
+
+    Args:
+        video: where the drawings of frames go, if not to files of their own.
+
+    Raises:
+        RuntimeError: the video cannot be written.
+    """
     if picture.drawing is None:
         return None
     try:
         drawing = draw_detections(picture.image, detections)
-        if str(picture.drawing) == STDIO:
+        if video is not None:
+            video.write(drawing, picture.time_s, picture.fps)
+        elif str(picture.drawing) == STDIO:
             drawing.save(sys.stdout.buffer, "PNG")
         else:
             picture.drawing.parent.mkdir(parents=True, exist_ok=True)
