@@ -138,7 +138,8 @@ def read_pictures(
         name = shown(source.given)
 
         def say_dropped(num_dropped: int, num_frames: int, name: str = name) -> None:
-            say(f"{name}: {num_dropped} of {num_frames} frames were dropped, to keep up with the video")
+            if num_frames:
+                say(f"{name}: {num_dropped} of {num_frames} frames were dropped, to keep up with the video")
 
         frames = read_frames(source.given, in_real_time=live, say=say)
         with closing(newest(frames, say_dropped) if live else frames) as frames:

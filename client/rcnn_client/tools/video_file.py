@@ -11,8 +11,9 @@ from PIL import Image
 
 from .video_frames import LONGEST_GAP_S, opencv
 
-# Codecs that the wheels of OpenCV can write; they hold no encoder for H.264.
-CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v", ".webm": "VP80"}
+# The wheels of OpenCV have no encoder for H.264.
+CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v"}
+MOST_EARLY = 2  # frames by which one may be early, where the rate varies, and is still shown
 
 
 class VideoFile:
@@ -57,14 +58,16 @@ class VideoFile:
         if self._writer is None:
             self._open(drawing.size, fps)
             self._cut = round(time_s * fps)
-        position = round(time_s * self._fps) - self._cut
-        longest = round(LONGEST_GAP_S * self._fps)
-        if position - self._position > longest:
-            self._cut += position - self._position - longest
-            position = self._position + longest
-        for _ in range(self._position, position):
-            self._writer.write(self._frame)
-        self._position = max(position, self._position)
+        else:
+            late = round(time_s * self._fps) - self._cut - self._position
+            if -MOST_EARLY <= late < 1:
+                late = 1
+            if late > (longest := round(LONGEST_GAP_S * self._fps)):
+                self._cut += late - longest
+                late = longest
+            for _ in range(late):
+                self._writer.write(self._frame)
+                self._position += 1
         pixels = self._cv2.cvtColor(np.asarray(drawing), self._cv2.COLOR_RGB2BGR)
         self._frame = pixels if drawing.size == self._size else self._cv2.resize(pixels, self._size)
 

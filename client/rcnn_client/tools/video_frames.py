@@ -125,8 +125,10 @@ def read_frames(
         if number == 0:
             raise OSError("OpenCV finds no frame in it")
         if first.has_end:
-            if number < 0.9 * first.num_frames:
-                say(f"{name}: only {number} of its {first.num_frames:.0f} frames can be read; is it cut off?")
+            if max(clock_s, time_s) + 1 / first.fps < 0.9 * first.length_s:
+                say(
+                    f"{name}: it ends after {time_s:.1f} of {first.length_s:.1f} s; is it cut off or damaged?"
+                )
             return
         wait_s = next(waits, None)
         if wait_s is None:
@@ -141,17 +143,23 @@ class _Capture:
     """An open video of OpenCV.
 
     Attributes:
-        num_frames: how many it says that it has; 0 or less if it does not end.
+        has_end: whether it is a file, here or at a URL.
+        fps: nominal frames a second.
+        length_s: how long it says that it is.
     """
 
     def __init__(self, cv2: Any, given: str) -> None:
         self._cv2 = cv2
         self._video = cv2.VideoCapture(int(given.partition(":")[2]) if given.startswith("camera:") else given)
+        self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # as phones film; some versions leave it out
         self.is_open = bool(self._video.isOpened())
-        self.num_frames = self._video.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.has_end = not is_live(given) or self.num_frames > 0
+        num_frames = self._video.get(
+            cv2.CAP_PROP_FRAME_COUNT
+        )  # its length times fps, unless the file counts them
+        self.has_end = not is_live(given) or num_frames > 0
         fps = self._video.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 1 <= fps <= 240 else USUAL_FPS
+        self.fps = fps if 0.1 <= fps <= 240 else USUAL_FPS
+        self.length_s = num_frames / fps if num_frames > 0 and fps > 0 else 0.0
 
     def read(self) -> Iterator[tuple[NDArray[np.uint8], float]]:
         """Each frame in RGB order, and its time in seconds: by the clock of the file, or of a stream by ours."""
