@@ -1,4 +1,7 @@
-"""A video of held-out digits that move, turn back at the edges and pass over each other, and where they are."""
+"""A video of held-out digits that run to and fro, each in a lane of its own, and where they are.
+
+Neighbours cover each other's edges in passing. None hides another: ByteTrack, which looks at motion alone, may then swap them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from rcnn_export.digits.compose import compose_picture
 
 SIZE_HW = (240, 320)
 SHORTEST_SIDE_PX, LONGEST_SIDE_PX = 40, 90
+LANE, SWAY_PX = 0.85, 3  # a lane's share of its digit's height; the digit sways by so many pixels
 PLAIN = 1  # the seed of a background in which the detector finds no digit
 
 
@@ -43,14 +47,13 @@ def moving_digits(num_frames: int, num_digits: int, seed: int) -> Iterator[tuple
     background = draw_background("held-out", SIZE_HW, np.random.default_rng(PLAIN))
     digits = held_out_digits(num_digits)
     sizes = np.array([digit.ink.shape[::-1] for digit in digits])  # [D, 2]: width, height
-    room = np.array(SIZE_HW[::-1]) - sizes
-    places, steps = (
-        rng.uniform(0, room),
-        rng.uniform(1, 3, (num_digits, 2)) * rng.choice((-1, 1), (num_digits, 2)),
-    )
-    for _ in range(num_frames):
+    room = SIZE_HW[1] - sizes[:, 0]
+    lanes = np.cumsum([0, *LANE * sizes[:-1, 1]])
+    places, steps = rng.uniform(0, room), rng.uniform(1, 3, num_digits) * rng.choice((-1, 1), num_digits)
+    for number in range(num_frames):
         frame = background.copy()
-        corners = places.round().astype(int)
+        rows = lanes + SWAY_PX * (1 + np.sin(number / 10 + np.arange(num_digits)))
+        corners = np.stack((places, rows), axis=1).round().astype(int)
         for (pixels, ink), (x, y), (width, height) in zip(digits, corners, sizes, strict=True):
             frame[y : y + height, x : x + width][ink] = pixels[ink]
         yield frame, np.hstack((corners, corners + sizes)).astype(float)

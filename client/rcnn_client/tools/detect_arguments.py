@@ -62,11 +62,6 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
         parser.error("only one of --out, --json and --coco can write to stdout (-)")
     if args.resume and args.json in (None, STDIO):
         parser.error("--resume needs --json FILE, the results of the earlier run")
-    if args.resume and (args.track or args.live):
-        parser.error(
-            f"--resume cannot continue with {'--track' if args.track else '--live'}: ids and frames of the earlier run "
-            "are not known any more; give another --json FILE"
-        )
     if args.annotations and args.coco is None:
         parser.error("--annotations only gives --coco its ids; add --coco FILE, or leave it out")
     return parser, args

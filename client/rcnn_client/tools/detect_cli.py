@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may have any bytes
     try:
         sources = find_sources(args.inputs, args.out, lambda line: complain(PROG, line))
+        _check_videos(args, sources)
         with _Run(args, sources) as run:
             return run.detect()
     except UsageError as error:
@@ -65,6 +66,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         again = "; to continue, run the same command with --resume" if can_resume else ""
         complain(PROG, f"interrupted{again}")
         return 130
+
+
+def _check_videos(args: argparse.Namespace, sources: list[Source]) -> None:
+    """Raises UsageError where an option for videos cannot do what it says."""
+    pictures = [source.given for source in sources if not source.is_video]
+    if pictures and args.track:
+        raise UsageError(f"--track follows objects through a video, and {pictures[0]} is a picture")
+    if pictures and args.live:
+        raise UsageError(f"--live drops frames of a video, and {pictures[0]} is a picture")
+    if args.resume and (args.track or args.live):
+        option = "--track" if args.track else "--live"
+        raise UsageError(f"--resume cannot continue with {option}: earlier frames are not known any more")
+    if args.resume and _video_file(sources):
+        raise UsageError(f"--resume cannot continue the video {args.out}: give a folder for its frames")
+
+
+def _video_file(sources: list[Source]) -> Path | None:
+    """The video that the drawings are written to, if they are not written to files of their own."""
+    drawing = sources[0].drawing
+    return drawing if drawing is not None and drawing.suffix.lower() in CODECS else None
 
 
 class _Run:
@@ -104,8 +125,8 @@ class _Run:
                     self._ids.match(self._detector.info().class_names)
                 self._coco = stack.enter_context(CocoResults(args.coco, self._ids))
             self._video = None
-            if sources and (out := sources[0].drawing) and out.suffix.lower() in CODECS:
-                self._video = stack.enter_context(VideoFile(out))
+            if path := _video_file(sources):
+                self._video = stack.enter_context(VideoFile(path))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> _Run:

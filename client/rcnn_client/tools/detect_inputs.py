@@ -248,5 +248,7 @@ def _check_drawings(given: list[str], drawings: list[Path | None], out: str | No
         if path is None or str(path) == STDIO:
             continue
         if path.resolve() in taken:
-            raise UsageError(f"--out {out}: {path} would overwrite a picture or the drawing of another one")
+            raise UsageError(
+                f"--out {out}: {path} would overwrite a picture or video, or the drawing of another one"
+            )
         taken.add(path.resolve())

@@ -150,7 +150,11 @@ class _Capture:
 
     def __init__(self, cv2: Any, given: str) -> None:
         self._cv2 = cv2
-        self._video = cv2.VideoCapture(int(given.partition(":")[2]) if given.startswith("camera:") else given)
+        if given.startswith("camera:"):
+            self._video = cv2.VideoCapture(int(given.partition(":")[2]))
+        else:  # the other readers print on stderr what they do not understand
+            has_ffmpeg = cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG)
+            self._video = cv2.VideoCapture(given, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
         self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # as phones film; some versions leave it out
         self.is_open = bool(self._video.isOpened())
         num_frames = self._video.get(
