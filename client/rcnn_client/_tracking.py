@@ -11,7 +11,9 @@ from ._detections import Detections
 from ._errors import InvalidParameterError
 
 LOWEST_SCORE = 0.1  # a detection that scores less does not continue a track: ByteTrack's limit
-SAME_OBJECT = 0.7  # IoU above which two boxes are one object, taken for two classes
+SAME_OBJECT = (
+    0.5  # IoU above which two boxes are one object, taken for two classes; torchvision's NMS has it too
+)
 MATCH_COST = 0.9  # 1 - IoU of a box and where its track is expected; above it they are two objects
 
 
@@ -20,7 +22,7 @@ class Tracker:
 
     ByteTrack (Zhang et al., ECCV 2022) predicts where each object goes, and matches boxes to the predictions by
     their overlap. Classes do not count: an object that is taken for another class keeps its id, and of two boxes that
-    overlap by more than an IoU of 0.7, only the better is kept. Boxes that score too little for a new id still
+    overlap by more than an IoU of 0.5, only the better is kept. Boxes that score too little for a new id still
     continue one, so give it what was detected with `score_thresh=0.1`:
 
     >>> tracker = Tracker(score_thresh=0.5)

@@ -1,6 +1,6 @@
 """A video of held-out digits that run to and fro, each in a lane of its own, and where they are.
 
-Neighbours cover each other's edges in passing. None hides another: ByteTrack, which looks at motion alone, may then swap them.
+Neighbours touch in passing. None hides another: ByteTrack, which looks at motion alone, may then swap them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 from rcnn_export.digits.backgrounds import draw_background
 from rcnn_export.digits.compose import compose_picture
 
-SIZE_HW = (240, 320)
+SIZE_HW = (272, 320)
 SHORTEST_SIDE_PX, LONGEST_SIDE_PX = 40, 90
-LANE, SWAY_PX = 0.85, 3  # a lane's share of its digit's height; the digit sways by so many pixels
+SWAY_PX = 3  # up and down
 PLAIN = 1  # the seed of a background in which the detector finds no digit
 
 
@@ -42,13 +42,13 @@ def held_out_digits(count: int) -> list[Digit]:
 
 
 def moving_digits(num_frames: int, num_digits: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields each frame, uint8 [240, 320, 3] in RGB order, and the box of each digit, float [D, 4]: x1, y1, x2, y2."""
+    """Yields each frame, uint8 [272, 320, 3] in RGB order, and the box of each digit, float [D, 4]: x1, y1, x2, y2."""
     rng = np.random.default_rng(seed)
     background = draw_background("held-out", SIZE_HW, np.random.default_rng(PLAIN))
     digits = held_out_digits(num_digits)
     sizes = np.array([digit.ink.shape[::-1] for digit in digits])  # [D, 2]: width, height
     room = SIZE_HW[1] - sizes[:, 0]
-    lanes = np.cumsum([0, *LANE * sizes[:-1, 1]])
+    lanes = np.cumsum([0, *sizes[:-1, 1]])
     places, steps = rng.uniform(0, room), rng.uniform(1, 3, num_digits) * rng.choice((-1, 1), num_digits)
     for number in range(num_frames):
         frame = background.copy()

@@ -150,16 +150,14 @@ class _Capture:
 
     def __init__(self, cv2: Any, given: str) -> None:
         self._cv2 = cv2
-        if given.startswith("camera:"):
-            self._video = cv2.VideoCapture(int(given.partition(":")[2]))
+        if is_live(given) and "://" not in given:
+            self._video = cv2.VideoCapture(int(given.removeprefix("camera:")))
         else:  # the other readers print on stderr what they do not understand
             has_ffmpeg = cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG)
             self._video = cv2.VideoCapture(given, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
         self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # as phones film; some versions leave it out
         self.is_open = bool(self._video.isOpened())
-        num_frames = self._video.get(
-            cv2.CAP_PROP_FRAME_COUNT
-        )  # its length times fps, unless the file counts them
+        num_frames = self._video.get(cv2.CAP_PROP_FRAME_COUNT)  # in some files its length times fps
         self.has_end = not is_live(given) or num_frames > 0
         fps = self._video.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0.1 <= fps <= 240 else USUAL_FPS
