@@ -31,9 +31,10 @@ class _Label(NamedTuple):
 def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     """Draw each detection's box, class name and score, its mask and its keypoints on a copy of the picture.
 
-    Each class has its own colour, or each id where a `Tracker` gave ids; masks are translucent. COCO's 17 keypoints are joined to a skeleton. A keypoint
-    whose visibility is 0 is not drawn. Line width and text size grow with the picture. Each label lies inside the
-    picture and, if there is room around its box, does not cover the labels of better detections.
+    Each class has its own colour, or each id where a `Tracker` gave ids; masks are translucent. COCO's 17 keypoints
+    are joined to a skeleton. A keypoint whose visibility is 0 is not drawn. Line width and text size grow with the
+    picture. Each label lies inside the picture and, if there is room around its box, does not cover the labels of
+    better detections.
 
     Args:
         image: the picture that was sent, as `Detector.detect` takes it; its EXIF orientation is applied.
@@ -53,11 +54,8 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
 
     worst_first = detections[np.argsort(-detections.scores, kind="stable")[::-1]]  # the best lies on top
     best_first = worst_first[::-1]
-    ids = (
-        [""] * len(best_first)
-        if best_first.track_ids is None
-        else [f" #{each}" for each in best_first.track_ids]
-    )
+    track_ids = best_first.track_ids
+    ids = [""] * len(best_first) if track_ids is None else [f" #{track_id}" for track_id in track_ids]
     labels: list[_Label] = []
     for detection, track_id, colour in zip(best_first, ids, colours(best_first), strict=True):
         taken = [label.place for label in labels]

@@ -19,8 +19,8 @@ MOST_EARLY = 2  # frames by which one may be early, where the rate varies, and i
 class VideoFile:
     """Writes frames to a video file in which each is shown from its own time on until the next.
 
-    The file has a constant frame rate: frames are repeated where frames are missing, because they were dropped or the rate
-    of the source varies. All have the size of the first; a frame of another size is resized.
+    The file has a constant frame rate: a frame is repeated where the next is missing, because frames were dropped or
+    the rate of the source varies. All have the size of the first; a frame of another size is resized.
 
     Args:
         path: the file, which is overwritten; its suffix is one of CODECS.
@@ -40,7 +40,7 @@ class VideoFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
+        if self._frame is not None:
             self._writer.write(self._frame)
             self._writer.release()
 
