@@ -11,9 +11,7 @@ from ._detections import Detections
 from ._errors import InvalidParameterError
 
 LOWEST_SCORE = 0.1  # a detection that scores less does not continue a track: ByteTrack's limit
-SAME_OBJECT = (
-    0.5  # IoU above which boxes of two classes are one object: that of torchvision's NMS of one class
-)
+SAME_OBJECT = 0.5  # IoU above which boxes of two classes are one object; torchvision has it within a class
 MATCH_COST = 0.9  # 1 - IoU of a box and where its track is expected; above it they are two objects
 
 
