@@ -24,6 +24,7 @@ from ._info import DetectorInfo
 from ._masks import MaskCrop
 from ._options import DetectOptions
 from ._results import Result
+from ._tracking import Tracker
 
 __all__ = [
     "AccessDeniedError",
@@ -48,5 +49,6 @@ __all__ = [
     "ServerError",
     "ServerUnavailableError",
     "TLSConfig",
+    "Tracker",
     "draw_detections",
 ]

@@ -62,6 +62,7 @@ class Detections:
         keypoint_names: P names.
         mask_thresh: pixels whose probability is above this belong to an object: `detect`'s.
         rles: n strings, the run-length codes of the masks that the server pasted; the same methods read them.
+        track_ids: int64 [n], from 1, the number that each object keeps in its video, where a `Tracker` gave them.
     """
 
     boxes: NDArray[np.float32]
@@ -75,6 +76,7 @@ class Detections:
     keypoint_names: list[str] | None = None
     mask_thresh: float = 0.5
     rles: list[str] | None = None
+    track_ids: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -112,17 +114,25 @@ class Detections:
             self.keypoint_names,
             self.mask_thresh,
             None if self.rles is None else [self.rles[row] for row in rows],
+            select(self.track_ids),
         )
 
     def __repr__(self) -> str:
         shown = [
-            f"{each.class_name} {each.score:.2f} at {','.join(f'{edge:.0f}' for edge in each.box)}"
-            for each in self[:SHOWN]
+            f"{title} {each.score:.2f} at {','.join(f'{edge:.0f}' for edge in each.box)}"
+            for title, each in zip(self.titles(), self[:SHOWN], strict=False)
         ]
         if len(self) > SHOWN:
             shown.append(f"and {len(self) - SHOWN} more")
         count = f"{len(self)} detection{'' if len(self) == 1 else 's'}"
         return f"<{count}{': ' * bool(shown)}{'; '.join(shown)}>"
+
+    def titles(self) -> list[str]:
+        """What each detection is called: its class name, and its id if it is tracked, such as "dog #3"."""
+        if self.track_ids is None:
+            return list(self.class_names)
+        columns = zip(self.class_names, self.track_ids.tolist(), strict=True)
+        return [f"{name} #{track_id}" for name, track_id in columns]
 
     @property
     def has_masks(self) -> bool:
@@ -209,7 +219,7 @@ class Detections:
     def to_supervision(self) -> supervision.Detections:
         """The detections for the package supervision: its annotators, trackers, zones and metrics.
 
-        Labels become `class_id`, class names `data["class_name"]`, and masks `mask`.
+        Labels become `class_id`, class names `data["class_name"]`, masks `mask`, and `track_ids` `tracker_id`.
 
         Raises:
             ModuleNotFoundError: supervision is not installed.
@@ -226,5 +236,6 @@ class Detections:
             confidence=self.scores,
             class_id=self.labels,
             mask=self.masks() if self.has_masks else None,
+            tracker_id=self.track_ids,
             data={"class_name": np.array(self.class_names, dtype=str)},
         )

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ._detections import Detection, Detections
-from ._draw_shapes import Colour, class_colour, draw_keypoints, draw_masks
+from ._draw_shapes import Colour, colours, draw_keypoints, draw_masks
 from ._fonts import Font, readable
 from ._images import ImageInput, open_image
 from ._orientation import upright
@@ -31,9 +31,10 @@ class _Label(NamedTuple):
 def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     """Draw each detection's box, class name and score, its mask and its keypoints on a copy of the picture.
 
-    Each class has its own colour; masks are translucent. COCO's 17 keypoints are joined to a skeleton. A keypoint
-    whose visibility is 0 is not drawn. Line width and text size grow with the picture. Each label lies inside the
-    picture and, if there is room around its box, does not cover the labels of better detections.
+    Each class has its own colour, or each id where a `Tracker` gave ids; masks are translucent. COCO's 17 keypoints
+    are joined to a skeleton. A keypoint whose visibility is 0 is not drawn. Line width and text size grow with the
+    picture. Each label lies inside the picture and, if there is room around its box, does not cover the labels of
+    better detections.
 
     Args:
         image: the picture that was sent, as `Detector.detect` takes it; its EXIF orientation is applied.
@@ -52,15 +53,19 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     font_size = max(11, round(short_side / 32))
 
     worst_first = detections[np.argsort(-detections.scores, kind="stable")[::-1]]  # the best lies on top
-    best_first = list(worst_first)[::-1]
+    best_first = worst_first[::-1]
+    track_ids = best_first.track_ids
+    ids = [""] * len(best_first) if track_ids is None else [f" #{track_id}" for track_id in track_ids]
     labels: list[_Label] = []
-    for detection in best_first:
+    for detection, track_id, colour in zip(best_first, ids, colours(best_first), strict=True):
         taken = [label.place for label in labels]
-        labels.append(_place_label(detection, canvas.size, font_size, line_width + 1, taken))
+        labels.append(
+            _place_label(detection, track_id, colour, canvas.size, font_size, line_width + 1, taken)
+        )
 
     draw_masks(canvas, worst_first, line_width)
-    for detection in worst_first:
-        _draw_rectangle(draw, detection.box, outline=class_colour(detection.label), width=line_width)
+    for detection, colour in zip(worst_first, colours(worst_first), strict=True):
+        _draw_rectangle(draw, detection.box, outline=colour, width=line_width)
     draw_keypoints(draw, worst_first, line_width)
     for label in reversed(labels):
         _draw_rectangle(draw, label.place, fill=label.colour)
@@ -90,10 +95,16 @@ def _draw_rectangle(
 
 
 def _place_label(
-    detection: Detection, canvas_size: tuple[int, int], font_size: int, padding: int, taken: list[Rectangle]
+    detection: Detection,
+    track_id: str,
+    colour: Colour,
+    canvas_size: tuple[int, int],
+    font_size: int,
+    padding: int,
+    taken: list[Rectangle],
 ) -> _Label:
     name, name_font = readable(detection.class_name, detection.label, font_size)
-    score, score_font = f" {detection.score:.2f}", ImageFont.load_default(font_size)
+    score, score_font = f"{track_id} {detection.score:.2f}", ImageFont.load_default(font_size)
     while (
         font_size > 7
         and name_font.getlength(name) + score_font.getlength(score) + 2 * padding > canvas_size[0]
@@ -111,7 +122,7 @@ def _place_label(
     place = _free_place(detection.box, size, canvas_size, taken)
     x, baseline = place[0] + padding - left, place[1] + padding - top
     texts = [_Text(name, name_font, (x, baseline)), _Text(score, score_font, (x + name_width, baseline))]
-    return _Label(texts, place, class_colour(detection.label))
+    return _Label(texts, place, colour)
 
 
 def _free_place(

@@ -41,20 +41,25 @@ LIMBS = [
 
 
 def class_colour(label: int) -> Colour:
-    """Colour of a class; the hues of neighbouring labels are far apart (golden section of the colour circle)."""
+    """Colour of a class, or of a track; the hues of neighbouring numbers are far apart (golden section of the colour circle)."""
     hue = label * 0.618034 % 1
     saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.7))[label // 12 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def colours(detections: Detections) -> list[Colour]:
+    """The colour of each detection: that of its class, or of its id if it is tracked."""
+    numbers = detections.labels if detections.track_ids is None else detections.track_ids
+    return [class_colour(number) for number in numbers.tolist()]
+
+
 def draw_masks(canvas: Image.Image, detections: Detections, line_width: int) -> None:
-    """Draw each mask, translucent and with its outline, in the colour of its class; the last lies on top."""
+    """Draw each mask, translucent and with its outline, in the colour of its detection; the last lies on top."""
     if not detections.has_masks:
         return
     draw = ImageDraw.Draw(canvas)
-    for label, crop in zip(detections.labels.tolist(), detections.mask_crops(), strict=True):
-        colour = class_colour(label)
+    for colour, crop in zip(colours(detections), detections.mask_crops(), strict=True):
         if crop.mask.any():
             opacity = Image.fromarray(crop.mask * np.uint8(OPACITY))
             canvas.paste(colour, (crop.left, crop.top), opacity)

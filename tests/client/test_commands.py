@@ -63,6 +63,7 @@ def test_an_option_has_the_name_that_it_has_in_python():
     taken |= inspect.signature(Detector.detect_tiled).parameters.keys()
     taken |= {f"tls_{name}" for name in TLSConfig.__annotations__}
     only_here = {"help", "version", "out", "json", "resume", "coco", "annotations", "against", "seconds"}
+    only_here |= {"track", "live"}
     only_here |= {"header"}  # one of Python's headers
     only_here |= {"host", "port", "token_file"}
     for command in ARGUMENTS:

@@ -69,7 +69,7 @@ def test_to_supervision(found, monkeypatch):
     package.Detections = SimpleNamespace
     monkeypatch.setitem(sys.modules, "supervision", package)
     converted = found.to_supervision()
-    assert vars(converted).keys() == {"xyxy", "confidence", "class_id", "mask", "data"}
+    assert vars(converted).keys() == {"xyxy", "confidence", "class_id", "mask", "tracker_id", "data"}
     assert converted.mask is None
     assert converted.xyxy is found.boxes and converted.confidence is found.scores
     assert converted.class_id is found.labels

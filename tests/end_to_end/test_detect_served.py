@@ -1,14 +1,20 @@
 """rcnn-detect on the sample detector in the real tritonserver."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rcnn_backend.server.local_server import RunningServer
 from rcnn_client import Detector
 from rcnn_client.tools.detect_cli import main
+from scipy.optimize import linear_sum_assignment
+from torchvision.ops import box_iou
+
+from .moving_digits import SIZE_HW, moving_digits
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
 
@@ -84,3 +90,43 @@ def test_a_video(both_ensembles: RunningServer, tmp_path: Path, capsys: pytest.C
     with Image.open(tmp_path / "frames" / "clip_000002.jpg") as drawn, Image.open(picture) as sent:
         difference = np.abs(np.asarray(drawn, float) - np.asarray(sent.convert("RGB"), float))
         assert np.median(difference) < 10
+
+
+@pytest.mark.parametrize("num_frames", [40, pytest.param(300, marks=pytest.mark.long)])
+def test_a_tracked_video(num_frames: int, both_ensembles: RunningServer, tmp_path: Path) -> None:
+    """The ids stay with the digits: IDF1 is at least 0.9, and the drawn video has every frame."""
+    cv2 = pytest.importorskip("cv2")
+    clip, drawn, journal = tmp_path / "clip.mp4", tmp_path / "drawn.mp4", tmp_path / "tracked.jsonl"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"mp4v"), 25, SIZE_HW[::-1])
+    truth = []
+    for frame, boxes in moving_digits(num_frames, num_digits=4, seed=1):
+        writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
+        truth.append(boxes)
+    writer.release()
+    server = ["--url", both_ensembles.grpc_url, "--model", "digits"]
+    assert main([str(clip), *server, "--track", "--json", str(journal), "--out", str(drawn)]) == 0
+
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(num_frames))
+    video = cv2.VideoCapture(str(drawn))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == num_frames and video.get(cv2.CAP_PROP_FPS) == 25
+    assert idf1(truth, [line["detections"] for line in lines]) >= 0.9
+
+
+def idf1(truth: list[np.ndarray], found: list[list[dict]]) -> float:
+    """Twice the boxes that carry the right id, over all true and all found boxes (Ristani et al., ECCV 2016).
+
+    Ids are assigned to objects one to one, such that as many boxes as possible (IoU at least 0.5) are right.
+    """
+    together: Counter[tuple[int, int]] = Counter()
+    for boxes, detections in zip(truth, found, strict=True):
+        ious = box_iou(
+            torch.tensor(boxes), torch.tensor([each["box"] for each in detections]).reshape(-1, 4).double()
+        )
+        for row, column in (ious >= 0.5).nonzero().tolist():
+            together[row, detections[column]["track_id"] - 1] += 1
+    shared = np.zeros((len(truth[0]), 1 + max(track for _, track in together)))
+    for place, count in together.items():
+        shared[place] = count
+    right = shared[linear_sum_assignment(shared, maximize=True)].sum()
+    return float(2 * right / (sum(map(len, truth)) + sum(map(len, found))))

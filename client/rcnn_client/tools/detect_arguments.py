@@ -9,14 +9,16 @@ from pathlib import Path
 from .arguments import (
     STDIO,
     add_connection_arguments,
-    add_in_flight,
     add_timeout,
     add_version,
+    positive,
     probability,
 )
 
 PROG = "rcnn-detect"
 OVERLAP = 0.2  # of tiles
+IN_FLIGHT = 16
+LIVE_IN_FLIGHT = 1  # the next frame is ready when one is answered, and none waits at the server
 
 _DESCRIPTION = """\
 Finds objects in pictures and videos, and prints the class, score (0 to 1) and
@@ -38,8 +40,10 @@ examples:
       only some classes; every frame of a video
   rcnn-detect aerial.tif --tiles 800x800 --out boxed.png
       small objects in a large picture
-  rcnn-detect camera:0 --json -
-      until Ctrl-C
+  rcnn-detect clip.mp4 --track --out tracked.mp4 --json tracked.jsonl
+      a drawn video; every object keeps its number
+  rcnn-detect rtsp://camera/stream --live --track --json -
+      until Ctrl-C, without falling behind
   cat photo.jpg | rcnn-detect - --out - > boxed.png
 
 exit codes:
@@ -56,6 +60,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     parser = make_parser()
     args = parser.parse_args(argv)
     args.url = args.url or ["localhost:8001"]
+    args.in_flight = args.in_flight or (LIVE_IN_FLIGHT if args.live and not args.tile_hw else IN_FLIGHT)
     if [args.out, args.json, args.coco].count(STDIO) > 1:
         parser.error("only one of --out, --json and --coco can write to stdout (-)")
     if args.resume and args.json in (None, STDIO):
@@ -101,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PICTURE",
         help="picture file (JPEG, PNG, ...); folder; pattern in quotes ('*.jpg', '**/*.png'); video file, "
-        "camera:N or rtsp://... (these need OpenCV, the extra [video]); - for a picture on stdin",
+        "camera:N or rtsp://... (these need the extra [video]); - for a picture on stdin",
     )
 
     add_version(parser)
@@ -159,14 +164,28 @@ def make_parser() -> argparse.ArgumentParser:
         help="leave out the whole picture, which is sent as well and in which the large objects are found",
     )
 
+    video = parser.add_argument_group("videos, cameras and streams")
+    video.add_argument(
+        "--track",
+        action="store_true",
+        help="give each object an id that it keeps while it is seen (track_id in the JSON). An object gets one when it "
+        "scores above --score-thresh, and keeps it down to 0.1",
+    )
+    video.add_argument(
+        "--live",
+        action="store_true",
+        help="drop frames that come while earlier ones are still at the server, instead of letting them wait; how many "
+        "is printed at the end. A file then runs at its own speed",
+    )
+
     where = parser.add_argument_group(
         "what is written (a table on stdout, unless --json, --coco or --out - is given)"
     )
     where.add_argument(
         "--out",
         metavar="PATH",
-        help="draw the detections on the pictures: a folder, a file for a single picture, or - for stdout (PNG). In "
-        "a folder, JPEGs and video frames are written as JPEG, all others as PNG",
+        help="draw the detections on the pictures: a folder, a file for a single picture or video, or - for stdout "
+        "(PNG). In a folder, JPEGs and video frames are written as JPEG, all others as PNG",
     )
     where.add_argument(
         "--json",
@@ -202,7 +221,13 @@ def make_parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
     )
-    add_in_flight(server)
+    server.add_argument(
+        "--in-flight",
+        type=positive,
+        metavar="N",
+        help=f"how many pictures are at the server at the same time (default: {IN_FLIGHT}; with --live "
+        f"{LIVE_IN_FLIGHT})",
+    )
     add_timeout(server)
     add_connection_arguments(server)
     return parser

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -24,6 +24,7 @@ from .._errors import InvalidImageError, InvalidParameterError, RcnnError
 from .._images import image_name
 from .._options import DetectOptions
 from .._results import Result
+from .._tracking import LOWEST_SCORE, Tracker
 from .arguments import STDIO
 from .certificates import tls_config
 from .console import complain, escape_what_cannot_be_encoded, progress_bar, stderr
@@ -39,6 +40,7 @@ from .detect_inputs import (
     read_pictures,
 )
 from .detect_outputs import Found, JsonLines, as_json, draw, table
+from .video_file import CODECS, VideoFile
 
 Image: TypeAlias = Path | bytes | NDArray[np.uint8]  # what is sent
 MAX_TILED_PIXELS = 500_000_000  # Pillow warns above it, and refuses twice as many
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may have any bytes
     try:
         sources = find_sources(args.inputs, args.out, lambda line: complain(PROG, line))
+        _check_videos(args, sources)
         with _Run(args, sources) as run:
             return run.detect()
     except UsageError as error:
@@ -63,12 +66,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has closed it; Python must not flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (RcnnError, OSError, ValueError, RuntimeError) as error:
+    except (RcnnError, OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
         return complain(PROG, error)
     except KeyboardInterrupt:
-        again = "; to continue, run the same command with --resume" if args.json not in (None, STDIO) else ""
+        can_resume = args.json not in (None, STDIO) and not args.track and not args.live
+        again = "; to continue, run the same command with --resume" if can_resume else ""
         complain(PROG, f"interrupted{again}")
         return 130
+
+
+def _check_videos(args: argparse.Namespace, sources: list[Source]) -> None:
+    """Raises UsageError where an option for videos cannot do what it says."""
+    pictures = [source.given for source in sources if not source.is_video]
+    if pictures and args.track:
+        raise UsageError(f"--track follows objects through a video, and {pictures[0]} is a picture")
+    if pictures and args.live:
+        raise UsageError(f"--live drops frames of a video, and {pictures[0]} is a picture")
+    if args.resume and (args.track or args.live):
+        option = "--track" if args.track else "--live"
+        raise UsageError(f"--resume cannot continue with {option}: earlier frames are not known any more")
+    if args.resume and _video_file(sources):
+        raise UsageError(f"--resume cannot continue the video {args.out}: give a folder for its frames")
+
+
+def _video_file(sources: list[Source]) -> Path | None:
+    """The video that the drawings are written to, if they are not written to files of their own."""
+    drawing = sources[0].drawing
+    return drawing if drawing is not None and drawing.suffix.lower() in CODECS else None
 
 
 class _Run:
@@ -84,7 +108,11 @@ class _Run:
             "merge": args.merge,
             "whole": args.whole is not False,
         }
+        self._tracker: Tracker | None = Tracker(args.score_thresh) if args.track else None
+        self._tracked: Source | None = None  # the video that the tracker follows
         with ExitStack() as stack:
+            pictures = read_pictures(sources, live=args.live, say=lambda line: complain(PROG, line))
+            self._pictures = stack.enter_context(closing(pictures))
             self._ids = ImageIds(args.annotations)
             self._detector = stack.enter_context(
                 Detector(
@@ -110,6 +138,9 @@ class _Run:
                 if args.annotations:
                     self._ids.match(self._detector.info().class_names)
                 self._coco = stack.enter_context(CocoResults(args.coco, self._ids))
+            self._video = None
+            if path := _video_file(sources):
+                self._video = stack.enter_context(VideoFile(path))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> _Run:
@@ -129,7 +160,7 @@ class _Run:
         args, in_a_row = self._args, 0
         shows_masks = args.out or args.json or args.coco
         options = DetectOptions(
-            score_thresh=args.score_thresh,
+            score_thresh=min(LOWEST_SCORE, args.score_thresh) if args.track else args.score_thresh,
             classes=args.classes,
             masks="rle" if shows_masks else "none",
             mask_thresh=args.mask_thresh,
@@ -185,7 +216,7 @@ class _Run:
 
     def _images(self) -> Iterator[Image]:
         """Yields the images to send; the others are reported or skipped here."""
-        for picture in read_pictures(self._sources):
+        for picture in self._pictures:
             if isinstance(picture, Unreadable):
                 self._fail(picture.file, None, picture.reason)
                 continue
@@ -210,11 +241,16 @@ class _Run:
             self._progress.update(self._task, total=total - 1)
 
     def _answer(self, picture: Picture, detections: Detections) -> None:
+        if self._tracker is not None:
+            if self._tracked not in (None, picture.source):
+                self._tracker = Tracker(self._args.score_thresh)
+            self._tracked = picture.source
+            detections = self._tracker.update(detections)
         found = as_json(detections) if self._lines or self._coco else []
         if not self._lines and not self._coco and self._args.out != STDIO:
             print(table(picture.name, detections), file=self._table_to)
         self._write_coco(picture, found)
-        if reason := draw(picture, detections):
+        if reason := draw(picture, detections, self._video):
             self._fail(picture.file, picture.frame, reason, found)
             return
         self._num_answered += 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,10 @@ from PIL import Image
 
 from .._picture_files import FORMATS
 from .arguments import STDIO
+from .newest import newest
 from .picture_files import OTHER_SUFFIXES, picture_suffixes
-
-VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+from .video_file import CODECS
+from .video_frames import is_live, is_video, opencv, read_frames, shown
 
 
 class UsageError(ValueError):
@@ -34,8 +34,8 @@ class Source:
     Attributes:
         given: path, URL, "camera:N" or "-" for stdin.
         is_video: whether it is read frame by frame.
-        drawing: the file for its drawing, "-" for stdout; for a video, the frame's number is added before the
-            suffix. None means that it is not drawn.
+        drawing: the file for its drawing, "-" for stdout. Of a video it is a video again, or a picture to whose
+            name each frame's number is added. None means that it is not drawn.
     """
 
     given: str
@@ -49,17 +49,26 @@ class Picture:
 
     Attributes:
         number: its position among all pictures of the run, from 1.
-        file: its source, as it was given.
-        frame: its position in a video, from 0; None if the source is not a video.
+        source: where it comes from.
         image: what is sent: a path, encoded bytes, or a frame as uint8 [height, width, 3] in RGB order.
         drawing: the file for its drawing, if it is drawn.
+        frame: its position in a video, from 0; None if the source is not a video.
+        time_s: when the frame is shown, in seconds after the first.
+        fps: nominal frames a second of the video.
     """
 
     number: int
-    file: str
-    frame: int | None
+    source: Source
     image: Path | bytes | NDArray[np.uint8]
     drawing: Path | None
+    frame: int | None = None
+    time_s: float = 0.0
+    fps: float = 0.0
+
+    @property
+    def file(self) -> str:
+        """Its source, as it was given, but without a password."""
+        return shown(self.source.given)
 
     @property
     def name(self) -> str:
@@ -96,34 +105,57 @@ def find_sources(inputs: Sequence[str], out: str | None, say: Callable[[str], ob
         say(f"skipped {_counted(skipped)}: the server decodes {readable}")
     if inputs.count(STDIO) > 1:
         raise UsageError("- is given twice: stdin holds one picture")
-    are_videos = [_is_video(given) for given, _ in found]
+    are_videos = [is_video(given) for given, _ in found]
     if any(are_videos):
-        _opencv()
+        opencv()
     is_single = len(found) == 1 and not are_videos[0] and not Path(inputs[0]).is_dir()
-    drawings = _drawings([name for _, name in found], out, is_single)
+    if out and _is_video_file(Path(out)):
+        if are_videos != [True]:
+            raise UsageError(f"--out {out}: a video file takes the frames of one video; give a folder")
+        drawings: list[Path | None] = [Path(out)]
+    else:
+        drawings = _drawings([name for _, name in found], out, is_single)
     _check_drawings([given for given, _ in found], drawings, out)
     columns = zip(found, are_videos, drawings, strict=True)
     return [Source(given, is_video, drawing) for (given, _), is_video, drawing in columns]
 
 
-def read_pictures(sources: Sequence[Source]) -> Iterator[Picture | Unreadable]:
-    """Yields every picture of the sources, in their order. Files are not read here, only named."""
+def read_pictures(
+    sources: Sequence[Source], *, live: bool, say: Callable[[str], object]
+) -> Generator[Picture | Unreadable, None, None]:
+    """Yields every picture of the sources, in their order. Files are not read here, only named.
+
+    Args:
+        live: whether frames of a video are dropped if they come faster than they are taken; how many is said at the end.
+        say: called with a sentence on what happens to a video.
+    """
     numbers = count(1)
     for source in sources:
         if not source.is_video:
             image = sys.stdin.buffer.read() if source.given == STDIO else Path(source.given)
-            yield Picture(next(numbers), source.given, None, image, source.drawing)
+            yield Picture(next(numbers), source, image, source.drawing)
             continue
-        try:
-            for frame, pixels in enumerate(_frames(source.given)):
-                drawing = source.drawing
-                if drawing is not None:
-                    drawing = drawing.with_name(f"{drawing.stem}_{frame:06d}{drawing.suffix}")
-                yield Picture(next(numbers), source.given, frame, pixels, drawing)
-        except OSError as error:
-            yield Unreadable(source.given, str(error))
-        except UnicodeEncodeError:
-            yield Unreadable(source.given, "OpenCV opens no file whose name is not UTF-8: rename it")
+        name = shown(source.given)
+
+        def say_dropped(num_dropped: int, num_frames: int, name: str = name) -> None:
+            if num_frames:
+                say(f"{name}: {num_dropped} of {num_frames} frames were dropped, to keep up with the video")
+
+        frames = read_frames(source.given, in_real_time=live, say=say)
+        with closing(newest(frames, say_dropped) if live else frames) as frames:
+            try:
+                for frame in frames:
+                    drawing = source.drawing
+                    if drawing is not None and not _is_video_file(drawing):
+                        drawing = drawing.with_name(f"{drawing.stem}_{frame.number:06d}{drawing.suffix}")
+                    number = next(numbers)
+                    yield Picture(
+                        number, source, frame.pixels, drawing, frame.number, frame.time_s, frame.fps
+                    )
+            except OSError as error:
+                yield Unreadable(name, str(error))
+            except UnicodeEncodeError:
+                yield Unreadable(name, "OpenCV opens no file whose name is not UTF-8: rename it")
 
 
 def count_pictures(sources: Sequence[Source]) -> int | None:
@@ -137,7 +169,9 @@ def _expand(given: str, out: str | None, skipped: Counter[str]) -> list[tuple[st
         return _pictures_below(path, out, skipped)
     if given == STDIO:
         return [(given, "stdin.png")]
-    if _is_live(given):
+    if given.isdecimal() and not path.exists():  # as OpenCV numbers cameras
+        given = f"camera:{given}"
+    if is_live(given):
         return [(given, "camera" + given.partition(":")[2] if "://" not in given else "stream")]
     if not path.exists() and glob.has_magic(given):
         matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 -- Path's takes no absolute pattern
@@ -194,62 +228,27 @@ def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path |
     return [path / _drawing_name(name) for name in names]
 
 
+def _is_video_file(path: Path) -> bool:
+    return path.suffix.lower() in CODECS and not path.is_dir()
+
+
 def _drawing_name(name: str) -> Path:
     """JPEGs and frames are written as JPEG, which is quick; everything else as PNG."""
     path = Path(name)
     if Image.registered_extensions().get(path.suffix.lower()) in ("JPEG", "MPO"):
         return path
-    return path.with_suffix(".jpg" if _is_video(name) or not path.suffix else ".png")
+    return path.with_suffix(".jpg" if is_video(name) or not path.suffix else ".png")
 
 
 def _check_drawings(given: list[str], drawings: list[Path | None], out: str | None) -> None:
     """Raises UsageError where a drawing would overwrite an input, or the drawing of another one."""
-    taken = {Path(name).resolve() for name in given if name != STDIO} if out else set()
+    files = [name.removeprefix("file://") for name in given if name != STDIO]
+    taken = {Path(name).resolve() for name in files} if out else set()
     for path in drawings:
         if path is None or str(path) == STDIO:
             continue
         if path.resolve() in taken:
-            raise UsageError(f"--out {out}: {path} would overwrite a picture or the drawing of another one")
+            raise UsageError(
+                f"--out {out}: {path} would overwrite a picture or video, or the drawing of another one"
+            )
         taken.add(path.resolve())
-
-
-def _is_live(given: str) -> bool:
-    return "://" in given or (given.startswith("camera:") and given[len("camera:") :].isdecimal())
-
-
-def _is_video(given: str) -> bool:
-    return _is_live(given) or Path(given).suffix.lower() in VIDEOS
-
-
-def _opencv() -> Any:
-    try:
-        return importlib.import_module("cv2")
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            "videos and cameras are read by OpenCV, which is not installed: pip install 'rcnn-client[video]'"
-        ) from error
-
-
-def _frames(given: str) -> Iterator[NDArray[np.uint8]]:
-    """Frames of a video, uint8 [height, width, 3] in RGB order.
-
-    Raises:
-        OSError: it cannot be opened, or holds no frame.
-    """
-    cv2 = _opencv()
-    video = cv2.VideoCapture(int(given.partition(":")[2]) if given.startswith("camera:") else given)
-    try:
-        if not video.isOpened():
-            missing = not _is_live(given) and not Path(given).exists()
-            raise OSError("No such file" if missing else "OpenCV cannot open it: is it a video, or a camera?")
-        is_empty = True
-        while True:
-            has_frame, frame = video.read()
-            if not has_frame:
-                break
-            is_empty = False
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-        if is_empty:
-            raise OSError("OpenCV finds no frame in it")
-    finally:
-        video.release()

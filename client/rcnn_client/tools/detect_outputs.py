@@ -15,24 +15,30 @@ from .. import Detections, draw_detections
 from .arguments import STDIO
 from .coco_shapes import shape_fields
 from .detect_inputs import Picture, UsageError
+from .video_file import VideoFile
 
 MAX_CLASS_WIDTH = 35  # the table then has 80 columns
-# One picture's detections: class_name, label, score, box (x1, y1, x2, y2), and the fields of coco_shapes.
+# One picture's detections: class_name, label, score, box (x1, y1, x2, y2), track_id if they are tracked, and the
+# fields of coco_shapes.
 Found = list[dict[str, Any]]
 
 
 def as_json(detections: Detections) -> Found:
     """The detections for JSON; each float32 is written so that reading it gives the same value."""
     columns = detections.class_names, detections.labels.tolist(), detections.scores, detections.boxes
+    ids = [None] * len(detections) if detections.track_ids is None else detections.track_ids.tolist()
     return [
         {
             "class_name": name,
             "label": label,
             "score": float(str(score)),
             "box": [float(str(edge)) for edge in box],
+            **({} if track_id is None else {"track_id": track_id}),
             **shapes,
         }
-        for name, label, score, box, shapes in zip(*columns, shape_fields(detections), strict=True)
+        for name, label, score, box, track_id, shapes in zip(
+            *columns, ids, shape_fields(detections), strict=True
+        )
     ]
 
 
@@ -41,11 +47,12 @@ def table(name: str, detections: Detections) -> str:
     count = len(detections)
     lines = [f"{name}: {count or 'no'} detection{'' if count == 1 else 's'}"]
     if count:
-        width = min(MAX_CLASS_WIDTH, max(5, *map(cell_len, detections.class_names)))
+        titles = detections.titles()
+        width = min(MAX_CLASS_WIDTH, max(5, *map(cell_len, titles)))
         lines.append(f"  {'class':{width}}  score {'x1':>8} {'y1':>8} {'x2':>8} {'y2':>8}")
-    for detection in detections:
-        box = " ".join(f"{edge:8.1f}" for edge in detection.box)
-        lines.append(f"  {_fit(detection.class_name, width)}  {detection.score:5.3f} {box}")
+        for title, detection in zip(titles, detections, strict=True):
+            box = " ".join(f"{edge:8.1f}" for edge in detection.box)
+            lines.append(f"  {_fit(title, width)}  {detection.score:5.3f} {box}")
     return "\n".join(lines)
 
 
@@ -54,13 +61,22 @@ def _fit(text: str, width: int) -> str:
     return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
-def draw(picture: Picture, detections: Detections) -> str | None:
-    """Write the picture's drawing, if one is wanted; returns why that failed, or None."""
+def draw(picture: Picture, detections: Detections, video: VideoFile | None) -> str | None:
+    """Write the picture's drawing, if one is wanted; returns why that failed, or None.
+
+    Args:
+        video: where the drawings of frames go, if not to files of their own.
+
+    Raises:
+        RuntimeError: the video cannot be written.
+    """
     if picture.drawing is None:
         return None
     try:
         drawing = draw_detections(picture.image, detections)
-        if str(picture.drawing) == STDIO:
+        if video is not None:
+            video.write(drawing, picture.time_s, picture.fps)
+        elif str(picture.drawing) == STDIO:
             drawing.save(sys.stdout.buffer, "PNG")
         else:
             picture.drawing.parent.mkdir(parents=True, exist_ok=True)
