@@ -74,6 +74,27 @@ def make_parser() -> argparse.ArgumentParser:
         help="file with a token that every request for models or detections must bring",
     )
 
+    tasks = parser.add_argument_group("Label Studio, whose tasks are predicted at /label-studio/MODEL")
+    tasks.add_argument(
+        "--label-studio",
+        default="",
+        metavar="ADDRESS",
+        help="address of Label Studio, such as http://localhost:8081, from which the pictures of tasks are fetched",
+    )
+    tasks.add_argument(
+        "--label-studio-token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token of Label Studio (Account & Settings), of a user who may see the tasks",
+    )
+    tasks.add_argument(
+        "--picture-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="other host from which the pictures of tasks may be fetched; may be repeated (default: none)",
+    )
+
     server = parser.add_argument_group("the Triton server")
     add_url(server)
     add_in_flight(server)
