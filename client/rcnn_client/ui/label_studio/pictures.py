@@ -37,8 +37,6 @@ class Sources:
 
     def allow(self, url: URL) -> bool:
         """Whether a picture may be fetched from an address."""
-        if url.scheme not in ("http", "https") or url.host is None:
-            return False
         names = {(url.host, url.port)} | ({(url.host, None)} if url.is_default_port() else set())
         return self.is_label_studio(url) or bool(names & self.hosts)
 
@@ -148,10 +146,14 @@ class Pictures:
     async def _get(self, url: URL) -> bytes:
         """Follow redirects by hand: each place must be allowed, too, and the token is for Label Studio alone."""
         for _ in range(MAX_REDIRECTS + 1):
+            if url.scheme not in ("http", "https") or not url.host:
+                raise InvalidImageError(
+                    f"{_show(url)}: expected an address of http or https, a path of Label Studio, or a data: URI"
+                )
             if not self._sources.allow(url):
                 raise InvalidImageError(
                     f"{_show(url)}: pictures are not fetched from there; to allow it, start rcnn-ui with "
-                    f"--picture-host {url.host or 'HOST'}{'' if url.is_default_port() else f':{url.port}'}"
+                    f"--picture-host {_show_host(url)}"
                 )
             headers = {}
             if self._sources.is_label_studio(url) and self._sources.token:
@@ -218,6 +220,11 @@ def _decode(uri: str, max_bytes: int) -> bytes:
 
 def _show(place: object) -> str:
     return repr(str(place)[:SHOWN])
+
+
+def _show_host(url: URL) -> str:
+    host = f"[{url.host}]" if ":" in (url.host or "") else url.host
+    return f"{host}" if url.is_default_port() else f"{host}:{url.port}"
 
 
 def _too_large(name: str, max_bytes: int) -> InvalidImageError:
