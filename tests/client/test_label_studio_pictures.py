@@ -224,7 +224,7 @@ def test_a_host_without_a_port_is_that_of_the_scheme():
     ("label_studio", "token", "hosts", "message"),
     [
         ("localhost:8081", "", [], "--label-studio is 'localhost:8081', expected an address such as http://"),
-        ("http://", "", [], "expected an address such as http://localhost:8081"),
+        ("http://", "", [], "expected an address such as http://localhost:8080"),
         ("", "secret", [], "--label-studio-token-file is given without --label-studio"),
         ("", "", ["http://a.example"], "--picture-host is 'http://a.example', expected HOST or HOST:PORT"),
         ("", "", ["a.example:port"], "expected HOST or HOST:PORT"),

@@ -62,7 +62,7 @@ def test_another_name_that_leads_here_is_refused(server, host):
     ("origin", "status"),
     [
         ("http://localhost:8080", 200),
-        ("http://localhost:8081", 403),
+        ("http://localhost:8080", 403),
         ("https://evil.example", 403),
         ("null", 403),
         ("", 403),
@@ -161,7 +161,7 @@ def test_what_is_not_there(server):
         (
             ["--label-studio", "a"],
             2,
-            "--label-studio is 'a', expected an address such as http://localhost:8081",
+            "--label-studio is 'a', expected an address such as http://localhost:8080",
         ),
         (["--picture-host", "a/b"], 2, "--picture-host is 'a/b', expected HOST or HOST:PORT"),
         (["--token-file", "missing"], 1, "missing: No such file or directory"),

@@ -148,8 +148,13 @@ def describe() -> dict[str, Any]:
             "version": version("rcnn-client"),
             "description": "Pictures in, detections out, by a detector on a Triton server.",
         },
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
-        "security": [{}, {"token": []}],
+        "components": {
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "password": {"type": "http", "scheme": "basic", "description": "The token as the password."},
+            }
+        },
+        "security": [{}, {"token": []}, {"password": []}],
         "paths": {
             "/detect": {
                 "post": {

@@ -62,7 +62,7 @@ def read_sources(label_studio: str, token: str, hosts: Sequence[str]) -> Sources
         base = URL()
     if base is not None and (base.scheme not in ("http", "https") or not base.host):
         raise InvalidParameterError(
-            f"--label-studio is {label_studio!r}, expected an address such as http://localhost:8081"
+            f"--label-studio is {label_studio!r}, expected an address such as http://localhost:8080"
         )
     return Sources(base, token, frozenset(_read_host(host) for host in hosts))
 
