@@ -1,5 +1,7 @@
 """Labelling configs of Label Studio: which of their labels a detector knows."""
 
+import dataclasses
+
 import pytest
 from rcnn_client import DetectorInfo, InvalidParameterError
 from rcnn_client.ui.label_studio.config import Control, read_config
@@ -39,6 +41,15 @@ def test_labels_stand_for_the_classes_of_their_name_or_those_they_list():
     assert read_config(view(rectangles(listed)), info())[0].labels == {
         "dog": "thing",
         "Traffic Light": "thing",
+    }
+
+
+def test_classes_whose_names_differ_in_case_alone():
+    names = ["__background__", "dog", "Dog"]
+    two = dataclasses.replace(info(), class_names=names)
+    assert read_config(view(rectangles('<Label value="DOG"/>')), two)[0].labels == {
+        "dog": "DOG",
+        "Dog": "DOG",
     }
 
 

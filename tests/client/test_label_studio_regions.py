@@ -66,6 +66,17 @@ def test_rectangles(found):
     assert region["value"]["rectanglelabels"] == ["cat"] and region["value"]["width"] == 25
 
 
+@pytest.mark.parametrize("size_hw", [(11, 22), (39, 151), (800, 1333)])
+def test_nothing_lies_outside_the_picture(found, size_hw):
+    height, width = size_hw
+    found.boxes[0] = 0, 0, np.nextafter(np.float32(width), np.float32(np.inf)), height
+    found.keypoints[0, 0, :2] = np.nextafter(np.float32([width, height]), np.float32(np.inf))
+    controls = [control("rectanglelabels", {"dog": "dog"}), control("keypointlabels", {"nose": "nose"})]
+    box, point = make_regions(found, controls, size_hw)
+    assert [box["value"][edge] for edge in ("x", "y", "width", "height")] == [0, 0, 100, 100]
+    assert (point["value"]["x"], point["value"]["y"]) == (100, 100)
+
+
 def test_keypoints_belong_to_their_rectangle(found):
     points = control("keypointlabels", {"nose": "Nase", "tail": "tail"}, "points", point_thresh=-2)
     box, nose = make_regions(found, [control("rectanglelabels", {"dog": "dog"}), points], (100, 200))

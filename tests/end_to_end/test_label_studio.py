@@ -29,11 +29,11 @@ from rcnn_client.ui.label_studio.regions import make_regions
 
 from .conftest import PICTURES
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("client")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("client")]
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = ["someone@example.com", "a long password"]
-START_S = 120
+START_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,10 @@ def test_its_own_code_finds_nothing_wrong(ask: Callable[..., Any]) -> None:
     )
     regions = make_regions(found, controls, (100, 120))
     assert {region["type"] for region in regions} == set(kinds)
-    tags = [f'<{kind} name="{kind.lower()}" toName="photo"><Label value="it"/></{kind}>' for kind in KINDS]
+    tags = [
+        f'<{kind} name="{kind.lower()}" toName="photo"><Label value="other" alias="it"/></{kind}>'
+        for kind in KINDS
+    ]
     given = {
         "config": f'<View><Image name="photo" value="$url"/>{"".join(tags)}</View>',
         "prediction": {"model_version": "1", "score": 0.9, "result": regions},

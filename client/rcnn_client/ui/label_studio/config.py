@@ -89,18 +89,15 @@ def _names(kind: str, info: DetectorInfo) -> Sequence[str]:
 
 def _read_labels(tag: ElementTree.Element, names: Sequence[str]) -> dict[str, str]:
     """Name -> label; where several labels claim a name, the first has it."""
-    known = {name.lower(): name for name in names}
-    labels: dict[str, str] = {}
+    claimed: dict[str, str] = {}
     for label in _tags(tag, "Label"):
-        value = label.get("alias") or label.get("value")
-        if not value:
-            continue
-        given = label.get("predicted_values")
-        claimed = given.split(",") if given else [label.get("value", ""), value]
-        for name in claimed:
-            if (key := name.strip().lower()) in known:
-                labels.setdefault(known[key], value)
-    return labels
+        own = label.get("value", "")
+        shown = label.get("alias") or own
+        listed = label.get("predicted_values")
+        for name in listed.split(",") if listed else (own, shown):
+            if shown:
+                claimed.setdefault(name.strip().lower(), shown)
+    return {name: claimed[name.lower()] for name in names if name.lower() in claimed}
 
 
 def _number(tag: ElementTree.Element, attribute: str) -> float | None:

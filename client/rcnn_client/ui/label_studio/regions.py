@@ -69,15 +69,13 @@ def _values(
     found: Detections, row: int, crop: MaskCrop | None, control: Control, image_size_hw: tuple[int, int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The regions of one detection for one control: each its label and its value without that."""
-    percent = 100 / np.array(image_size_hw[::-1], np.float64)  # of x and y
     if control.kind == "keypointlabels":
-        yield from _keypoints(found, row, control, percent)
+        yield from _keypoints(found, row, control, image_size_hw)
     elif (label := control.labels.get(found.class_names[row])) is None:
         return
     elif control.kind == "rectanglelabels":
-        (x1, y1), (x2, y2) = found.boxes[row].reshape(2, 2) * percent
-        box = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
-        yield label, {edge: float(value) for edge, value in box.items()} | {"rotation": 0}
+        (x1, y1), (x2, y2) = _percent(found.boxes[row].reshape(2, 2), image_size_hw)
+        yield label, {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
     elif crop is not None and crop.mask.any():
         if control.kind == "brushlabels":
             yield label, {"format": "rle", "rle": encode_brush(crop, image_size_hw)}
@@ -85,15 +83,24 @@ def _values(
         for outline in trace_polygons(crop):
             points = simplify(outline, TOLERANCE)
             if len(points) >= 3:
-                yield label, {"points": (points * percent).tolist(), "closed": True}
+                yield label, {"points": _percent(points, image_size_hw), "closed": True}
 
 
 def _keypoints(
-    found: Detections, row: int, control: Control, percent: NDArray[np.float64]
+    found: Detections, row: int, control: Control, image_size_hw: tuple[int, int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     names, points, scores = found.keypoint_names, found.keypoints, found.keypoint_scores
     assert names is not None and points is not None and scores is not None
-    for name, (x, y), score in zip(names, points[row, :, :2] * percent, scores[row], strict=True):
+    places = _percent(points[row, :, :2], image_size_hw)
+    for name, (x, y), score in zip(names, places, scores[row], strict=True):
         is_sure = control.point_thresh is None or score > control.point_thresh
         if is_sure and name in control.labels:
-            yield control.labels[name], {"x": float(x), "y": float(y), "width": POINT_SIZE}
+            yield control.labels[name], {"x": x, "y": y, "width": POINT_SIZE}
+
+
+def _percent(points: NDArray[np.float32], image_size_hw: tuple[int, int]) -> list[list[float]]:
+    """Points [n, 2] in pixels -> percent. Label Studio takes none of a request's predictions if one is above 100."""
+    shares: list[list[float]] = np.clip(
+        100 * points.astype(np.float64) / image_size_hw[::-1], 0, 100
+    ).tolist()
+    return shares
