@@ -62,7 +62,7 @@ def test_another_name_that_leads_here_is_refused(server, host):
     ("origin", "status"),
     [
         ("http://localhost:8080", 200),
-        ("http://localhost:8080", 403),
+        ("http://localhost:8081", 403),
         ("https://evil.example", 403),
         ("null", 403),
         ("", 403),

@@ -45,7 +45,7 @@ def predict(url: str, personal: str, model: str, password: str, config: str, *pl
     project = studio.projects.create(title="digits", label_config=config).id
     access = requests.post(f"{url}/api/token/refresh", json={"refresh": personal}).json()["access"]
     for place in places:
-        if Path(place).is_file():
+        if place.startswith("/"):
             requests.post(
                 f"{url}/api/projects/{project}/import",
                 files={"file": (Path(place).name, Path(place).read_bytes(), "image/jpeg")},

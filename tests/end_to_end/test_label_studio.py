@@ -54,7 +54,7 @@ def ask(environment: Path) -> Callable[..., Any]:
     def run(*arguments: str, given: Any = None) -> Any:
         command = [environment / "python", Path(__file__).with_name("label_studio_client.py"), *arguments]
         done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout)
 
     return run
