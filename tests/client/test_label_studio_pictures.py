@@ -48,8 +48,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, None))
-        is_known = sent == {"refresh": PERSONAL}
-        self.answer(200 if is_known else 401, json.dumps({"access": "short-lived"}).encode(), **JSON)
+        status, body = {
+            PERSONAL: (200, b'{"access": "short-lived"}'),
+            "no.json.object": (200, b"[]"),
+            "no.json.here": (200, b"<html>"),
+        }.get(sent["refresh"], (401, b""))
+        self.answer(status, body, Content_Type="application/json")
 
     def answer(self, status, body, **headers):
         self.send_response(status)
@@ -61,9 +65,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         """Say nothing."""
-
-
-JSON = {"Content_Type": "application/json"}
 
 
 @pytest.fixture
@@ -109,8 +110,12 @@ def test_a_personal_token_is_exchanged_once(hosts):
     assert fetch(personal, "/data/upload/1/a.jpg", "/data/upload/1/a.jpg") == b"a picture"
     got = ("/data/upload/1/a.jpg", "Bearer short-lived")
     assert host.requests == [("/api/token/refresh", None), got, got]
-    wrong = read_sources(host.url, "not.the.one", [])
-    assert "answers 401 Unauthorized to the token" in refusal(wrong, "/data/upload/1/a.jpg")
+    for token, message in {
+        "not.the.one": "answers 401 Unauthorized to the token in --label-studio-token-file",
+        "no.json.object": "answers 200 OK to the token",
+        "no.json.here": "cannot be fetched: ",
+    }.items():
+        assert message in refusal(read_sources(host.url, token, []), "/data/upload/1/a.jpg")
 
 
 def test_cloud_storage_is_resolved_by_label_studio(hosts):

@@ -73,8 +73,7 @@ def read_token(option: str, path: Path | None) -> str:
     token = path.read_bytes().strip().decode("ascii", "replace")
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InvalidParameterError(
-            f"{option} {path} holds no token: expected one line of ASCII without blanks, such as "
-            "`openssl rand -hex 32` prints"
+            f"{option} {path} holds no token: expected one line of ASCII without blanks"
         )
     return token
 

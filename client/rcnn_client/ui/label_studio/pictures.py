@@ -194,11 +194,13 @@ class Pictures:
         async with self._session.post(
             url, json={"refresh": self._sources.token}, allow_redirects=False
         ) as answer:
-            if answer.status != 200:
+            body = await answer.json() if answer.status == 200 else None
+            if not isinstance(body, dict) or "access" not in body:
                 raise InvalidImageError(
-                    f"{url} answers {answer.status} {answer.reason} to the token in --label-studio-token-file"
+                    f"{url} answers {answer.status} {answer.reason} to the token in --label-studio-token-file, "
+                    "expected another token"
                 )
-            return str((await answer.json())["access"])
+            return str(body["access"])
 
 
 def _decode(uri: str, max_bytes: int) -> bytes:
