@@ -168,7 +168,7 @@ def test_redirects_are_checked_and_end(hosts):
     host, other = hosts
     host.redirects |= {"/away": f"{other.url}/a", "/loop": "/loop", "/here": "a.jpg", "/bad": "http://[x/"}
     host.files["/a.jpg"] = b"a picture"
-    sources = read_sources("", "", [host.name])
+    sources = read_sources(None, "", [host.name])
     assert fetch(sources, f"{host.url}/here") == b"a picture"
     assert "pictures are not fetched from there" in refusal(sources, f"{host.url}/away")
     assert not other.requests
@@ -212,7 +212,7 @@ def test_without_label_studio_its_pictures_cannot_be_fetched():
 
 
 def test_a_host_without_a_port_is_that_of_the_scheme():
-    sources = read_sources("", "", ["Pictures.example", "other.example:8443", "[::1]:81"])
+    sources = read_sources(None, "", ["Pictures.example", "other.example:8443", "[::1]:81"])
     allowed = {
         "http://pictures.example/a": True,
         "https://pictures.example:443/a": True,
@@ -229,12 +229,13 @@ def test_a_host_without_a_port_is_that_of_the_scheme():
     ("label_studio", "token", "hosts", "message"),
     [
         ("localhost:8081", "", [], "--label-studio is 'localhost:8081', expected an address such as http://"),
+        ("", "", [], "--label-studio is '', expected"),
         ("http://", "", [], "expected an address such as http://localhost:8080"),
-        ("", "secret", [], "--label-studio-token-file is given without --label-studio"),
-        ("", "", ["http://a.example"], "--picture-host is 'http://a.example', expected HOST or HOST:PORT"),
-        ("", "", ["a.example:port"], "expected HOST or HOST:PORT"),
-        ("", "", ["user@a.example"], "expected HOST or HOST:PORT"),
-        ("", "", [""], "expected HOST or HOST:PORT"),
+        (None, "secret", [], "--label-studio-token-file is given without --label-studio"),
+        (None, "", ["http://a.example"], "--picture-host is 'http://a.example', expected HOST or HOST:PORT"),
+        (None, "", ["a.example:port"], "expected HOST or HOST:PORT"),
+        (None, "", ["user@a.example"], "expected HOST or HOST:PORT"),
+        (None, "", [""], "expected HOST or HOST:PORT"),
     ],
 )
 def test_sources_that_cannot_be_read(label_studio, token, hosts, message):

@@ -6,6 +6,7 @@ Its package needs NumPy 2, so `label_studio_client.py` runs in that environment.
 import base64
 import json
 import os
+import random
 import re
 import shlex
 import socket
@@ -69,14 +70,20 @@ def readme_lines() -> list[str]:
     return found[1].splitlines()
 
 
+def free_port() -> int:
+    """A port that no other program gets while Label Studio starts: the system hands out higher ones."""
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", random.randrange(15000, 30000))) as free:
+            return int(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def label_studio(
     environment: Path, readme_lines: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """The address of a Label Studio that was started as the README says, with one user."""
     folder = tmp_path_factory.mktemp("data")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     *variables, _, command = shlex.split(readme_lines[0])
     assert command == "start"
     quiet = {"SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": "", "COLLECT_ANALYTICS": "false"}
@@ -102,9 +109,9 @@ def label_studio(
 
 
 def test_its_own_code_finds_nothing_wrong(ask: Callable[..., Any]) -> None:
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     shapes = [(1, 1), (3, 5), (40, 31), (300, 400)]
-    masks = [random.random(shape) < 0.4 for shape in shapes] + [np.ones((300, 400), bool)]
+    masks = [generator.random(shape) < 0.4 for shape in shapes] + [np.ones((300, 400), bool)]
     masks[3][50:250] = True
     kinds = {"rectanglelabels": "dog", "brushlabels": "dog", "polygonlabels": "dog", "keypointlabels": "nose"}
     controls = [

@@ -31,8 +31,10 @@ examples:
       the same as JSON; http://127.0.0.1:8080/openapi.json describes it
   openssl rand -hex 32 > token && rcnn-ui --host 0.0.0.0 --token-file token
       for other hosts; they give the token
-  rcnn-ui --port 9090 --label-studio http://localhost:8080 --label-studio-token-file label-studio.token
-      then connect the model http://localhost:9090/label-studio/my_detector in Label Studio
+  rcnn-ui --port 9090 --label-studio http://localhost:8080 \\
+          --label-studio-token-file label-studio.token
+      then connect the model http://localhost:9090/label-studio/my_detector in
+      Label Studio
 
 Ctrl-C ends it. Exit codes: 0, 1 if it cannot start, 2 on wrong usage.
 """
@@ -80,7 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
     tasks = parser.add_argument_group("Label Studio")
     tasks.add_argument(
         "--label-studio",
-        default="",
         metavar="ADDRESS",
         help="address of Label Studio, such as http://localhost:8080, from which the pictures of tasks are fetched",
     )

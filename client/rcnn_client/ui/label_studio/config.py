@@ -55,8 +55,7 @@ def read_config(text: str, info: DetectorInfo) -> list[Control]:
             names = _names(kind, info)
             labels = _read_labels(tag, names)
             if labels:
-                thresholds = _number(tag, "model_score_threshold"), _number(tag, "model_point_threshold")
-                controls.append(_control(kind, tag, image, images[image], labels, thresholds))
+                controls.append(_control(kind, tag, image, images[image], labels))
             else:
                 reasons.append(_why_unused(kind, tag, names, info))
     if not controls:
@@ -112,22 +111,23 @@ def _number(tag: ElementTree.Element, attribute: str) -> float | None:
         ) from error
 
 
-def _control(
-    kind: str,
-    tag: ElementTree.Element,
-    image: str,
-    key: str,
-    labels: dict[str, str],
-    thresholds: tuple[float | None, float | None],
-) -> Control:
-    score_thresh, point_thresh = thresholds
+def _control(kind: str, tag: ElementTree.Element, image: str, key: str, labels: dict[str, str]) -> Control:
+    score_thresh = _number(tag, "model_score_threshold")
     if score_thresh is None:
         score_thresh = SCORE_THRESH
     if not 0 <= score_thresh <= 1:
         raise InvalidParameterError(
             f"the labelling config has model_score_threshold={score_thresh:g}, expected a number from 0 to 1"
         )
-    return Control(kind.lower(), tag.get("name", ""), image, key, labels, score_thresh, point_thresh)
+    return Control(
+        kind.lower(),
+        tag.get("name", ""),
+        image,
+        key,
+        labels,
+        score_thresh,
+        _number(tag, "model_point_threshold"),
+    )
 
 
 def _why_unused(kind: str, tag: ElementTree.Element, names: Sequence[str], info: DetectorInfo) -> str:

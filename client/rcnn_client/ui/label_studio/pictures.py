@@ -48,16 +48,16 @@ class Sources:
 NO_SOURCES = Sources(None, "", frozenset())
 
 
-def read_sources(label_studio: str, token: str, hosts: Sequence[str]) -> Sources:
-    """The sources that are given as text: the address of Label Studio, empty for none, and each HOST or HOST:PORT.
+def read_sources(label_studio: str | None, token: str, hosts: Sequence[str]) -> Sources:
+    """The sources that are given as text: the address of Label Studio, and others as HOST or HOST:PORT.
 
     Raises:
         InvalidParameterError: one of them cannot be read, or there is a token for no Label Studio.
     """
-    if token and not label_studio:
+    if token and label_studio is None:
         raise InvalidParameterError("--label-studio-token-file is given without --label-studio")
     try:
-        base = URL(label_studio) if label_studio else None
+        base = None if label_studio is None else URL(label_studio)
     except ValueError:
         base = URL()
     if base is not None and (base.scheme not in ("http", "https") or not base.host):

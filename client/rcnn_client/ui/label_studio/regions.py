@@ -100,7 +100,5 @@ def _keypoints(
 
 def _percent(points: NDArray[np.float32], image_size_hw: tuple[int, int]) -> list[list[float]]:
     """Points [n, 2] in pixels -> percent. Label Studio takes none of a request's predictions if one is above 100."""
-    shares: list[list[float]] = np.clip(
-        100 * points.astype(np.float64) / image_size_hw[::-1], 0, 100
-    ).tolist()
-    return shares
+    shares = 100 * points.astype(np.float64) / image_size_hw[::-1]
+    return [[float(x), float(y)] for x, y in np.clip(shares, 0, 100)]
