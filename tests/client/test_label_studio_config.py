@@ -90,6 +90,7 @@ def test_controls_of_two_pictures():
     [
         ("<View/>", "nothing for pets: expected an Image with a value, and for it one of RectangleLabels, "),
         ("<View>", "the labelling config is no XML: no element found"),
+        ("<View>\ud800</View>", "the labelling config is no XML: "),
         ('<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>', "has a document type, expected tags only"),
         (
             view(rectangles('<Label value="cat"/>')),

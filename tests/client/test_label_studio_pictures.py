@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rcnn_client import InvalidImageError, InvalidParameterError
+from rcnn_client.ui.label_studio import pictures
 from rcnn_client.ui.label_studio.pictures import NO_SOURCES, Pictures, read_sources
 from yarl import URL
 
@@ -82,8 +83,8 @@ def fetch(sources, *places, max_bytes=1000, timeout_s=5.0):
     """The picture at the last place, after those before it; the task is number 7."""
 
     async def run():
-        async with Pictures(sources, max_bytes=max_bytes, timeout_s=timeout_s) as pictures:
-            return [await pictures.fetch(place, 7) for place in places][-1]
+        async with Pictures(sources, max_bytes=max_bytes, timeout_s=timeout_s) as opened:
+            return [await opened.fetch(place, 7) for place in places][-1]
 
     return asyncio.run(run())
 
@@ -103,13 +104,17 @@ def test_uploads_come_from_label_studio_with_its_token(hosts):
     assert host.requests == [("/sub/data/upload/1/a.jpg", "Token legacy")] * 2
 
 
-def test_a_personal_token_is_exchanged_once(hosts):
+def test_a_personal_token_is_exchanged_once_a_minute(hosts, monkeypatch):
     host, _ = hosts
     host.files["/data/upload/1/a.jpg"] = b"a picture"
     personal = read_sources(host.url, PERSONAL, [])
     assert fetch(personal, "/data/upload/1/a.jpg", "/data/upload/1/a.jpg") == b"a picture"
     got = ("/data/upload/1/a.jpg", "Bearer short-lived")
     assert host.requests == [("/api/token/refresh", None), got, got]
+    host.requests.clear()
+    monkeypatch.setattr(pictures, "LOGIN_S", 0.0)  # each is too old
+    fetch(personal, "/data/upload/1/a.jpg", "/data/upload/1/a.jpg")
+    assert host.requests == [("/api/token/refresh", None), got] * 2
     for token, message in {
         "not.the.one": "answers 401 Unauthorized to the token in --label-studio-token-file",
         "no.json.object": "answers 200 OK to the token",
@@ -127,7 +132,11 @@ def test_cloud_storage_is_resolved_by_label_studio(hosts):
     assert fetch(read_sources(host.url, "legacy", [bucket.name]), place) == b"a picture"
     assert bucket.requests == [("/a.jpg?signature=a%2Fb%7E", None)]  # the token stays with Label Studio
     said = refusal(read_sources(host.url, "legacy", []), place)
-    assert f"start rcnn-ui with --picture-host {bucket.name}" in said and len(bucket.requests) == 1
+    assert (
+        "signature" not in said
+        and f"start rcnn-ui with --picture-host {bucket.name}" in said
+        and len(bucket.requests) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,7 +207,8 @@ def test_data_uris():
     large = "data:;base64," + base64.b64encode(bytes(2**20 + 1)).decode()
     assert "the picture is too large" in refusal(NO_SOURCES, large, max_bytes=2**20)
     assert "is no data: URI, expected data:image/png;base64,..." in refusal(NO_SOURCES, "data:image/png")
-    assert "its base64 cannot be read" in refusal(NO_SOURCES, "data:;base64,abcde")
+    for uri in ("data:;base64,abcde", "data:,\ud800"):
+        assert "it cannot be read" in refusal(NO_SOURCES, uri)
 
 
 @pytest.mark.parametrize("place", [None, "", 7, ["/a.jpg", "/b.jpg"], {"url": "/a.jpg"}])

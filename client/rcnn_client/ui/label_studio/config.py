@@ -71,7 +71,7 @@ def _parse(text: str) -> ElementTree.Element:
         raise InvalidParameterError("the labelling config has a document type, expected tags only")
     try:
         return ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise InvalidParameterError(f"the labelling config is no XML: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,6 +17,7 @@ from yarl import URL
 from ..._errors import InvalidImageError, InvalidParameterError
 
 MAX_REDIRECTS = 5
+LOGIN_S = 60.0  # how long a login is used; Label Studio's own limit is 5 minutes
 SHOWN = 100  # characters of an address in a message
 CLOUD = re.compile(r"(s3|gs|azure-blob)://")
 DATA = re.compile(r"data:[^,]*?(;base64)?,", re.IGNORECASE)
@@ -87,6 +89,7 @@ class Pictures:
     def __init__(self, sources: Sources, *, max_bytes: int, timeout_s: float) -> None:
         self._sources, self._max_bytes, self._timeout_s = sources, max_bytes, timeout_s
         self._login: asyncio.Task[str] | None = None
+        self._login_begin = 0.0
 
     async def __aenter__(self) -> Pictures:
         self._session = aiohttp.ClientSession(
@@ -185,8 +188,8 @@ class Pictures:
         """Label Studio's header. A personal token, which is a JWT, is first exchanged for one of some minutes."""
         if self._sources.token.count(".") != 2:
             return f"Token {self._sources.token}"
-        if self._login is None:
-            self._login = asyncio.create_task(self._log_in())
+        if self._login is None or time.monotonic() - self._login_begin > LOGIN_S:
+            self._login, self._login_begin = asyncio.create_task(self._log_in()), time.monotonic()
         return f"Bearer {await asyncio.shield(self._login)}"
 
     async def _log_in(self) -> str:
@@ -210,18 +213,19 @@ def _decode(uri: str, max_bytes: int) -> bytes:
         raise InvalidImageError(f"{_show(uri)}: is no data: URI, expected data:image/png;base64,...")
     if len(uri) > 4 * max_bytes:
         raise _too_large("the data: URI", max_bytes)
-    encoded = unquote_to_bytes(uri[found.end() :])
     try:
+        encoded = unquote_to_bytes(uri[found.end() :])
         decoded = base64.b64decode(encoded) if found[1] else encoded
     except ValueError as error:
-        raise InvalidImageError(f"{_show(uri)}: its base64 cannot be read: {error}") from error
+        raise InvalidImageError(f"{_show(uri)}: it cannot be read: {error}") from error
     if len(decoded) > max_bytes:
         raise _too_large("the data: URI", max_bytes)
     return decoded
 
 
 def _show(place: object) -> str:
-    return repr(str(place)[:SHOWN])
+    """The place for a message; a query may hold a signature."""
+    return repr(str(place.with_query(None) if isinstance(place, URL) else place)[:SHOWN])
 
 
 def _show_host(url: URL) -> str:
