@@ -19,15 +19,20 @@ def encode_rle(crop: MaskCrop, image_size_hw: tuple[int, int]) -> dict[str, Any]
     Returns:
         `size`, H and W, and `counts`, the lengths of the runs in the picture's columns, as text.
     """
+    return {"size": list(image_size_hw), "counts": _compress(run_lengths(crop, image_size_hw))}
+
+
+def run_lengths(crop: MaskCrop, image_size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """The lengths of the runs in the picture's columns, int64: of what is not the mask, which may be empty, of the
+    mask, and so on by turns.
+    """
     height, width = image_size_hw
     rows, columns, _ = _horizontal_edges(crop.mask)
     # Where runs start and end, by turns. One that reaches a column's end may go on in the next.
     ends, times = np.unique((crop.left + columns) * height + crop.top + rows, return_counts=True)
     ends = np.concatenate(([0], ends[times == 1], [height * width]))
     counts = np.diff(ends)
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    return {"size": [height, width], "counts": _compress(counts)}
+    return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
 
 
 def trace_polygons(crop: MaskCrop) -> list[NDArray[np.float32]]:

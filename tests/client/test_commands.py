@@ -65,7 +65,7 @@ def test_an_option_has_the_name_that_it_has_in_python():
     only_here = {"help", "version", "out", "json", "resume", "coco", "annotations", "against", "seconds"}
     only_here |= {"track", "live"}
     only_here |= {"header"}  # one of Python's headers
-    only_here |= {"host", "port", "token_file"}
+    only_here |= {"host", "port", "token_file", "label_studio", "label_studio_token_file", "picture_host"}
     for command in ARGUMENTS:
         assert {action.dest for action in options(command)} <= taken | only_here
 

@@ -1,5 +1,6 @@
 """Who may use rcnn-ui, what its page may do, and how the command starts and ends."""
 
+import base64
 import os
 import re
 import signal
@@ -16,7 +17,18 @@ from rcnn_client.ui.pages import FOLDER
 
 from .ui_client import ask
 
-SECRETS = [("GET", "/models"), ("GET", "/models/faster_rcnn"), ("POST", "/detect"), ("POST", "/picture")]
+SECRETS = [
+    ("GET", "/models"),
+    ("GET", "/models/faster_rcnn"),
+    ("POST", "/detect"),
+    ("POST", "/picture"),
+    ("GET", "/label-studio/faster_rcnn/health"),
+    ("POST", "/label-studio/faster_rcnn/predict"),
+]
+
+
+def basic(user, password):
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def send(url, method, path, headers, **settings):
@@ -66,7 +78,11 @@ def test_pages_of_other_sites_are_refused(server, origin, status, token):
 
 @pytest.mark.parametrize(
     "given",
-    [None, "Bearer", "Bearer ", "Bearer secre", "Bearer secret2", "Basic secret", "secret", "Bearer sécret"],
+    [
+        *(None, "Bearer", "Bearer ", "Bearer secre", "Bearer secret2", "secret", "Bearer sécret"),
+        *("Basic", "Basic secret", "Basic ???", "Basic sécret", basic("secret", ""), basic("a", "secret2")),
+        "Digest secret",
+    ],
 )
 @pytest.mark.parametrize(("method", "path"), SECRETS)
 def test_a_token_guards_all_but_the_page(server, method, path, given):
@@ -77,8 +93,9 @@ def test_a_token_guards_all_but_the_page(server, method, path, given):
 
 
 def test_with_the_token_any_name_is_fine(server):
-    headers = {"Host": "detector.example", "Authorization": "Bearer secret"}
-    assert send(server.url, "GET", "/models", headers, token="secret")[0] == 200
+    for given in ("Bearer secret", "bearer  secret", basic("any", "secret"), basic("", "secret")):
+        headers = {"Host": "detector.example", "Authorization": given}
+        assert send(server.url, "GET", "/models", headers, token="secret")[0] == 200
     for path in ("/", "/page/main.js", "/openapi.json"):
         assert send(server.url, "GET", path, {"Host": "detector.example"}, token="secret")[0] == 200
 
@@ -131,6 +148,22 @@ def test_what_is_not_there(server):
         (["--host", "::"], 2, "which needs a token"),
         (["--token-file", "empty"], 2, "--token-file empty holds no token"),
         (["--token-file", "two words"], 2, "--token-file two words holds no token"),
+        (
+            ["--label-studio", "http://a", "--label-studio-token-file", "empty"],
+            2,
+            "file empty holds no token",
+        ),
+        (
+            ["--label-studio-token-file", "good"],
+            2,
+            "--label-studio-token-file is given without --label-studio",
+        ),
+        (
+            ["--label-studio", "a"],
+            2,
+            "--label-studio is 'a', expected an address such as http://localhost:8080",
+        ),
+        (["--picture-host", "a/b"], 2, "--picture-host is 'a/b', expected HOST or HOST:PORT"),
         (["--token-file", "missing"], 1, "missing: No such file or directory"),
         (["--url", "localhost"], 2, "url is 'localhost', expected host:port"),
         (["--host", "127.0.0.1", "--port", "PORT"], 1, "the port is taken, choose another with --port"),

@@ -13,6 +13,7 @@ from PIL import Image
 from rcnn_client import Detector
 from rcnn_client.tools.detect_outputs import as_json
 from rcnn_client.ui import app as ui_app
+from rcnn_client.ui import limits
 from rcnn_client.ui.openapi import describe
 from rcnn_client.ui.query import PARAMETERS
 
@@ -143,18 +144,18 @@ def test_a_picture_that_is_too_large_is_a_413(server, monkeypatch, as_form):
     monkeypatch.setattr(ui_app, "MAX_BODY_BYTES", 2**20)
     data = bytes(2**20 + 1)
     status, answer = post(server.url, form(image=data) if as_form else data)
-    assert (status, answer) == (413, {"error": "the picture is too large, expected at most 1 MiB"})
+    assert (status, answer) == (413, {"error": "the body is too large, expected at most 1 MiB"})
 
 
 def test_a_picture_that_does_not_arrive_is_a_408(server, monkeypatch):
-    monkeypatch.setattr(ui_app, "MAX_UPLOAD_S", 0.2)
+    monkeypatch.setattr(limits, "MAX_UPLOAD_S", 0.2)
 
     async def stuck():
         yield b"begin"
         await asyncio.sleep(5)
 
     status, answer = post(server.url, stuck())
-    assert (status, answer) == (408, {"error": "the picture did not arrive within 0.2 s"})
+    assert (status, answer) == (408, {"error": "the body did not arrive within 0.2 s"})
 
 
 @pytest.mark.parametrize(

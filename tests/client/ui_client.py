@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from aiohttp.test_utils import TestClient, TestServer
 from rcnn_client.ui.app import make_app
+from rcnn_client.ui.label_studio.pictures import NO_SOURCES, Sources
 from rcnn_client.ui.triton_server import TritonServer
 
 T = TypeVar("T")
@@ -14,9 +15,15 @@ T = TypeVar("T")
 
 @contextlib.asynccontextmanager
 async def opened(
-    url: str, *, in_flight: int = 4, timeout_s: float = 5.0, token: str = ""
+    url: str,
+    *,
+    in_flight: int = 4,
+    timeout_s: float = 5.0,
+    token: str = "",
+    sources: Sources = NO_SOURCES,
 ) -> AsyncIterator[TestClient]:
-    app = make_app(TritonServer(url, None, {}), in_flight=in_flight, timeout_s=timeout_s, token=token)
+    server = TritonServer(url, None, {})
+    app = make_app(server, in_flight=in_flight, timeout_s=timeout_s, token=token, sources=sources)
     async with TestClient(TestServer(app)) as client:  # which cancels the handler of a client that goes away
         yield client
 

@@ -31,7 +31,7 @@ READMES = sorted(
     ).stdout.split()
 )
 FENCED = re.compile(r"^```(\w*)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = {None, "docker", "gpu", "kubernetes", "tensorrt", "ui"}
+NEEDS = {None, "docker", "gpu", "kubernetes", "labelstudio", "tensorrt", "ui"}
 
 
 class Block(NamedTuple):

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from .._draw import to_rgb
-from .._errors import InvalidImageError, QueueFullError, RcnnError
+from .._errors import InvalidImageError, RcnnError
 from .._images import open_image
 from .._orientation import upright
-from .._results import window
 from .answers import detections_json, error_answer, info_json, rcnn_error_answer
+from .label_studio.handlers import LabelStudio
+from .label_studio.pictures import NO_SOURCES, Sources
+from .limits import MAX_BODY_BYTES, Places, read_in_time
 from .pages import page_routes
 from .query import read_query
 from .security import Refused, add_headers, guard
 from .triton_server import TritonServer
 
-MAX_BODY_BYTES = 64 * 2**20
-MAX_UPLOAD_S = 60.0
 
-
-def make_app(server: TritonServer, *, in_flight: int, timeout_s: float, token: str = "") -> web.Application:
+def make_app(
+    server: TritonServer, *, in_flight: int, timeout_s: float, token: str = "", sources: Sources = NO_SOURCES
+) -> web.Application:
     """The application; serve it with `handler_cancellation`, so that who goes away cancels its request.
 
     Args:
         server: closed with the application.
         in_flight: how many pictures are at the server at once. As many again wait; more are refused with 503.
         timeout_s: limit for each picture in seconds.
-        token: what `Authorization: Bearer` must bring; empty for none.
+        token: what `Authorization` must bring; empty for none.
+        sources: where pictures of Label Studio's tasks may be fetched from.
     """
     app = web.Application(middlewares=[_tell_errors, guard(token)], client_max_size=MAX_BODY_BYTES)
-    handlers = _Handlers(server, in_flight, timeout_s)
+    places = Places(in_flight)
+    handlers = _Handlers(server, places, timeout_s)
+    label_studio = LabelStudio(server, places, sources, in_flight=in_flight, timeout_s=timeout_s)
     app.add_routes(
         [
             *page_routes(),
@@ -44,6 +47,7 @@ def make_app(server: TritonServer, *, in_flight: int, timeout_s: float, token: s
             web.get("/models/{model}", handlers.model),
             web.post("/detect", handlers.detect),
             web.post("/picture", handlers.picture),
+            *label_studio.routes(),
         ]
     )
     app.on_response_prepare.append(add_headers)
@@ -57,10 +61,8 @@ def make_app(server: TritonServer, *, in_flight: int, timeout_s: float, token: s
 
 
 class _Handlers:
-    def __init__(self, server: TritonServer, in_flight: int, timeout_s: float) -> None:
-        self._server, self._timeout_s = server, timeout_s
-        self._at_server = asyncio.Semaphore(in_flight)
-        self._num_held, self._most_held = 0, window(in_flight)
+    def __init__(self, server: TritonServer, places: Places, timeout_s: float) -> None:
+        self._server, self._places, self._timeout_s = server, places, timeout_s
 
     async def models(self, request: web.Request) -> web.Response:
         """The detectors on the server."""
@@ -74,9 +76,9 @@ class _Handlers:
     async def detect(self, request: web.Request) -> web.Response:
         """What a detector finds in the picture that is posted."""
         query = read_query(request.query, request.query.getall)
-        with self._admit():
+        with self._places.admit():
             encoded = await _read_picture(request)
-            async with self._at_server:
+            async with self._places.at_server:
                 model = query.model or await self._server.only_detector()
                 async with self._server.detector(model, self._timeout_s) as detector:
                     call = functools.partial(detector.detect, encoded, **query.options)
@@ -89,22 +91,9 @@ class _Handlers:
 
     async def picture(self, request: web.Request) -> web.Response:
         """The picture that is posted, upright and as a PNG, for browsers that cannot show it so."""
-        with self._admit():
+        with self._places.admit():
             encoded = await _read_picture(request)
             return web.Response(body=await asyncio.to_thread(_as_png, encoded), content_type="image/png")
-
-    @contextlib.contextmanager
-    def _admit(self) -> Iterator[None]:
-        """Hold a picture in memory, unless there are too many."""
-        if self._num_held >= self._most_held:
-            raise QueueFullError(
-                f"{self._num_held} pictures are held already, the most that rcnn-ui takes; try again"
-            )
-        self._num_held += 1
-        try:
-            yield
-        finally:
-            self._num_held -= 1
 
 
 async def _read_picture(request: web.Request) -> bytes:
@@ -114,10 +103,7 @@ async def _read_picture(request: web.Request) -> bytes:
         InvalidImageError: there is none.
         web.HTTPException: it is too large, or comes too slowly.
     """
-    try:
-        encoded = await asyncio.wait_for(_read_body(request), MAX_UPLOAD_S)
-    except asyncio.TimeoutError as error:
-        raise web.HTTPRequestTimeout(text=f"the picture did not arrive within {MAX_UPLOAD_S:g} s") from error
+    encoded = await read_in_time(_read_body(request))
     if not encoded:
         raise InvalidImageError("image: the body is empty, expected a picture: curl --data-binary @photo.jpg")
     return encoded
@@ -154,7 +140,7 @@ async def _tell_errors(request: web.Request, handler: Handler) -> web.StreamResp
     except RcnnError as error:
         return rcnn_error_answer(error)
     except web.HTTPRequestEntityTooLarge:
-        return error_answer(413, f"the picture is too large, expected at most {MAX_BODY_BYTES // 2**20} MiB")
+        return error_answer(413, f"the body is too large, expected at most {MAX_BODY_BYTES // 2**20} MiB")
     except web.HTTPNotFound:
         return error_answer(404, f"there is no {request.path} here; /openapi.json tells what there is")
     except web.HTTPMethodNotAllowed as error:

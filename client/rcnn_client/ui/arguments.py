@@ -19,6 +19,7 @@ PROG = "rcnn-ui"
 _DESCRIPTION = """\
 Serves a page on which you choose, drop, paste or photograph a picture and see
 what a detector finds in it. Programs post pictures to /detect and get JSON.
+Label Studio gets predictions for its tasks from /label-studio/MODEL.
 The detectors are those of a Triton server, started for example with
 rcnn-serve; pictures are sent to that server and nowhere else."""
 
@@ -30,6 +31,10 @@ examples:
       the same as JSON; http://127.0.0.1:8080/openapi.json describes it
   openssl rand -hex 32 > token && rcnn-ui --host 0.0.0.0 --token-file token
       for other hosts; they give the token
+  rcnn-ui --port 9090 --label-studio http://localhost:8080 \\
+          --label-studio-token-file label-studio.token
+      then connect the model http://localhost:9090/label-studio/my_detector in
+      Label Studio
 
 Ctrl-C ends it. Exit codes: 0, 1 if it cannot start, 2 on wrong usage.
 """
@@ -72,6 +77,26 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="file with a token that every request for models or detections must bring",
+    )
+
+    tasks = parser.add_argument_group("Label Studio")
+    tasks.add_argument(
+        "--label-studio",
+        metavar="ADDRESS",
+        help="address of Label Studio, such as http://localhost:8080, from which the pictures of tasks are fetched",
+    )
+    tasks.add_argument(
+        "--label-studio-token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with a token of Label Studio (Account & Settings), of a user who may see the tasks",
+    )
+    tasks.add_argument(
+        "--picture-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="other host from which the pictures of tasks may be fetched; may be repeated (default: none)",
     )
 
     server = parser.add_argument_group("the Triton server")

@@ -16,6 +16,7 @@ from ..tools.certificates import tls_config
 from ..tools.console import complain
 from .app import make_app
 from .arguments import PROG, parse
+from .label_studio.pictures import read_sources
 from .security import is_this_host
 from .triton_server import TritonServer
 
@@ -26,14 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-ui; returns the exit code, see its help. Wrong usage exits with 2."""
     args = parse(argv)
     try:
-        token = "" if args.token_file is None else read_token(args.token_file)
+        token = read_token("--token-file", args.token_file)
         if not token and not is_this_host(args.host):
             raise InvalidParameterError(
                 f"--host {args.host} opens the page to other hosts, which needs a token: write one by "
                 "`openssl rand -hex 32 > token` and give --token-file token"
             )
+        label_studio_token = read_token("--label-studio-token-file", args.label_studio_token_file)
+        sources = read_sources(args.label_studio, label_studio_token, args.picture_host)
         server = TritonServer(args.url, tls_config(args), dict(args.header))
-        app = make_app(server, in_flight=args.in_flight, timeout_s=args.timeout_s, token=token)
+        app = make_app(
+            server, in_flight=args.in_flight, timeout_s=args.timeout_s, token=token, sources=sources
+        )
     except InvalidParameterError as error:
         complain(PROG, error)
         return 2
@@ -56,18 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_token(path: Path) -> str:
-    """The token in a file, without the line's end.
+def read_token(option: str, path: Path | None) -> str:
+    """The token in the file that an option names, without the line's end; empty if there is no file.
 
     Raises:
         InvalidParameterError: it is empty or cannot stand in a header.
         OSError: the file cannot be read.
     """
+    if path is None:
+        return ""
     token = path.read_bytes().strip().decode("ascii", "replace")
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InvalidParameterError(
-            f"--token-file {path} holds no token: expected one line of ASCII without blanks, such as "
-            "`openssl rand -hex 32` prints"
+            f"{option} {path} holds no token: expected one line of ASCII without blanks"
         )
     return token
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from .label_studio.description import METHODS
 from .query import PARAMETERS
 
 _NUMBER: dict[str, Any] = {"type": "number"}
@@ -125,8 +126,8 @@ _ERRORS = {
     "401": "The token is missing or wrong.",
     "403": "The request is for another host name, or comes from another site.",
     "404": "The server has no such model.",
-    "408": "The picture did not arrive in time.",
-    "413": "The picture is too large.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large.",
     "502": "The server failed.",
     "503": "The server is away or has too much to do; try again.",
     "504": "The server did not answer in time.",
@@ -147,8 +148,13 @@ def describe() -> dict[str, Any]:
             "version": version("rcnn-client"),
             "description": "Pictures in, detections out, by a detector on a Triton server.",
         },
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
-        "security": [{}, {"token": []}],
+        "components": {
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "password": {"type": "http", "scheme": "basic", "description": "The token as the password."},
+            }
+        },
+        "security": [{}, {"token": []}, {"password": []}],
         "paths": {
             "/detect": {
                 "post": {
@@ -185,8 +191,21 @@ def describe() -> dict[str, Any]:
                     ),
                 }
             },
+        }
+        | {
+            f"/label-studio/{{model}}/{name}": {method: _of_label_studio(details, name_in_path)}
+            for name, (method, details) in METHODS.items()
         },
     }
+
+
+def _of_label_studio(details: dict[str, Any], name_in_path: dict[str, Any]) -> dict[str, Any]:
+    answer = _responses(_json("As Label Studio expects it.", details["answer"]), *_ERRORS)
+    described = {"summary": details["summary"], "parameters": [name_in_path], "responses": answer}
+    if "body" in details:
+        content = {"application/json": {"schema": details["body"]}}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
 
 
 def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import ipaddress
 from urllib.parse import urlsplit
@@ -54,7 +56,8 @@ def guard(token: str) -> Middleware:
     is fine, as a proxy in front may have.
 
     Args:
-        token: what `Authorization: Bearer` must bring to everything but the page; empty if nothing is needed.
+        token: what the header Authorization must bring to everything but the page, as Bearer or as the password of
+            Basic, which is all that Label Studio can send; empty if nothing is needed.
     """
 
     @web.middleware
@@ -95,5 +98,10 @@ def _host_name(host: str) -> str:
 
 def _brings(request: web.Request, token: str) -> bool:
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
-    return scheme.lower() == "bearer" and same
+    sent = given.strip().encode(errors="surrogateescape")
+    if scheme.lower() == "basic":
+        try:
+            sent = base64.b64decode(sent).partition(b":")[2]
+        except binascii.Error:
+            return False
+    return hmac.compare_digest(sent, token.encode()) and scheme.lower() in ("bearer", "basic")
