@@ -3,8 +3,6 @@
 The server builds cuDNN's graphs for its own GPU when it loads the program.
 """
 
-import logging
-import warnings
 from dataclasses import replace
 from pathlib import Path
 

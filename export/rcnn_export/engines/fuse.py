@@ -157,7 +157,12 @@ class _Chain:
             return None
         (user,) = last.users
         value = user.meta.get("val")
-        if user.args.count(last) != 1 or user.kwargs or not isinstance(value, Tensor) or value.dtype != self._value.dtype:
+        if (
+            user.args.count(last) != 1
+            or user.kwargs
+            or not isinstance(value, Tensor)
+            or value.dtype != self._value.dtype
+        ):
             return None
         if _is_mutable(user) and user.args[0] is not last:
             return None
@@ -174,7 +179,7 @@ class _Chain:
         left, right = node.args
         return right if left is self._nodes[-1] else left
 
-    def _read_normalization(self, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+    def _read_normalization(self, node: fx.Node) -> tuple[Tensor | None, Tensor | None] | None:
         """Scale and shift of a batch normalisation; None if it uses the statistics of the batch."""
         _, weight, bias, mean, variance, training, _, eps, *_ = node.args
         values = [self._constants.value(each) for each in (weight, bias, mean, variance)]
@@ -218,8 +223,12 @@ class _Chain:
         convolution, graph = self._nodes[0], self._nodes[-1].graph
         weight = self._constants.value(convolution.args[1])
         assert weight is not None
-        folded = weight.double() if self._scale is None else weight.double() * self._scale[:, None, None, None]
-        weight_node = graph.get_attr(self._constants.add(f"{convolution.name}_weight", folded.to(weight.dtype)))
+        folded = (
+            weight.double() if self._scale is None else weight.double() * self._scale[:, None, None, None]
+        )
+        weight_node = graph.get_attr(
+            self._constants.add(f"{convolution.name}_weight", folded.to(weight.dtype))
+        )
         if self._shift is None:
             return weight_node, None
         return weight_node, graph.get_attr(

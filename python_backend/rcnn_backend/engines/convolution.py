@@ -39,6 +39,11 @@ class Convolution(NamedTuple):
     relu: bool
 
     @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """Stride, padding, dilation, groups."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
     def output(self) -> tuple[int, ...]:
         """The shape [B, K, h, w] of the result."""
         return output_shape(self.x, self.weight, self.stride, self.padding, self.dilation)
@@ -54,9 +59,7 @@ def output_shape(
     """The shape [B, K, h, w] of a convolution's result; sizes may be symbols."""
     sides = (
         (side + 2 * pad - step * (kernel - 1) - 1) // stride_ + 1
-        for side, kernel, stride_, pad, step in zip(
-            x[2:], weight[2:], stride, padding, dilation, strict=True
-        )
+        for side, kernel, stride_, pad, step in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
     )
     return (x[0], weight[0], *sides)
 
