@@ -53,7 +53,7 @@ def fuse_convolutions(traced: fx.GraphModule) -> tuple[fx.GraphModule, Fusions]:
         if node.op != "call_function" or not str(node.target).startswith("aten.conv"):
             continue
         if not _is_known(node, constants):
-            left["transposed" if "transpose" in str(node.target) else str(node.target)] += 1
+            left[str(node.target).split(".")[1]] += 1
         elif _is_depthwise(node):
             left["depthwise"] += 1
             _Chain(node, constants).fold().replace(CONVOLUTION)
@@ -68,11 +68,11 @@ def fuse_convolutions(traced: fx.GraphModule) -> tuple[fx.GraphModule, Fusions]:
 
 
 def _is_known(node: fx.Node, constants: Constants) -> bool:
-    """Whether it is a conv2d with numbers for padding, and with a weight and a bias that are constant."""
-    if node.target != CONVOLUTION or node.kwargs or constants.value(node.args[1]) is None:
+    """Whether it is a conv2d of a batch, with numbers for padding and with constants for weight and bias."""
+    if node.target != CONVOLUTION or node.kwargs or node.meta["val"].ndim != 4:
         return False
-    bias = _arguments(node)[0]
-    return bias is None or constants.value(bias) is not None
+    parameters = (node.args[1], _arguments(node)[0])
+    return all(each is None or constants.value(each) is not None for each in parameters)
 
 
 def _is_depthwise(node: fx.Node) -> bool:

@@ -6,8 +6,8 @@ Shapes: x [B, C, H, W], weight [K, C / groups, R, S], bias [K], residual [B, K, 
 All are of one type, FP32 or FP16; sums are in FP32. Bias, residual and ReLU may each be missing. The result
 is in channels-last order whatever the order of the arguments.
 
-rcnn-export writes calls of it into the programs of ``--engine cudnn``. On a GPU a graph of cuDNN computes it,
-elsewhere torch does.
+rcnn-export writes calls of it into the programs of ``--engine cudnn``. On a CPU torch's own operators compute it;
+``convolution_plans`` is what computes it on a GPU.
 """
 
 from collections.abc import Sequence
@@ -85,38 +85,6 @@ def convolve(
     return found.contiguous(memory_format=CHANNELS_LAST)
 
 
-def _convolve_on_gpu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    relu: bool,
-) -> Tensor:
-    from rcnn_backend.engines.convolution_plans import plans_of  # needs nvidia-cudnn-frontend
-
-    convolution = Convolution(
-        tuple(x.shape),
-        tuple(weight.shape),
-        x.dtype,
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        bias is not None,
-        residual is not None,
-        relu,
-    )
-    x = x.contiguous(memory_format=CHANNELS_LAST)
-    weight = weight.contiguous(memory_format=CHANNELS_LAST)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=CHANNELS_LAST)
-    return plans_of(x.device).run(convolution, x, weight, bias, residual)
-
-
 def _describe(
     x: Tensor,
     weight: Tensor,
@@ -135,5 +103,4 @@ def _describe(
 
 torch.library.define("rcnn::convolution", SCHEMA)
 torch.library.impl("rcnn::convolution", "CPU", convolve)
-torch.library.impl("rcnn::convolution", "CUDA", _convolve_on_gpu)
 torch.library.register_fake("rcnn::convolution", _describe)

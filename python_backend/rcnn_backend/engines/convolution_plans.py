@@ -1,19 +1,19 @@
 """How this GPU computes ``torch.ops.rcnn.convolution``: by the fastest of cuDNN's graphs and torch's operators.
 
 cuDNN has several plans for a graph, and the GPU and the shapes decide which is the fastest. For some
-convolutions it has none.
+convolutions it has none. To import this module is to register the operator for GPUs.
 """
 
 import functools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cudnn
 import torch
 from torch import Tensor
 
-from rcnn_backend.engines.convolution import Convolution, convolve
+from rcnn_backend.engines.convolution import CHANNELS_LAST, Convolution, convolve
 from rcnn_backend.engines.cudnn_graphs import CudnnGraph
 from rcnn_backend.engines.plan_choices import PlanChoices, cache_path
 
@@ -162,3 +162,36 @@ def _time_ms(plan: Plan, tensors: Tensors) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / TIMED_RUNS
+
+
+def _convolve_on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    convolution = Convolution(
+        tuple(x.shape),
+        tuple(weight.shape),
+        x.dtype,
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+        bias is not None,
+        residual is not None,
+        relu,
+    )
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    weight = weight.contiguous(memory_format=CHANNELS_LAST)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=CHANNELS_LAST)
+    return plans_of(x.device).run(convolution, x, weight, bias, residual)
+
+
+torch.library.impl("rcnn::convolution", "CUDA", _convolve_on_gpu)
