@@ -38,6 +38,33 @@ class Convolution(NamedTuple):
     has_residual: bool
     relu: bool
 
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        relu: bool,
+    ) -> "Convolution":
+        """The description of a call of the operator."""
+        return cls(
+            tuple(x.shape),
+            tuple(weight.shape),
+            x.dtype,
+            tuple(stride),
+            tuple(padding),
+            tuple(dilation),
+            groups,
+            bias is not None,
+            residual is not None,
+            relu,
+        )
+
     @property
     def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
         """Stride, padding, dilation, groups."""

@@ -175,18 +175,7 @@ def _convolve_on_gpu(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    convolution = Convolution(
-        tuple(x.shape),
-        tuple(weight.shape),
-        x.dtype,
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        bias is not None,
-        residual is not None,
-        relu,
-    )
+    convolution = Convolution.of(x, weight, bias, residual, stride, padding, dilation, groups, relu)
     x = x.contiguous(memory_format=CHANNELS_LAST)
     weight = weight.contiguous(memory_format=CHANNELS_LAST)
     if residual is not None:
