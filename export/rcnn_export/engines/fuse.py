@@ -31,11 +31,15 @@ class Fusions:
     fused: int
     left: dict[str, int]
 
+    @property
+    def total(self) -> int:
+        """How many convolutions there are."""
+        return self.fused + sum(self.left.values())
+
     def __str__(self) -> str:
-        total = self.fused + sum(self.left.values())
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.left.items())
         others = f"; PyTorch runs the others as they are ({kinds})" if kinds else ""
-        return f"{self.fused} of {total} convolutions are fused with what follows them{others}"
+        return f"{self.fused} of {self.total} convolutions are fused with what follows them{others}"
 
 
 @torch.no_grad()

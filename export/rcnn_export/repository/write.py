@@ -139,7 +139,9 @@ def _write_engine(
     if options.engine == AOTI:
         return {"target": compile_package(stage, path)}
     if options.engine == CUDNN:
-        report(f"In the {stage.name}, {write_program(stage, path)}")
+        fusions = write_program(stage, path)
+        if fusions.total:
+            report(f"In the {stage.name}, {fusions}")
         return {}
     path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
     return {}

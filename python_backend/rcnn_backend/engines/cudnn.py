@@ -1,6 +1,7 @@
 """Programs of torch whose convolutions are cuDNN's graphs on a GPU. Needs PyTorch, and nvidia-cudnn-frontend on a GPU."""
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,9 @@ class CudnnEngine:
             _check_frontend(path)
         self._torch = TorchDevice(device)
         try:
-            program = torch.export.load(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's about its own code
+                program = torch.export.load(path)
             if device.is_gpu:
                 program = move_to_device_pass(program, self._torch.target)
             self._module = program.module(check_guards=False)
