@@ -84,17 +84,24 @@ class ConvolutionPlans:
 
     def _choose(self, convolution: Convolution, tensors: Tensors) -> Plan:
         """The plan that was the fastest for such a convolution before, or is the fastest now."""
-        chosen = self.choices.get(convolution)
-        if chosen is not None:
-            for name, make in self._candidates(convolution):
-                if name == chosen and (plan := _prepare(name, make, tensors)):
-                    return plan
+        if plan := self._build_chosen(convolution, tensors):
+            return plan
         timed = self.measure(convolution, tensors)
         if not timed:  # out of memory, for one: the caller gets torch's error
             return _torch_plan(convolution)
-        _, name, plan = timed[0]
+        _, name, fastest = timed[0]
         self.choices.put(convolution, name)
-        return plan
+        # A plan of its own: those that were timed share a graph, which keeps the kernels of all.
+        return self._build_chosen(convolution, tensors) or fastest
+
+    def _build_chosen(self, convolution: Convolution, tensors: Tensors) -> Plan | None:
+        chosen = self.choices.get(convolution)
+        if chosen is None:
+            return None
+        for name, make in self._candidates(convolution):
+            if name == chosen and (plan := _prepare(name, make, tensors)):
+                return plan
+        return None
 
     def _candidates(self, convolution: Convolution) -> Iterator[Candidate]:
         yield "torch", lambda: _torch_plan(convolution)

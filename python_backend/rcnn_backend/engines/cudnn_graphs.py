@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rcnn_backend.engines.convolution import Convolution
 
-MAX_WORKSPACE_BYTES = 1 << 28
+MAX_WORKSPACE_BYTES = 1 << 26
 X, WEIGHT, BIAS, RESIDUAL, RESULT = range(1, 6)  # numbers of a graph's tensors
 DATA_TYPES = {torch.float16: cudnn.data_type.HALF, torch.float32: cudnn.data_type.FLOAT}
 INEXACT_IN_FP32 = [
