@@ -6,6 +6,7 @@ becomes ``rcnn_backend.engines.convolution``; what is constant goes into weight 
 convolution may be missing. All else stays as torch traced it.
 """
 
+import operator
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from rcnn_export.engines.constants import Constants
 
 aten = torch.ops.aten
+SIZE = aten.sym_size.int
 CONVOLUTION, NORMALIZATION = aten.conv2d.default, aten.batch_norm.default
 ADD, MULTIPLY = (aten.add.Tensor, aten.add_.Tensor), (aten.mul.Tensor, aten.mul_.Tensor)
 RELU = (aten.relu.default, aten.relu_.default)
@@ -92,7 +94,10 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 class _Chain:
-    """A convolution, and the nodes behind it that become one operator with it: each the only user of the one before."""
+    """A convolution, and the nodes behind it that become one operator with it.
+
+    Each is the only user of the one before, but for those that ask for a size, which follows from that of the input.
+    """
 
     def __init__(self, convolution: fx.Node, constants: Constants) -> None:
         self._constants = constants
@@ -136,30 +141,32 @@ class _Chain:
             self._nodes.append(node)
         return self
 
-    def replace(self, operator: Any) -> None:
-        """Puts one call of ``operator`` into the place of the last node."""
+    def replace(self, target: Any) -> None:
+        """Puts one call of ``target`` into the place of the last node."""
         convolution, last = self._nodes[0], self._nodes[-1]
         x, weight = convolution.args[:2]
         bias, *geometry = _arguments(convolution)
         with last.graph.inserting_before(last):
             if self._is_folded:
                 weight, bias = self._folded()
-            if operator == CONVOLUTION:
-                fused = last.graph.call_function(operator, (x, weight, bias, *geometry))
+            if target == CONVOLUTION:
+                fused = last.graph.call_function(target, (x, weight, bias, *geometry))
             else:
                 more = (self._residual, *geometry, self._has_relu)
-                fused = last.graph.call_function(operator, (x, weight, bias, *more))
+                fused = last.graph.call_function(target, (x, weight, bias, *more))
         fused.meta = dict(last.meta)
         last.replace_all_uses_with(fused)
+        self._compute_sizes()
         for node in reversed(self._nodes):
             last.graph.erase_node(node)
 
     def _next(self) -> fx.Node | None:
         """The only user of the last node, if it can run together with the convolution."""
         last = self._nodes[-1]
-        if len(last.users) != 1:
+        users = [user for user in last.users if user.target != SIZE]
+        if len(users) != 1:
             return None
-        (user,) = last.users
+        (user,) = users
         value = user.meta.get("val")
         if (
             user.args.count(last) != 1
@@ -222,11 +229,32 @@ class _Chain:
             )
         )
 
+    def _compute_sizes(self) -> None:
+        """Lets those who ask for a size of the nodes that go compute it from the size of the convolution's input."""
+        convolution = self._nodes[0]
+        x, (_, stride, padding, dilation, _) = convolution.args[0], _arguments(convolution)
+        sides = self._value_of_weight().shape[2:]
+        for size in [user for node in self._nodes for user in node.users if user.target == SIZE]:
+            axis: Any = size.args[1]  # 0, 2 or 3: the number of channels is known
+            with size.graph.inserting_before(convolution):
+                new = size.graph.call_function(SIZE, (x, axis))
+                if axis > 1:
+                    beyond = 2 * padding[axis - 2] - dilation[axis - 2] * (sides[axis - 2] - 1) - 1
+                    new = size.graph.call_function(operator.add, (new, beyond))
+                    new = size.graph.call_function(operator.floordiv, (new, stride[axis - 2]))
+                    new = size.graph.call_function(operator.add, (new, 1))
+            size.replace_all_uses_with(new)
+            size.graph.erase_node(size)
+
+    def _value_of_weight(self) -> Tensor:
+        weight = self._constants.value(self._nodes[0].args[1])
+        assert weight is not None
+        return weight
+
     def _folded(self) -> tuple[fx.Node, fx.Node | None]:
         """New nodes for weight and bias, with scale and shift in them."""
         convolution, graph = self._nodes[0], self._nodes[-1].graph
-        weight = self._constants.value(convolution.args[1])
-        assert weight is not None
+        weight = self._value_of_weight()
         folded = (
             weight.double() if self._scale is None else weight.double() * self._scale[:, None, None, None]
         )

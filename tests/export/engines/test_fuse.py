@@ -243,3 +243,19 @@ def test_the_deconvolution_of_a_mask_head_is_left() -> None:
     module, fusions = fuse(mask_head().eval(), 2, 256, 14, 14)
     assert fusions == Fusions(5, {"conv_transpose2d": 1})
     assert calls(module) == ["convolution"] * 4 + ["conv_transpose2d", "relu_", "convolution"]
+
+
+def test_who_asks_for_a_size_does_not_keep_it_from_being_fused() -> None:
+    """As in the FPN: what is added is upsampled to the size of the convolution's result."""
+
+    def then(net: Network, x: Tensor) -> Tensor:
+        lateral = net.norm(net.conv(x))
+        coarse = nn.functional.max_pool2d(x, 3, 2, 1)
+        return lateral + nn.functional.interpolate(coarse, size=lateral.shape[-2:], mode="nearest")
+
+    for geometry in ({}, {"stride": 2}, {"stride": (1, 3), "padding": (2, 0), "dilation": (2, 1)}):
+        network = Network(then, **geometry)
+        module, fusions = fuse(network)
+        assert fusions == Fusions(1, {})
+        assert sorted(set(calls(module))) == ["convolution", "max_pool2d", "upsample_nearest2d"]
+        assert_same(network, module)
