@@ -52,7 +52,7 @@ def main() -> None:
     print(report)
     stage = engine_stage(load_detector(arguments.model, "random").model, "rpn", precision)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "program.pt2"
+        path = Path(folder) / "model.cudnn.pt2"
         report["export_s"], fusions = timed_s(lambda: write_program(stage, path))
         names = {"inputs": stage.inputs, "outputs": stage.outputs, "versions": {"torch": torch.__version__}}
         write_manifest(path.parent, names)

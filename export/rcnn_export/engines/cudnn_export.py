@@ -25,7 +25,7 @@ def export_fused(stage: Stage) -> tuple[torch.export.ExportedProgram, Fusions]:
 
 
 def write_program(stage: Stage, path: Path) -> Fusions:
-    """Writes the stage as ``path``, e.g. ``1/program.pt2``.
+    """Writes the stage as ``path``, e.g. ``1/model.cudnn.pt2``.
 
     Raises:
         ExportError: torch cannot trace it.

@@ -12,7 +12,7 @@ from rcnn_export.engines.precision import FP32, Precision
 from rcnn_export.engines.ranges import METHODS
 
 ONNX, CUDNN, AOTI, TENSORRT = "onnx", "cudnn", "aoti", "tensorrt"
-ENGINE_FILES = {ONNX: "model.onnx", CUDNN: "program.pt2", AOTI: "model.pt2", TENSORRT: "model.plan"}
+ENGINE_FILES = {ONNX: "model.onnx", CUDNN: "model.cudnn.pt2", AOTI: "model.pt2", TENSORRT: "model.plan"}
 TRITON_BACKENDS = {ONNX: "onnxruntime", CUDNN: "pytorch", AOTI: "pytorch", TENSORRT: "tensorrt"}
 NUM_CALIBRATION_PICTURES = 300
 

@@ -17,7 +17,7 @@ from rcnn_backend.errors import RepositoryError
 
 
 class CudnnEngine:
-    """``program.pt2``, with the tensors' names from the manifest beside it. FP32 is computed in FP32, not in TF32.
+    """``model.cudnn.pt2``, with the tensors' names from the manifest beside it. FP32 is computed in FP32, not in TF32.
 
     On a CPU, torch's own operators run all of it. On a GPU, the first batch of new shapes waits for its plans:
     seconds where they have to be timed, less where they are known for batches of about this size.

@@ -35,11 +35,11 @@ assert not any(name.startswith("rcnn_export") for name in sys.modules)
 
 
 def export(stage: Stage, folder: Path) -> Fusions:
-    fusions = write_program(stage, folder / "program.pt2")
+    fusions = write_program(stage, folder / "model.cudnn.pt2")
     manifest = {
         "inputs": stage.inputs,
         "outputs": stage.outputs,
-        "engines": {"program.pt2": {}},
+        "engines": {"model.cudnn.pt2": {}},
         "versions": {"torch": torch.__version__},
     }
     write_manifest(folder, manifest)
@@ -98,10 +98,10 @@ def test_a_header_in_fp16_takes_and_gives_its_types(digits: Detector, tmp_path: 
 
 
 def test_a_broken_program_is_told(version_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "program.pt2").write_bytes((version_dir / "program.pt2").read_bytes()[:1000])
+    (tmp_path / "model.cudnn.pt2").write_bytes((version_dir / "model.cudnn.pt2").read_bytes()[:1000])
     manifest = json.loads((version_dir / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RepositoryError, match=r"cannot load .*program\.pt2.*rcnn-export --engine cudnn"):
+    with pytest.raises(RepositoryError, match=r"cannot load .*model\.cudnn\.pt2.*rcnn-export --engine cudnn"):
         load_engine(tmp_path)
 
 

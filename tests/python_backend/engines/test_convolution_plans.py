@@ -158,4 +158,4 @@ def test_a_host_without_the_frontend_is_told(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(
         RepositoryError, match=r"nvidia-cudnn-frontend cannot be loaded.*rcnn-backend\[cudnn\]"
     ):
-        CudnnEngine(tmp_path / "program.pt2", gpu)
+        CudnnEngine(tmp_path / "model.cudnn.pt2", gpu)
