@@ -14,7 +14,7 @@ DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MASK := model_repository/digits_mask/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,7 +37,7 @@ $(TOOLS): $(INSTALLED) requirements-dev.txt
 
 $(VENV)/.gpu: $(TOOLS)
 	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
-	$(PIP) -e 'python_backend[server,gpu]'
+	$(PIP) -e 'python_backend[server,gpu,cudnn]'
 	@touch $@
 
 $(DIGITS): $(INSTALLED) $(SAMPLE)/digits.safetensors $(SAMPLE)/labels.txt $(wildcard model_repository/faster_rcnn*/config.pbtxt model_repository/faster_rcnn*/1/model.py export/rcnn_export/*.py export/rcnn_export/*/*.py)
@@ -85,6 +85,9 @@ gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
 
 bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
 	$(BIN)/python tests/benchmarks/kernels.py
+
+bench-convolutions: $(VENV)/.gpu  ## each fused convolution of an R50-FPN beside torch and its floor on this GPU
+	$(BIN)/python tests/benchmarks/convolutions.py
 
 bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, with and without masks
 	$(BIN)/python tests/benchmarks/gpu.py

@@ -20,7 +20,14 @@ from rcnn_backend.pipeline import Pipeline
 from rcnn_client.tools.arguments import SCORE_THRESH
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.digits.dataset import DigitsDataset, write_coco
-from rcnn_export.engines.options import AOTI, NUM_CALIBRATION_PICTURES, ONNX, Calibration, EngineOptions
+from rcnn_export.engines.options import (
+    AOTI,
+    CUDNN,
+    NUM_CALIBRATION_PICTURES,
+    ONNX,
+    Calibration,
+    EngineOptions,
+)
 from rcnn_export.engines.precision import FP16, FP32, INT8, PRECISIONS
 from rcnn_export.engines.ranges import METHODS
 from rcnn_export.repository.write import export_repository
@@ -44,7 +51,9 @@ def main() -> int:
     parser.add_argument("--model", default="rcnn_export.digits.detector:digits_detector")
     parser.add_argument("--weights", default=str(SAMPLE / "digits.safetensors"))
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--engine", choices=(ONNX, AOTI), default=AOTI if torch.cuda.is_available() else ONNX)
+    parser.add_argument(
+        "--engine", choices=(ONNX, CUDNN, AOTI), default=AOTI if torch.cuda.is_available() else ONNX
+    )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), nargs="+", default=[FP32.name, FP16.name])
     options = parser.parse_args()
     console = Console(width=110)

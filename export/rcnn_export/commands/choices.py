@@ -18,7 +18,7 @@ DEFAULT_MODELS = {  # of each family
     "keypoint_rcnn": "keypointrcnn_resnet50_fpn",
 }
 DEFAULT_MODEL = DEFAULT_MODELS["faster_rcnn"]
-ENGINES = ("onnx", "aoti", "tensorrt")
+ENGINES = ("onnx", "cudnn", "aoti", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_METHODS = ("max", "percentile")
 NUM_CALIBRATION_PICTURES = 300

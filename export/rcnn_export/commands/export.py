@@ -15,7 +15,14 @@ from rich.markup import escape
 
 from rcnn_export.commands.export_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import AOTI, NUM_CALIBRATION_PICTURES, TENSORRT, Calibration, EngineOptions
+from rcnn_export.engines.options import (
+    AOTI,
+    CUDNN,
+    NUM_CALIBRATION_PICTURES,
+    TENSORRT,
+    Calibration,
+    EngineOptions,
+)
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import INT8, PRECISIONS
 from rcnn_export.engines.ranges import METHODS
@@ -124,8 +131,10 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
                 f"--precision {INT8.name}"
             )
         return None
-    if arguments.engine == AOTI:
-        raise ExportError(f"--engine {AOTI} has no INT8: use --engine onnx or tensorrt, or --precision fp16")
+    if arguments.engine in (AOTI, CUDNN):
+        raise ExportError(
+            f"--engine {arguments.engine} has no INT8: use --engine onnx or tensorrt, or --precision fp16"
+        )
     if not arguments.calibrate:
         raise ExportError(
             "--precision int8 needs --calibrate FOLDER: some hundred pictures like those that will be sent"

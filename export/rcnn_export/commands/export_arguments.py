@@ -74,8 +74,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="onnx: runs anywhere, in OpenVINO on a CPU and in ONNX Runtime on a GPU; aoti: compiled by PyTorch for "
-        "this machine's GPU, or CPU if it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
+        help="onnx: runs anywhere, in OpenVINO on a CPU and in ONNX Runtime on a GPU; cudnn: PyTorch with "
+        "fused convolutions, for every NVIDIA GPU from compute capability 8.0 on; aoti: compiled by PyTorch for this "
+        "machine's GPU, or CPU if it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",

@@ -11,9 +11,9 @@ from rcnn_backend.engines.profiles import Profile
 from rcnn_export.engines.precision import FP32, Precision
 from rcnn_export.engines.ranges import METHODS
 
-ONNX, AOTI, TENSORRT = "onnx", "aoti", "tensorrt"
-ENGINE_FILES = {ONNX: "model.onnx", AOTI: "model.pt2", TENSORRT: "model.plan"}
-TRITON_BACKENDS = {ONNX: "onnxruntime", AOTI: "pytorch", TENSORRT: "tensorrt"}
+ONNX, CUDNN, AOTI, TENSORRT = "onnx", "cudnn", "aoti", "tensorrt"
+ENGINE_FILES = {ONNX: "model.onnx", CUDNN: "model.cudnn.pt2", AOTI: "model.pt2", TENSORRT: "model.plan"}
+TRITON_BACKENDS = {ONNX: "onnxruntime", CUDNN: "pytorch", AOTI: "pytorch", TENSORRT: "tensorrt"}
 NUM_CALIBRATION_PICTURES = 300
 
 
@@ -40,7 +40,7 @@ class EngineOptions:
     """The engine, the precision and, of TensorRT plans, how they are built.
 
     Attributes:
-        engine: ONNX, AOTI or TENSORRT.
+        engine: ONNX, CUDNN, AOTI or TENSORRT.
         precision: of the networks.
         profiles: of the TensorRT plans, by step; by default those of ``plan_profiles``.
         plan: how TensorRT builds the plans.
@@ -55,8 +55,8 @@ class EngineOptions:
 
     @property
     def is_for_gpu(self) -> bool:
-        """Whether the engine runs on a GPU only."""
-        return self.engine == TENSORRT or (self.engine == AOTI and torch.cuda.is_available())
+        """Whether the engine is made to run on a GPU."""
+        return self.engine in (CUDNN, TENSORRT) or (self.engine == AOTI and torch.cuda.is_available())
 
 
 DEFAULT_ENGINE = EngineOptions()

@@ -16,9 +16,18 @@ from rcnn_backend.contract.parameters import PreprocessParameters, read_paramete
 
 from rcnn_export.detector.load import Detector, check_detector
 from rcnn_export.engines.aoti_export import compile_package
+from rcnn_export.engines.cudnn_export import write_program
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
-from rcnn_export.engines.options import AOTI, DEFAULT_ENGINE, ENGINE_FILES, ONNX, TENSORRT, EngineOptions
+from rcnn_export.engines.options import (
+    AOTI,
+    CUDNN,
+    DEFAULT_ENGINE,
+    ENGINE_FILES,
+    ONNX,
+    TENSORRT,
+    EngineOptions,
+)
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
@@ -97,7 +106,7 @@ def export_repository(
         for version_dir, stage in stages.items():
             report(f"Exporting the {stage.name}, {options.precision.name}, for {options.engine}")
             with still_running(report, f"exporting the {stage.name}"):
-                abouts[version_dir] = _write_engine(stage, options, version_dir)
+                abouts[version_dir] = _write_engine(stage, options, version_dir, report)
         about_all = {}
         if calibration:
             steps = [stage.name for stage in stages.values()]
@@ -122,11 +131,18 @@ def export_repository(
     return [path for model in models for path in sorted((repository / model).rglob("*")) if path.is_file()]
 
 
-def _write_engine(stage: Stage, options: EngineOptions, version_dir: Path) -> dict[str, str]:
+def _write_engine(
+    stage: Stage, options: EngineOptions, version_dir: Path, report: Callable[[str], None]
+) -> dict[str, str]:
     """Writes the engine, or the graph that its plan is built from; returns what is said of it in the manifest."""
     path = version_dir / _written_file(options)
     if options.engine == AOTI:
         return {"target": compile_package(stage, path)}
+    if options.engine == CUDNN:
+        fusions = write_program(stage, path)
+        if fusions.total:
+            report(f"In the {stage.name}, {fusions}")
+        return {}
     path.write_bytes(clean_graph(export_onnx(stage)).SerializeToString())
     return {}
 

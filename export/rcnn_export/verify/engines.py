@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.engines.load import Engine, find_engine, load_engine
 from rcnn_backend.errors import RepositoryError
 from rcnn_backend.pipeline import Pipeline
 
-from rcnn_export.engines.options import AOTI, ENGINE_FILES, TENSORRT
+from rcnn_export.engines.options import AOTI, CUDNN, ENGINE_FILES, TENSORRT
 
 
 class HostEngine:
@@ -53,6 +54,8 @@ def _needs_gpu(path: Path) -> bool:
     if path.name == ENGINE_FILES[AOTI] and path.is_file():
         target: str = read_manifest(path.parent)["engines"][path.name]["target"]
         return target.startswith("cuda")
+    if path.name == ENGINE_FILES[CUDNN] and path.is_file():
+        return torch.cuda.is_available()  # by cuDNN there, by torch's own operators elsewhere
     return path.name == ENGINE_FILES[TENSORRT] and path.is_file()
 
 

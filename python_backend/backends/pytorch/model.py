@@ -1,7 +1,7 @@
-"""A pytorch backend for AOTInductor packages, which Triton's C++ one of that name does not take.
+"""A pytorch backend for exported programs and AOTInductor packages, which Triton's C++ one of that name does not take.
 
 Put this folder in ``--backend-directory`` as ``pytorch/``; any config that says
-``backend: "pytorch"`` then runs its ``model.pt2`` here.
+``backend: "pytorch"`` then runs its ``model.cudnn.pt2`` or ``model.pt2`` here.
 """
 
 from rcnn_backend.steps.engine_model import TritonPythonModel

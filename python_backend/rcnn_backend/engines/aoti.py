@@ -1,7 +1,6 @@
 """AOTInductor packages: NumPy arrays in and out on the CPU, CuPy arrays on a GPU. Needs PyTorch."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from rcnn_backend.contract.manifest import read_manifest
-from rcnn_backend.devices import Array, Device, Gpu
+from rcnn_backend.devices import Array, Device
+from rcnn_backend.engines.torch_device import TorchDevice
 from rcnn_backend.errors import RepositoryError
 
 
@@ -24,42 +24,28 @@ class TorchEngine:
     def __init__(self, path: Path, device: Device) -> None:
         self._device = device
         self.is_capturable = device.is_gpu
-        torch_device, index = torch.device("cpu"), -1
-        if isinstance(device, Gpu):
-            torch_device, index = torch.device("cuda", device.device_id), device.device_id
-            # the step's own, for what torch launches
-            self._stream = torch.cuda.ExternalStream(device.stream.ptr, torch_device)
+        self._torch = TorchDevice(device)
         manifest = read_manifest(path.parent)
-        _check_target(path, manifest, torch_device)
+        _check_target(path, manifest, self._torch.target)
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
         try:
-            # A pool belongs to torch's current GPU, and loading a package changes which GPU is current.
-            with torch.cuda.device(index):  # does nothing for -1
-                if device.is_gpu:
-                    self._graph_memory = torch.cuda.MemPool()  # which torch gives to nobody else
+            with self._torch.current():  # loading a package changes which GPU is current
                 # Not torch._inductor.aoti_load_package, which first looks for a compiler, for 15 s.
-                self._package = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, index)
+                self._package = torch._C._aoti.AOTIModelPackageLoader(
+                    str(path), "model", True, 1, self._torch.index
+                )
         except Exception as error:  # of many kinds
             raise RepositoryError(
                 f"PyTorch {torch.__version__} cannot load {path}: {error}. {_rebuild_hint()}"
             ) from error
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        with torch.inference_mode(), self._on_stream():
+        with self._torch.running():
             outputs = self._package.boxed_run([from_dlpack(inputs[name]) for name in self._inputs])
             return {
                 name: self._device.import_array(tensor)
                 for name, tensor in zip(self._outputs, outputs, strict=True)
             }
-
-    @contextmanager
-    def _on_stream(self) -> Iterator[None]:
-        if not isinstance(self._device, Gpu):
-            yield
-            return
-        memory = torch.cuda.use_mem_pool(self._graph_memory) if self._device.has_graphs else nullcontext()
-        with torch.cuda.stream(self._stream), memory:
-            yield
 
 
 def describe_target(device: torch.device) -> str:

@@ -8,7 +8,7 @@ from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import RepositoryError
 
 Tensors = Mapping[str, Array]
-ENGINE_ORDER = ("model.plan", "model.pt2", "model.onnx")  # a plan's graph lies beside it
+ENGINE_ORDER = ("model.plan", "model.pt2", "model.cudnn.pt2", "model.onnx")  # a plan's graph lies beside it
 
 
 class Engine(Protocol):
@@ -64,6 +64,10 @@ def load_engine(
         from rcnn_backend.engines.aoti import TorchEngine  # needs PyTorch
 
         return TorchEngine(path, device or Cpu())
+    if path.name == "model.cudnn.pt2":
+        from rcnn_backend.engines.cudnn import CudnnEngine  # needs PyTorch
+
+        return CudnnEngine(path, device or Cpu())
     if isinstance(device, Gpu):
         from rcnn_backend.engines.onnx_gpu import OnnxGpuEngine  # needs CuPy
 

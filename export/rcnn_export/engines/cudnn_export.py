@@ -1,0 +1,35 @@
+"""torch -> exported program for cuDNN: the networks with fused convolutions. Needs no GPU.
+
+The server builds cuDNN's graphs for its own GPU when it loads the program.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rcnn_export.engines.fuse import Fusions, fuse_convolutions
+from rcnn_export.engines.onnx_export import export_program
+from rcnn_export.engines.stages import Stage
+
+
+def export_fused(stage: Stage) -> tuple[torch.export.ExportedProgram, Fusions]:
+    """The stage as a program with fused convolutions, for every batch and every size of pictures.
+
+    Raises:
+        ExportError: torch cannot trace it.
+    """
+    traced = export_program(stage).module(check_guards=False)
+    module, fusions = fuse_convolutions(traced)
+    return export_program(replace(stage, module=module)), fusions
+
+
+def write_program(stage: Stage, path: Path) -> Fusions:
+    """Writes the stage as ``path``, e.g. ``1/model.cudnn.pt2``.
+
+    Raises:
+        ExportError: torch cannot trace it.
+    """
+    program, fusions = export_fused(stage)
+    torch.export.save(program, path)
+    return fusions

@@ -1,0 +1,133 @@
+"""A convolution and what follows it, as one operator of torch: ``torch.ops.rcnn.convolution``.
+
+    relu(conv2d(x, weight) + bias + residual)
+
+Shapes: x [B, C, H, W], weight [K, C / groups, R, S], bias [K], residual [B, K, h, w] -> [B, K, h, w].
+All are of one type, FP32 or FP16; sums are in FP32. Bias, residual and ReLU may each be missing. The result
+is in channels-last order whatever the order of the arguments.
+
+rcnn-export writes calls of it into the programs of ``--engine cudnn``. On a CPU torch's own operators compute it;
+``convolution_plans`` is what computes it on a GPU.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHANNELS_LAST = torch.channels_last
+SCHEMA = (
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, "
+    "int groups, bool relu) -> Tensor"
+)
+
+
+class Convolution(NamedTuple):
+    """What a convolution computes and on which shapes; tensors of one description can share a plan."""
+
+    x: tuple[int, ...]  # B, C, H, W
+    weight: tuple[int, ...]  # K, C / groups, R, S
+    dtype: torch.dtype
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    has_bias: bool
+    has_residual: bool
+    relu: bool
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        relu: bool,
+    ) -> "Convolution":
+        """The description of a call of the operator."""
+        return cls(
+            tuple(x.shape),
+            tuple(weight.shape),
+            x.dtype,
+            tuple(stride),
+            tuple(padding),
+            tuple(dilation),
+            groups,
+            bias is not None,
+            residual is not None,
+            relu,
+        )
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+        """Stride, padding, dilation, groups."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The shape [B, K, h, w] of the result."""
+        return output_shape(self.x, self.weight, self.stride, self.padding, self.dilation)
+
+
+def output_shape(
+    x: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """The shape [B, K, h, w] of a convolution's result; sizes may be symbols."""
+    sides = (
+        (side + 2 * pad - step * (kernel - 1) - 1) // stride_ + 1
+        for side, kernel, stride_, pad, step in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
+    )
+    return (x[0], weight[0], *sides)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """The operator by torch's own operators, one after the other, on any device."""
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    found = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if residual is not None:
+        found += residual
+    if relu:
+        found.relu_()
+    return found.contiguous(memory_format=CHANNELS_LAST)
+
+
+def _describe(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    """An empty result, for tracing."""
+    shape = output_shape(x.shape, weight.shape, stride, padding, dilation)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
+
+
+torch.library.define("rcnn::convolution", SCHEMA)
+torch.library.impl("rcnn::convolution", "CPU", convolve)
+torch.library.register_fake("rcnn::convolution", _describe)

@@ -1,0 +1,193 @@
+"""How this GPU computes ``torch.ops.rcnn.convolution``: by the fastest of cuDNN's graphs and torch's operators.
+
+cuDNN has several plans for a graph, and the GPU and the shapes decide which is the fastest. For some
+convolutions it has none. To import this module is to register the operator for GPUs.
+"""
+
+import functools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+
+import cudnn
+import torch
+from torch import Tensor
+
+from rcnn_backend.engines.convolution import CHANNELS_LAST, Convolution, convolve
+from rcnn_backend.engines.cudnn_graphs import CudnnGraph
+from rcnn_backend.engines.plan_choices import PlanChoices, cache_path
+
+logger = logging.getLogger(__name__)
+
+MAX_PLANS = 1 << 13
+WARM_UPS, TIMED_RUNS = 2, 5
+HEAD_START_CYCLES = 1_000_000  # 0.6 ms, in which the timed runs queue up behind it
+
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # x, weight, bias, residual
+Plan = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+Candidate = tuple[str, Callable[[], Plan]]  # a name, the same for other shapes, and what makes the plan ready
+
+
+@functools.cache
+def plans_of(device: torch.device) -> "ConvolutionPlans":
+    """The plans of a GPU, which all engines of this process share."""
+    return ConvolutionPlans(device)
+
+
+class ConvolutionPlans:
+    """Runs convolutions on a GPU, each by the plan that is chosen when its shapes come first.
+
+    A plan that is part of a CUDA graph is kept. Of the others, those unused for longest are forgotten.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._handle = cudnn.create_handle()
+        self._plans: OrderedDict[Convolution, Plan] = OrderedDict()
+        self._captured: dict[Convolution, Plan] = {}
+        self.choices = PlanChoices(cache_path(torch.cuda.get_device_name(device), cudnn.backend_version()))
+
+    def run(
+        self,
+        convolution: Convolution,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """The result, on torch's current stream. The tensors are in channels-last order.
+
+        Raises:
+            RuntimeError: the shapes are new, and a CUDA graph is being captured.
+        """
+        self._follow_stream()
+        plan = self._captured.get(convolution) or self._plans.get(convolution)
+        if torch.cuda.is_current_stream_capturing():
+            if plan is None:
+                raise RuntimeError(f"a convolution must run once before it is captured: {convolution}")
+            self._captured[convolution] = plan
+        else:
+            plan = plan or self._choose(convolution, (x, weight, bias, residual))
+            self._plans[convolution] = plan
+            self._plans.move_to_end(convolution)
+            if len(self._plans) > MAX_PLANS:
+                self._plans.popitem(last=False)
+        return plan(x, weight, bias, residual)
+
+    def measure(self, convolution: Convolution, tensors: Tensors) -> list[tuple[float, str, Plan]]:
+        """Milliseconds and name of each plan that runs, and the plan itself, the fastest first."""
+        self._follow_stream()
+        plans = [(name, _prepare(name, make, tensors)) for name, make in self._candidates(convolution)]
+        timed = [(_time_ms(plan, tensors), name, plan) for name, plan in plans if plan]
+        return sorted(timed, key=lambda each: each[0])
+
+    def _choose(self, convolution: Convolution, tensors: Tensors) -> Plan:
+        """The plan that was the fastest for such a convolution before, or is the fastest now."""
+        if plan := self._build_chosen(convolution, tensors):
+            return plan
+        timed = self.measure(convolution, tensors)
+        if not timed:  # out of memory, for one: the caller gets torch's error
+            return _torch_plan(convolution)
+        _, name, fastest = timed[0]
+        self.choices.put(convolution, name)
+        # A plan of its own: those that were timed share a graph, which keeps the kernels of all.
+        return self._build_chosen(convolution, tensors) or fastest
+
+    def _build_chosen(self, convolution: Convolution, tensors: Tensors) -> Plan | None:
+        chosen = self.choices.get(convolution)
+        if chosen is None:
+            return None
+        for name, make in self._candidates(convolution):
+            if name == chosen and (plan := _prepare(name, make, tensors)):
+                return plan
+        return None
+
+    def _candidates(self, convolution: Convolution) -> Iterator[Candidate]:
+        yield "torch", lambda: _torch_plan(convolution)
+        if convolution.relu:
+            yield "torch.cudnn", lambda: _torch_relu_plan(convolution)
+        try:
+            graph = CudnnGraph(convolution, self._handle)
+        except Exception as error:  # of several kinds
+            logger.debug("cuDNN has no graph for %s: %s", convolution, error)
+            return
+        for index, name in enumerate(graph.plan_names):
+            yield name, functools.partial(_graph_plan, graph, index)
+
+    def _follow_stream(self) -> None:
+        stream = torch.cuda.current_stream(self._device)
+        cudnn.set_stream(handle=self._handle, stream=stream.cuda_stream)
+
+
+def _graph_plan(graph: CudnnGraph, index: int) -> Plan:
+    return functools.partial(graph.run, index, graph.build(index))
+
+
+def _torch_plan(convolution: Convolution) -> Plan:
+    stride, padding, dilation, groups = convolution.geometry
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        return convolve(x, weight, bias, residual, stride, padding, dilation, groups, convolution.relu)
+
+    return run
+
+
+def _torch_relu_plan(convolution: Convolution) -> Plan:
+    stride, padding, dilation, groups = convolution.geometry
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+        return torch.cudnn_convolution_add_relu(
+            x, weight, residual, 1, bias, stride, padding, dilation, groups
+        )
+
+    return run
+
+
+def _prepare(name: str, make: Callable[[], Plan], tensors: Tensors) -> Plan | None:
+    """The plan after its first run; None if it cannot run."""
+    try:
+        plan = make()
+        plan(*tensors)
+    except Exception as error:  # of several kinds: cuDNN offers plans that it then refuses
+        logger.debug("the plan %s cannot run: %s", name, error)
+        return None
+    return plan
+
+
+def _time_ms(plan: Plan, tensors: Tensors) -> float:
+    """Milliseconds on the GPU of one of several runs in a row."""
+    for _ in range(WARM_UPS):
+        plan(*tensors)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START_CYCLES)
+    start.record()
+    for _ in range(TIMED_RUNS):
+        plan(*tensors)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / TIMED_RUNS
+
+
+def _convolve_on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+) -> Tensor:
+    convolution = Convolution.of(x, weight, bias, residual, stride, padding, dilation, groups, relu)
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    weight = weight.contiguous(memory_format=CHANNELS_LAST)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=CHANNELS_LAST)
+    return plans_of(x.device).run(convolution, x, weight, bias, residual)
+
+
+torch.library.impl("rcnn::convolution", "CUDA", _convolve_on_gpu)

@@ -1,0 +1,101 @@
+"""Graphs of cuDNN: a convolution with bias, residual and ReLU in one kernel. Needs nvidia-cudnn-frontend.
+
+Tensors lie in channels-last order (NHWC), and sums are in FP32. FP32 is computed in FP32, not in TF32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cudnn
+import torch
+from torch import Tensor
+
+from rcnn_backend.engines.convolution import Convolution
+
+MAX_WORKSPACE_BYTES = 1 << 26
+X, WEIGHT, BIAS, RESIDUAL, RESULT = range(1, 6)  # numbers of a graph's tensors
+DATA_TYPES = {torch.float16: cudnn.data_type.HALF, torch.float32: cudnn.data_type.FLOAT}
+INEXACT_IN_FP32 = [
+    cudnn.numerical_note.TENSOR_CORE,  # TF32
+    cudnn.numerical_note.DOWN_CONVERT_INPUTS,
+    cudnn.numerical_note.REDUCED_PRECISION_REDUCTION,
+    cudnn.numerical_note.FFT,
+    cudnn.numerical_note.WINOGRAD,
+]
+
+
+class CudnnGraph:
+    """The graph of one convolution, with the plans by which cuDNN can run it.
+
+    Raises:
+        Exception: cuDNN, of several kinds: it has no plan for this convolution.
+    """
+
+    def __init__(self, convolution: Convolution, handle: Any) -> None:
+        self._handle = handle
+        self._output = convolution.output
+        self._graph = graph = cudnn.pygraph(
+            io_data_type=DATA_TYPES[convolution.dtype],
+            intermediate_data_type=cudnn.data_type.FLOAT,
+            compute_data_type=cudnn.data_type.FLOAT,
+            handle=handle,
+        )
+        x = self._tensor("x", X, convolution.x)
+        weight = self._tensor("weight", WEIGHT, convolution.weight)
+        result = graph.conv_fprop(
+            image=x,
+            weight=weight,
+            padding=list(convolution.padding),
+            stride=list(convolution.stride),
+            dilation=list(convolution.dilation),
+        )
+        if convolution.has_bias:
+            result = graph.add(a=result, b=self._tensor("bias", BIAS, (1, convolution.weight[0], 1, 1)))
+        if convolution.has_residual:
+            result = graph.add(a=result, b=self._tensor("residual", RESIDUAL, self._output))
+        if convolution.relu:
+            result = graph.relu(input=result)
+        result.set_output(True).set_data_type(DATA_TYPES[convolution.dtype]).set_uid(RESULT)
+        result.set_dim(list(self._output)).set_stride(_channels_last_strides(self._output))
+        graph.validate()
+        graph.build_operation_graph()
+        graph.create_execution_plans([cudnn.heur_mode.A])
+        if convolution.dtype == torch.float32:
+            graph.deselect_numeric_notes(INEXACT_IN_FP32)
+        graph.deselect_workspace_greater_than(MAX_WORKSPACE_BYTES)
+        graph.check_support()
+        self.plan_names: list[str] = [
+            graph.get_plan_name_at_index(index) for index in range(graph.get_execution_plan_count())
+        ]
+
+    def build(self, index: int) -> int:
+        """Builds a plan, which may compile a kernel; returns the bytes of its workspace."""
+        self._graph.build_plan_at_index(index)
+        return int(self._graph.get_workspace_size_plan_at_index(index))
+
+    def run(
+        self,
+        index: int,
+        workspace_bytes: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """The result of a plan that was built, on the stream of the handle."""
+        result = torch.empty(self._output, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
+        numbered = ((X, x), (WEIGHT, weight), (BIAS, bias), (RESIDUAL, residual), (RESULT, result))
+        addresses = {number: tensor.data_ptr() for number, tensor in numbered if tensor is not None}
+        self._graph.execute_plan_at_index(addresses, workspace.data_ptr(), index, self._handle)
+        return result
+
+    def _tensor(self, name: str, number: int, shape: Sequence[int]) -> Any:
+        return self._graph.tensor(
+            name=name, uid=number, dim=list(shape), stride=_channels_last_strides(shape)
+        )
+
+
+def _channels_last_strides(shape: Sequence[int]) -> list[int]:
+    _, channels, height, width = shape
+    return [height * width * channels, 1, width * channels, channels]

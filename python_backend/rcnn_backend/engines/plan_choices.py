@@ -1,0 +1,84 @@
+"""Which plan was the fastest for each convolution: remembered, and on disk where the host has a cache folder."""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from rcnn_backend.engines.convolution import Convolution
+
+FOLDER = "rcnn-backend"
+
+
+class PlanChoices:
+    """The names of the chosen plans, from the file and to it.
+
+    Convolutions share a choice if they differ only in the number of output pixels, and that by less than a
+    power of two: so pictures of another size need no timing, and batches of 1 and of 8 have plans of their own.
+
+    Args:
+        path: a JSON file; None remembers in this process only. A file that cannot be read counts as empty, and
+            one that cannot be written is left alone.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._names = self._read()
+        self._has_new = False
+
+    def get(self, convolution: Convolution) -> str | None:
+        """The name of the plan for such a convolution; None if none was chosen."""
+        return self._names.get(_key(convolution))
+
+    def put(self, convolution: Convolution, name: str) -> None:
+        """Remembers the plan of that name for such convolutions."""
+        self._names[_key(convolution)] = name
+        self._has_new = True
+
+    def save(self) -> None:
+        """Adds what is new to the file, if the host lets this process write it."""
+        if not self._has_new or self._path is None:
+            return
+        self._has_new = False
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(self._read() | self._names, indent=1, sort_keys=True)
+            handle, written = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            Path(written).replace(self._path)  # in one step: other processes read it
+
+    def _read(self) -> dict[str, str]:
+        if self._path is None:
+            return {}
+        try:
+            names = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return names if isinstance(names, dict) else {}
+
+
+def cache_path(gpu: str, cudnn_version: int) -> Path | None:
+    """The file for a kind of GPU and a version of cuDNN; None on a host without a home folder.
+
+    It lies in ``$XDG_CACHE_HOME/rcnn-backend``, or in ``~/.cache/rcnn-backend``.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME and no entry of the user
+        return None
+    kind = re.sub(r"[^A-Za-z0-9]+", "-", gpu)
+    return cache / FOLDER / f"convolutions-{kind}-cudnn-{cudnn_version}.json"
+
+
+def _key(convolution: Convolution) -> str:
+    batch, _, height, width = convolution.output
+    shape = "x".join(map(str, convolution.weight))
+    geometry = (*convolution.stride, *convolution.padding, *convolution.dilation, convolution.groups)
+    parts = (convolution.has_bias, convolution.has_residual, convolution.relu)
+    with_what = [name for name, has in zip(("bias", "residual", "relu"), parts, strict=True) if has]
+    pixels = (batch * height * width).bit_length()
+    dtype = str(convolution.dtype).removeprefix("torch.")
+    return " ".join([dtype, shape, ",".join(map(str, geometry)), *with_what, f"pixels<2^{pixels}"])

@@ -1,0 +1,161 @@
+"""How the plan of a convolution is chosen; cuDNN and the GPU are replaced."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rcnn_backend.contract.manifest import write_manifest
+from rcnn_backend.devices import Gpu
+from rcnn_backend.engines.convolution import Convolution, convolve
+from rcnn_backend.errors import RepositoryError
+from torch import Tensor
+
+ROOM = "rcnn_backend.engines"
+MODULES = ("convolution_plans", "cudnn_graphs")
+TENSORS = torch.rand(2, 4, 6, 6), torch.rand(4, 4, 3, 3), torch.rand(4), None
+GEOMETRY = (1, 1), (1, 1), (1, 1), 1
+CALL = Convolution.of(*TENSORS, *GEOMETRY, True)
+
+
+class GraphOfPlans:
+    """In the place of CudnnGraph: plans by name, with the milliseconds that each takes, None for one that cannot run."""
+
+    plans: dict[str, float | None] = {}  # noqa: RUF012
+    built: list[str] = []  # noqa: RUF012
+
+    def __init__(self, convolution: Convolution, _handle: object) -> None:
+        if not self.plans:
+            raise ValueError("no engine")
+        self.convolution, self.plan_names = convolution, list(self.plans)
+
+    def build(self, index: int) -> int:
+        name = self.plan_names[index]
+        self.built.append(name)
+        if self.plans[name] is None:
+            raise ValueError("not supported")
+        return 0
+
+    def run(self, index: int, _workspace: int, *tensors: Tensor) -> Tensor:
+        return convolve(*tensors, *self.convolution.geometry, self.convolution.relu)
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """ConvolutionPlans on the CPU, and how to make them anew."""
+    frontend = ModuleType("cudnn")
+    notes = "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"
+    frontend.numerical_note = SimpleNamespace(**dict.fromkeys(notes, 0))  # type: ignore[attr-defined]
+    frontend.data_type = SimpleNamespace(HALF=1, FLOAT=2)  # type: ignore[attr-defined]
+    frontend.create_handle = lambda: 7  # type: ignore[attr-defined]
+    frontend.set_stream = lambda handle, stream: None  # type: ignore[attr-defined]
+    frontend.backend_version = lambda: 91900  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cudnn", frontend)
+    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # none for CUDA after the test
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, f"{ROOM}.{name}", raising=False)
+    module = importlib.import_module(f"{ROOM}.convolution_plans")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(module, "CudnnGraph", GraphOfPlans)
+    monkeypatch.setattr(GraphOfPlans, "plans", {})
+    monkeypatch.setattr(GraphOfPlans, "built", [])
+
+    def time_ms(plan: Any, _tensors: object) -> float:
+        index = plan.args[0] if hasattr(plan, "args") else None
+        return 5.0 if index is None else list(GraphOfPlans.plans.values())[index]
+
+    monkeypatch.setattr(module, "_time_ms", time_ms)
+    yield module
+    for name in MODULES:
+        sys.modules.pop(f"{ROOM}.{name}", None)
+
+
+def run(plans: Any, made: Any = None, call: Convolution = CALL) -> Any:
+    made = made or plans.ConvolutionPlans(torch.device("cpu"))
+    found = made.run(call, *TENSORS)
+    torch.testing.assert_close(found, convolve(*TENSORS, *GEOMETRY, True))
+    return made
+
+
+def test_the_fastest_plan_is_taken_and_known_by_its_name(plans: Any) -> None:
+    GraphOfPlans.plans = {"slow": 9.0, "broken": None, "fast": 1.0, "medium": 2.0}
+    made = run(plans)
+    assert made.choices.get(CALL) == "fast"
+    assert GraphOfPlans.built == ["slow", "broken", "fast", "medium", "fast"]  # at last by itself
+    run(plans, made)  # no plan is built again
+    assert len(GraphOfPlans.built) == 5
+
+
+def test_a_new_process_builds_only_the_plan_that_was_chosen(plans: Any) -> None:
+    GraphOfPlans.plans = {"slow": 9.0, "fast": 1.0}
+    run(plans).choices.save()
+    GraphOfPlans.built.clear()
+    GraphOfPlans.plans = {"new": 0.5, "fast": 1.0, "slow": 9.0}  # in whatever order
+    run(plans)
+    assert GraphOfPlans.built == ["fast"]
+
+
+def test_a_chosen_plan_that_is_gone_is_chosen_anew(plans: Any) -> None:
+    GraphOfPlans.plans = {"fast": 1.0}
+    run(plans).choices.save()
+    GraphOfPlans.plans = {"fast": None, "slow": 2.0}
+    assert run(plans).choices.get(CALL) == "slow"
+
+
+def test_torchs_operators_run_where_they_are_faster_or_alone(plans: Any) -> None:
+    assert run(plans).choices.get(CALL).startswith("torch")
+    GraphOfPlans.plans = {"slow": 9.0}
+    assert run(plans).choices.get(CALL).startswith("torch")
+
+
+def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="must run once before it is captured"):
+        run(plans, made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    run(plans, made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    run(plans, made)
+
+
+def test_plans_unused_for_longest_are_forgotten_but_not_those_of_graphs(
+    plans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "MAX_PLANS", 2)
+    GraphOfPlans.plans = {"fast": 1.0}
+    made = run(plans)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    run(plans, made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for batch in (3, 4, 5):
+        run(plans, made, CALL._replace(x=(batch, 4, 6, 6)))
+    built = len(GraphOfPlans.built)
+    run(plans, made)
+    run(plans, made, CALL._replace(x=(5, 4, 6, 6)))
+    assert len(GraphOfPlans.built) == built
+    run(plans, made, CALL._replace(x=(3, 4, 6, 6)))
+    assert len(GraphOfPlans.built) == built + 1
+
+
+def test_a_host_without_the_frontend_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from rcnn_backend.engines.cudnn import CudnnEngine
+
+    monkeypatch.setitem(sys.modules, "cudnn", None)  # as if it were not installed
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, f"{ROOM}.{name}", raising=False)
+    write_manifest(tmp_path, {"inputs": [], "outputs": [], "versions": {"torch": "2.11.0"}})
+    gpu = Gpu.__new__(Gpu)  # without CuPy
+    with pytest.raises(
+        RepositoryError, match=r"nvidia-cudnn-frontend cannot be loaded.*rcnn-backend\[cudnn\]"
+    ):
+        CudnnEngine(tmp_path / "model.cudnn.pt2", gpu)
