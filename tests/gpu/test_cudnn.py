@@ -10,7 +10,7 @@ cupy = pytest.importorskip("cupy")
 pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from rcnn_backend.contract.chain import pyramid  # noqa: E402
+from rcnn_backend.contract.chain_types import pyramid  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.engines import convolution_plans  # noqa: E402
 from rcnn_backend.engines.convolution import Convolution, convolve  # noqa: E402
