@@ -4,6 +4,7 @@ The graphs are those of the FP32 export, which another fixture makes.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from rcnn_backend.contract.manifest import PlanOptions, check_files, read_manife
 from rcnn_backend.engines.tensorrt_package import ErrorLog, trt
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
-from rcnn_export.engines.options import ONNX, TENSORRT, Calibration, EngineOptions
+from rcnn_export.engines.options import ONNX, TENSORRT, ApGoal, Calibration, EngineOptions
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import INT8
 from rcnn_export.engines.quantize import find_layers
@@ -195,7 +196,11 @@ def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Ex
 
 @pytest.mark.long
 def test_sensitivity_ranks_the_layers(
-    int8_repository: Path, digits_repository: Path, digits: Detector, monkeypatch: pytest.MonkeyPatch
+    int8_repository: Path,
+    digits_repository: Path,
+    digits: Detector,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
         sensitivity,
@@ -204,9 +209,28 @@ def test_sensitivity_ranks_the_layers(
     )
     monkeypatch.setattr(sensitivity, "clean_graph", lambda model: model)
     pixels = np.asarray(Image.open(min(PICTURES.glob("*.jpg"))).convert("RGB"))[:96, :128]
-    costs = sensitivity.rank_layers(digits.model, int8_repository, "digits", [pixels], print)
+    costs = sensitivity.measure_costs(digits.model, int8_repository, "digits", [pixels], None, print)
     assert len(costs) == 24 and len({cost.layer for cost in costs}) == 24
     assert all(0 < cost.error < 0.2 for cost in costs)
     assert costs == sorted(costs, key=lambda cost: -cost.error)
     with pytest.raises(ExportError, match="digits has no INT8 layers: --sensitivity is for exports of"):
-        sensitivity.rank_layers(digits.model, digits_repository, "digits", [pixels], print)
+        sensitivity.measure_costs(digits.model, digits_repository, "digits", [pixels], None, print)
+
+    arguments = ["--name", "digits", "--sensitivity", "--images", str(min(PICTURES.glob("*.jpg")))]
+    annotations = ["--annotations", str(PICTURES / "annotations.json"), str(PICTURES)]
+    assert verify.main(["--repository", str(int8_repository), *arguments, *annotations]) == verify.HOLDS
+    said = capsys.readouterr().out
+    assert said.count(" alone in INT8: AP ") == 24
+    losses = [float(lost) for lost in re.findall(r"% +([+-]\d+\.\d\d)", said)]
+    assert len(losses) == 24 and losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.long
+def test_layers_stay_in_fp32_until_the_loss_is_allowed(export: Export, tmp_path: Path) -> None:
+    goal = ApGoal(0.0, PICTURES / "annotations.json", PICTURES)
+    lines = export(tmp_path, Calibration(PICTURES, ap_goal=goal))
+    calibration = read_manifest(tmp_path / "digits_rpn" / "1")["calibration"]
+    ap = calibration["ap"]
+    assert ap["pictures"] == 4 and ap["fp32"]["boxes"] <= ap["int8"]["boxes"]
+    kept = next((line for line in lines if line.startswith("Staying in FP32: ")), "Staying in FP32: ")
+    assert calibration["kept_float"] == sorted(kept.removeprefix("Staying in FP32: ").split(", ")) or not kept
