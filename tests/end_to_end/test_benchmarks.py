@@ -47,17 +47,20 @@ def test_cpu_peers_all_detect(digits: Detector, tmp_path: Path, monkeypatch: pyt
     assert min(*latencies_ms.values(), *rates.values()) > 0
 
 
+@pytest.mark.parametrize("engine", ["OnnxEngine", "OnnxRuntimeEngine"])
 def test_precision_benchmark_scores_the_pipeline_as_torchvision_is_scored(
-    digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = DigitsDataset("held-out", 6)
     samples = [data[index] for index in range(6)]
-    ours = load("precision", monkeypatch).run(Pipeline.load(digits_repository, "digits"), samples)
-    theirs = detect(digits.model, enumerate(samples))
-    assert (ours.images, ours.truth) == (theirs.images, theirs.truth)
-    assert score([ours], data.class_names)["ap"] == pytest.approx(
-        score([theirs], data.class_names)["ap"], abs=1e-4
+    precision = load("precision", monkeypatch)
+    pipeline = Pipeline.load(
+        digits_repository,
+        "digits",
+        load_engine=lambda folder, _: getattr(precision, engine)(folder / "model.onnx"),
     )
+    theirs = score([detect(digits.model, enumerate(samples))], data.class_names)
+    assert precision.score_pipeline(pipeline, samples, digits)["ap"] == pytest.approx(theirs["ap"], abs=1e-4)
 
 
 def test_stages_have_a_time_and_a_floor(
