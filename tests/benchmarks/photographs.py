@@ -26,7 +26,7 @@ from rcnn_export.engines.options import ONNX
 from rcnn_export.engines.precision import FP32
 from rcnn_export.train.coco_dataset import CocoDataset
 
-TILE_PX = 200
+TILE_PX = 400
 HELD_OUT_OF = 4  # every fourth tile
 VISIBLE = 0.5  # of a tree's box must be in the tile, or it is no tree of that tile
 CATEGORIES = [{"id": 1, "name": "tree"}]

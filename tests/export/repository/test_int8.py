@@ -14,7 +14,6 @@ import onnx
 import pytest
 from PIL import Image
 from rcnn_backend.contract.manifest import PlanOptions, check_files, read_manifest, read_plan_record
-from rcnn_backend.engines.tensorrt_package import ErrorLog, trt
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
 from rcnn_export.engines.options import ONNX, TENSORRT, ApGoal, Calibration, EngineOptions
@@ -34,6 +33,7 @@ PICTURES = Path(__file__).resolve().parents[3] / "export" / "samples" / "picture
 MAX_PIXELS = 50_000_000
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 Export = Callable[..., list[str]]
+Count = Callable[[bytes], int]
 
 
 @pytest.fixture(scope="module")
@@ -99,36 +99,21 @@ def test_verify_judges_by_the_bounds_of_int8(
     assert "within the bounds of int8" in capsys.readouterr().out
 
 
-def test_tensorrt_finds_int8_layers(int8_repository: Path) -> None:
+def test_tensorrt_finds_int8_layers(int8_repository: Path, count_int8_layers: Count) -> None:
     for stage, expected in (("rpn", 25), ("header", 2)):
-        assert count_int8_layers(int8_repository / f"digits_{stage}" / "1" / "model.onnx") == expected
+        graph = int8_repository / f"digits_{stage}" / "1" / "model.onnx"
+        assert count_int8_layers(graph.read_bytes()) == expected
 
 
 @pytest.mark.long
-def test_plans_are_built_from_the_graphs(export: Export, tmp_path: Path) -> None:
+def test_plans_are_built_from_the_graphs(export: Export, tmp_path: Path, count_int8_layers: Count) -> None:
     export(tmp_path, Calibration(PICTURES), TENSORRT)
     for stage in ("rpn", "header"):
         version_dir = tmp_path / f"digits_{stage}" / "1"
         record = read_plan_record(version_dir)
         assert record and record.compute_capabilities == list(CAPABILITIES)
         check_files(version_dir, record)
-        assert count_int8_layers(version_dir / "model.onnx")
-
-
-def count_int8_layers(path: Path) -> int:
-    """The convolutions and matrix products of TensorRT's network whose data and weights are both dequantised."""
-    log = ErrorLog()
-    network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    assert parser.parse(path.read_bytes()), log
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    dequantized = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
-    counted = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    return sum(
-        all(getattr(layer.get_input(index), "name", None) in dequantized for index in (0, 1))
-        for layer in layers
-        if layer.type in counted
-    )
+        assert count_int8_layers((version_dir / "model.onnx").read_bytes())
 
 
 def test_ranges_are_measured_once_for_the_same_networks_and_pictures(
