@@ -42,7 +42,7 @@ class Calibration:
         method: one of ``ranges.METHODS``.
         keep_float: layers that stay in FP32, by the names that rcnn-verify --sensitivity shows; a module's name
             stands for all layers in it.
-        ap_goal: None: no other layers stay in FP32.
+        ap_goal: which other layers stay in FP32; by default none.
     """
 
     folder: Path

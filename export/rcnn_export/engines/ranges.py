@@ -30,7 +30,7 @@ class _Collector(Protocol):
 
 
 class CalibratingEngine:
-    """A graph in ONNX Runtime on the CPU that runs like any engine, and measures what its layers read.
+    """A graph on the CPU that runs like any engine, and measures what its layers read.
 
     Args:
         path: an FP32 ONNX file.

@@ -57,15 +57,15 @@ def reach_goal(
         all layers that stay in FP32, and what manifests say of the AP.
 
     Raises:
-        ExportError: not even a single layer can be INT8, or the FP32 detector has no more AP than may be lost.
+        ExportError: not even a single layer can be INT8, or the FP32 detector has no more AP than what may be lost.
     """
     report(f"Measuring AP on {len(annotated.samples)} annotated pictures")
     expected = measure_aps(load_graphs(trial.repository, trial.name, trial.graphs), annotated, report)
     report(f"FP32: {describe(expected)}")
     if min(expected.values()) <= most_loss:
         raise ExportError(
-            f"in FP32 the detector has {describe(expected)}, and --most-ap-loss allows to lose {most_loss:g}: give "
-            "--annotations of pictures of what it detects, or allow less"
+            f"in FP32 the detector has {describe(expected)}, which is no more than --most-ap-loss {most_loss:g}: give "
+            "--annotations of what it detects, or allow less"
         )
     ranking: list[str] = []
     measured: dict[int, Aps] = {}
