@@ -83,6 +83,29 @@ def test_layers_are_those_that_do_not_predict() -> None:
     assert find_ends(model) == ["feature_0", "scores"]
 
 
+def test_the_layer_before_a_predictor_of_heatmaps_is_one() -> None:
+    graph = onnx.parser.parse_graph("""
+        g (float[n, 2, 4, 4] features) => (float[n, 1, 16, 16] heatmaps)
+        {
+            a = Conv (features, a_weight)
+            a_relu = Relu (a)
+            low = ConvTranspose <strides = [2, 2]> (a_relu, predictor_weight)
+            heatmaps = Resize <mode = "linear"> (low, none, scales)
+        }
+    """)
+    graph.node[-1].input[1] = ""
+    for name, shape in (("a_weight", (2, 2, 1, 1)), ("predictor_weight", (2, 1, 2, 2))):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    graph.node[0].name = "Conv_0"
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    assert list(find_layers(model)) == ["a_weight"]
+    assert find_ends(model) == ["low"]
+    quantized = quantize(model, {"features": 1.0})
+    assert len(reads_int8(quantized, "Conv")[0]) == 2
+    assert reads_int8(quantized, "ConvTranspose") == [[]]
+
+
 def test_everything_is_symmetric_and_weights_have_a_scale_for_each_channel() -> None:
     model = make_model()
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
