@@ -1,6 +1,7 @@
 """The command ``rcnn-verify``: compares an exported detector with torchvision's, stage by stage."""
 
 import argparse
+import dataclasses
 import itertools
 import sys
 import time
@@ -151,7 +152,9 @@ def load_reference(arguments: argparse.Namespace, report: Callable[[str], None])
             "--model, --weights and --weights-key of the export, or export again (random weights may differ "
             "between CPUs)"
         )
-    return detector
+    return dataclasses.replace(
+        detector, class_names=manifest["class_names"], keypoint_names=manifest.get("keypoint_names", [])
+    )
 
 
 def read_precision(repository: Path, name: str) -> Precision:
