@@ -40,9 +40,7 @@ def main() -> int:
     )
     parser.add_argument("data", type=Path, help="the folder deepforest/data of the unpacked package")
     parser.add_argument("--out", type=Path, default=Path("runs/photographs"), help="(default: %(default)s)")
-    parser.add_argument(
-        "--epochs", default="15", help="(default: %(default)s, some minutes on two idle cores)"
-    )
+    parser.add_argument("--epochs", default="15", help="(default: %(default)s)")
     options = parser.parse_args()
     cut(options.data, options.out)
     training, held_out = (
