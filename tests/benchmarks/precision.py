@@ -3,23 +3,32 @@
     python tests/benchmarks/precision.py --weights run/weights.safetensors --model fasterrcnn_resnet50_fpn
 
 The same decoded pictures go to all. On a GPU if there is one, with the engine named. INT8 is calibrated on training
-pictures of the sample, once by each method. The AP of masks stands beside that of boxes where the model has masks.
+pictures of the sample, once by each method, and runs on the CPU: in OpenVINO, which serves there, and in ONNX Runtime, which
+computes what the nodes of the graph say, as TensorRT does. The AP of masks or keypoints stands beside that of boxes where
+the model has them.
 """
 
 import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+import onnx
+import onnxruntime
 import torch
+from rcnn_backend.contract.manifest import ONNX as GRAPH
 from rcnn_backend.devices import Cpu, Device, Gpu
-from rcnn_backend.pipeline import Pipeline
-from rcnn_client.tools.arguments import SCORE_THRESH
+from rcnn_backend.engines.onnx import OnnxEngine
+from rcnn_backend.pipeline import VERSION, Pipeline
+from rcnn_client.tools.coco_score import Kind
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.digits.dataset import DigitsDataset, write_coco
+from rcnn_export.engines.graph_checks import clean_graph
+from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.options import (
     AOTI,
     CUDNN,
@@ -29,15 +38,21 @@ from rcnn_export.engines.options import (
     EngineOptions,
 )
 from rcnn_export.engines.precision import FP16, FP32, INT8, PRECISIONS
+from rcnn_export.engines.quantize import quantize
 from rcnn_export.engines.ranges import METHODS
+from rcnn_export.engines.stages import engine_stages
+from rcnn_export.repository.average_precision import detect_samples
+from rcnn_export.repository.calibrate import find_pictures, measure_ranges
+from rcnn_export.repository.sensitivity import load_graphs
 from rcnn_export.repository.write import export_repository
-from rcnn_export.train.coco_dataset import Sample
-from rcnn_export.train.coco_eval import Detected, detect, found_records, score, truth_records
+from rcnn_export.train.coco_dataset import MAX_IMAGE_PIXELS, Sample
+from rcnn_export.train.coco_eval import PREFIXES, detect, kind_of, score
 from rich.console import Console
 from rich.table import Table
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+Scores = dict[
+    str, dict[str, Any]
+]  # what ``coco_eval.score`` gives, by a label whose first word is the precision
 SAMPLE = Path(__file__).resolve().parents[2] / "export" / "samples"
 NAME = "detector"
 MAX_AP_DIFFERENCE = {FP32.name: 0.01, FP16.name: 0.1, INT8.name: 0.5}  # points of AP50:95
@@ -56,70 +71,94 @@ def main() -> int:
     )
     parser.add_argument("--precision", choices=tuple(PRECISIONS), nargs="+", default=[FP32.name, FP16.name])
     options = parser.parse_args()
-    console = Console(width=110)
     detector = load_detector(options.model, options.weights, labels=SAMPLE / "labels.txt")
-    has_masks = isinstance(detector.model, MaskRCNN)
-    data = DigitsDataset("held-out", options.pictures, has_masks)
+    kind = kind_of(detector.model)
+    data = DigitsDataset("held-out", options.pictures, kind)
     samples = [data[index] for index in range(len(data))]
-
-    scores = {}
-    for precision in options.precision:
-        for method in METHODS if precision == INT8.name else ("",):
-            label = f"{precision} {method}".strip()
-            scores[label] = measure(detector, samples, options.engine, precision, method)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reference = score([detect(detector.model.to(target), enumerate(samples))], data.class_names, has_masks)
+    expected = score([detect(detector.model.to(target), enumerate(samples))], data.class_names, kind)
+    detector.model.cpu()
+    scores = {"torchvision": expected}
+    for precision in options.precision:
+        if precision == INT8.name:
+            with tempfile.TemporaryDirectory() as folder:
+                pictures = Path(folder) / "pictures"
+                write_coco(pictures, "train", range(NUM_CALIBRATION_PICTURES))
+                scores |= measure_int8(detector, samples, pictures)
+        else:
+            scores[f"{precision} {options.engine}"] = measure(detector, samples, options.engine, precision)
+    return print_scores(f"{options.model}, {options.pictures} held-out pictures", scores, kind)
 
-    table = Table(title=f"{options.model}, {options.pictures} held-out pictures")
-    shown = ["ap", "ap50", "ap75", *["segm_ap"] * has_masks]
-    for column in ("", "AP50:95", "AP50", "AP75", *["masks AP50:95"] * has_masks, "points from torchvision"):
+
+def measure(detector: Detector, samples: Iterable[Sample], engine: str, precision: str) -> dict[str, Any]:
+    """The scores of the exported detector."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = EngineOptions(engine, PRECISIONS[precision])
+        export_repository(detector, Path(folder), NAME, options=options)
+        device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
+        return score_pipeline(Pipeline.load(Path(folder), NAME, device), samples, detector)
+
+
+def measure_int8(detector: Detector, samples: Sequence[Sample], pictures: Path) -> Scores:
+    """The scores in INT8 by each method, calibrated on the pictures in a folder, in both engines on the CPU."""
+    scores = {}
+    with tempfile.TemporaryDirectory() as folder:
+        repository, graphs = Path(folder), {}
+        export_repository(detector, repository, NAME)
+        for stage in engine_stages(detector.model, INT8):
+            graphs[stage.name] = clean_graph(export_onnx(stage))
+            onnx.save(graphs[stage.name], repository / f"{NAME}_{stage.name}" / VERSION / GRAPH)
+        chosen = find_pictures(Calibration(pictures), MAX_IMAGE_PIXELS, print)
+        for method in METHODS:
+            ranges = measure_ranges(repository, NAME, chosen, method, repository, print)
+            quantized = {step: quantize(graph, ranges[step]) for step, graph in graphs.items()}
+            for engine, open_engine in ENGINES.items():
+                pipeline = load_graphs(repository, NAME, quantized, open_engine)
+                scores[f"{INT8.name} {method} {engine}"] = score_pipeline(pipeline, samples, detector)
+    return scores
+
+
+def score_pipeline(pipeline: Pipeline, samples: Iterable[Sample], detector: Detector) -> dict[str, Any]:
+    """What ``coco_eval.score`` says of it."""
+    detected = detect_samples(pipeline, samples)
+    return score([detected], detector.class_names[1:], kind_of(detector.model))
+
+
+class OnnxRuntimeEngine:
+    """A graph in ONNX Runtime on the CPU."""
+
+    is_capturable = False
+
+    def __init__(self, path: Path) -> None:
+        self._session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+ENGINES = {
+    "OpenVINO": lambda _, path: OnnxEngine(path),
+    "ONNX Runtime": lambda _, path: OnnxRuntimeEngine(path),
+}
+
+
+def print_scores(title: str, scores: Scores, kind: Kind) -> int:
+    """Prints a table; 0 if no AP50:95 is further from that of the first row than MAX_AP_DIFFERENCE, else 1."""
+    shown = [f"{PREFIXES[each]}ap{of}" for each in dict.fromkeys(("bbox", kind)) for of in ("", "50", "75")]
+    table = Table(title=title)
+    for column in ("", *shown, "points from the first"):
         table.add_column(column, justify="right" if column else "left")
-    table.add_row("torchvision FP32", *(f"{reference[key]:.5f}" for key in shown))
-    holds = True
+    expected, holds = next(iter(scores.values())), True
     for label, own in scores.items():
-        points = [100 * (own[key] - reference[key]) for key in shown if key.endswith("ap")]
+        points = [100 * (own[key] - expected[key]) for key in shown if key.endswith("ap")]
         numbers = [f"{own[key]:.5f}" for key in shown]
-        table.add_row(f"{options.engine} {label}", *numbers, ", ".join(f"{each:+.4f}" for each in points))
-        holds &= max(map(abs, points)) <= MAX_AP_DIFFERENCE[label.split()[0]]
+        table.add_row(label, *numbers, ", ".join(f"{each:+.3f}" for each in points))
+        holds &= max(map(abs, points)) <= MAX_AP_DIFFERENCE.get(label.split()[0], 0.0)
+    console = Console(width=130)
     console.print(table)
     console.print(f"command: python {shlex.join(sys.argv)}", markup=False, soft_wrap=True)
     return 0 if holds else 1
-
-
-def measure(
-    detector: Detector, samples: Sequence[Sample], engine: str, precision: str, method: str
-) -> dict[str, Any]:
-    """The scores of the exported detector; ``method``: of calibration, for INT8."""
-    with tempfile.TemporaryDirectory() as folder:
-        repository, pictures = Path(folder) / "models", Path(folder) / "pictures"
-        calibration = None
-        if method:
-            write_coco(pictures, "train", range(NUM_CALIBRATION_PICTURES))
-            calibration = Calibration(pictures, method=method)
-        options = EngineOptions(engine, PRECISIONS[precision], calibration=calibration)
-        export_repository(detector, repository, NAME, options=options)
-        device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
-        pipeline = Pipeline.load(repository, NAME, device)
-        return score([run(pipeline, samples)], pipeline.class_names[1:], pipeline.mask_head is not None)
-
-
-def run(pipeline: Pipeline, samples: Sequence[Sample]) -> Detected:
-    """What the pipeline finds, as ``coco_eval.detect`` tells it of a torch model."""
-    detected = Detected()
-    for image_id, (picture, target) in enumerate(samples):
-        detections = pipeline.detect([picture.permute(1, 2, 0).numpy()], {"score_thresh": SCORE_THRESH})
-        own = (0, slice(int(detections.num_detections[0, 0])))
-        height, width = picture.shape[1:]
-        detected.images.append({"id": image_id, "height": height, "width": width})
-        detected.truth += truth_records(image_id, target)
-        found = {
-            name: torch.from_numpy(getattr(detections, name)[own]) for name in ("labels", "boxes", "scores")
-        }
-        if detections.masks is not None:
-            masks = torch.from_numpy(detections.masks[own].astype("float32"))[:, None]
-            found["masks"] = paste_masks_in_image(masks, found["boxes"], (height, width))
-        detected.found += found_records(image_id, found)
-    return detected
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
 from rcnn_export.detector.load import Detector, load_detector
@@ -47,17 +48,47 @@ def test_cpu_peers_all_detect(digits: Detector, tmp_path: Path, monkeypatch: pyt
     assert min(*latencies_ms.values(), *rates.values()) > 0
 
 
+@pytest.mark.parametrize("engine", ["OnnxEngine", "OnnxRuntimeEngine"])
 def test_precision_benchmark_scores_the_pipeline_as_torchvision_is_scored(
-    digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, digits: Detector, digits_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = DigitsDataset("held-out", 6)
     samples = [data[index] for index in range(6)]
-    ours = load("precision", monkeypatch).run(Pipeline.load(digits_repository, "digits"), samples)
-    theirs = detect(digits.model, enumerate(samples))
-    assert (ours.images, ours.truth) == (theirs.images, theirs.truth)
-    assert score([ours], data.class_names)["ap"] == pytest.approx(
-        score([theirs], data.class_names)["ap"], abs=1e-4
+    precision = load("precision", monkeypatch)
+    pipeline = Pipeline.load(
+        digits_repository,
+        "digits",
+        load_engine=lambda folder, _: getattr(precision, engine)(folder / "model.onnx"),
     )
+    theirs = score([detect(digits.model, enumerate(samples))], data.class_names)
+    assert precision.score_pipeline(pipeline, samples, digits)["ap"] == pytest.approx(theirs["ap"], abs=1e-4)
+
+
+def test_photographs_are_cut_into_tiles_with_the_trees_that_are_mostly_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    boxes = [
+        (10, 20, 60, 50),
+        (390, 500, 430, 520),
+        (700, 700, 790, 760),
+    ]  # the second is mostly in the last tile
+    objects = "".join(
+        "<bndbox>"
+        + "".join(f"<{side}>{px}</{side}>" for side, px in zip(sides, box, strict=True))
+        + "</bndbox>"
+        for box in boxes
+    )
+    (tmp_path / "photo.xml").write_text(f"<annotation>{objects}</annotation>")
+    Image.new("RGB", (850, 800)).save(tmp_path / "photo.png")
+    load("photographs", monkeypatch).cut(tmp_path, tmp_path / "out")
+    train, held_out = (
+        json.loads((tmp_path / "out" / f"{part}.json").read_text()) for part in ("train", "held_out")
+    )
+    assert [each["bbox"] for each in train["annotations"]] == [[10, 20, 50, 30]]
+    assert [each["bbox"] for each in held_out["annotations"]] == [[0, 100, 30, 20], [300, 300, 90, 60]]
+    assert len(train["images"]) == 3 and held_out["images"][0]["file_name"] == "photo_003.png"
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == 4
 
 
 def test_stages_have_a_time_and_a_floor(

@@ -101,9 +101,20 @@ def test_ctrl_c_is_one_line(
             ["--precision", "int8", "--engine", "aoti", "--calibrate", "."],
             "--engine aoti has no INT8: use --engine onnx or tensorrt, or --precision fp16",
         ),
-        (["--calibrate", "."], "they need --precision int8"),
-        (["--keep-float", "backbone"], "they need --precision int8"),
-        (["--precision", "fp16", "--calibration-pictures", "3"], "they need --precision int8"),
+        (["--calibrate", "."], "--calibrate is for INT8: add --precision int8"),
+        (["--keep-float", "backbone"], "--keep-float is for INT8: add --precision int8"),
+        (
+            ["--precision", "fp16", "--calibration-pictures", "3", "--most-ap-loss", "0"],
+            "--calibration-pictures and --most-ap-loss are for INT8: add --precision int8",
+        ),
+        (
+            ["--precision", "int8", "--calibrate", ".", "--most-ap-loss", "0"],
+            "--most-ap-loss needs --annotations ANNOTATIONS PICTURES: a COCO instances file and the folder of its",
+        ),
+        (
+            ["--precision", "int8", "--calibrate", ".", "--annotations", "a.json", "."],
+            "--annotations is for --most-ap-loss: add it, or leave --annotations out",
+        ),
     ],
 )
 def test_options_of_int8_go_together(
@@ -113,3 +124,16 @@ def test_options_of_int8_go_together(
     assert export.main(["faster_rcnn", *arguments]) == 1
     said = capsys.readouterr().err
     assert message in said and said.startswith("rcnn-export: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("points", ["-1", "100", "nan", "half"])
+def test_a_loss_that_is_no_number_of_points(points: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export.main(["--most-ap-loss", points])
+    assert f"{points!r} is no loss in points of AP, expected 0 to 100, such as 0.5" in capsys.readouterr().err
+
+
+def test_annotations_are_for_the_sensitivity(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        verify.main(["--annotations", "a.json", "."])
+    assert "--annotations is for --sensitivity; rcnn-eval measures" in capsys.readouterr().err

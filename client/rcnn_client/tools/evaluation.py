@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .. import Detections, Detector, DetectorInfo
 from .._orientation import upright_size
@@ -35,6 +35,16 @@ class Endpoint:
         """
         with Detector(self.url, self.model) as detector:
             return detector.info()
+
+
+class Shapes(Protocol):
+    """What a model answers beside boxes, as `DetectorInfo` says it."""
+
+    @property
+    def has_masks(self) -> bool: ...
+
+    @property
+    def keypoint_names(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ def check_picture(picture: Picture) -> None:
 
 
 def read_shapes(
-    annotations: Annotations, infos: Sequence[DetectorInfo]
+    annotations: Annotations, infos: Sequence[Shapes]
 ) -> tuple[Annotations, list[Kind], list[str]]:
     """Read the masks and keypoints of the file where every model answers them.
 

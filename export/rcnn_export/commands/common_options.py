@@ -3,6 +3,7 @@
 import argparse
 import math
 from importlib.metadata import version
+from pathlib import Path
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,17 @@ def add_weights_options(group: argparse._ActionsContainer, default: str) -> None
         metavar="EPS",
         help="of every batch normalisation; 0 for a fasterrcnn_resnet50_fpn fine-tuned from torchvision's COCO_V1 "
         f"and saved as a state dict (default: {default})",
+    )
+
+
+def add_annotations(group: argparse._ActionsContainer, purpose: str) -> None:
+    """Adds ``--annotations``, two paths; ``purpose`` says what they are for."""
+    group.add_argument(
+        "--annotations",
+        nargs=2,
+        type=Path,
+        metavar=("ANNOTATIONS", "PICTURES"),
+        help=f"COCO instances file, its folder; {purpose}",
     )
 
 

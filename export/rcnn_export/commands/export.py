@@ -20,6 +20,7 @@ from rcnn_export.engines.options import (
     CUDNN,
     NUM_CALIBRATION_PICTURES,
     TENSORRT,
+    ApGoal,
     Calibration,
     EngineOptions,
 )
@@ -29,6 +30,15 @@ from rcnn_export.engines.ranges import METHODS
 from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.write import VERSION, export_repository
+
+INT8_OPTIONS = (
+    "calibrate",
+    "calibration_pictures",
+    "calibration_method",
+    "keep_float",
+    "most_ap_loss",
+    "annotations",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +64,7 @@ def _export(arguments: argparse.Namespace) -> int:
     def report(line: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:5.1f} s[/dim]  {escape(line)}", soft_wrap=True)
 
+    calibration = _calibration(arguments)
     report(f"Loading {arguments.model} with weights {arguments.weights}")
     with still_running(report, f"loading {arguments.model}"):
         detector = load_detector(
@@ -68,7 +79,7 @@ def _export(arguments: argparse.Namespace) -> int:
             report=report,
         )
     name = arguments.name or detector.chain.family
-    options = _engine_options(arguments, detector)
+    options = _engine_options(arguments, detector, calibration)
     if replaced := _describe(arguments.repository, name):
         report(f"This replaces {name} ({replaced})")
     written = export_repository(detector, arguments.repository, name, report, options)
@@ -89,14 +100,14 @@ def _describe(repository: Path, name: str) -> str:
         return ""
 
 
-def _engine_options(arguments: argparse.Namespace, detector: Detector) -> EngineOptions:
+def _engine_options(
+    arguments: argparse.Namespace, detector: Detector, calibration: Calibration | None
+) -> EngineOptions:
     """The options that the arguments give.
 
     Raises:
-        ExportError: an option of plans without ``--engine tensorrt``, shapes that cannot be profiles, or what
-            ``_calibration`` says.
+        ExportError: an option of plans without ``--engine tensorrt``, or shapes that cannot be profiles.
     """
-    calibration = _calibration(arguments)
     plan = PlanOptions(
         arguments.version_compatible, arguments.hardware_compatible, tuple(arguments.compute_capability)
     )
@@ -120,16 +131,11 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
         ExportError: INT8 without pictures or for an engine that has none, or an option of INT8 without it.
     """
     if arguments.precision != INT8.name:
-        if (
-            arguments.calibrate
-            or arguments.calibration_pictures
-            or arguments.calibration_method
-            or arguments.keep_float
-        ):
-            raise ExportError(
-                "--calibrate, --calibration-pictures, --calibration-method and --keep-float are for INT8: they need "
-                f"--precision {INT8.name}"
-            )
+        given = [name for name in INT8_OPTIONS if getattr(arguments, name) not in (None, [])]
+        if given:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            are = "is" if len(given) == 1 else "are"
+            raise ExportError(f"{options} {are} for INT8: add --precision {INT8.name}")
         return None
     if arguments.engine in (AOTI, CUDNN):
         raise ExportError(
@@ -144,7 +150,25 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
         arguments.calibration_pictures or NUM_CALIBRATION_PICTURES,
         arguments.calibration_method or METHODS[0],
         arguments.keep_float,
+        _ap_goal(arguments),
     )
+
+
+def _ap_goal(arguments: argparse.Namespace) -> ApGoal | None:
+    """What INT8 may cost; None if that was not said.
+
+    Raises:
+        ExportError: a loss without annotations, or the reverse.
+    """
+    if arguments.most_ap_loss is None:
+        if arguments.annotations:
+            raise ExportError("--annotations is for --most-ap-loss: add it, or leave --annotations out")
+        return None
+    if not arguments.annotations:
+        raise ExportError(
+            "--most-ap-loss needs --annotations ANNOTATIONS PICTURES: a COCO instances file and the folder of its pictures"
+        )
+    return ApGoal(arguments.most_ap_loss, *arguments.annotations)
 
 
 def _summary(detector: Detector, name: str, repository: Path, written: list[Path]) -> str:

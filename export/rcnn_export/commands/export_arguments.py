@@ -1,6 +1,7 @@
 """The arguments of ``rcnn-export``."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from rcnn_export.commands.choices import (
     PRECISIONS,
     TORCHVISION_MODELS,
 )
-from rcnn_export.commands.common_options import add_version, add_weights_options
+from rcnn_export.commands.common_options import add_annotations, add_version, add_weights_options
 
 if TYPE_CHECKING:
     from rcnn_backend.engines.profiles import ShapeRange
@@ -111,6 +112,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="layers that stay in fp32, such as those that rcnn-verify --sensitivity names first; a module's name "
         "stands for all its layers",
     )
+    int8.add_argument(
+        "--most-ap-loss",
+        type=_points,
+        metavar="POINTS",
+        help="keep the costliest layers in fp32, as many as it takes for AP50:95 on --annotations to be at most so many "
+        "points (of 100) below fp32: of boxes, and of masks or keypoints",
+    )
+    add_annotations(int8, "for --most-ap-loss, of other pictures than those of --calibrate")
     plans = parser.add_argument_group("TensorRT plans")
     plans.add_argument(
         "--shapes",
@@ -146,6 +155,18 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures, expected 1 or more")
     return int(text)
+
+
+def _points(text: str) -> float:
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not 0 <= points < 100:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no loss in points of AP, expected 0 to 100, such as 0.5"
+        )
+    return points
 
 
 def _shapes(text: str) -> "ShapeRange":

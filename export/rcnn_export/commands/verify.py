@@ -1,6 +1,7 @@
 """The command ``rcnn-verify``: compares an exported detector with torchvision's, stage by stage."""
 
 import argparse
+import dataclasses
 import itertools
 import sys
 import time
@@ -28,13 +29,15 @@ from rcnn_export.commands.verify_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.precision import PRECISIONS, Precision
 from rcnn_export.errors import INTERRUPTED, ExportError
+from rcnn_export.repository.average_precision import read_annotated
+from rcnn_export.repository.sensitivity import NUM_PICTURES
 from rcnn_export.verify.bisect import bisect, check_builder
 from rcnn_export.verify.engines import load_pipeline
 from rcnn_export.verify.pipeline_stages import PipelineStages, unpad_detections
 from rcnn_export.verify.reference import ImageDetections
 from rcnn_export.verify.report import make_table, print_verdict
 from rcnn_export.verify.sample_pictures import sample_pictures
-from rcnn_export.verify.sensitivity import make_cost_table, rank_layers
+from rcnn_export.verify.sensitivity import make_cost_table, measure_costs
 from rcnn_export.verify.stages import Verification
 
 HOLDS, DIVERGES, UNUSABLE = 0, 1, 2
@@ -42,7 +45,6 @@ SERVER_TIMEOUT_S = 600.0
 ENGINE_OF_STAGE = {
     stage: step.name for chain in CHAINS.values() for step in chain.engines for stage in step.stages
 }
-SENSITIVITY_PICTURES = 3
 TABLE_WIDTH = 80  # columns; narrower, it would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
@@ -76,9 +78,15 @@ def _verify(arguments: argparse.Namespace) -> int:
         pictures = read_pictures(arguments.images) if arguments.images else list(sample_pictures().items())
         if arguments.sensitivity:
             most_px = pipeline.preprocess_parameters.max_image_pixels
-            images = [decode(picture, most_px) for picture in pictures[:SENSITIVITY_PICTURES]]
-            costs = rank_layers(detector.model, arguments.repository, arguments.name, images, report)
-            console.print(make_cost_table(costs, f"{arguments.name}: the error of each layer alone"))
+            images = [decode(picture, most_px) for picture in pictures[:NUM_PICTURES]]
+            annotated = None
+            if arguments.annotations:
+                annotations, folder = arguments.annotations
+                annotated = read_annotated(annotations, folder, detector, report)
+            costs = measure_costs(
+                detector.model, arguments.repository, arguments.name, images, annotated, report
+            )
+            console.print(make_cost_table(costs, f"{arguments.name}: what each layer costs alone"))
             return HOLDS
         verification = Verification(
             detector.model, PipelineStages(pipeline), served=bool(arguments.server), precision=precision
@@ -144,7 +152,9 @@ def load_reference(arguments: argparse.Namespace, report: Callable[[str], None])
             "--model, --weights and --weights-key of the export, or export again (random weights may differ "
             "between CPUs)"
         )
-    return detector
+    return dataclasses.replace(
+        detector, class_names=manifest["class_names"], keypoint_names=manifest.get("keypoint_names", [])
+    )
 
 
 def read_precision(repository: Path, name: str) -> Precision:

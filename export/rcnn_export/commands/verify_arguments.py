@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn_export.commands.choices import ENGINES, MAX_BATCH
-from rcnn_export.commands.common_options import add_version, add_weights_options
+from rcnn_export.commands.common_options import add_annotations, add_version, add_weights_options
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,10 +64,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of an INT8 export, instead of comparing it: rank its layers by the error of each when it alone is INT8, on "
         "the first 3 pictures; rcnn-export --keep-float keeps those that are named in FP32",
     )
+    add_annotations(
+        parser,
+        "for --sensitivity: rank the layers by the AP that each loses; runs all pictures for each layer",
+    )
     parser.add_argument(
         "--server", metavar="HOST:PORT", help="compare also the answers of the server at this gRPC address"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.annotations and not arguments.sensitivity:
+        parser.error("--annotations is for --sensitivity; rcnn-eval measures the AP of a served detector")
+    return arguments
 
 
 def _batch_size(text: str) -> int:

@@ -18,6 +18,21 @@ NUM_CALIBRATION_PICTURES = 300
 
 
 @dataclass(frozen=True)
+class ApGoal:
+    """What INT8 may cost. Layers stay in FP32 until it costs no more.
+
+    Attributes:
+        most_loss: points of AP50:95 below FP32, of boxes and, where they are scored, of masks or keypoints.
+        annotations: a COCO instances file.
+        pictures: the folder that its file names are relative to.
+    """
+
+    most_loss: float
+    annotations: Path
+    pictures: Path
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How an INT8 export chooses its scales.
 
@@ -27,12 +42,14 @@ class Calibration:
         method: one of ``ranges.METHODS``.
         keep_float: layers that stay in FP32, by the names that rcnn-verify --sensitivity shows; a module's name
             stands for all layers in it.
+        ap_goal: which other layers stay in FP32; by default none.
     """
 
     folder: Path
     num_pictures: int = NUM_CALIBRATION_PICTURES
     method: str = METHODS[0]
     keep_float: Sequence[str] = ()
+    ap_goal: ApGoal | None = None
 
 
 @dataclass(frozen=True)

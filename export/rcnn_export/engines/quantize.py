@@ -16,6 +16,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from rcnn_backend.contract.chain_types import LEVEL
 
 LAYER_TYPES = ("Conv", "Gemm")
+PREDICTOR_TYPES = (*LAYER_TYPES, "ConvTranspose")  # of heatmaps
 RESIDUAL = "Add"
 # OpenVINO drops a bias of zeros, and gives wrong results for an INT8 layer that has none before another one (2026.4).
 # This is far below what FP32 resolves beside any sum.
@@ -56,11 +57,11 @@ def _divide(model: onnx.ModelProto) -> tuple[list[onnx.NodeProto], list[onnx.Nod
     goes_on = {output.name for output in model.graph.output if output.name.startswith(LEVEL)}
     inner, last = [], []
     for node in reversed(model.graph.node):
-        is_layer = node.op_type in LAYER_TYPES and node.input[1] in constants
+        has_weights = len(node.input) > 1 and node.input[1] in constants
         if not goes_on.isdisjoint(node.output):
             goes_on.update(node.input)
-            inner += [node] * is_layer
-        elif is_layer:
+            inner += [node] * (has_weights and node.op_type in LAYER_TYPES)
+        elif has_weights and node.op_type in PREDICTOR_TYPES:
             goes_on.add(node.input[0])
             last.append(node)
     return inner[::-1], last[::-1]

@@ -30,11 +30,14 @@ class _Collector(Protocol):
 
 
 class CalibratingEngine:
-    """A graph in ONNX Runtime on the CPU that runs like any engine, and measures what its layers read.
+    """A graph on the CPU that runs like any engine, and measures what its layers read.
 
     Args:
         path: an FP32 ONNX file.
         method: ``max``, the largest magnitude, or ``percentile``, below which KEPT_PERCENT of the values are.
+
+    Attributes:
+        measured: the names of the tensors.
     """
 
     is_capturable = False
@@ -42,16 +45,16 @@ class CalibratingEngine:
     def __init__(self, path: Path, method: str) -> None:
         model = onnx.load(path)
         self._outputs = [output.name for output in model.graph.output]
-        self._measured = layer_inputs(find_layers(model))
+        self.measured = layer_inputs(find_layers(model))
         self._collector: _Collector = _Largest() if method == MAX else _Histograms()
         with tempfile.TemporaryDirectory() as folder:
-            onnx.save(give_back(model, self._measured), Path(folder) / path.name)
+            onnx.save(give_back(model, self.measured), Path(folder) / path.name)
             self._engine = OnnxEngine(Path(folder) / path.name)
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Runs one batch; measures its tensors."""
         tensors = {**inputs, **self._engine.run(inputs)}
-        self._collector.add({name: tensors[name] for name in self._measured})
+        self._collector.add({name: tensors[name] for name in self.measured})
         return {name: tensors[name] for name in self._outputs}
 
     def ranges(self) -> dict[str, float]:

@@ -105,7 +105,8 @@ def measure_ranges(
         return engines[step]
 
     pipeline = Pipeline.load(exported, name, load_engine=load)
-    key = _key(exported, name, pipeline.chain, pictures, method)
+    measured = [tensor for engine in engines.values() for tensor in engine.measured]
+    key = _key(exported, name, pipeline.chain, pictures, method, measured)
     cache = cache_folder / f".calibration-{key[:16]}.json"
     if cache.exists():
         report(f"Calibrated before: the ranges are in {cache}")
@@ -125,9 +126,18 @@ def measure_ranges(
     return ranges
 
 
-def _key(exported: Path, name: str, chain: Chain, pictures: CalibrationPictures, method: str) -> str:
-    """Of all that decides the ranges: the networks with their weights, what runs between them, the pictures, the method."""
-    parts = [pictures.sha256, method]
+def _key(
+    exported: Path,
+    name: str,
+    chain: Chain,
+    pictures: CalibrationPictures,
+    method: str,
+    measured: Sequence[str],
+) -> str:
+    """Of all that decides the ranges: the networks with their weights, what runs between them, the pictures, the method,
+    and the tensors that have ranges.
+    """
+    parts = [pictures.sha256, method, *measured]
     for model in (exported / model_name for model_name in chain.step_names(name)):
         graph = model / VERSION / ONNX
         parts.append(json.dumps(read_config(model).get("parameters", {}), sort_keys=True))

@@ -1,11 +1,13 @@
-"""Shows that a long step is at work, and on what."""
+"""Shows that a long step is at work, on what, and how far it is."""
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 
 INTERVAL_S = 30.0
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -26,3 +28,19 @@ def still_running(
     finally:
         ended.set()
         thread.join()
+
+
+def counted(
+    items: Collection[T], report: Callable[[str], None], text: str, interval_s: float = INTERVAL_S
+) -> Iterator[T]:
+    """The items; reports how many of them are done each time ``interval_s`` has passed.
+
+    Args:
+        text: with two fields, such as ``Ran {} of {} pictures``.
+    """
+    reported = time.monotonic()
+    for done, item in enumerate(items):
+        if (now := time.monotonic()) - reported >= interval_s:
+            report(text.format(done, len(items)))
+            reported = now
+        yield item

@@ -11,7 +11,10 @@ from rcnn_backend.pipeline import VERSION
 from rcnn_export.engines.options import Calibration
 from rcnn_export.engines.quantize import find_layers, quantize
 from rcnn_export.errors import ExportError
+from rcnn_export.repository.average_precision import AnnotatedPictures
 from rcnn_export.repository.calibrate import CalibrationPictures, measure_ranges
+from rcnn_export.repository.keep_float import Quantization, reach_goal
+from rcnn_export.repository.sensitivity import NUM_PICTURES
 
 NAMES_SHOWN = 6
 
@@ -22,16 +25,20 @@ def quantize_engines(
     steps: Sequence[str],
     calibration: Calibration,
     pictures: CalibrationPictures,
+    annotated: AnnotatedPictures | None,
     cache_folder: Path,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Replaces the ONNX graphs of these steps of the detector ``name`` in the repository ``exported``.
 
+    Args:
+        annotated: what the goal of ``calibration`` is measured on, if it has one.
+
     Returns:
         what manifests say of it.
 
     Raises:
-        ExportError: a layer to keep in FP32 is not there, or the cache cannot be used.
+        ExportError: a layer to keep in FP32 is not there, the cache cannot be used, or the goal cannot be reached.
     """
     paths = {step: exported / f"{name}_{step}" / VERSION / ONNX for step in steps}
     graphs = {step: onnx.load(path) for step, path in paths.items()}
@@ -39,16 +46,18 @@ def quantize_engines(
     kept = select_layers(layers, calibration.keep_float)
     report(f"Calibrating {len(layers) - len(kept)} of {len(layers)} layers, {calibration.method}")
     ranges = measure_ranges(exported, name, pictures, calibration.method, cache_folder, report)
+    about: dict[str, Any] = {
+        "method": calibration.method,
+        "pictures": len(pictures.paths),
+        "pictures_sha256": pictures.sha256,
+    }
+    if calibration.ap_goal and annotated:
+        trial = Quantization(exported, name, graphs, ranges, layers, kept)
+        first = [pictures.decode(path) for path in pictures.paths[:NUM_PICTURES]]
+        kept, about["ap"] = reach_goal(trial, calibration.ap_goal.most_loss, first, annotated, report)
     for step, graph in graphs.items():
         onnx.save(quantize(graph, ranges[step], kept), paths[step])
-    return {
-        "calibration": {
-            "method": calibration.method,
-            "pictures": len(pictures.paths),
-            "pictures_sha256": pictures.sha256,
-            "kept_float": sorted(kept),
-        }
-    }
+    return {"calibration": {**about, "kept_float": sorted(kept)}}
 
 
 def select_layers(layers: Sequence[str], wanted: Collection[str]) -> set[str]:

@@ -31,6 +31,7 @@ from rcnn_export.engines.options import (
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
+from rcnn_export.repository.average_precision import read_annotated
 from rcnn_export.repository.calibrate import find_pictures
 from rcnn_export.repository.configs import derive_configs, template_of
 from rcnn_export.repository.names import check_name, outdated_models
@@ -63,8 +64,8 @@ def export_repository(
 
     Raises:
         ExportError: the name is no Triton model name or would replace another detector's model, the detector is one that
-            cannot be exported, a graph cannot be an engine, the shapes are no profiles, INT8 cannot be calibrated, or
-            the repository cannot be written.
+            cannot be exported, a graph cannot be an engine, the shapes are no profiles, INT8 cannot be calibrated or loses
+            too much, or the repository cannot be written.
         RepositoryError: a TensorRT plan cannot be built.
     """
     check_detector(detector.model)
@@ -81,6 +82,8 @@ def export_repository(
             PreprocessParameters, read_config(template_of(detector.chain, "_preprocess"))
         )
         pictures = find_pictures(calibration, limits.max_image_pixels, report)
+        goal = calibration.ap_goal
+        annotated = read_annotated(goal.annotations, goal.pictures, detector, report) if goal else None
     try:
         repository.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".rcnn-export-", dir=repository))
@@ -110,7 +113,9 @@ def export_repository(
         about_all = {}
         if calibration:
             steps = [stage.name for stage in stages.values()]
-            about_all = quantize_engines(staging, name, steps, calibration, pictures, repository, report)
+            about_all = quantize_engines(
+                staging, name, steps, calibration, pictures, annotated, repository, report
+            )
         for version_dir, stage in stages.items():
             _write_manifest(stage, detector, options, version_dir, abouts[version_dir], about_all)
             if options.engine == TENSORRT:

@@ -1,18 +1,14 @@
-"""Ranks the layers of an INT8 export by what each costs when it alone is INT8."""
+"""What each layer of an INT8 export costs: its networks in FP32, exported anew, with one layer after another in INT8."""
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from rcnn_backend.contract.manifest import ONNX
-from rcnn_backend.devices import Device
-from rcnn_backend.engines.onnx import OnnxEngine
-from rcnn_backend.pipeline import VERSION, Pipeline
+from rcnn_backend.pipeline import VERSION
 from rich import box
 from rich.table import Table
 from torchvision.models.detection import FasterRCNN
@@ -20,121 +16,70 @@ from torchvision.models.detection import FasterRCNN
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.precision import INT8
-from rcnn_export.engines.quantize import find_ends, find_layers, give_back, quantize, read_ranges
+from rcnn_export.engines.quantize import find_layers, read_ranges
 from rcnn_export.engines.stages import engine_stages
 from rcnn_export.errors import ExportError
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """``error``: of what the network's quantised part gives, root of the mean square relative to that in FP32."""
-
-    step: str
-    layer: str
-    error: float
+from rcnn_export.repository.average_precision import AnnotatedPictures, describe, largest_loss, measure_aps
+from rcnn_export.repository.sensitivity import LayerCost, load_graphs, quantize_alone, rank_layers
 
 
-def rank_layers(
+def measure_costs(
     model: FasterRCNN,
     repository: Path,
     name: str,
     pictures: Sequence[npt.NDArray[np.uint8]],
+    annotated: AnnotatedPictures | None,
     report: Callable[[str], None],
 ) -> list[LayerCost]:
     """The cost of every layer that is INT8 in the export ``name``, the costliest first.
 
-    What a layer reads is what the FP32 pipeline makes of the pictures, uint8 RGB [h, w, 3].
+    That is the one that loses the most AP on the annotated pictures, or without them, the one of the largest error.
 
     Args:
         model: the torch detector that was exported.
+        pictures: uint8 RGB [h, w, 3], on which the errors are measured.
 
     Raises:
         ExportError: no layer of the export is INT8.
     """
-    costs = []
-    with tempfile.TemporaryDirectory() as folder:
-        graphs = {}
-        for stage in engine_stages(model, INT8):
-            report(f"Exporting the {stage.name} in FP32")
-            graphs[stage.name] = clean_graph(export_onnx(stage))
-        batches = _record_inputs(graphs, repository, name, pictures, Path(folder))
-        for step, graph in graphs.items():
-            exported = onnx.load(repository / f"{name}_{step}" / VERSION / ONNX)
-            ranges, float_weights = read_ranges(exported), {t.name for t in exported.graph.initializer}
-            layers = find_layers(graph)
-            quantized = [layer for layer, nodes in layers.items() if nodes[0].input[1] not in float_weights]
-            report(f"Quantising each of the {len(quantized)} layers of the {step}")
-            watched = give_back(graph, find_ends(graph))
-            expected = _run(watched, batches[step], Path(folder))
-            for layer in quantized:
-                alone = quantize(watched, ranges, [other for other in layers if other != layer])
-                found = _run(alone, batches[step], Path(folder))
-                costs.append(LayerCost(step, layer, _largest_error(find_ends(graph), expected, found)))
-    if not costs:
+    graphs, ranges, layers = {}, {}, []
+    for stage in engine_stages(model, INT8):
+        exported = onnx.load(repository / f"{name}_{stage.name}" / VERSION / ONNX)
+        ranges[stage.name] = read_ranges(exported)
+        if not ranges[stage.name]:  # nothing of it is INT8
+            graphs[stage.name] = exported
+            continue
+        report(f"Exporting the {stage.name} in FP32")
+        graph = graphs[stage.name] = clean_graph(export_onnx(stage))
+        float_weights = {tensor.name for tensor in exported.graph.initializer}
+        layers += [
+            layer for layer, nodes in find_layers(graph).items() if nodes[0].input[1] not in float_weights
+        ]
+    if not layers:
         raise ExportError(f"{name} has no INT8 layers: --sensitivity is for exports of --precision int8")
-    return sorted(costs, key=lambda cost: -cost.error)
+    costs = rank_layers(graphs, ranges, layers, repository, name, pictures, report)
+    if annotated is None:
+        return costs
+    expected = measure_aps(load_graphs(repository, name, graphs), annotated, report)
+    report(f"FP32: {describe(expected)}")
+    with_loss = []
+    for cost in costs:
+        alone = quantize_alone(graphs[cost.step], cost.layer, ranges[cost.step])
+        found = measure_aps(load_graphs(repository, name, {**graphs, cost.step: alone}), annotated, report)
+        report(f"{cost.layer} alone in INT8: {describe(found)}")
+        with_loss.append(dataclasses.replace(cost, ap_loss=largest_loss(expected, found)))
+    return sorted(with_loss, key=lambda cost: -(cost.ap_loss or 0.0))
 
 
 def make_cost_table(costs: Sequence[LayerCost], title: str) -> Table:
     """A row for each layer."""
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
+    has_losses = any(cost.ap_loss is not None for cost in costs)
     for column in ("network", "layer"):
         table.add_column(column, no_wrap=True)
-    table.add_column("error", justify="right")
+    for column in ("error", *["points of AP lost"] * has_losses):
+        table.add_column(column, justify="right")
     for cost in costs:
-        table.add_row(cost.step, cost.layer, f"{cost.error:.2%}")
+        losses = [] if cost.ap_loss is None else [f"{cost.ap_loss:+.2f}"]
+        table.add_row(cost.step, cost.layer, f"{cost.error:.2%}", *losses)
     return table
-
-
-class _RecordingEngine:
-    """An engine that keeps what it is given."""
-
-    is_capturable = False
-
-    def __init__(self, path: Path) -> None:
-        self._engine = OnnxEngine(path)
-        self.batches: list[Arrays] = []
-
-    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        self.batches.append(dict(inputs))
-        return self._engine.run(inputs)
-
-
-def _record_inputs(
-    graphs: Mapping[str, onnx.ModelProto],
-    repository: Path,
-    name: str,
-    pictures: Sequence[npt.NDArray[np.uint8]],
-    folder: Path,
-) -> dict[str, list[Arrays]]:
-    """What each network is given when the pipeline with these networks runs on the pictures, one by one."""
-    engines = {}
-
-    def load(version_dir: Path, device: Device) -> _RecordingEngine:
-        step = version_dir.parent.name.removeprefix(f"{name}_")
-        onnx.save(graphs[step], folder / ONNX)
-        engines[step] = _RecordingEngine(folder / ONNX)
-        return engines[step]
-
-    pipeline = Pipeline.load(repository, name, load_engine=load)
-    for picture in pictures:
-        pipeline.detect([picture])
-    return {step: engine.batches for step, engine in engines.items()}
-
-
-def _run(graph: onnx.ModelProto, batches: Sequence[Arrays], folder: Path) -> list[Arrays]:
-    onnx.save(graph, folder / ONNX)
-    engine = OnnxEngine(folder / ONNX)
-    return [engine.run(batch) for batch in batches]
-
-
-def _largest_error(names: Sequence[str], expected: Sequence[Arrays], found: Sequence[Arrays]) -> float:
-    """The largest over the tensors of these names; each over all batches."""
-    errors = []
-    for name in names:
-        apart = sum(float(np.square(a[name] - b[name]).sum()) for a, b in zip(expected, found, strict=True))
-        whole = sum(float(np.square(a[name]).sum()) for a in expected)
-        errors.append((apart / whole) ** 0.5 if whole else 0.0)
-    return max(errors)

@@ -5,6 +5,7 @@ at once for the kinds of GPU that it is told.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +137,17 @@ def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> N
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_tensorrt_parses_and_builds_int8(model: FasterRCNN, tmp_path: Path) -> None:
+def test_tensorrt_parses_and_builds_int8(
+    model: FasterRCNN, tmp_path: Path, count_int8_layers: Callable[[bytes], int]
+) -> None:
     """With ranges that were not measured: they change no kernel."""
     for stage in own_stages(model, INT8):
         graph = clean_graph(export_onnx(stage))
         layers = find_layers(graph)
         assert len(layers) > 1
         quantized = quantize(graph, dict.fromkeys(layer_inputs(layers), 4.0))
+        expected = sum(len(nodes) for nodes in layers.values())
+        assert count_int8_layers(quantized.SerializeToString()) == expected
         onnx.save(quantized, tmp_path / "model.onnx")
         build(model, stage, tmp_path)
 

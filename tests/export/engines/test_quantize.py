@@ -1,10 +1,21 @@
 """Where Q/DQ nodes go, what scales they have, and what stays in FP32."""
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
-from rcnn_export.engines.quantize import find_ends, find_layers, layer_inputs, quantize, read_ranges
+from rcnn_backend.engines.onnx import OnnxEngine
+from rcnn_export.engines.quantize import (
+    find_ends,
+    find_layers,
+    give_back,
+    layer_inputs,
+    quantize,
+    read_ranges,
+)
 
 GRAPH = """
 g (float[n, 2, 4, 4] input) => (float[n, 2, 4, 4] feature_0, float[n, 3, 4, 4] scores, float[n, 2] samples)
@@ -72,6 +83,29 @@ def test_layers_are_those_that_do_not_predict() -> None:
     assert find_ends(model) == ["feature_0", "scores"]
 
 
+def test_the_layer_before_a_predictor_of_heatmaps_is_one() -> None:
+    graph = onnx.parser.parse_graph("""
+        g (float[n, 2, 4, 4] features) => (float[n, 1, 16, 16] heatmaps)
+        {
+            a = Conv (features, a_weight)
+            a_relu = Relu (a)
+            low = ConvTranspose <strides = [2, 2]> (a_relu, predictor_weight)
+            heatmaps = Resize <mode = "linear"> (low, none, scales)
+        }
+    """)
+    graph.node[-1].input[1] = ""
+    for name, shape in (("a_weight", (2, 2, 1, 1)), ("predictor_weight", (2, 1, 2, 2))):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    graph.node[0].name = "Conv_0"
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    assert list(find_layers(model)) == ["a_weight"]
+    assert find_ends(model) == ["low"]
+    quantized = quantize(model, {"features": 1.0})
+    assert len(reads_int8(quantized, "Conv")[0]) == 2
+    assert reads_int8(quantized, "ConvTranspose") == [[]]
+
+
 def test_everything_is_symmetric_and_weights_have_a_scale_for_each_channel() -> None:
     model = make_model()
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -137,3 +171,33 @@ def test_a_layer_that_only_ever_reads_zeros_is_quantised_too() -> None:
     quantized = quantize(make_model(), RANGES | {"gated": 0.0})
     scales = [onnx.numpy_helper.to_array(t) for t in quantized.graph.initializer if t.name.endswith("_scale")]
     assert all((scale > 0).all() and np.isfinite(scale).all() for scale in scales)
+
+
+@pytest.mark.parametrize("bias", [None, 0.0])
+def test_openvino_computes_what_the_nodes_say(bias: float | None, tmp_path: Path) -> None:
+    """But for rounding: a sum that is halfway between two INT8 numbers may become either."""
+    names = ["input", "a", "b", "c", "feature_0"]
+    nodes, weights = [], []
+    random = np.random.default_rng(0)
+    for number, (read, made) in enumerate(itertools.pairwise(names)):
+        biases = [] if bias is None else [f"{made}.bias"]
+        conv = onnx.helper.make_node("Conv", [read, f"{made}.weight", *biases], [f"{made}_sum"], pads=[1] * 4)
+        nodes += [conv, onnx.helper.make_node("Relu", [f"{made}_sum"], [made])]
+        conv.name = f"conv_{number}"
+        values = random.normal(size=(32, 32, 3, 3)).astype(np.float32)
+        weights.append(onnx.numpy_helper.from_array(values, f"{made}.weight"))
+        weights += [onnx.numpy_helper.from_array(np.full(32, bias, np.float32), name) for name in biases]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 32, "h", "w"])
+        for name in (names[0], names[-1])
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    image = random.normal(size=(1, 32, 16, 20)).astype(np.float32)
+    inner = ReferenceEvaluator(give_back(model, names[1:-1])).run(None, {"input": image})
+    ranges = {name: float(abs(array).max()) for name, array in zip(names, [image, *inner[1:]], strict=False)}
+    quantized = quantize(model, ranges)
+    onnx.save(quantized, tmp_path / "model.onnx")
+    (expected,) = ReferenceEvaluator(quantized).run(None, {"input": image})
+    found = OnnxEngine(tmp_path / "model.onnx").run({"input": image})["feature_0"]
+    np.testing.assert_allclose(found, expected, atol=0.03 * float(expected.max()))

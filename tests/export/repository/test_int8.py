@@ -4,6 +4,7 @@ The graphs are those of the FP32 export, which another fixture makes.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,14 @@ import onnx
 import pytest
 from PIL import Image
 from rcnn_backend.contract.manifest import PlanOptions, check_files, read_manifest, read_plan_record
-from rcnn_backend.engines.tensorrt_package import ErrorLog, trt
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import Detector
-from rcnn_export.engines.options import ONNX, TENSORRT, Calibration, EngineOptions
+from rcnn_export.engines.options import ONNX, TENSORRT, ApGoal, Calibration, EngineOptions
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import INT8
 from rcnn_export.engines.quantize import find_layers
 from rcnn_export.errors import ExportError
-from rcnn_export.repository import write
+from rcnn_export.repository import keep_float, write
 from rcnn_export.repository.calibrate import find_pictures, measure_ranges
 from rcnn_export.repository.write import export_repository
 from rcnn_export.verify import sensitivity
@@ -33,6 +33,7 @@ PICTURES = Path(__file__).resolve().parents[3] / "export" / "samples" / "picture
 MAX_PIXELS = 50_000_000
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 Export = Callable[..., list[str]]
+Count = Callable[[bytes], int]
 
 
 @pytest.fixture(scope="module")
@@ -98,36 +99,21 @@ def test_verify_judges_by_the_bounds_of_int8(
     assert "within the bounds of int8" in capsys.readouterr().out
 
 
-def test_tensorrt_finds_int8_layers(int8_repository: Path) -> None:
+def test_tensorrt_finds_int8_layers(int8_repository: Path, count_int8_layers: Count) -> None:
     for stage, expected in (("rpn", 25), ("header", 2)):
-        assert count_int8_layers(int8_repository / f"digits_{stage}" / "1" / "model.onnx") == expected
+        graph = int8_repository / f"digits_{stage}" / "1" / "model.onnx"
+        assert count_int8_layers(graph.read_bytes()) == expected
 
 
 @pytest.mark.long
-def test_plans_are_built_from_the_graphs(export: Export, tmp_path: Path) -> None:
+def test_plans_are_built_from_the_graphs(export: Export, tmp_path: Path, count_int8_layers: Count) -> None:
     export(tmp_path, Calibration(PICTURES), TENSORRT)
     for stage in ("rpn", "header"):
         version_dir = tmp_path / f"digits_{stage}" / "1"
         record = read_plan_record(version_dir)
         assert record and record.compute_capabilities == list(CAPABILITIES)
         check_files(version_dir, record)
-        assert count_int8_layers(version_dir / "model.onnx")
-
-
-def count_int8_layers(path: Path) -> int:
-    """The convolutions and matrix products of TensorRT's network whose data and weights are both dequantised."""
-    log = ErrorLog()
-    network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    assert parser.parse(path.read_bytes()), log
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    dequantized = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
-    counted = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    return sum(
-        all(getattr(layer.get_input(index), "name", None) in dequantized for index in (0, 1))
-        for layer in layers
-        if layer.type in counted
-    )
+        assert count_int8_layers((version_dir / "model.onnx").read_bytes())
 
 
 def test_ranges_are_measured_once_for_the_same_networks_and_pictures(
@@ -195,7 +181,11 @@ def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Ex
 
 @pytest.mark.long
 def test_sensitivity_ranks_the_layers(
-    int8_repository: Path, digits_repository: Path, digits: Detector, monkeypatch: pytest.MonkeyPatch
+    int8_repository: Path,
+    digits_repository: Path,
+    digits: Detector,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
         sensitivity,
@@ -204,9 +194,36 @@ def test_sensitivity_ranks_the_layers(
     )
     monkeypatch.setattr(sensitivity, "clean_graph", lambda model: model)
     pixels = np.asarray(Image.open(min(PICTURES.glob("*.jpg"))).convert("RGB"))[:96, :128]
-    costs = sensitivity.rank_layers(digits.model, int8_repository, "digits", [pixels], print)
+    costs = sensitivity.measure_costs(digits.model, int8_repository, "digits", [pixels], None, print)
     assert len(costs) == 24 and len({cost.layer for cost in costs}) == 24
     assert all(0 < cost.error < 0.2 for cost in costs)
     assert costs == sorted(costs, key=lambda cost: -cost.error)
     with pytest.raises(ExportError, match="digits has no INT8 layers: --sensitivity is for exports of"):
-        sensitivity.rank_layers(digits.model, digits_repository, "digits", [pixels], print)
+        sensitivity.measure_costs(digits.model, digits_repository, "digits", [pixels], None, print)
+
+    arguments = ["--name", "digits", "--sensitivity", "--images", str(min(PICTURES.glob("*.jpg")))]
+    annotations = ["--annotations", str(PICTURES / "annotations.json"), str(PICTURES)]
+    assert verify.main(["--repository", str(int8_repository), *arguments, *annotations]) == verify.HOLDS
+    said = capsys.readouterr().out
+    assert said.count(" alone in INT8: AP ") == 24
+    losses = [float(lost) for lost in re.findall(r"% +([+-]\d+\.\d\d)", said)]
+    assert len(losses) == 24 and losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.long
+def test_layers_stay_in_fp32_until_the_loss_is_allowed(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.6, 0.5])  # the sample loses nothing on its four pictures
+    monkeypatch.setattr(keep_float, "largest_loss", lambda *_: next(losses))
+    goal = ApGoal(0.5, PICTURES / "annotations.json", PICTURES)
+    lines = export(tmp_path, Calibration(PICTURES, ap_goal=goal))
+    assert any(line.startswith("INT8 with 0 of 24 layers in FP32: AP ") for line in lines)
+    assert any(line.startswith("INT8 with 1 of 24 layers in FP32: AP ") for line in lines)
+    for stage in ("rpn", "header"):
+        calibration = read_manifest(tmp_path / f"digits_{stage}" / "1")["calibration"]
+        (kept,) = calibration["kept_float"]
+        assert f"Staying in FP32: {kept}" in lines
+        assert calibration["ap"]["pictures"] == 4 and calibration["ap"]["fp32"].keys() == {"boxes"}
+    graphs = [onnx.load(tmp_path / f"digits_{stage}" / "1" / "model.onnx") for stage in ("rpn", "header")]
+    assert [layer for graph in graphs for layer in find_layers(graph)] == [kept]

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from rcnn_export.repository.progress import still_running
+from rcnn_export.repository.progress import counted, still_running
 
 
 def test_a_long_step_is_reported_until_it_ends() -> None:
@@ -25,3 +25,11 @@ def test_a_step_that_fails_is_reported_no_longer() -> None:
         raise KeyError
     time.sleep(0.05)
     assert lines == []
+
+
+def test_items_are_counted_while_they_take_long() -> None:
+    lines: list[str] = []
+    assert list(counted("abc", lines.append, "Ran {} of {} pictures", interval_s=0)) == ["a", "b", "c"]
+    assert lines == ["Ran 0 of 3 pictures", "Ran 1 of 3 pictures", "Ran 2 of 3 pictures"]
+    assert list(counted("abc", lines.append, "Ran {} of {} pictures", interval_s=60)) == ["a", "b", "c"]
+    assert len(lines) == 3
