@@ -1,5 +1,6 @@
 """The pipeline in one process: what it runs before the first request, and which request an error is for."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +78,10 @@ class NarrowEngine:
 
 @pytest.fixture
 def narrow(digits_repository: Path) -> Pipeline:
-    return Pipeline.load(digits_repository, "digits", load_engine=NarrowEngine)
+    """On a device that takes a batch at once."""
+    device = Cpu()
+    device.is_gpu = True
+    return Pipeline.load(digits_repository, "digits", device, load_engine=NarrowEngine)
 
 
 def requests_of(narrow: Pipeline, *sizes_hw: tuple[int, int]) -> list[Any]:
@@ -122,6 +126,34 @@ def test_nothing_more_runs_on_a_device_that_broke(narrow: Pipeline) -> None:
     results = narrow.detect_requests(requests_of(narrow, (40, 40), (30, 50), (40, 40), (50, 30)))
     assert [str(error) for error in results] == ["illegal access"] * 4
     assert narrow.engines["rpn"].batches == [2]
+
+
+@pytest.mark.xdist_group("server")
+def test_a_cpu_runs_image_by_image_and_answers_as_for_the_batch(
+    digits_repository: Path, narrow: Pipeline
+) -> None:
+    on_cpu = Pipeline.load(digits_repository, "digits", load_engine=NarrowEngine)
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 255, (*size, 3), np.uint8) for size in ((40, 40), (30, 50), (50, 30))]
+    found = on_cpu.detect(pictures, {"score_thresh": 0.0})
+    expected = narrow.detect(pictures, {"score_thresh": 0.0})  # padded to the same size
+    assert (on_cpu.engines["rpn"].batches, narrow.engines["rpn"].batches) == ([1, 1, 1], [3])
+    assert expected.num_detections.all()
+    for name, array in expected.answers.items():
+        np.testing.assert_allclose(found.answers[name], array, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.xdist_group("server")
+def test_a_cpu_prepares_an_image_while_it_computes_another(digits_repository: Path) -> None:
+    both_run = threading.Barrier(2, timeout=30)
+
+    class WaitingEngine(NarrowEngine):
+        def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            both_run.wait()
+            return super().run(inputs)
+
+    on_cpu = Pipeline.load(digits_repository, "digits", load_engine=WaitingEngine)
+    assert len(on_cpu.detect([np.zeros((40, 40, 3), np.uint8)] * 4).boxes) == 4
 
 
 @pytest.mark.parametrize(("is_capturable", "batches"), [(True, [3, 3, 2, 2, 1, 1]), (False, [1, 1])])
