@@ -26,6 +26,7 @@ from rcnn_backend.contract.parameters import (
     RleParameters,
     read_dtype,
     read_parameters,
+    read_threads,
 )
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.engines.head import Head
@@ -55,6 +56,11 @@ class Options(NamedTuple):
     wanted: frozenset[str]  # the answers by name; of a head's, others are not computed
 
 
+def load_configured_engine(version_dir: Path, device: Device) -> Engine:
+    """The engine of a version folder, with the threads that the model's config gives it."""
+    return load_engine(version_dir, device, read_threads(read_config(version_dir.parent)))
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A detector loaded from a model repository, on the CPU or on a GPU.
@@ -81,7 +87,7 @@ class Pipeline:
         repository: Path,
         name: str,
         device: Device | None = None,
-        load_engine: Callable[[Path, Device], Engine] = load_engine,
+        load_engine: Callable[[Path, Device], Engine] = load_configured_engine,
     ) -> "Pipeline":
         """Reads the configs and engines that rcnn-export wrote for the detector ``name``.
 

@@ -1,5 +1,7 @@
 """The pipeline in one process: what it runs before the first request, and which request an error is for."""
 
+import os
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,3 +180,16 @@ def test_a_padded_size_outside_a_plan_hinders_no_other(monkeypatch: pytest.Monke
     assert warm_up(monkeypatch, False, both, refused=[LARGE]) == [(1, *SMALL)] * 2
     with pytest.raises(InvalidInputError, match="64x96 lies outside"):
         warm_up(monkeypatch, False, both, refused=[LARGE, SMALL])
+
+
+@pytest.mark.xdist_group("server")
+def test_each_engine_takes_the_threads_of_its_config(digits_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(digits_repository, repository)
+    with (repository / "digits_rpn" / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n')
+    engines = Pipeline.load(repository, "digits").engines
+    threads = {
+        name: engine._network.get_property("INFERENCE_NUM_THREADS") for name, engine in engines.items()
+    }
+    assert threads == {"rpn": 1, "header": len(os.sched_getaffinity(0))}
