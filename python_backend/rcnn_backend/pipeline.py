@@ -43,9 +43,8 @@ from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
-IMAGES_AT_ONCE = (
-    2  # on a CPU: an engine takes all cores for one image while NumPy, on one core, works on the other
-)
+# On a CPU. While an engine takes all cores for one image, NumPy on one core works on the other.
+IMAGES_AT_ONCE = 2
 
 
 class Options(NamedTuple):
