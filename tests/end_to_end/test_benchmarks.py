@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
 from rcnn_export.detector.load import Detector, load_detector
@@ -42,7 +44,8 @@ def test_cpu_benchmark_measures_both_sides(
 @pytest.mark.long
 def test_cpu_peers_all_detect(digits: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load("cpu_peers", monkeypatch)
-    rows = benchmark.measure(digits, (120, 160), tmp_path, repeats=1, bursts=1)
+    pictures = [np.asarray(Image.open(path)) for path in sorted(PICTURES.glob("*.jpg"))]
+    rows = benchmark.measure(digits, (240, 320), pictures, tmp_path, repeats=1, bursts=1)
     served = [row for name, row in rows.items() if "served" in name]
     assert (len(rows), len(served)) == (9, 4)
     assert min(row.latency_ms for row in rows.values()) > 0

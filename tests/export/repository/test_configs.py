@@ -224,7 +224,9 @@ def test_mobilenets_two_levels_of_one_stride(model: str) -> None:
 def test_what_holds_weights_is_one_process(family: str) -> None:
     """By Triton's own choice it would be two on a CPU."""
     configs = [text_format.Parse(text, ModelConfig()) for text in derived_from_r50_fpn(family).values()]
-    heavy = [config for config in configs if config.backend == "onnxruntime" or config.name.endswith("_fused")]
+    heavy = [
+        config for config in configs if config.backend == "onnxruntime" or config.name.endswith("_fused")
+    ]
     assert len(heavy) == {"faster_rcnn": 3, "mask_rcnn": 4, "keypoint_rcnn": 4}[family]
     for config in heavy:
         assert [group.count for group in config.instance_group] == [1]
