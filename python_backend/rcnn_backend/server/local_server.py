@@ -59,7 +59,7 @@ class RunningServer:
 
     ``endpoints``: by ``http``, ``grpc`` and ``metrics``, less those that the flags switch off. ``models``: None
     where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
-    are served on a GPU. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
+    are served. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
     what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the server
     is ready. ``repository``: the folder that holds the models. ``served_from``: what Triton gets in its place, a link
     or a view.
