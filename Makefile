@@ -23,7 +23,7 @@ install: $(INSTALLED)  ## the three packages into .venv: what the demo and the R
 
 $(INSTALLED): constraints.txt requirements.txt client/pyproject.toml python_backend/pyproject.toml export/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
-	@echo "Installing into $(VENV): 0.5 GB to download and 1.5 GB on disk; with CUDA 3.0 and 5.3 GB. This takes some minutes."
+	@echo "Installing into $(VENV): 0.5 GB to download and 1.6 GB on disk; with CUDA 3.0 and 5.4 GB. This takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@$(PIP) --torch-backend $(TORCH) -r requirements.txt 2>$(VENV)/torch.log || \

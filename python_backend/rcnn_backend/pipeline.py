@@ -1,10 +1,12 @@
 """The whole detector in one process: the order of calls that the ensemble spreads over its steps."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from rcnn_backend.contract.parameters import (
     RleParameters,
     read_dtype,
     read_parameters,
+    read_threads,
 )
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.engines.head import Head
@@ -42,6 +45,8 @@ from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
+# On a CPU. While an engine takes all cores for one image, NumPy on one core works on the other.
+IMAGES_AT_ONCE = 2
 
 
 class Options(NamedTuple):
@@ -50,6 +55,11 @@ class Options(NamedTuple):
     detections: DetectionParameters
     rles: RleParameters | None  # of a family with masks
     wanted: frozenset[str]  # the answers by name; of a head's, others are not computed
+
+
+def load_configured_engine(version_dir: Path, device: Device) -> Engine:
+    """The engine of a version folder, with the threads that the model's config gives it."""
+    return load_engine(version_dir, device, read_threads(read_config(version_dir.parent)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Pipeline:
         repository: Path,
         name: str,
         device: Device | None = None,
-        load_engine: Callable[[Path, Device], Engine] = load_engine,
+        load_engine: Callable[[Path, Device], Engine] = load_configured_engine,
     ) -> "Pipeline":
         """Reads the configs and engines that rcnn-export wrote for the detector ``name``.
 
@@ -204,10 +214,31 @@ class Pipeline:
     def run(self, pixels: Sequence[Array], options: Sequence[Options]) -> Detections:
         """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
 
+        A GPU runs the images as one batch. A CPU runs each by itself, padded to the batch's size: the features of
+        several together take more memory and time.
+
         Args:
             options: of each image's request; what one of them wants is computed for all.
         """
-        network_input, image_sizes = preprocess(pixels, self.preprocess_parameters, self.input_dtype)
+        wanted = frozenset[str]().union(*(each.wanted for each in options))
+        if self.device.is_gpu:
+            return self._run_batch(pixels, options, wanted, self.preprocess_parameters)
+        sizes_hw = [resized_size_hw(image.shape[:2], self.preprocess_parameters) for image in pixels]
+        padded_hw = padded_size_hw(sizes_hw, self.preprocess_parameters)
+        padding = dataclasses.replace(self.preprocess_parameters, padded_sizes_hw=[list(padded_hw)])
+        found = self._workers.map(
+            lambda image, own: self._run_batch([image], [own], wanted, padding), pixels, options
+        )
+        return Detections.concatenate(list(found))
+
+    def _run_batch(
+        self,
+        pixels: Sequence[Array],
+        options: Sequence[Options],
+        wanted: Collection[str],
+        parameters: PreprocessParameters,
+    ) -> Detections:
+        network_input, image_sizes = preprocess(pixels, parameters, self.input_dtype)
         class_scores, class_boxes, num_proposals, *features = self._networks(network_input, image_sizes)
         found = detect(
             class_scores,
@@ -219,9 +250,12 @@ class Pipeline:
         )
         if self.head is None:
             return found
-        wanted = frozenset[str]().union(*(each.wanted for each in options))
         rle_parameters = [each.rles for each in options if each.rles]
         return self.head.answer(features, found, image_sizes, wanted, rle_parameters)
+
+    @functools.cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(IMAGES_AT_ONCE, "image")
 
     @functools.cached_property
     def _networks(self) -> Callable[[Array, Array], Sequence[Array]]:

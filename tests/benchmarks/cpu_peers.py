@@ -1,12 +1,14 @@
-"""A detector on this CPU beside what runs torchvision's whole graph: in process and served, one run.
+"""A detector on this CPU, in FP32 and INT8, beside what runs torchvision's whole graph: in process and served, one run.
 
     python tests/benchmarks/cpu_peers.py
 
-All take turns, picture by picture or burst by burst, so that whatever else the machine does meets each of them.
+All take turns, picture by picture or burst by burst, so that whatever else the machine does meets each of them. INT8 is
+calibrated on two photographs: enough for its speed.
 """
 
 import argparse
-import io
+import contextlib
+import functools
 import os
 import platform
 import shlex
@@ -15,13 +17,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
+from memory import memory_mib
 from PIL import Image
 from rcnn_backend.operators.decode import decode_image
 from rcnn_backend.operators.openvino_runtime import VERSION, openvino
@@ -29,23 +34,31 @@ from rcnn_backend.pipeline import Pipeline
 from rcnn_backend.server.local_server import running_server
 from rcnn_client import Detector as Client
 from rcnn_export.detector.load import Detector, load_detector
+from rcnn_export.engines.options import Calibration, EngineOptions
+from rcnn_export.engines.precision import FP32, INT8
 from rcnn_export.repository.write import export_repository
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from sklearn.datasets import load_sample_images
 
 MODEL = "fasterrcnn_resnet50_fpn"
 CLIENTS = 16
-SERVED = "this project, served"
-FUSED = "this project, served by its fused model"
 OPENVINO = "OpenVINO, the whole graph"
 THREADS = os.cpu_count() or 1
 
 Call = Callable[[], object]
 
 
+class Measured(NamedTuple):
+    """Medians of one picture at a time and of bursts, and the resident memory of a server's processes after them."""
+
+    latency_ms: float
+    pictures_a_second: float | None = None
+    memory_mib: float | None = None
+
+
 def main() -> int:
-    """Prints two tables for each size: latencies of one picture at a time, and pictures a second at 16 at once."""
+    """Prints a table for each size."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,21 +67,18 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["480x640", "608x800"], help="of the pictures")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    console = Console()
+    console = Console(width=110)
     for size in arguments.sizes:
         height, width = map(int, size.split("x"))
+        detector = load_detector(MODEL)
+        detector.model.transform.min_size = (height,)
+        detector.model.transform.max_size = max(height, width)
         with tempfile.TemporaryDirectory() as folder:
-            detector = load_detector(MODEL)
-            detector.model.transform.min_size = (height,)
-            detector.model.transform.max_size = max(height, width)
-            latencies_ms, rates = measure(
-                detector, (height, width), Path(folder), arguments.repeats, arguments.bursts
+            photographs = load_sample_images().images
+            rows = measure(
+                detector, (height, width), photographs, Path(folder), arguments.repeats, arguments.bursts
             )
-        title = f"{MODEL}, {size}, {THREADS} threads"
-        console.print(
-            tabulate(f"{title}: p50 of one picture", latencies_ms, "ms", ".0f"),
-            tabulate(f"{title}: {CLIENTS} at once, median", rates, "pictures/s", ".2f"),
-        )
+        console.print(tabulate(f"{MODEL}, {size}, {THREADS} threads", rows))
     console.print(
         f"torch {torch.__version__}, OpenVINO {VERSION}, ONNX Runtime {onnxruntime.__version__}, "
         f"{platform.machine()}, {platform.python_version()}"
@@ -77,24 +87,45 @@ def main() -> int:
     return 0
 
 
-def tabulate(title: str, values: Mapping[str, float], unit: str, number: str) -> Table:
-    """One row for each value, beside its ratio to OpenVINO's."""
-    table = Table("", unit, "of OpenVINO's", title=title)
-    for name, value in values.items():
-        table.add_row(name, f"{value:{number}}", f"{value / values[OPENVINO]:.2f}")
+def tabulate(title: str, rows: Mapping[str, Measured]) -> Table:
+    """Each row beside its ratios to OpenVINO's."""
+    columns = ("one picture, ms", "of OpenVINO's", f"{CLIENTS} at once, pictures/s", "of OpenVINO's", "MiB")
+    table = Table("", *(Column(column, justify="right") for column in columns), title=title)
+    base = rows[OPENVINO]
+    for name, row in rows.items():
+        cells = [f"{row.latency_ms:.0f}", f"{row.latency_ms / base.latency_ms:.2f}"]
+        if row.pictures_a_second and base.pictures_a_second:
+            ratio = row.pictures_a_second / base.pictures_a_second
+            cells += [f"{row.pictures_a_second:.2f}", f"{ratio:.2f}"]
+        table.add_row(name, *cells, f"{row.memory_mib:.0f}" if row.memory_mib else "")
     return table
 
 
 def measure(
-    detector: Detector, size_hw: tuple[int, int], folder: Path, repeats: int, bursts: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians: milliseconds from a JPEG of that size to boxes, and pictures a second for 16 at once."""
-    export_repository(detector, folder, MODEL)
-    graph = export_whole(detector, folder / "whole.onnx", size_hw)
+    detector: Detector,
+    size_hw: tuple[int, int],
+    photographs: Sequence[npt.NDArray[np.uint8]],
+    folder: Path,
+    repeats: int,
+    bursts: int,
+) -> dict[str, Measured]:
+    """From a JPEG of that size to boxes, by each way.
+
+    Args:
+        photographs: RGB [h, w, 3]. The first is sent, and INT8 is calibrated on all.
+    """
     height, width = size_hw
-    buffer = io.BytesIO()
-    Image.fromarray(load_sample_images().images[0]).resize((width, height)).save(buffer, "JPEG", quality=90)
-    data = buffer.getvalue()
+    (folder / "photographs").mkdir()
+    for number, photograph in enumerate(photographs):
+        path = folder / "photographs" / f"{number}.jpg"
+        Image.fromarray(photograph).resize((width, height)).save(path, quality=90)
+    data = (folder / "photographs" / "0.jpg").read_bytes()
+    repositories = {precision: folder / precision.name for precision in (FP32, INT8)}
+    for precision, repository in repositories.items():
+        calibration = Calibration(folder / "photographs") if precision.is_quantized else None
+        engines = EngineOptions(precision=precision, calibration=calibration)
+        export_repository(detector, repository, MODEL, options=engines)
+    graph = export_whole(detector, folder / "whole.onnx", size_hw)
 
     def pixels() -> torch.Tensor:
         return torch.from_numpy(np.array(decode_image(data, 10**8))).permute(2, 0, 1) / 255
@@ -107,40 +138,37 @@ def measure(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = THREADS, 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    pipeline = Pipeline.load(folder, MODEL)
 
     def together() -> None:
         request = openvino_together.create_infer_request()
         request.start_async([pixels().numpy()])
         request.wait()
 
-    with (
-        running_server(folder, [MODEL]) as server,
-        running_server(folder, [MODEL], fused="on") as fused_server,
-        Client(server.grpc_url, MODEL, timeout_s=300) as client,
-        Client(fused_server.grpc_url, MODEL, timeout_s=300) as fused_client,
-    ):
-        latencies_ms = take_turns(
-            {
-                "torchvision eager": eager,
-                "ONNX Runtime, the whole graph": lambda: session.run(None, {"image": pixels().numpy()}),
-                OPENVINO: lambda: openvino_alone([pixels().numpy()]),
-                "this project, in process": lambda: pipeline.detect([data]),
-                SERVED: lambda: client.detect(data),
-                FUSED: lambda: fused_client.detect(data),
-            },
-            repeats,
+    one: dict[str, Call] = {
+        "torchvision eager": eager,
+        "ONNX Runtime, the whole graph": lambda: session.run(None, {"image": pixels().numpy()}),
+        OPENVINO: lambda: openvino_alone([pixels().numpy()]),
+    }
+    many: dict[str, Call] = {OPENVINO: together}
+    servers = {}
+    with contextlib.ExitStack() as opened:
+        for precision, repository in repositories.items():
+            pipeline = Pipeline.load(repository, MODEL)
+            one[f"{precision.name}, in process"] = functools.partial(pipeline.detect, [data])
+            for way, fused in (("steps", "off"), ("fused", "on")):
+                name = f"{precision.name}, served, {way}"
+                server = opened.enter_context(running_server(repository, [MODEL], fused=fused))
+                client = opened.enter_context(Client(server.grpc_url, MODEL, timeout_s=300))
+                one[name] = many[name] = functools.partial(client.detect, data)
+                servers[name] = server
+        pool = opened.enter_context(ThreadPoolExecutor(CLIENTS))
+        latencies_ms = take_turns(one, repeats)
+        bursts_ms = take_turns(
+            {name: functools.partial(burst, pool, call) for name, call in many.items()}, bursts
         )
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            bursts_ms = take_turns(
-                {
-                    OPENVINO: lambda: burst(pool, together),
-                    SERVED: lambda: burst(pool, lambda: client.detect(data)),
-                    FUSED: lambda: burst(pool, lambda: fused_client.detect(data)),
-                },
-                bursts,
-            )
-    return latencies_ms, {name: CLIENTS / (ms / 1e3) for name, ms in bursts_ms.items()}
+        memory = {name: sum(memory_mib(server).values()) for name, server in servers.items()}
+    rates = {name: CLIENTS / (ms / 1e3) for name, ms in bursts_ms.items()}
+    return {name: Measured(ms, rates.get(name), memory.get(name)) for name, ms in latencies_ms.items()}
 
 
 def export_whole(detector: Detector, path: Path, size_hw: tuple[int, int]) -> Path:

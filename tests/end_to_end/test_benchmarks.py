@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -43,9 +44,13 @@ def test_cpu_benchmark_measures_both_sides(
 @pytest.mark.long
 def test_cpu_peers_all_detect(digits: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load("cpu_peers", monkeypatch)
-    latencies_ms, rates = benchmark.measure(digits, (120, 160), tmp_path, repeats=1, bursts=1)
-    assert (len(latencies_ms), len(rates)) == (6, 3)
-    assert min(*latencies_ms.values(), *rates.values()) > 0
+    pictures = [np.asarray(Image.open(path)) for path in sorted(PICTURES.glob("*.jpg"))]
+    rows = benchmark.measure(digits, (240, 320), pictures, tmp_path, repeats=1, bursts=1)
+    served = [row for name, row in rows.items() if "served" in name]
+    assert (len(rows), len(served)) == (9, 4)
+    assert min(row.latency_ms for row in rows.values()) > 0
+    assert min(min(row) for row in served) > 0
+    assert benchmark.tabulate("digits", rows).row_count == 9
 
 
 @pytest.mark.parametrize("engine", ["OnnxEngine", "OnnxRuntimeEngine"])

@@ -30,31 +30,44 @@ def replace(model: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("break_it", "fused", "message"),
     [
-        (cut_engine, r"digits_rpn failed to load: .*cannot load .*model\.onnx.*Export the detector again"),
-        (remove_step, r"missing digits_proposals/1/model\.\*; `rcnn-export faster_rcnn --name digits"),
+        (
+            cut_engine,
+            "off",
+            r"digits_rpn failed to load: .*cannot load {engine}: .*Export the detector again",
+        ),
+        (cut_engine, "auto", r"digits failed to load: .*cannot load {engine}: .*Export the detector again"),
+        (
+            remove_step,
+            "auto",
+            r"missing digits_proposals/1/model\.\*; `rcnn-export faster_rcnn --name digits",
+        ),
         (
             replace("digits_preprocess", '"384"', '"[384]"'),
-            r"digits_preprocess failed to load: .*'min_size' is \[384\], expected an integer",
+            "auto",
+            r"digits failed to load: .*'min_size' is \[384\], expected an integer",
         ),
         (
             replace("digits", 'key: "rpn_boxes"', 'key: "boxes_of_rpn"'),
+            "off",
             r"digits failed to load: .*tensor rpn_boxes is mapped from non-existing output boxes_of_rpn",
         ),
     ],
-    ids=["engine cut short", "file missing", "wrong parameter", "wrong wiring"],
+    ids=["engine cut short", "and fused", "file missing", "wrong parameter", "wrong wiring"],
 )
 def test_each_fault_is_told_at_the_start(
     digits_repository: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     break_it: Callable[[Path], None],
+    fused: str,
     message: str,
 ) -> None:
     repository = tmp_path / "models"
     shutil.copytree(digits_repository, repository)
     break_it(repository)
     ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
-    assert main([str(repository), "--models", "digits", *ports]) == 1
-    assert re.search(message, capsys.readouterr().err)
+    assert main([str(repository), "--models", "digits", "--fused", fused, *ports]) == 1
+    engine = re.escape(str(repository / "digits_rpn" / "1" / "model.onnx"))
+    assert re.search(message.replace("{engine}", engine), capsys.readouterr().err)

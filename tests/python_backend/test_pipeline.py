@@ -1,5 +1,8 @@
 """The pipeline in one process: what it runs before the first request, and which request an error is for."""
 
+import os
+import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +80,10 @@ class NarrowEngine:
 
 @pytest.fixture
 def narrow(digits_repository: Path) -> Pipeline:
-    return Pipeline.load(digits_repository, "digits", load_engine=NarrowEngine)
+    """On a device that takes a batch at once."""
+    device = Cpu()
+    device.is_gpu = True
+    return Pipeline.load(digits_repository, "digits", device, load_engine=NarrowEngine)
 
 
 def requests_of(narrow: Pipeline, *sizes_hw: tuple[int, int]) -> list[Any]:
@@ -124,6 +130,34 @@ def test_nothing_more_runs_on_a_device_that_broke(narrow: Pipeline) -> None:
     assert narrow.engines["rpn"].batches == [2]
 
 
+@pytest.mark.xdist_group("server")
+def test_a_cpu_runs_image_by_image_and_answers_as_for_the_batch(
+    digits_repository: Path, narrow: Pipeline
+) -> None:
+    on_cpu = Pipeline.load(digits_repository, "digits", load_engine=NarrowEngine)
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 255, (*size, 3), np.uint8) for size in ((40, 40), (30, 50), (50, 30))]
+    found = on_cpu.detect(pictures, {"score_thresh": 0.0})
+    expected = narrow.detect(pictures, {"score_thresh": 0.0})  # padded to the same size
+    assert (on_cpu.engines["rpn"].batches, narrow.engines["rpn"].batches) == ([1, 1, 1], [3])
+    assert expected.num_detections.all()
+    for name, array in expected.answers.items():
+        np.testing.assert_allclose(found.answers[name], array, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.xdist_group("server")
+def test_a_cpu_prepares_an_image_while_it_computes_another(digits_repository: Path) -> None:
+    both_run = threading.Barrier(2, timeout=30)
+
+    class WaitingEngine(NarrowEngine):
+        def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            both_run.wait()
+            return super().run(inputs)
+
+    on_cpu = Pipeline.load(digits_repository, "digits", load_engine=WaitingEngine)
+    assert len(on_cpu.detect([np.zeros((40, 40, 3), np.uint8)] * 4).boxes) == 4
+
+
 @pytest.mark.parametrize(("is_capturable", "batches"), [(True, [3, 3, 2, 2, 1, 1]), (False, [1, 1])])
 def test_every_batch_is_warmed_where_it_becomes_a_graph(
     monkeypatch: pytest.MonkeyPatch, is_capturable: bool, batches: list[int]
@@ -146,3 +180,16 @@ def test_a_padded_size_outside_a_plan_hinders_no_other(monkeypatch: pytest.Monke
     assert warm_up(monkeypatch, False, both, refused=[LARGE]) == [(1, *SMALL)] * 2
     with pytest.raises(InvalidInputError, match="64x96 lies outside"):
         warm_up(monkeypatch, False, both, refused=[LARGE, SMALL])
+
+
+@pytest.mark.xdist_group("server")
+def test_each_engine_takes_the_threads_of_its_config(digits_repository: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(digits_repository, repository)
+    with (repository / "digits_rpn" / "config.pbtxt").open("a") as config:
+        config.write('parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n')
+    engines = Pipeline.load(repository, "digits").engines
+    threads = {
+        name: engine._network.get_property("INFERENCE_NUM_THREADS") for name, engine in engines.items()
+    }
+    assert threads == {"rpn": 1, "header": len(os.sched_getaffinity(0))}

@@ -159,6 +159,11 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def read_threads(config: Mapping[str, Any]) -> int:
+    """How many threads one run of a network takes on the CPU: Triton's ``intra_op_thread_count``; 0 for one a core."""
+    return int(config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value", 0))
+
+
 def read_dtype(model_config: Mapping[str, Any], tensor: str) -> str:
     """NumPy's name for the type of a floating-point tensor that a model declares: float32 or float16.
 

@@ -12,7 +12,7 @@ ENGINE_ORDER = ("model.plan", "model.pt2", "model.cudnn.pt2", "model.onnx")  # a
 
 
 class Engine(Protocol):
-    """A network that runs: RPN or header, whatever the runtime.
+    """A network that runs: RPN or header, whatever the runtime. On the CPU several threads may run it at once.
 
     ``is_capturable``: a run of a shape that ran before can become part of a CUDA graph.
     """

@@ -38,6 +38,19 @@ class Detections(NamedTuple):
         own = {name: array for name, array in answers.items() if name in cls._fields}
         return cls(**own, of_head={name: array for name, array in answers.items() if name not in own})
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["Detections"]) -> "Detections":
+        """The batches of ``parts`` as one, on the host. All have the same answers.
+
+        ``detected_boxes`` is left out: what needs it has run.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        answers = [part.answers for part in parts]
+        return cls.from_answers(
+            {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
+        )
+
     @property
     def answers(self) -> dict[str, npt.NDArray[Any]]:
         """What clients get, by its name, as far as it was computed."""

@@ -1,6 +1,7 @@
-"""What makes detectors fast on a GPU: MPS for the processes of their steps, or their fused models.
+"""What makes detectors fast: on a GPU MPS for the processes of their steps, and anywhere their fused models.
 
-Without either, the five steps of an ensemble take turns on the GPU.
+Without either, the five steps of an ensemble take turns on the GPU. On a CPU, handing tensors from process to process
+takes a seventh of a request's time, and the processes take more than twice the memory.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ def accelerate(
 
     Args:
         mps: AUTO: on a GPU, where it can be started; ON: or else an error.
-        fused: AUTO: on a GPU without MPS; ON: always.
+        fused: AUTO: wherever MPS is off; ON: always.
         models: what is served; None where that is not known here, and nothing is fused.
         folder: for MPS.
         opened: what ends MPS.
@@ -65,7 +66,7 @@ def accelerate(
             "detector again, or leave --fused out"
         )
     fusible = [name for name, is_fusible in ensembles.items() if is_fusible]
-    if fused == ON or (fused == AUTO and on_gpu and environment is None):
+    if fused == ON or (fused == AUTO and environment is None):
         notes += [
             f"{name} is served by {name}_{FUSED}: one process, faster than the steps" for name in fusible
         ]

@@ -105,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         "--trace",
         metavar="FOLDER",
         type=Path,
-        help="write when each step of each request began and ended there",
+        help="write when each step of each request began and ended there; --fused off for those of a detector",
     )
-    _add_speed(parser.add_argument_group("speed on a GPU"))
+    _add_speed(parser.add_argument_group("speed"))
     _add_access(parser.add_argument_group("who can reach it"))
     return parser
 
@@ -126,7 +126,8 @@ def _add_speed(group: argparse._ArgumentGroup) -> None:
         choices=MODES,
         default="auto",
         help="serve each detector by its fused model, one process in the place of five steps, which is faster still. "
-        "It keeps its name, so clients stay as they are. auto: on a GPU where MPS is off (default: %(default)s)",
+        "It keeps its name, so clients stay as they are. Single steps have metrics and traces with off only. auto: on a "
+        "CPU, and on a GPU where MPS is off (default: %(default)s)",
     )
     group.add_argument(
         "--images-in-flight",

@@ -59,9 +59,10 @@ class RunningServer:
 
     ``endpoints``: by ``http``, ``grpc`` and ``metrics``, less those that the flags switch off. ``models``: None
     where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
-    are served on a GPU. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
+    are served. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
     what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the server
-    is ready. ``served_from``: the repository as Triton knows it, which may be a link.
+    is ready. ``repository``: the folder that holds the models. ``served_from``: what Triton gets in its place, a link
+    or a view.
     """
 
     process: subprocess.Popen[bytes]
@@ -73,6 +74,7 @@ class RunningServer:
     log_is_temporary: bool
     exit_timeout_s: float
     admin_headers: dict[str, str]
+    repository: Path
     served_from: Path
     watch: StubWatch | None = None
 
@@ -136,7 +138,7 @@ class RunningServer:
                 kept = Path(copy.name)
             shutil.copyfile(self.log, kept)
         text = "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
-        return text.replace(str(self.served_from), str(self.served_from.resolve()))
+        return text.replace(str(self.served_from), str(self.repository))
 
 
 @contextlib.contextmanager
@@ -207,11 +209,12 @@ def running_server(
     opened = contextlib.ExitStack()
     try:
         acceleration = accelerate(mps, fused, selection, folder, opened)
+        shown = repository
         if selection and acceleration.fused:
-            repository = write_view(repository, acceleration.fused, folder / "models")
+            shown = write_view(repository, acceleration.fused, folder / "models")
             selection = selection.fuse(acceleration.fused)
-        pool = size_pool(repository, selection.served if selection else None, images_in_flight, flags)
-        served_from = plain_link(repository.resolve(), folder)
+        pool = size_pool(shown, selection.served if selection else None, images_in_flight, flags)
+        served_from = plain_link(shown.resolve(), folder)
         command: list[str | Path] = [install.server, f"--model-repository={served_from}"]
         for protocol, endpoint in endpoints.items():
             command += endpoint.flags(protocol)
@@ -245,6 +248,7 @@ def running_server(
             log is None,
             exit_timeout_s,
             locks.admin_headers,
+            repository.resolve(),
             served_from,
         )
         try:

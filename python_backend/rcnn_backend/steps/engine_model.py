@@ -6,6 +6,7 @@ Imported inside Triton's Python stub only.
 from pathlib import Path
 from typing import Any
 
+from rcnn_backend.contract.parameters import read_threads
 from rcnn_backend.engines.load import load_engine
 from rcnn_backend.steps.step import Step, Tensors
 
@@ -19,11 +20,9 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         self.step = Step(args)
-        parameters = self.step.config.get("parameters", {})
-        threads = int(parameters.get("intra_op_thread_count", {}).get("string_value", 0))
         self.outputs = [output["name"] for output in self.step.config["output"]]
         version_dir = Path(args["model_repository"]) / args["model_version"]
-        self.engine = load_engine(version_dir, self.step.device, threads)
+        self.engine = load_engine(version_dir, self.step.device, read_threads(self.step.config))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return self.step.answer_together(requests, self._run)

@@ -1,5 +1,6 @@
 """Every config parses, the ensemble's wiring agrees, and export derives what a detector needs."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -129,12 +130,17 @@ def test_the_two_ensembles_differ_in_their_input_only() -> None:
     assert pixels == encoded
 
 
+@functools.cache
+def derived_from_r50_fpn(family: str) -> dict[str, str]:
+    model = R50_FPN[family](weights=None, weights_backbone=None).eval()
+    coco = get_model_weights(R50_FPN[family].__name__)["COCO_V1"].meta["categories"]
+    return derive_configs(Detector(model, "r50", "COCO_V1", coco), family)
+
+
 @pytest.mark.parametrize("family", R50_FPN)
 def test_the_repository_in_git_is_r50_fpns(family: str) -> None:
     """All of Faster R-CNN's models are in git, and of another family those that differ by more than their tensors."""
-    model = R50_FPN[family](weights=None, weights_backbone=None).eval()
-    coco = get_model_weights(R50_FPN[family].__name__)["COCO_V1"].meta["categories"]
-    texts = derive_configs(Detector(model, "r50", "COCO_V1", coco), family)
+    texts = derived_from_r50_fpn(family)
     in_git = {path.parent.name: path.read_text() for path in template_dir().glob(f"{family}*/config.pbtxt")}
     assert in_git == {name: texts[name] for name in in_git}
     assert len(in_git) == {"faster_rcnn": len(texts), "mask_rcnn": 4, "keypoint_rcnn": 1}[family]
@@ -215,8 +221,13 @@ def test_mobilenets_two_levels_of_one_stride(model: str) -> None:
     assert np.shape([tensor for tensor in known if tensor.startswith("feature_")]) == (2,)
 
 
-def test_what_holds_weights_is_one_process() -> None:
+@pytest.mark.parametrize("family", R50_FPN)
+def test_what_holds_weights_is_one_process(family: str) -> None:
     """By Triton's own choice it would be two on a CPU."""
-    for name in ("faster_rcnn_rpn", "faster_rcnn_header", "faster_rcnn_fused", "mask_rcnn_mask_header"):
-        config = text_format.Parse((template_dir() / name / "config.pbtxt").read_text(), ModelConfig())
+    configs = [text_format.Parse(text, ModelConfig()) for text in derived_from_r50_fpn(family).values()]
+    heavy = [
+        config for config in configs if config.backend == "onnxruntime" or config.name.endswith("_fused")
+    ]
+    assert len(heavy) == {"faster_rcnn": 3, "mask_rcnn": 4, "keypoint_rcnn": 4}[family]
+    for config in heavy:
         assert [group.count for group in config.instance_group] == [1]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,11 +144,16 @@ def test_on_a_gpu_a_detector_is_fast_by_default(
         assert re.match(expected, note)
 
 
-def test_without_a_gpu_nothing_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fused", "chosen"), [("auto", ["cats"]), ("off", [])])
+def test_without_a_gpu_a_detector_is_fused_by_default(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: str, chosen: list[str]
+) -> None:
     calls = put_on_path(tmp_path, monkeypatch)
+    models = replace(MODELS, ensembles={"cats": True, "without_fused": False})
     with contextlib.ExitStack() as opened:
-        found = accelerate("auto", "auto", MODELS, folder, opened)
-    assert (found.environment, found.fused, found.notes) == ({}, [], []) and not calls.exists()
+        found = accelerate("auto", fused, models, folder, opened)
+    assert (found.environment, found.fused) == ({}, chosen) and not calls.exists()
+    assert len(found.notes) == len(chosen)
 
 
 def test_mps_that_is_wanted_and_cannot_be(
