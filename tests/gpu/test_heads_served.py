@@ -9,6 +9,7 @@ pytest.importorskip("cupy")
 if not importlib.util.find_spec("pytriton"):
     pytest.skip("needs the pip-installed tritonserver", allow_module_level=True)
 
+from PIL import Image
 from rcnn_backend.server.local_server import running_server
 from rcnn_export.commands import verify
 from rcnn_export.detector.load import load_detector
@@ -31,9 +32,14 @@ def test_equals_torchvision(sample: str, engine: str, precision: Precision, tmp_
         str(SAMPLES / f"{sample}.safetensors"),
         labels=SAMPLES / "labels.txt",
     )
-    export_repository(detector, tmp_path, sample, options=EngineOptions(engine, precision))
-    arguments = ["--repository", str(tmp_path), "--name", sample, "--images", str(SAMPLES / "pictures")]
+    repository = tmp_path / "models"
+    export_repository(detector, repository, sample, options=EngineOptions(engine, precision))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in sorted((SAMPLES / "pictures").glob("*.jpg")):  # a GPU decodes JPEGs a little differently
+        Image.open(path).save(pictures / f"{path.stem}.png")
+    arguments = ["--repository", str(repository), "--name", sample, "--images", str(pictures)]
     for fused in ("off", "on"):
-        with running_server(tmp_path, models=[sample], fused=fused) as server:
+        with running_server(repository, models=[sample], fused=fused) as server:
             answered = ["--server", server.grpc_url, "--batch", "1", "3", "8"]
             assert verify.main(arguments + answered) == verify.HOLDS
