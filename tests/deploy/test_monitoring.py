@@ -28,7 +28,7 @@ ON_A_GPU = {
 
 @pytest.fixture(scope="module")
 def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]:
-    """entrypoint.sh as the container runs it, on free ports: ``host:port`` by protocol."""
+    """entrypoint.sh as the container runs it, on free ports and with all steps: ``host:port`` by protocol."""
     entrypoint = deploy / "docker" / "entrypoint.sh"
     environment = {
         **os.environ,
@@ -36,7 +36,7 @@ def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]
         "MODEL_REPOSITORY": str(digits_repository),
     }
     ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
-    process = subprocess.Popen([entrypoint, *ports], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([entrypoint, *ports, "--fused", "off"], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     serving = next(line for line in lines if line.startswith("Serving"))
