@@ -36,7 +36,9 @@ def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]
         "MODEL_REPOSITORY": str(digits_repository),
     }
     ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
-    process = subprocess.Popen([entrypoint, *ports, "--fused", "off"], env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [entrypoint, *ports, "--fused", "off"], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     lines = iter(process.stdout.readline, "")
     serving = next(line for line in lines if line.startswith("Serving"))
