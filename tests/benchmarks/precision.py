@@ -32,6 +32,7 @@ from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.options import (
     AOTI,
     CUDNN,
+    METHODS,
     NUM_CALIBRATION_PICTURES,
     ONNX,
     Calibration,
@@ -39,7 +40,6 @@ from rcnn_export.engines.options import (
 )
 from rcnn_export.engines.precision import FP16, FP32, INT8, PRECISIONS
 from rcnn_export.engines.quantize import quantize
-from rcnn_export.engines.ranges import METHODS
 from rcnn_export.engines.stages import engine_stages
 from rcnn_export.repository.average_precision import detect_samples
 from rcnn_export.repository.calibrate import find_pictures, measure_ranges

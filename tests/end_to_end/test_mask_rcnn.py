@@ -1,6 +1,7 @@
 """A small Mask R-CNN, exported, in process and served: boxes and masks as torchvision gives them."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,8 +216,10 @@ def test_steps_that_no_wanted_output_needs_do_not_run(
     before = runs(server)
     answer = ask(server, "masked", PICTURES[0], outputs)
     assert {output.name for output in answer.get_response().outputs} == {*(outputs or [*ANSWERS, "rles"])}
-    steps = [step.name for step in MASK_RCNN.steps]
-    assert {step for step in steps if runs(server)[step] == before[step]} == idle
+    steps = {step.name for step in MASK_RCNN.steps}
+    deadline = time.monotonic() + 5
+    while (ran := {step for step in steps if runs(server)[step] > before[step]}) != steps - idle:
+        assert time.monotonic() < deadline, f"{ran} ran, expected {steps - idle}"  # counted after the answer
 
 
 @pytest.mark.parametrize("outputs", [["boxes"], ["boxes", "masks"], ["rles"], None])

@@ -9,10 +9,9 @@ import pytest
 from rcnn_backend.contract.chain import CHAINS
 from rcnn_export.commands import choices, export, export_arguments, verify
 from rcnn_export.detector.load import TORCHVISION_MODELS
-from rcnn_export.engines.options import ENGINE_FILES, NUM_CALIBRATION_PICTURES
+from rcnn_export.engines.options import ENGINE_FILES, METHODS, NUM_CALIBRATION_PICTURES
 from rcnn_export.engines.plan_shapes import EXAMPLE
 from rcnn_export.engines.precision import PRECISIONS
-from rcnn_export.engines.ranges import METHODS
 from rcnn_export.engines.stages import MAX_BATCH
 from rcnn_export.errors import INTERRUPTED
 

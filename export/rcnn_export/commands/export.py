@@ -18,6 +18,7 @@ from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.options import (
     AOTI,
     CUDNN,
+    METHODS,
     NUM_CALIBRATION_PICTURES,
     TENSORRT,
     ApGoal,
@@ -26,7 +27,6 @@ from rcnn_export.engines.options import (
 )
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.precision import INT8, PRECISIONS
-from rcnn_export.engines.ranges import METHODS
 from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.write import VERSION, export_repository

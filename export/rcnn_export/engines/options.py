@@ -9,8 +9,9 @@ from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import Profile
 
 from rcnn_export.engines.precision import FP32, Precision
-from rcnn_export.engines.ranges import METHODS
 
+MAX, PERCENTILE = "max", "percentile"
+METHODS = (MAX, PERCENTILE)  # of calibration
 ONNX, CUDNN, AOTI, TENSORRT = "onnx", "cudnn", "aoti", "tensorrt"
 ENGINE_FILES = {ONNX: "model.onnx", CUDNN: "model.cudnn.pt2", AOTI: "model.pt2", TENSORRT: "model.plan"}
 TRITON_BACKENDS = {ONNX: "onnxruntime", CUDNN: "pytorch", AOTI: "pytorch", TENSORRT: "tensorrt"}
@@ -39,7 +40,7 @@ class Calibration:
     Attributes:
         folder: of pictures like those that will be sent.
         num_pictures: how many of them, at most.
-        method: one of ``ranges.METHODS``.
+        method: one of METHODS.
         keep_float: layers that stay in FP32, by the names that rcnn-verify --sensitivity shows; a module's name
             stands for all layers in it.
         ap_goal: which other layers stay in FP32; by default none.

@@ -6,14 +6,14 @@ and a residual addition reads the INT8 tensor that the first layer of its block 
 which predicts, and all that follows it stay in FP32, and so do the features of the pyramid that the graph gives back.
 """
 
+import importlib.util
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from rcnn_backend.contract.chain_types import LEVEL
+
+from rcnn_export.errors import ExportError
 
 LAYER_TYPES = ("Conv", "Gemm")
 PREDICTOR_TYPES = (*LAYER_TYPES, "ConvTranspose")  # of heatmaps
@@ -28,6 +28,18 @@ OPTIONS = {
     "QuantizeBias": False,  # TensorRT takes no INT32 bias
     "OpTypesToExcludeOutputQuantization": list(LAYER_TYPES),  # so that what follows a layer is fused into it
 }
+
+
+def check_quantizer() -> None:
+    """Looks whether ONNX Runtime, whose quantiser this is, is installed.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ExportError(
+            "INT8 needs ONNX Runtime, which is not installed here: pip install 'rcnn-export[int8]'"
+        )
 
 
 def find_layers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
@@ -109,6 +121,11 @@ def quantize(
     del inferred.graph.output[:]  # or what is given back would be quantised, too
     inferred.graph.value_info.extend(outputs)
     pairs = {name: (np.float32(-ranges[name]), np.float32(ranges[name])) for name in layer_inputs(layers)}
+    # Of the extra int8.
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
     quantizer = QDQQuantizer(
         inferred,
         per_channel=True,

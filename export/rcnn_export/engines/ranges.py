@@ -9,14 +9,12 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 import onnx
-from onnxruntime.quantization.calibrate import HistogramCollector
 from rcnn_backend.engines.onnx import OnnxEngine
 
+from rcnn_export.engines.options import MAX, PERCENTILE
 from rcnn_export.engines.quantize import find_layers, give_back, layer_inputs
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-MAX, PERCENTILE = "max", "percentile"
-METHODS = (MAX, PERCENTILE)
 NUM_BINS = 2048
 KEPT_PERCENT = 99.99  # of the values are within a percentile's range
 
@@ -79,6 +77,8 @@ class _Histograms:
     """ONNX Runtime's, one batch after another: all of them at once would need the memory of all their tensors."""
 
     def __init__(self) -> None:
+        from onnxruntime.quantization.calibrate import HistogramCollector  # of the extra int8
+
         self._collector = HistogramCollector(
             PERCENTILE,
             symmetric=False,  # of the histogram, which then has bins of one width

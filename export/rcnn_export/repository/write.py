@@ -29,6 +29,7 @@ from rcnn_export.engines.options import (
     EngineOptions,
 )
 from rcnn_export.engines.plan_shapes import plan_profiles
+from rcnn_export.engines.quantize import check_quantizer
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.average_precision import read_annotated
@@ -77,6 +78,7 @@ def export_repository(
         _plan_build().check_target(options.plan)  # before minutes of export
     calibration = options.calibration
     if calibration:
+        check_quantizer()
         report(f"Looking at the pictures in {calibration.folder}")
         limits = read_parameters(
             PreprocessParameters, read_config(template_of(detector.chain, "_preprocess"))

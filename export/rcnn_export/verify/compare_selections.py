@@ -4,6 +4,7 @@ Arguments, and links between rows, are as in compare.py.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +35,18 @@ from rcnn_export.verify.ties import (
 
 
 def compare_rpn_boxes(
-    comparison: Comparison, where: str, reference: Float, exported: Float, top_n: int
+    comparison: Comparison, where: str, reference: Float, exported: Float, size_hw: Float, top_n: int
 ) -> Link:
-    """The best anchors of each level, [N, 6] on each side."""
+    """The best anchors of each level, [N, 6] on each side.
+
+    The exponential of an untrained network's numbers makes boxes many times as large as the picture, and their
+    differences, too. The next step clips them. So a pair out of bounds is explained where the clipped boxes are within.
+    """
     a, b = _rpn_rows(reference), _rpn_rows(exported)
     bounds = comparison.bounds.boxes_px(a.boxes)
     matching = match_rows(a, b, bounds, comparison.bounds.score)
+    if comparison.bounds.explains:
+        a, b, matching = _match_in_picture(comparison, a, b, matching, size_hw)
     only_a, only_b = explain_top_k(a, b, matching, top_n)
     _compare_rows(comparison, where, a, b, bounds, matching, only_a, only_b)
     return link_rows(matching, only_a, only_b)
@@ -102,6 +109,24 @@ def clip(boxes: Float, size_hw: Float) -> Float:
 
 def _rpn_rows(rpn_boxes: Float) -> Rows:
     return Rows(rpn_boxes[:, 1:5], rpn_boxes[:, 0], rpn_boxes[:, 5].astype(np.int64))
+
+
+def _match_in_picture(
+    comparison: Comparison, a: Rows, b: Rows, matching: Matching, size_hw: Float
+) -> tuple[Rows, Rows, Matching]:
+    """Also pairs rows that are within bounds once they are clipped; the boxes of these are given back clipped."""
+    in_a, in_b = (np.flatnonzero(each == UNMATCHED) for each in (matching.a_to_b, matching.b_to_a))
+    rest_a, rest_b = (replace(rows, boxes=clip(rows.boxes, size_hw)) for rows in (a.take(in_a), b.take(in_b)))
+    bounds = comparison.bounds
+    pairs_a, pairs_b = match_rows(rest_a, rest_b, bounds.boxes_px(rest_a.boxes), bounds.score).pairs()
+    if len(pairs_a):
+        comparison.explained["the same inside the picture"] += len(pairs_a)
+    boxes_a, boxes_b = a.boxes.copy(), b.boxes.copy()
+    a_to_b, b_to_a = matching.a_to_b.copy(), matching.b_to_a.copy()
+    rows_a, rows_b = in_a[pairs_a], in_b[pairs_b]
+    boxes_a[rows_a], boxes_b[rows_b] = rest_a.boxes[pairs_a], rest_b.boxes[pairs_b]
+    a_to_b[rows_a], b_to_a[rows_b] = rows_b, rows_a
+    return replace(a, boxes=boxes_a), replace(b, boxes=boxes_b), Matching(a_to_b, b_to_a)
 
 
 def _proposal_selection(rpn_boxes: Float, proposals: Float, size_hw: Float) -> Selection:

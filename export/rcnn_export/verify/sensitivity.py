@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
 from rcnn_export.engines.precision import INT8
-from rcnn_export.engines.quantize import find_layers, read_ranges
+from rcnn_export.engines.quantize import check_quantizer, find_layers, read_ranges
 from rcnn_export.engines.stages import engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.average_precision import AnnotatedPictures, describe, largest_loss, measure_aps
@@ -40,8 +40,9 @@ def measure_costs(
         pictures: uint8 RGB [h, w, 3], on which the errors are measured.
 
     Raises:
-        ExportError: no layer of the export is INT8.
+        ExportError: no layer of the export is INT8, or ONNX Runtime is not installed.
     """
+    check_quantizer()
     graphs, ranges, layers = {}, {}, []
     for stage in engine_stages(model, INT8):
         exported = onnx.load(repository / f"{name}_{stage.name}" / VERSION / ONNX)

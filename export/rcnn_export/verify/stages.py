@@ -170,6 +170,7 @@ class Verification:
                 where,
                 reference.rpn_boxes[image],
                 made.rpn_boxes[image],
+                size[:2],
                 self._pre_nms_top_n,
             )
             link = compare_proposals(

@@ -9,6 +9,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from rcnn_backend.engines.onnx import OnnxEngine
 from rcnn_export.engines.quantize import (
+    check_quantizer,
     find_ends,
     find_layers,
     give_back,
@@ -38,6 +39,7 @@ g (float[n, 2, 4, 4] input) => (float[n, 2, 4, 4] feature_0, float[n, 3, 4, 4] s
 }
 """
 RANGES = {"input": 2.54, "a_relu": 12.7, "gated": 1.27, "feature_0": 5.08}
+from rcnn_export.errors import ExportError
 
 
 def make_model() -> onnx.ModelProto:
@@ -201,3 +203,9 @@ def test_openvino_computes_what_the_nodes_say(bias: float | None, tmp_path: Path
     (expected,) = ReferenceEvaluator(quantized).run(None, {"input": image})
     found = OnnxEngine(tmp_path / "model.onnx").run({"input": image})["feature_0"]
     np.testing.assert_allclose(found, expected, atol=0.03 * float(expected.max()))
+
+
+def test_without_onnx_runtime_int8_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"pip install 'rcnn-export\[int8\]'"):
+        check_quantizer()

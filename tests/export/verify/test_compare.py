@@ -47,17 +47,29 @@ def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:
     comparison = Comparison()
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
     exported = array([[0.9, 0, 0, 50, 50, 0], [0.8, 103, 0, 150, 50, 0]])
-    link = compare_rpn_boxes(comparison, "picture", reference, exported, 1000)
+    link = compare_rpn_boxes(comparison, "picture", reference, exported, array([100, 200]), 1000)
     assert not comparison.holds and comparison.matched == 1 and comparison.rows == 2
     assert comparison.difference("px").largest == 3
     assert link.matching.a_to_b.tolist() == [0, UNMATCHED] and not link.lost_a.any()
+
+
+@pytest.mark.parametrize(("top", "holds"), [(5.04, True), (5.06, False)])
+def test_rows_that_differ_beyond_the_picture_alone_are_explained(top: float, holds: bool) -> None:
+    """The box is 10,000 pixels wide, so 0.1 pixels are allowed; its left edge differs by 0.2."""
+    comparison = Comparison()
+    reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, -5000, 5, 5000, 50, 0]])
+    exported = array([[0.9, 0, 0, 50, 50, 0], [0.8, -5000.2, top, 5000, 50, 0]])
+    link = compare_rpn_boxes(comparison, "picture", reference, exported, array([100, 200]), 1000)
+    assert comparison.holds is holds
+    assert dict(comparison.explained) == ({"the same inside the picture": 1} if holds else {})
+    assert link.matching.a_to_b.tolist() == [0, 1 if holds else UNMATCHED]
 
 
 def test_proposals_follow_the_links_of_the_rpn_boxes() -> None:
     """Row 1 of torchvision is at the cut of the RPN's top 2 and missing on the other side."""
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
     exported = array([[0.9, 0, 0, 50, 50, 0], [0.79995, 200, 0, 250, 50, 0]])
-    link = compare_rpn_boxes(Comparison(), "picture", reference, exported, 2)
+    link = compare_rpn_boxes(Comparison(), "picture", reference, exported, array([60, 300]), 2)
     assert link.lost_a.tolist() == link.lost_b.tolist() == [False, True]
     comparison = Comparison()
     proposals = reference[:, 1:5], exported[:, 1:5]
