@@ -17,6 +17,7 @@ from rcnn_export.engines.quantize import (
     quantize,
     read_ranges,
 )
+from rcnn_export.errors import ExportError
 
 GRAPH = """
 g (float[n, 2, 4, 4] input) => (float[n, 2, 4, 4] feature_0, float[n, 3, 4, 4] scores, float[n, 2] samples)
@@ -39,7 +40,6 @@ g (float[n, 2, 4, 4] input) => (float[n, 2, 4, 4] feature_0, float[n, 3, 4, 4] s
 }
 """
 RANGES = {"input": 2.54, "a_relu": 12.7, "gated": 1.27, "feature_0": 5.08}
-from rcnn_export.errors import ExportError
 
 
 def make_model() -> onnx.ModelProto:
