@@ -111,3 +111,26 @@ def test_importing_sends_nothing_and_writes_nothing(tmp_path: Path) -> None:
     code = "import sys, rcnn_backend.engines.onnx; sys.exit(sys.modules['openvino_telemetry'] is not None)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HOME": str(tmp_path)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "means",
+    [
+        "rows = ReduceMean <keepdims = 1> (x, last)\n y = ReduceMean <keepdims = 1> (rows, second)",
+        "y = ReduceMean <keepdims = 1> (x, both)",
+        "flat = ReduceMean <keepdims = 0> (x, both)\n y = Reshape (flat, shape)",
+    ],
+)
+def test_a_mean_of_many_pixels_keeps_its_digits(means: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]>\n g (float[n, 2, h, w] x) => (float[n, 2, 1, 1] y)\n'
+        "<int64[1] last = {-1}, int64[1] second = {-2}, int64[2] both = {2, 3}, int64[4] shape = {0, 2, 1, 1}>\n"
+        f"{{\n{means}\n}}"
+    )
+    onnx.save(model, tmp_path / "model.onnx")
+    x = np.full((1, 2, 1100, 1300), 0.1, np.float32)
+    x[:, 1, :, :700] = np.random.default_rng(0).random((1100, 700), np.float32)
+    found = load_engine(tmp_path).run({"x": x})["y"]
+    np.testing.assert_allclose(
+        found[0, :, 0, 0], x.mean(axis=(0, 2, 3), dtype=np.float64), rtol=2e-5
+    )  # 4e-4 in one row
