@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ._detections import Detections
 from ._errors import InvalidParameterError
+from ._merge import overlaps
 
 LOWEST_SCORE = 0.1  # a detection that scores less does not continue a track: ByteTrack's limit
 SAME_OBJECT = 0.5  # IoU above which boxes of two classes are one object; torchvision has it within a class
@@ -70,15 +71,10 @@ class Tracker:
 
 def _is_best(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which of n boxes no better one covers: NMS over all classes. Returns bool [n]."""
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     is_best = np.ones(len(boxes), np.bool_)
     order = np.argsort(-scores, kind="stable")
     for position, row in enumerate(order):
         if is_best[row]:
             others = order[position + 1 :]
-            sides = np.minimum(boxes[row, 2:], boxes[others, 2:]) - np.maximum(
-                boxes[row, :2], boxes[others, :2]
-            )
-            overlaps = sides.clip(min=0).prod(axis=1)
-            is_best[others[overlaps > SAME_OBJECT * (areas[row] + areas[others] - overlaps)]] = False
+            is_best[others[overlaps(boxes[row], boxes[others], "iou") > SAME_OBJECT]] = False
     return is_best

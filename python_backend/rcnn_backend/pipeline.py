@@ -42,7 +42,7 @@ from rcnn_backend.operators.decode import ImageDecoder
 from rcnn_backend.operators.detections import Detections, detect, override
 from rcnn_backend.operators.preprocess import preprocess
 from rcnn_backend.operators.proposals import propose
-from rcnn_backend.operators.sizes import group_by_size, padded_size_hw, resized_size_hw
+from rcnn_backend.operators.sizes import batch_size_hw, group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
 # On a CPU. While an engine takes all cores for one image, NumPy on one core works on the other.
@@ -223,8 +223,7 @@ class Pipeline:
         wanted = frozenset[str]().union(*(each.wanted for each in options))
         if self.device.is_gpu:
             return self._run_batch(pixels, options, wanted, self.preprocess_parameters)
-        sizes_hw = [resized_size_hw(image.shape[:2], self.preprocess_parameters) for image in pixels]
-        padded_hw = padded_size_hw(sizes_hw, self.preprocess_parameters)
+        padded_hw = batch_size_hw(pixels, self.preprocess_parameters)
         padding = dataclasses.replace(self.preprocess_parameters, padded_sizes_hw=[list(padded_hw)])
         found = self._workers.map(
             lambda image, own: self._run_batch([image], [own], wanted, padding), pixels, options

@@ -16,14 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
-RECONNECT_AFTER_S = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    30,
-)  # the waits of a camera or stream that has stopped; then it is given up
+RECONNECT_AFTER_S = (1, 2, 4, 8, 16, 30)  # waits for a camera or stream that stopped; then it is given up
 LONGEST_GAP_S = 10.0  # between two frames; a longer one is an error of the file, or a stream that stopped
 USUAL_FPS = 30.0  # where none is given, or one that cannot be right
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
+import torch
 from rcnn_backend.pipeline import Pipeline
 from rcnn_client.tools.annotations import read_annotations
 from rcnn_client.tools.arguments import SCORE_THRESH
-from rcnn_client.tools.coco_file import box_record, match_classes
+from rcnn_client.tools.coco_file import match_classes
 from rcnn_client.tools.coco_score import Kind
 from rcnn_client.tools.evaluation import read_shapes
 
@@ -18,7 +18,7 @@ from rcnn_export.detector.load import Detector
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.progress import counted
 from rcnn_export.train.coco_dataset import CocoDataset, Sample
-from rcnn_export.train.coco_eval import PREFIXES, Detected, kind_of, score, truth_records
+from rcnn_export.train.coco_eval import PREFIXES, Detected, found_records, kind_of, score, truth_records
 
 FEW_PICTURES = 50
 WORDS: dict[Kind, str] = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
@@ -111,17 +111,9 @@ def _found_records(
     image_id: int, size_hw: tuple[int, int], found: dict[str, npt.NDArray[Any]]
 ) -> list[dict[str, Any]]:
     """COCO's records of the n detections of one picture."""
-    columns = (found[name].tolist() for name in ("labels", "boxes", "scores"))
-    records = [
-        box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)
-    ]
-    for index, record in enumerate(records):
-        if "rles" in found:
-            record["segmentation"] = {"size": list(size_hw), "counts": found["rles"][index]}
-        if "keypoints" in found:
-            points = found["keypoints"][index]  # [P, 3]
-            record |= {
-                "keypoints": points.ravel().tolist(),
-                "num_keypoints": int(np.count_nonzero(points[:, 2] > 0)),
-            }
+    names = {"labels", "boxes", "scores", "keypoints"} & found.keys()
+    records = found_records(image_id, {name: torch.from_numpy(found[name]) for name in names})
+    if "rles" in found:
+        for record, counts in zip(records, found["rles"], strict=True):
+            record["segmentation"] = {"size": list(size_hw), "counts": counts}
     return records

@@ -11,7 +11,7 @@ rcnn-export writes calls of it into the programs of ``--engine cudnn``. On a CPU
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,23 +72,14 @@ class Convolution(NamedTuple):
 
     @property
     def output(self) -> tuple[int, ...]:
-        """The shape [B, K, h, w] of the result."""
-        return output_shape(self.x, self.weight, self.stride, self.padding, self.dilation)
-
-
-def output_shape(
-    x: Sequence[int],
-    weight: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, ...]:
-    """The shape [B, K, h, w] of a convolution's result; sizes may be symbols."""
-    sides = (
-        (side + 2 * pad - step * (kernel - 1) - 1) // stride_ + 1
-        for side, kernel, stride_, pad, step in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
-    )
-    return (x[0], weight[0], *sides)
+        """The shape [B, K, h, w] of the result; sizes may be symbols."""
+        sides = (
+            (side + 2 * pad - step * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, pad, step in zip(
+                self.x[2:], self.weight[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return (self.x[0], self.weight[0], *sides)
 
 
 def convolve(
@@ -112,19 +103,9 @@ def convolve(
     return found.contiguous(memory_format=CHANNELS_LAST)
 
 
-def _describe(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    relu: bool,
-) -> Tensor:
-    """An empty result, for tracing."""
-    shape = output_shape(x.shape, weight.shape, stride, padding, dilation)
+def _describe(x: Tensor, *others: Any) -> Tensor:
+    """An empty result of a call of the operator, for tracing."""
+    shape = Convolution.of(x, *others).output
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
 
 

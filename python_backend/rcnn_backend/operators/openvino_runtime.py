@@ -57,7 +57,7 @@ def run_network(
 
 
 def _average_axis_by_axis(network: openvino.Model) -> None:
-    """Makes a mean over several axes one of means, with an operator between them.
+    """Splits each mean over several axes into a mean for each axis, with an operator between them.
 
     OpenVINO adds all elements in a row, and merges means that follow each other. For a million pixels this loses a
     digit or two, where most are the same.

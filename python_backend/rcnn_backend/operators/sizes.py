@@ -36,10 +36,14 @@ def padded_size_hw(sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessPa
     return min(fitting, key=math.prod, default=(height, width))
 
 
+def batch_size_hw(images: Sequence[Array], parameters: PreprocessParameters) -> tuple[int, int]:
+    """H and W of a batch of images [h, w, 3]."""
+    return padded_size_hw([resized_size_hw(image.shape[:2], parameters) for image in images], parameters)
+
+
 def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessParameters) -> list[list[int]]:
     """Groups the requests, by index, whose images get the same H and W."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, images in enumerate(requests):
-        sizes_hw = [resized_size_hw(image.shape[:2], parameters) for image in images]
-        groups.setdefault(padded_size_hw(sizes_hw, parameters), []).append(index)
+        groups.setdefault(batch_size_hw(images, parameters), []).append(index)
     return list(groups.values())
