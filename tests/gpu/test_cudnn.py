@@ -1,16 +1,12 @@
 """Fused convolutions on a GPU: every plan that may be chosen, the sample detector, and what is remembered."""
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 cupy = pytest.importorskip("cupy")
 pytest.importorskip("cudnn", reason="nvidia-cudnn-frontend is not installed")
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from rcnn_backend.contract.chain_types import pyramid  # noqa: E402
 from rcnn_backend.devices import Gpu  # noqa: E402
 from rcnn_backend.engines import convolution_plans  # noqa: E402
 from rcnn_backend.engines.convolution import Convolution, convolve  # noqa: E402
@@ -21,10 +17,14 @@ from rcnn_export.engines.options import CUDNN, EngineOptions  # noqa: E402
 from rcnn_export.engines.precision import FP16, FP32, Precision  # noqa: E402
 from rcnn_export.repository.write import export_repository  # noqa: E402
 
+from .near_torchvision import (  # noqa: E402
+    assert_detections_near,
+    assert_features_near,
+    assert_sizes_take_no_more_memory,
+)
+
 pytestmark = pytest.mark.gpu
-PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 CUDA = torch.device("cuda", 0)
-STRIDE = 32
 TOLERANCES = {torch.float16: 2e-3, torch.float32: 1e-5}  # of the largest magnitude
 LARGEST_ERRORS = {FP16.name: 0.02, FP32.name: 1e-5}  # in a pyramid, likewise
 
@@ -148,43 +148,13 @@ def pipeline(digits: Detector, precision: Precision, tmp_path_factory: pytest.Te
 def test_features_of_every_size_are_torchs(
     digits: Detector, precision: Precision, pipeline: Pipeline
 ) -> None:
-    for side in range(3, 45, 3):
-        network_input = torch.rand(2, 3, STRIDE * side, STRIDE * (47 - side))
-        with torch.no_grad():
-            expected = digits.model.backbone(network_input)
-        with pipeline.device.active():
-            values = network_input.numpy().astype(pipeline.input_dtype)
-            found = pipeline.engines["rpn"].run({"input": cupy.asarray(values)})
-            features = [feature.get().astype(np.float32) for feature in pyramid(found)]
-        for ours, theirs in zip(features, expected.values(), strict=False):  # the last is not pooled from
-            error = np.abs(ours - theirs.numpy()).max() / theirs.abs().max().item()
-            assert error < LARGEST_ERRORS[precision.name], f"{tuple(network_input.shape)}: {error:.1e}"
+    assert_features_near(digits.model, pipeline, range(3, 45, 3), LARGEST_ERRORS[precision.name])
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_detections_are_near_torchvisions(digits: Detector, pipeline: Pipeline, batch: int) -> None:
-    """Three times: each call by itself, the call that is captured, its CUDA graph."""
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in PICTURES[:batch]]
-    tensors = [torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 for pixels in pictures]
-    with torch.no_grad():
-        expected = digits.model(tensors)
-    for _ in range(3):
-        found = pipeline.detect(pictures)
-        for image, theirs in enumerate(expected):
-            sure = int((theirs["scores"] > 0.3).sum())
-            np.testing.assert_array_equal(found.labels[image, :sure], theirs["labels"][:sure].numpy())
-            np.testing.assert_allclose(found.boxes[image, :sure], theirs["boxes"][:sure].numpy(), atol=0.5)
-            np.testing.assert_allclose(found.scores[image, :sure], theirs["scores"][:sure].numpy(), atol=0.02)
+    assert_detections_near(digits.model, pipeline, batch)
 
 
 def test_more_sizes_take_no_more_memory(pipeline: Pipeline) -> None:
-    """Than batches of the largest pictures, which ``warm_up`` runs."""
-    with pipeline.device.active():
-        pipeline.warm_up(4)
-    before = torch.cuda.memory_reserved()
-    parameters = pipeline.preprocess_parameters
-    for height, width in ((parameters.max_size, parameters.min_size), (200, 200), (300, 200)):
-        for batch in (1, 4, 3):
-            for _ in range(2):
-                pipeline.detect([np.zeros((height, width, 3), np.uint8)] * batch)
-    assert torch.cuda.memory_reserved() <= 1.02 * before
+    assert_sizes_take_no_more_memory(pipeline)
