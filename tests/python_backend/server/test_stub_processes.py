@@ -1,5 +1,6 @@
 """A Python model's process that died is told; one that ended with its model is not. On the real tritonserver."""
 
+import compileall
 import contextlib
 import http.client
 import os
@@ -88,10 +89,8 @@ def test_a_model_that_is_unloaded_or_loaded_anew_is_no_death(repository: Path) -
 
 
 @pytest.mark.long
-def test_a_model_whose_folder_is_removed_under_poll_is_no_death(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # a new __pycache__ would have each model loaded anew
+def test_a_model_whose_folder_is_removed_under_poll_is_no_death(repository: Path) -> None:
+    assert compileall.compile_dir(repository, quiet=1)  # a new __pycache__ would have each model loaded anew
     flags = ["--model-control-mode=poll", "--repository-poll-secs=1"]
     with running_server(repository, flags=flags) as server:
         (repository / "first").rename(repository.parent / "elsewhere")
