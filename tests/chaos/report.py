@@ -1,11 +1,12 @@
-"""What became of the requests, by fault."""
+"""What became of the requests, in all and by fault."""
 
-import math
+import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from load import LOST, RIGHT, WRONG, Request, between
+from load import LOST, RIGHT, WRONG, Request
+from rich.console import Console
 from rich.table import Table
 
 MAX_RECOVERY_S = 15.0
@@ -13,60 +14,94 @@ MAX_RECOVERY_S = 15.0
 
 @dataclass(frozen=True)
 class Event:
-    """A fault that happened: ``began``, ``ended`` and ``over`` by time.monotonic.
+    """A fault that happened: ``began``, and ``over``, when it had been recovered from, by time.monotonic.
 
-    ``recovery_s``: from ``ended`` until the server that it hit answered again and the clients had no more errors;
-    infinite where it did not recover. ``over``: when that was known.
+    ``recovery_s``: from its end until the server that it hit answered again and the clients had no more errors;
+    infinite if that did not come.
     """
 
     name: str
-    server: int
     began: float
-    ended: float
     recovery_s: float
     over: float
 
 
-def errors_by_kind(requests: Iterable[Request]) -> Counter[str]:
-    """How many requests each class of error ended."""
-    return Counter(request.outcome for request in requests if request.is_error)
+@dataclass
+class Report:
+    """``skipped``: why a fault could not be made here, by its name."""
 
+    behind: str
+    events: list[Event] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
 
-def count(requests: Iterable[Request], outcome: str) -> int:
-    """The requests that ended so."""
-    return sum(request.outcome == outcome for request in requests)
+    def failures(self) -> list[str]:
+        """A line for each thing that must not be."""
+        counts = Counter(request.outcome for request in self.requests)
+        lines = [f"{counts[outcome]} {outcome}" for outcome in (WRONG, LOST) if counts[outcome]]
+        if not counts[RIGHT]:
+            lines.append("no request was answered")
+        for event in self.events:
+            if event.recovery_s > MAX_RECOVERY_S:
+                lines.append(f"{event.recovery_s:.1f} s to recover from: {event.name}")
+        return lines
 
-
-def fault_table(events: Sequence[Event], requests: Sequence[Request]) -> Table:
-    """A row for each fault."""
-    table = Table(title="Requests on their way during each fault and the recovery from it")
-    for column in ("fault", "errors"):
-        table.add_column(column)
-    for column in ("times", "requests", "right", "wrong", "lost", "longest, s", "recovery, s"):
-        table.add_column(column, justify="right")
-    for name in dict.fromkeys(event.name for event in events):
-        its_events = [event for event in events if event.name == name]
-        during = [each for event in its_events for each in between(requests, event.began, event.over)]
-        kinds = [f"{number} {kind}" for kind, number in errors_by_kind(during).most_common()]
-        longest_s = max((each.ended - each.began for each in during), default=0.0)
-        table.add_row(
-            name,
-            ", ".join(kinds),
-            *(str(number) for number in (len(its_events), len(during))),
-            *(str(count(during, outcome)) for outcome in (RIGHT, WRONG, LOST)),
-            f"{longest_s:.1f}",
-            f"{max(event.recovery_s for event in its_events):.1f}",
+    def show(self, console: Console) -> None:
+        """Prints it."""
+        counts = Counter(request.outcome for request in self.requests)
+        errors = errors_by_kind(self.requests)
+        console.print(
+            f"Behind {self.behind}: {len(self.requests)} requests, {counts[RIGHT]} right, {counts[WRONG]} wrong, "
+            f"{counts[LOST]} lost, {errors.total()} errors. Python {platform.python_version()}",
+            soft_wrap=True,
         )
-    return table
+        console.print(self.table())
+        for name, why in self.skipped.items():
+            console.print(f"Left out: {name}. {why}", markup=False, soft_wrap=True)
+        messages = Counter(request.message for request in self.requests if request.message)
+        for message, count in messages.most_common(5):
+            console.print(f"  {count} x {message}", markup=False, soft_wrap=True)
+        for line in self.failures():
+            console.print(f"Failed: {line}", markup=False, soft_wrap=True)
+
+    def table(self) -> Table:
+        """A row for each fault. A request counts if it was on its way at some moment of the fault or its recovery."""
+        table = Table()
+        for column in (
+            "fault",
+            "times",
+            "requests",
+            "right",
+            "wrong",
+            "lost",
+            "errors",
+            "longest",
+            "recovery",
+        ):
+            table.add_column(column, justify="left" if column in ("fault", "errors") else "right")
+        for name in sorted({event.name for event in self.events}):
+            events = [event for event in self.events if event.name == name]
+            during = [
+                request for request in self.requests if any(overlap(request, event) for event in events)
+            ]
+            counts = Counter(request.outcome for request in during)
+            table.add_row(
+                name,
+                str(len(events)),
+                str(len(during)),
+                *(str(counts[outcome]) for outcome in (RIGHT, WRONG, LOST)),
+                ", ".join(f"{count} {kind}" for kind, count in errors_by_kind(during).most_common()),
+                f"{max((request.ended - request.began for request in during), default=0.0):.1f} s",
+                f"{max(event.recovery_s for event in events):.1f} s",
+            )
+        return table
 
 
-def failures(events: Sequence[Event], requests: Sequence[Request]) -> list[str]:
-    """A line for each thing that must not be."""
-    lines = [f"{number} {outcome}" for outcome in (WRONG, LOST) if (number := count(requests, outcome))]
-    for event in events:
-        if event.recovery_s > MAX_RECOVERY_S:
-            took = "did not recover" if math.isinf(event.recovery_s) else f"took {event.recovery_s:.1f} s to recover"
-            lines.append(f"server {event.server} {took} from: {event.name}")
-    if not count(requests, RIGHT):
-        lines.append("no request was answered")
-    return lines
+def overlap(request: Request, event: Event) -> bool:
+    """Whether the request was on its way while the fault or its recovery lasted."""
+    return request.began < event.over and request.ended > event.began
+
+
+def errors_by_kind(requests: Sequence[Request]) -> Counter[str]:
+    """How many requests each class of error ended."""
+    return Counter(request.outcome for request in requests if request.outcome not in (RIGHT, WRONG, LOST))

@@ -43,7 +43,7 @@ class Server(Supervised):
         self.folder = folder
         ports = {protocol: free_port() for protocol in ("grpc", "http", "metrics")}
         self.url = f"127.0.0.1:{ports['grpc']}"
-        command: list[str | Path] = [Path(sys.executable).with_name("rcnn-serve"), "--repository", repository]
+        command: list[str | Path] = [Path(sys.executable).with_name("rcnn-serve"), repository]
         command += ["--models", MODEL, "--log-file", folder / "tritonserver.log"]
         for protocol, port in ports.items():
             command += [f"--{protocol}-port", str(port)]
@@ -118,8 +118,8 @@ def wait_until_ready(server: Server) -> None:
         with contextlib.suppress(RcnnError), Detector(server.url, MODEL, retries=0, timeout_s=2) as detector:
             if detector.is_ready():
                 return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{server.url} is not ready: {server.log.read_text(errors='replace')}")
+        if time.monotonic() > deadline or server.starts > 1:
+            raise TimeoutError(f"{server.url} does not become ready: {server.log.read_text(errors='replace')}")
         time.sleep(0.2)
 
 
