@@ -56,18 +56,18 @@ def main() -> int:
     for behind in ways:
         faults = known if behind == "nginx" else FAULTS
         faults = {name: fault for name, fault in faults.items() if name in (options.faults or known)}
-        report = run(behind, options.seconds / len(ways), options.seed, faults, options.repository)
-        report.show(console)
+        report = Report(behind, console)
+        run(options.seconds / len(ways), options.seed, faults, options.repository, report)
+        report.show()
         failed |= bool(report.failures())
     return int(failed)
 
 
-def run(behind: str, seconds: float, seed: int, faults: Mapping[str, Fault], repository: Path) -> Report:
-    """Faults for so long; ``behind`` is ``client`` or ``nginx``."""
-    report = Report(behind)
+def run(seconds: float, seed: int, faults: Mapping[str, Fault], repository: Path, report: Report) -> None:
+    """Two servers, the load, and faults for so long."""
     with (
         tempfile.TemporaryDirectory(prefix="rcnn-chaos-") as folder,
-        open_world(repository, Path(folder), behind) as world,
+        open_world(repository, Path(folder), report.behind) as world,
     ):
         questions, _ = (make_questions(server.url, MODEL) for server in world.servers)  # both are warm
         probes = [Probe(server.url, MODEL, questions[0]) for server in world.servers]
@@ -78,7 +78,6 @@ def run(behind: str, seconds: float, seed: int, faults: Mapping[str, Fault], rep
                     break
                 happen(turn, faults, world, load, probes[turn.server], report)
         report.requests = load.requests
-    return report
 
 
 def happen(
@@ -100,9 +99,10 @@ def happen(
     if not began:
         return
     ended = time.monotonic()
-    recovered = wait_for_recovery(ended, load, probe)
+    recovery_s = wait_for_recovery(ended, load, probe) - ended
     over = time.monotonic()
-    report.events += [Event(name, start, recovered - ended, over) for name, start in began.items()]
+    for name, start in began.items():
+        report.add(Event(name, turn.server, start, ended, recovery_s, over))
 
 
 def wait_for_recovery(ended: float, load: Load, probe: Probe) -> float:

@@ -14,14 +14,16 @@ MAX_RECOVERY_S = 15.0
 
 @dataclass(frozen=True)
 class Event:
-    """A fault that happened: ``began``, and ``over``, when it had been recovered from, by time.monotonic.
+    """A fault of the server with that index; the times by time.monotonic.
 
-    ``recovery_s``: from its end until the server that it hit answered again and the clients had no more errors;
-    infinite if that did not come.
+    ``recovery_s``: from its end until the server answered again and the clients had no more errors; infinite if that
+    did not come. ``over``: when that was known.
     """
 
     name: str
+    server: int
     began: float
+    ended: float
     recovery_s: float
     over: float
 
@@ -31,9 +33,19 @@ class Report:
     """``skipped``: why a fault could not be made here, by its name."""
 
     behind: str
+    console: Console
     events: list[Event] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Keeps the event and prints a line about it."""
+        self.events.append(event)
+        lasted_s = event.ended - event.began
+        self.console.print(
+            f"{event.name}, server {event.server}: {lasted_s:.1f} s, then {event.recovery_s:.1f} s to recover",
+            highlight=False,
+        )
 
     def failures(self) -> list[str]:
         """A line for each thing that must not be."""
@@ -46,23 +58,23 @@ class Report:
                 lines.append(f"{event.recovery_s:.1f} s to recover from: {event.name}")
         return lines
 
-    def show(self, console: Console) -> None:
+    def show(self) -> None:
         """Prints it."""
         counts = Counter(request.outcome for request in self.requests)
         errors = errors_by_kind(self.requests)
-        console.print(
+        self.console.print(
             f"Behind {self.behind}: {len(self.requests)} requests, {counts[RIGHT]} right, {counts[WRONG]} wrong, "
             f"{counts[LOST]} lost, {errors.total()} errors. Python {platform.python_version()}",
             soft_wrap=True,
         )
-        console.print(self.table())
+        self.console.print(self.table())
         for name, why in self.skipped.items():
-            console.print(f"Left out: {name}. {why}", markup=False, soft_wrap=True)
+            self.console.print(f"Left out: {name}. {why}", markup=False, soft_wrap=True)
         messages = Counter(request.message for request in self.requests if request.message)
         for message, count in messages.most_common(5):
-            console.print(f"  {count} x {message}", markup=False, soft_wrap=True)
+            self.console.print(f"  {count} x {message}", markup=False, soft_wrap=True)
         for line in self.failures():
-            console.print(f"Failed: {line}", markup=False, soft_wrap=True)
+            self.console.print(f"Failed: {line}", markup=False, soft_wrap=True)
 
     def table(self) -> Table:
         """A row for each fault. A request counts if it was on its way at some moment of the fault or its recovery."""

@@ -38,13 +38,13 @@ class Server(Supervised):
     ``url``: ``host:port`` of its gRPC endpoint. ``folder``: for its log and its temporary files.
     """
 
-    def __init__(self, repository: Path, folder: Path) -> None:
+    def __init__(self, repository: Path, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         ports = {protocol: free_port() for protocol in ("grpc", "http", "metrics")}
         self.url = f"127.0.0.1:{ports['grpc']}"
         command: list[str | Path] = [Path(sys.executable).with_name("rcnn-serve"), repository]
-        command += ["--models", MODEL, "--log-file", folder / "tritonserver.log"]
+        command += ["--models", MODEL, "--log-file", folder / "tritonserver.log", *options]
         for protocol, port in ports.items():
             command += [f"--{protocol}-port", str(port)]
         super().__init__(command, folder / "rcnn-serve.log", os.environ | {"TMPDIR": str(folder)})
@@ -94,12 +94,11 @@ Fault: TypeAlias = Callable[[World, int, random.Random], AbstractContextManager[
 
 @contextlib.contextmanager
 def open_world(repository: Path, folder: Path, behind: str) -> Iterator[World]:
-    """Two servers that are ready; ``behind`` is ``client`` or ``nginx``."""
+    """Two servers that are ready, one of the fused model and one of all steps; ``behind`` is ``client`` or ``nginx``."""
     with contextlib.ExitStack() as stack:
-        servers = []
-        for name in ("a", "b"):
-            servers.append(Server(repository, folder / name))
-            stack.callback(servers[-1].stop)
+        servers = [Server(repository, folder / way, "--fused", way) for way in ("on", "off")]
+        for server in servers:
+            stack.callback(server.stop)
         for server in servers:
             wait_until_ready(server)
         world = World(servers, folder)
@@ -119,7 +118,9 @@ def wait_until_ready(server: Server) -> None:
             if detector.is_ready():
                 return
         if time.monotonic() > deadline or server.starts > 1:
-            raise TimeoutError(f"{server.url} does not become ready: {server.log.read_text(errors='replace')}")
+            raise TimeoutError(
+                f"{server.url} does not become ready: {server.log.read_text(errors='replace')}"
+            )
         time.sleep(0.2)
 
 
