@@ -9,6 +9,7 @@ from rcnn_client import Detections, Detector
 
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
 SIZES = [(416, 320), (320, 416), (400, 300)]
+STRIP_PX = 40
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 0.1, 1e-3
 SCORE_THRESH = 0.1
 
@@ -22,6 +23,18 @@ def encode_pictures() -> list[bytes]:
                 buffer = io.BytesIO()
                 Image.open(path).convert("RGB").resize(size).save(buffer, kind)
                 encoded.append(buffer.getvalue())
+    return encoded
+
+
+def encode_strips() -> list[bytes]:
+    """Thin parts of the sample pictures, as PNG: a few times as quick to detect in."""
+    encoded = []
+    for path in sorted((SAMPLES / "pictures").glob("*.jpg")):
+        picture = Image.open(path).convert("RGB")
+        for top in range(0, picture.height - STRIP_PX, STRIP_PX):
+            buffer = io.BytesIO()
+            picture.crop((0, top, picture.width, top + STRIP_PX)).save(buffer, "PNG")
+            encoded.append(buffer.getvalue())
     return encoded
 
 

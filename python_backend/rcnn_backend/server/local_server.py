@@ -45,7 +45,7 @@ IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a
 CLEANER = f"""
 read -r pid && ! read -r stopped && {{
     kill -TERM "$pid"
-    for _ in $(seq 120); do kill -0 "$pid" || break; sleep 0.5; done
+    for _ in $(seq 10); do kill -0 "$pid" || break; sleep 0.5; done
     kill -KILL -- "-$pid"
     [ -d "$1/mps" ] && echo quit | {PIPES}="$1/mps" {CONTROL}
 }}
