@@ -12,6 +12,6 @@ buffer = io.BytesIO()
 Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
 url, model = sys.argv[1:]
 with Detector(url, model) as detector:
-    detector.info()  # connected
+    detector.is_ready()  # connected
     print("sending", flush=True)
     detector.detect(buffer.getvalue())
