@@ -3,13 +3,11 @@
 import io
 import sys
 
-import numpy as np
 from PIL import Image
 from rcnn_client import Detector
 
-pixels = np.random.default_rng(0).integers(0, 256, (4000, 5000, 3), np.uint8)  # noise: 60 MB also as a PNG
 buffer = io.BytesIO()
-Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+Image.new("RGB", (5000, 4000)).save(buffer, "PNG", compress_level=0)  # 60 MB
 url, model = sys.argv[1:]
 with Detector(url, model) as detector:
     detector.is_ready()  # connected
