@@ -46,28 +46,22 @@ def make_questions(url: str, model: str) -> list[Question]:
 
 
 class Load:
-    """So many threads ask the servers at ``urls`` for the pictures, each in its own order, while the block runs.
+    """Sixteen threads ask the servers at ``urls`` for the pictures, each in its own order, while the block runs.
 
     ``requests``: those that have ended, in that order; after the block also those that never did. ``failed_at``: when
     one was not answered rightly last, by time.monotonic.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        model: str,
-        questions: Sequence[Question],
-        num_clients: int = NUM_CLIENTS,
-    ) -> None:
+    def __init__(self, urls: Sequence[str], model: str, questions: Sequence[Question]) -> None:
         self.requests: list[Request] = []
         self.failed_at = -math.inf
         self._urls, self._model, self._questions = list(urls), model, questions
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._ask, args=(client,), daemon=True) for client in range(num_clients)
+            threading.Thread(target=self._ask, args=(client,), daemon=True) for client in range(NUM_CLIENTS)
         ]
         self._began: dict[int, float] = {}  # of each client's request that has not ended
-        self._last_right = dict.fromkeys(range(num_clients), -math.inf)
+        self._last_right = dict.fromkeys(range(NUM_CLIENTS), -math.inf)
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -79,8 +73,7 @@ class Load:
         until = time.monotonic() + LATE_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-        now = time.monotonic()
-        self.requests += [Request(began, now, LOST) for began in list(self._began.values())]
+        self.requests += [Request(began, began + LATE_S, LOST) for began in list(self._began.values())]
 
     def serves_all_since(self, moment: float) -> bool:
         """Whether the last request of every client was answered rightly and began after ``moment``."""

@@ -53,6 +53,8 @@ class Report:
         lines = [f"{counts[outcome]} {outcome}" for outcome in (WRONG, LOST) if counts[outcome]]
         if not counts[RIGHT]:
             lines.append("no request was answered")
+        if not self.events:
+            lines.append("no fault happened")
         for event in self.events:
             if event.recovery_s > MAX_RECOVERY_S:
                 lines.append(f"{event.recovery_s:.1f} s to recover from: {event.name}")
@@ -77,24 +79,16 @@ class Report:
             self.console.print(f"Failed: {line}", markup=False, soft_wrap=True)
 
     def table(self) -> Table:
-        """A row for each fault. A request counts if it was on its way at some moment of the fault or its recovery."""
+        """A row for each fault. A request belongs to the faults in which it ended, or in the recovery from them."""
         table = Table()
-        for column in (
-            "fault",
-            "times",
-            "requests",
-            "right",
-            "wrong",
-            "lost",
-            "errors",
-            "longest",
-            "recovery",
-        ):
+        for column in "fault times requests right wrong lost errors longest recovery".split():
             table.add_column(column, justify="left" if column in ("fault", "errors") else "right")
         for name in sorted({event.name for event in self.events}):
             events = [event for event in self.events if event.name == name]
             during = [
-                request for request in self.requests if any(overlap(request, event) for event in events)
+                request
+                for request in self.requests
+                if any(event.began < request.ended <= event.over for event in events)
             ]
             counts = Counter(request.outcome for request in during)
             table.add_row(
@@ -107,11 +101,6 @@ class Report:
                 f"{max(event.recovery_s for event in events):.1f} s",
             )
         return table
-
-
-def overlap(request: Request, event: Event) -> bool:
-    """Whether the request was on its way while the fault or its recovery lasted."""
-    return request.began < event.over and request.ended > event.began
 
 
 def errors_by_kind(requests: Sequence[Request]) -> Counter[str]:
