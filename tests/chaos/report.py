@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from load import LOST, RIGHT, WRONG, Request
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 MAX_RECOVERY_S = 15.0
 
@@ -80,9 +80,8 @@ class Report:
 
     def table(self) -> Table:
         """A row for each fault. A request belongs to the faults in which it ended, or in the recovery from them."""
-        table = Table()
-        for column in "fault times requests right wrong lost errors longest recovery".split():
-            table.add_column(column, justify="left" if column in ("fault", "errors") else "right")
+        numbers = ("times", "requests", RIGHT, WRONG, LOST, "longest", "recovery")
+        table = Table("fault", *(Column(name, justify="right") for name in numbers), "errors")
         for name in sorted({event.name for event in self.events}):
             events = [event for event in self.events if event.name == name]
             during = [
@@ -96,9 +95,9 @@ class Report:
                 str(len(events)),
                 str(len(during)),
                 *(str(counts[outcome]) for outcome in (RIGHT, WRONG, LOST)),
-                ", ".join(f"{count} {kind}" for kind, count in errors_by_kind(during).most_common()),
                 f"{max((request.ended - request.began for request in during), default=0.0):.1f} s",
                 f"{max(event.recovery_s for event in events):.1f} s",
+                ", ".join(f"{count} {kind}" for kind, count in errors_by_kind(during).most_common()),
             )
         return table
 
