@@ -111,7 +111,11 @@ def open_world(repository: Path, folder: Path, behind: str) -> Iterator[World]:
 
 
 def wait_until_ready(server: Server) -> None:
-    """Until it would answer a picture."""
+    """Until it serves the model.
+
+    Raises:
+        TimeoutError: it does not, or it ended.
+    """
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         with contextlib.suppress(RcnnError), Detector(server.url, MODEL, retries=0, timeout_s=2) as detector:
