@@ -14,7 +14,7 @@ DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MASK := model_repository/digits_mask/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -115,6 +115,9 @@ soak-gpu: $(DIGITS) $(VENV)/.gpu  ## 32 clients for ten minutes: the GPU's memor
 
 soak-long: $(DIGITS) $(TOOLS)  ## the same with 8 clients for half an hour, flat after the second minute
 	$(BIN)/python tests/benchmarks/soak.py --seconds 1800 --clients 8 --settled-s 120
+
+chaos: $(DIGITS) $(TOOLS)  ## half an hour of faults under load: every answer right or an error, none lost, recovered in 15 s
+	$(BIN)/python tests/chaos/chaos.py --seconds 1800 --seed 1
 
 fuzz: $(DIGITS) $(TOOLS)  ## 20,000 hostile pictures: each gets boxes or INVALID_ARGUMENT, memory flat
 	$(BIN)/python tests/benchmarks/fuzz.py --inputs 20000 --requests 2000

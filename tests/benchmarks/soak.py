@@ -9,7 +9,6 @@ which must not grow after ``--settled-s``.
 """
 
 import argparse
-import io
 import platform
 import shlex
 import sys
@@ -22,16 +21,12 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 from memory import Memory
-from PIL import Image
+from pictures import SCORE_THRESH, ask_alone, encode_pictures, is_same
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_client import Detections, Detector, RcnnError
 from rich.console import Console
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
-SIZES = [(416, 320), (320, 416), (400, 300)]
-BOX_TOLERANCE_PX, SCORE_TOLERANCE = 0.1, 1e-3
-SCORE_THRESH = 0.1
 
 
 def main() -> int:
@@ -49,7 +44,7 @@ def main() -> int:
     console = Console(width=160)
     pictures = encode_pictures()
     with running_server(options.repository, [options.name]) as server:
-        expected = ask_alone(server, options.name, pictures)
+        expected = ask_alone(server.grpc_url, options.name, pictures)
         if not flags:
             load, memory = run_load(server, options, pictures, expected)
     if flags:
@@ -87,24 +82,6 @@ class Load:
         """Counts an error."""
         with self.lock:
             self.errors[message] += 1
-
-
-def encode_pictures() -> list[bytes]:
-    """The sample pictures in several sizes, as JPEG and as PNG."""
-    encoded = []
-    for path in sorted((SAMPLES / "pictures").glob("*.jpg")):
-        for size in SIZES:
-            for kind in ("JPEG", "PNG"):
-                buffer = io.BytesIO()
-                Image.open(path).convert("RGB").resize(size).save(buffer, kind)
-                encoded.append(buffer.getvalue())
-    return encoded
-
-
-def ask_alone(server: RunningServer, name: str, pictures: list[bytes]) -> list[Detections]:
-    """Each picture's answer, one after the other."""
-    with Detector(server.grpc_url, name) as detector:
-        return [detector.detect(picture, score_thresh=SCORE_THRESH) for picture in pictures]
 
 
 def run_load(
@@ -152,15 +129,6 @@ def send_full_batches(
                 client.infer(name, [batch])
             except triton.InferenceServerException as error:
                 load.failed(error.message())
-
-
-def is_same(answer: Detections, expected: Detections) -> bool:
-    """The same objects, but for rounding, which depends on what shares a batch."""
-    return (
-        np.array_equal(answer.labels, expected.labels)
-        and np.allclose(answer.boxes, expected.boxes, rtol=0, atol=BOX_TOLERANCE_PX)
-        and np.allclose(answer.scores, expected.scores, rtol=0, atol=SCORE_TOLERANCE)
-    )
 
 
 if __name__ == "__main__":

@@ -69,16 +69,20 @@ def test_one_that_is_killed_and_started_again_under_load(server, other_server, p
     assert len(server.requests) - before >= 15
 
 
-def test_one_that_is_stopping_is_left_to_itself(server, other_server, png):
-    server.status = (
-        grpc.StatusCode.NOT_FOUND,
-        "Request for unknown model: 'digits' has no available versions",
-    )
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'digits' has no available versions"),
+        (grpc.StatusCode.INTERNAL, "in ensemble 'digits', Stub process 'digits_proposals_0' is not healthy."),
+    ],
+)
+def test_one_that_is_stopping_or_broken_is_left_to_itself(server, other_server, png, status, said):
+    server.status = (status, said)
     with Detector([server.url, other_server.url]) as detector:
         assert [found.labels[0] for found in detector.detect_batch([png(1), png(2), png(3)])] == [1, 2, 3]
     with (
         Detector(server.url, retries=1) as detector,
-        pytest.raises(ServerUnavailableError, match="no available"),
+        pytest.raises(ServerUnavailableError, match=said),
     ):
         detector.detect(png(1))
 

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
                 code = server.stop()
             except _StepDiedError as died:
                 print(f"rcnn-serve: {died}", file=sys.stderr, flush=True)
-                server.stop()
+                server.kill()  # a server that drains refuses requests, and a balancer sends it ever more of them
                 return 1
             else:
                 code = server.process.returncode

@@ -41,12 +41,11 @@ from rcnn_backend.server.triton_install import (
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
-# server's process id, then a line once the server has stopped; without that line it stops the server first.
+# server's process id, then a line once the server has stopped; without that line it kills the server first, so that
+# the ports are free for the next one, and callers try another server: one that is stopping refuses their requests.
 CLEANER = f"""
 read -r pid && ! read -r stopped && {{
-    kill -TERM "$pid"
-    for _ in $(seq 120); do kill -0 "$pid" || break; sleep 0.5; done
-    kill -KILL -- "-$pid"
+    kill -s KILL -- "-$pid"
     [ -d "$1/mps" ] && echo quit | {PIPES}="$1/mps" {CONTROL}
 }}
 rm -rf -- "$1" "/dev/shm/$2"*

@@ -1,0 +1,138 @@
+"""Two servers, and nginx before them if wanted: what the faults happen to."""
+
+import contextlib
+import itertools
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from rcnn_backend.server.stub_processes import find_stubs
+from rcnn_client import Detector, RcnnError
+from supervised import Supervised
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from balancer_nginx import nginx_command
+
+MODEL = "digits"
+READY_TIMEOUT_S = 120.0
+# Below the ports that the kernel gives to outgoing connections: those could take a server's port while it restarts.
+FIRST_PORT = 21000
+_ports = itertools.count(FIRST_PORT + os.getpid() % 500 * 20)
+
+
+class CannotHappenHereError(Exception):
+    """A fault cannot be made on this machine; the message is a sentence that says what is missing."""
+
+
+class Server(Supervised):
+    """A ``rcnn-serve`` on fixed ports, started again whenever it ends.
+
+    ``url``: ``host:port`` of its gRPC endpoint. ``folder``: for its log and its temporary files.
+    """
+
+    def __init__(self, repository: Path, folder: Path, *options: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        ports = {protocol: free_port() for protocol in ("grpc", "http", "metrics")}
+        self.url = f"127.0.0.1:{ports['grpc']}"
+        command: list[str | Path] = [Path(sys.executable).with_name("rcnn-serve"), repository]
+        command += ["--models", MODEL, "--log-file", folder / "tritonserver.log", *options]
+        for protocol, port in ports.items():
+            command += [f"--{protocol}-port", str(port)]
+        super().__init__(command, folder / "rcnn-serve.log", os.environ | {"TMPDIR": str(folder)})
+
+    @property
+    def triton_pid(self) -> int:
+        """Of its tritonserver.
+
+        Raises:
+            ProcessLookupError: there is none now.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                if Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0].endswith("/tritonserver"):
+                    return int(pid)
+        raise ProcessLookupError(f"no tritonserver runs for {self.url}")
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Process id of each Python step, by the name of the model instance."""
+        return {stub.instance: pid for pid, stub in find_stubs(self.triton_pid).items()}
+
+
+@dataclass
+class World:
+    """``relays``: one before each server, or none. ``nginx``: None where clients share the load themselves."""
+
+    servers: list[Server]
+    folder: Path
+    relays: list = field(default_factory=list)
+    nginx: Supervised | None = None
+    nginx_url: str = ""
+
+    @property
+    def urls(self) -> list[str]:
+        """What the clients connect to."""
+        return [self.nginx_url] if self.nginx else self.entrances
+
+    @property
+    def entrances(self) -> list[str]:
+        """Where each server is reached by clients and by nginx: at its relay, if there is one."""
+        return [before.url for before in self.relays or self.servers]
+
+
+Fault: TypeAlias = Callable[[World, int, random.Random], AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def open_world(repository: Path, folder: Path, behind: str) -> Iterator[World]:
+    """Two servers that are ready, one of the fused model and one of all steps; ``behind`` is ``client`` or ``nginx``."""
+    with contextlib.ExitStack() as stack:
+        servers = [Server(repository, folder / way, "--fused", way) for way in ("on", "off")]
+        for server in servers:
+            stack.callback(server.stop)
+        for server in servers:
+            wait_until_ready(server)
+        world = World(servers, folder)
+        if behind == "nginx":
+            (folder / "nginx").mkdir()
+            world.nginx_url, command = nginx_command(world.entrances, folder / "nginx")
+            world.nginx = Supervised(command, folder / "nginx.log")
+            stack.callback(world.nginx.stop)
+        yield world
+
+
+def wait_until_ready(server: Server) -> None:
+    """Until it serves the model.
+
+    Raises:
+        TimeoutError: it does not, or it ended.
+    """
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        with contextlib.suppress(RcnnError), Detector(server.url, MODEL, retries=0, timeout_s=2) as detector:
+            if detector.is_ready():
+                return
+        if time.monotonic() > deadline or server.starts > 1:
+            raise TimeoutError(
+                f"{server.url} does not become ready: {server.log.read_text(errors='replace')}"
+            )
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, another at each call."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("count() never ends")

@@ -1,0 +1,34 @@
+"""A small version of `make chaos`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("server")]
+
+CHAOS = Path(__file__).resolve().parents[1] / "chaos" / "chaos.py"
+
+
+@pytest.mark.parametrize(
+    ("behind", "faults"),
+    [("client", ["server killed", "step killed"]), ("nginx", ["rcnn-serve killed", "nginx worker killed"])],
+)
+def test_every_answer_is_right_and_every_fault_recovered_from(
+    behind: str, faults: list[str], digits_repository: Path
+) -> None:
+    command = [
+        sys.executable,
+        CHAOS,
+        "--seconds",
+        "20",
+        "--behind",
+        behind,
+        "--repository",
+        digits_repository,
+    ]
+    result = subprocess.run([*command, "--faults", *faults], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert all(f"{fault}, server" in result.stdout for fault in faults)
+    assert " 0 wrong, 0 lost" in result.stdout
