@@ -1,0 +1,62 @@
+"""The open connections of a detector: one tritonclient for each of its servers."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from typing import Any
+
+from ._connection import Connection
+
+REOPEN_S = 5.0
+
+
+class Clients:
+    """Opens a tritonclient at the first call of an endpoint, and anew where calls have failed.
+
+    A connection that stays open can be the reason why calls fail: the name has another address by now and gRPC asks for it
+    up to two minutes apart, a firewall has forgotten the connection, or the certificate files have been replaced.
+
+    Safe to share between threads.
+
+    Args:
+        client_class: tritonclient's, for threads or for asyncio.
+    """
+
+    def __init__(self, connection: Connection, client_class: Any) -> None:
+        self._connection, self._client_class = connection, client_class
+        self._clients: dict[int, Any] = {}
+        self._replaced: weakref.WeakSet[Any] = weakref.WeakSet()  # calls may still run on these
+        self._opened = time.monotonic()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def client(self, endpoint: int) -> Any:
+        """The tritonclient of an endpoint.
+
+        Raises:
+            ValueError: `close` was called.
+        """
+        with self._lock:
+            if self._closed:
+                raise ValueError("closed before the call")
+            if endpoint not in self._clients:
+                self._clients[endpoint] = self._connection.open(self._client_class, endpoint)
+            return self._clients[endpoint]
+
+    def open_anew(self) -> None:
+        """Let the next calls open new connections, but at most every `REOPEN_S` seconds. Running calls go on."""
+        with self._lock:
+            if time.monotonic() - self._opened >= REOPEN_S:
+                self._opened = time.monotonic()
+                self._replaced.update(self._clients.values())
+                self._clients.clear()
+
+    def close(self) -> list[Any]:
+        """Refuse new calls from now on; returns the tritonclients that the caller must close."""
+        with self._lock:  # waits for a client that is being opened
+            self._closed = True
+            clients = [*self._clients.values(), *self._replaced]
+            self._clients.clear()
+            return clients
