@@ -124,12 +124,12 @@ def from_transport(
     if status == "UNAVAILABLE" and (found := re.search(UNRESOLVED, said)):
         return ServerUnavailableError(
             f"{about}no server at {url}: the name {found[1]!r} cannot be resolved: {found[2]}. "
-            f"Is it spelt rightly, and does this host's name server (DNS) know it?{_through_proxy(url)}"
+            f"Check its spelling, and whether this host's name server (DNS) knows it{_through_proxy(url)}"
         )
     # CANCELLED: the server stopped. "No available versions": the model is being loaded or unloaded.
     if status in ("UNAVAILABLE", "CANCELLED") or "has no available versions" in said:
         return ServerUnavailableError(
-            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}{_through_proxy(url)}"
+            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}{_through_proxy(url).removeprefix('.')}"
         )
     if status == "NOT_FOUND":
         return ModelNotFoundError(
