@@ -10,7 +10,7 @@ A, NXDOMAIN = 1, 3
 
 
 class NameServer:
-    """Answers queries for IPv4 addresses over UDP; `addresses` maps a name to its addresses.
+    """Answers queries for IPv4 addresses over UDP at `address`; `addresses` maps a name to its addresses.
 
     A name without addresses does not exist. While `mute`, no query is answered.
     """
@@ -21,12 +21,13 @@ class NameServer:
         self.num_queries = 0
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread = threading.Thread(target=self._answer, daemon=True)
         self._thread.start()
 
     def url(self, name: str) -> str:
         """What gRPC resolves here: the name and port."""
-        return f"dns://127.0.0.1:{self._socket.getsockname()[1]}/{name}"
+        return f"dns://{self.address}/{name}"
 
     def close(self) -> None:
         self._socket.sendto(b"", self._socket.getsockname())
