@@ -74,13 +74,13 @@ class BaseDetector:
         self._contract: Contract | None = None
         self._pixels_model: str | None = None  # not asked yet
         self._pil_lock = threading.Lock()
-        self._clients = Clients(self._connection, self._client_class)
+        self._clients = Clients(self._connection)
         self._regions = Regions(self._connection)
         self._release = weakref.finalize(self, self._regions.release)
 
     def _client(self, endpoint: int) -> Any:
         """The tritonclient of an endpoint."""
-        return self._clients.client(endpoint)
+        return self._clients.client(endpoint, self._client_class)
 
     def _take_clients(self) -> list[Any]:
         """Refuse new calls from now on; returns the tritonclients that the caller must close."""

@@ -15,25 +15,26 @@ REOPEN_S = 5.0
 class Clients:
     """Opens a tritonclient at the first call of an endpoint, and anew where calls have failed.
 
-    A connection that stays open can be the reason why calls fail: the name has another address by now and gRPC asks for it
-    up to two minutes apart, a firewall has forgotten the connection, or the certificate files have been replaced.
+    The reason why calls fail may be the old connection. The name may have another address by now, and gRPC asks for
+    it ever more seldom, up to two minutes apart. Or a firewall has forgotten the connection, or the certificate files
+    have been replaced.
 
     Safe to share between threads.
-
-    Args:
-        client_class: tritonclient's, for threads or for asyncio.
     """
 
-    def __init__(self, connection: Connection, client_class: Any) -> None:
-        self._connection, self._client_class = connection, client_class
-        self._clients: dict[int, Any] = {}
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._clients: dict[tuple[int, Any], Any] = {}
         self._replaced: weakref.WeakSet[Any] = weakref.WeakSet()  # calls may still run on these
         self._opened = time.monotonic()
         self._closed = False
         self._lock = threading.Lock()
 
-    def client(self, endpoint: int) -> Any:
+    def client(self, endpoint: int, client_class: Any) -> Any:
         """The tritonclient of an endpoint.
+
+        Args:
+            client_class: tritonclient's, for threads or for asyncio.
 
         Raises:
             ValueError: `close` was called.
@@ -41,12 +42,13 @@ class Clients:
         with self._lock:
             if self._closed:
                 raise ValueError("closed before the call")
-            if endpoint not in self._clients:
-                self._clients[endpoint] = self._connection.open(self._client_class, endpoint)
-            return self._clients[endpoint]
+            key = (endpoint, client_class)
+            if key not in self._clients:
+                self._clients[key] = self._connection.open(client_class, endpoint)
+            return self._clients[key]
 
     def open_anew(self) -> None:
-        """Let the next calls open new connections, but at most every `REOPEN_S` seconds. Running calls go on."""
+        """Let the next calls open new connections, every `REOPEN_S` seconds at most. Calls that run go on."""
         with self._lock:
             if time.monotonic() - self._opened >= REOPEN_S:
                 self._opened = time.monotonic()
