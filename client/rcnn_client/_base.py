@@ -87,17 +87,19 @@ class BaseDetector:
         self._servers.closed = True
         return self._clients.close()
 
-    def _answered(self, plan: Plan[T]) -> Plan[T]:
-        """Carry out the plan of a call; if no server answered it, later calls open new connections."""
+    def _reopening(self, plan: Plan[T]) -> Plan[T]:
+        """Carry out the plan of a call; where no server answers it, later calls may open new connections."""
         try:
-            return (yield from plan)
+            answer = yield from plan
         except (ServerUnavailableError, CertificateError, DeadlineExceededError) as error:
             if not isinstance(error, QueueFullError):
-                self._clients.open_anew()
+                self._clients.failed()
             raise
+        self._clients.answered()
+        return answer
 
-    def _call(self, method: str, *args: Any, deadline: Deadline) -> Plan[Any]:
-        return self._answered(self._servers.call(method, *args, deadline=deadline))
+    def _ask(self, method: str, *args: Any, deadline: Deadline) -> Plan[Any]:
+        return self._reopening(self._servers.call(method, *args, deadline=deadline))
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
@@ -105,7 +107,7 @@ class BaseDetector:
     def _prepare(self, options: Options, deadline: Deadline) -> Plan[Request]:
         """The request for these options. The first call asks the server for the model's config."""
         if self._contract is None:  # threads that get here at the same time may all ask; that is harmless
-            reply = yield from self._call("get_model_config", self._model, deadline=deadline)
+            reply = yield from self._ask("get_model_config", self._model, deadline=deadline)
             self._contract = read_model_config(reply.config)
         return Request(options, self._contract)
 
@@ -184,7 +186,7 @@ class BaseDetector:
                 return self._share(endpoint, pixels, limit, infer)
             return infer(endpoint, tensor, limit)
 
-        answer = yield from self._answered(self._servers.retry(attempt, deadline))
+        answer = yield from self._reopening(self._servers.retry(attempt, deadline))
         size_hw = None
         if not request.output_shapes.keys().isdisjoint(("masks", "rles")):
             if pixels is not None:
@@ -209,7 +211,7 @@ class BaseDetector:
             name = self._model if contract.takes_pixels else self._model + PIXELS_SUFFIX
             if not contract.takes_pixels:
                 try:
-                    reply = yield from self._call("get_model_config", name, deadline=deadline)
+                    reply = yield from self._ask("get_model_config", name, deadline=deadline)
                     read_model_config(reply.config, PIXELS)
                 except (ModelNotFoundError, NotADetectorError):
                     name = ""
@@ -259,11 +261,11 @@ class BaseDetector:
     def _is_ready(self, timeout_s: float | None) -> Plan[bool]:
         ready = yield from self._servers.is_ready(self._deadline(timeout_s))
         if not ready:
-            self._clients.open_anew()
+            self._clients.failed()
         return ready
 
     def _info(self, timeout_s: float | None) -> Plan[DetectorInfo]:
-        deadline, call = self._deadline(timeout_s), self._call
+        deadline, call = self._deadline(timeout_s), self._ask
         config = (yield from call("get_model_config", self._model, deadline=deadline)).config
         contract = read_model_config(config)
         steps = []

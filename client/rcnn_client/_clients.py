@@ -26,7 +26,7 @@ class Clients:
         self._connection = connection
         self._clients: dict[tuple[int, Any], Any] = {}
         self._replaced: weakref.WeakSet[Any] = weakref.WeakSet()  # calls may still run on these
-        self._opened = time.monotonic()
+        self._worked_at = time.monotonic()  # or were opened, which gives them as much time
         self._closed = False
         self._lock = threading.Lock()
 
@@ -47,11 +47,18 @@ class Clients:
                 self._clients[key] = self._connection.open(client_class, endpoint)
             return self._clients[key]
 
-    def open_anew(self) -> None:
-        """Let the next calls open new connections, every `REOPEN_S` seconds at most. Calls that run go on."""
+    def answered(self) -> None:
+        """A server answered a call just now."""
+        self._worked_at = time.monotonic()
+
+    def failed(self) -> None:
+        """No server answered a call. If none did for `REOPEN_S` seconds, the next calls open new connections.
+
+        Calls that run go on.
+        """
         with self._lock:
-            if time.monotonic() - self._opened >= REOPEN_S:
-                self._opened = time.monotonic()
+            if time.monotonic() - self._worked_at >= REOPEN_S:
+                self._worked_at = time.monotonic()
                 self._replaced.update(self._clients.values())
                 self._clients.clear()
 

@@ -36,10 +36,6 @@ class QueueFullError(ServerUnavailableError):
     """The server works, but as many requests are waiting as it allows."""
 
 
-class RefusedHandshakeError(ServerUnavailableError):
-    """TLS failed with one server, and another may do; a call that fails everywhere raises `CertificateError`."""
-
-
 class CertificateError(RcnnError, ConnectionError):
     """TLS failed: the client does not trust the server's certificate, or the server not the client's."""
 
@@ -113,7 +109,7 @@ def from_transport(
             f"or timeout_s is too short for it{_through_proxy(url)}"
         )
     if status == "UNAVAILABLE" and any(words in said for words in FAILED_HANDSHAKE):
-        return RefusedHandshakeError(f"{about}no secure connection to {url}: {_what_failed(said, url)}")
+        return CertificateError(f"{about}no secure connection to {url}: {_what_failed(said, url)}")
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in said:
         return AccessDeniedError(f"{about}{url} refuses the call: {said}. Give it with Detector(headers=...)")
     if status == "UNAVAILABLE" and any(words in said for words in FULL_QUEUE):
@@ -161,7 +157,7 @@ def _what_failed(said: str, url: str) -> str:
             "server; if it is still valid, set this host's clock"
         )
     if "certificate is not yet valid" in said:
-        return "the server's certificate is not valid yet. Set this host's clock, or the server's certificate is wrong"
+        return "the server's certificate is not valid yet. Check this host's clock, and from when it is valid"
     if "Hostname Verification Check failed" in said:
         return (
             f"the server's certificate is not for {host_of(url)!r}. Call the server by a name in its certificate, "
@@ -187,5 +183,5 @@ def _hung_up(said: str) -> bool:
 
 
 def refused_handshake(error: RcnnError, uses_tls: bool) -> bool:
-    """Whether TLS failed here, or the server hung up during it, as on a client certificate that it does not trust."""
-    return isinstance(error, RefusedHandshakeError) or (uses_tls and _hung_up(str(error)))
+    """Whether the server hung up during TLS, as it does on a client certificate that it does not trust."""
+    return uses_tls and _hung_up(str(error))
