@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ class Relay:
             [sys.executable, __file__, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._condition: dict[str, float | bool] = {}
+        self._lock = threading.Lock()  # for one order at a time
         answer = self._answer()
         self.url: str = answer["url"]
         self.why_no_packets: str = answer["why_no_packets"]
@@ -87,9 +89,10 @@ class Relay:
 
     def _order(self, order: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        self._answer()
+        with self._lock:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            self._answer()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -105,28 +108,28 @@ class RelayProcess:
     def __init__(self, target: str, packets: PacketPath | None) -> None:
         self._target = target
         self._packets = packets
-        self._connections: set[socket.socket] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._links = {True: asyncio.Lock(), False: asyncio.Lock()}  # to the server, and from it
+        self._connections: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._now = Condition()
 
     async def run(self, listener: socket.socket) -> None:
         """Relay all connections and obey the orders on stdin until it ends."""
-        loop = asyncio.get_running_loop()
         orders = asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(orders), sys.stdin
+        )
         if self._packets is not None:
             self._packets.start()
-        self._spawn(self._accept(listener))
+        accepting = asyncio.create_task(self._accept(listener))
         while line := await orders.readline():
             order = json.loads(line)
             if order == "cut":
-                for connection in list(self._connections):
-                    self._close(connection)
+                for connection in self._connections:
+                    connection.cancel()
             else:
                 await self._become(Condition(**order))
             print("{}", flush=True)
+        accepting.cancel()
 
     async def _become(self, condition: Condition) -> None:
         self._now = condition
@@ -135,72 +138,65 @@ class RelayProcess:
         async with self._changed:
             self._changed.notify_all()
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        links = asyncio.Lock(), asyncio.Lock()  # to the server, and from it
         while True:
-            client, _ = await loop.sock_accept(listener)
-            self._spawn(self._connect(client))
+            client, _ = await asyncio.get_running_loop().sock_accept(listener)
+            connection = asyncio.create_task(self._relay(client, *links))
+            self._connections.add(connection)
+            connection.add_done_callback(self._connections.discard)
 
-    async def _connect(self, client: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        server = socket.socket()
+    async def _relay(self, client: socket.socket, to_server: asyncio.Lock, from_server: asyncio.Lock) -> None:
+        """Pass on what comes from either end until both have ended; reset both if one is lost or the task cancelled."""
+        server, tasks, is_over = socket.socket(), [], False
         for end in (client, server):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections.add(end)
         try:
             await self._until("connects")
             host, port = self._target.split(":")
-            await loop.sock_connect(server, (host, int(port)))
-            await asyncio.gather(self._pass_on(client, server, True), self._pass_on(server, client, False))
+            await asyncio.get_running_loop().sock_connect(server, (host, int(port)))
+            for source, target, link in ((client, server, to_server), (server, client, from_server)):
+                on_the_way = asyncio.Queue[tuple[float, bytes]](MAX_CHUNKS_ON_THE_WAY)
+                tasks.append(asyncio.create_task(self._take(source, on_the_way, link)))
+                tasks.append(asyncio.create_task(self._give(on_the_way, target)))
+            await asyncio.gather(*tasks)
+            is_over = True
         except OSError:
             pass
         finally:
-            self._close(client)
-            self._close(server)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for end in (client, server):
+                if not is_over:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                end.close()
 
-    async def _pass_on(self, source: socket.socket, target: socket.socket, to_server: bool) -> None:
-        """Pass on what comes from ``source`` until it ends."""
-        loop = asyncio.get_running_loop()
-        on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS_ON_THE_WAY)
+    async def _take(
+        self, source: socket.socket, on_the_way: asyncio.Queue[tuple[float, bytes]], link: asyncio.Lock
+    ) -> None:
+        loop, data = asyncio.get_running_loop(), b"more"
+        while data:
+            await self._until("takes")
+            data = await loop.sock_recv(source, CHUNK)
+            async with link:
+                await asyncio.sleep(len(data) / self._now.bytes_per_s)
+            delay_s = 0.0 if self._packets else self._now.delay_s  # else each packet is delayed
+            await on_the_way.put((loop.time() + delay_s, data))
 
-        async def take() -> None:
-            data = b"more"
-            while data:
-                await self._until("takes")
-                data = await loop.sock_recv(source, CHUNK)
-                async with self._links[to_server]:
-                    await asyncio.sleep(len(data) / self._now.bytes_per_s)
-                delay_s = 0.0 if self._packets else self._now.delay_s  # else each packet is delayed
-                await on_the_way.put((loop.time() + delay_s, data))
-
-        async def give() -> None:
-            while True:
-                due, data = await on_the_way.get()
-                await asyncio.sleep(max(0.0, due - loop.time()))
-                await self._until("passes_on")
-                if not data:
-                    return target.shutdown(socket.SHUT_WR)
-                await loop.sock_sendall(target, data)
-
-        await asyncio.gather(take(), give())
+    async def _give(self, on_the_way: asyncio.Queue[tuple[float, bytes]], target: socket.socket) -> None:
+        loop, data = asyncio.get_running_loop(), b"more"
+        while data:
+            due, data = await on_the_way.get()
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            await self._until("passes_on")
+            await loop.sock_sendall(target, data)
+        target.shutdown(socket.SHUT_WR)
 
     async def _until(self, what: str) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: getattr(self._now, what))
-
-    def _close(self, connection: socket.socket) -> None:
-        if connection in self._connections:
-            self._connections.discard(connection)
-            asyncio.get_running_loop().remove_reader(connection)
-            asyncio.get_running_loop().remove_writer(connection)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            connection.close()
 
 
 def main() -> None:

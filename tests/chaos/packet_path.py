@@ -1,8 +1,8 @@
 """IP packets between clients and a listener of one host that this process can drop, delay and reorder.
 
 A TUN device has an address of this host, ``address``, and leads to a host that does not exist, ``far_address``. What
-is sent to that host comes here. Source and destination are swapped, and the packet goes back into the device. So a connection to
-``far_address`` reaches the listener at ``address``, and both ends see losses as they would those of a real network.
+is sent to that host comes here. Source and destination are swapped, and the packet goes back into the device. So a
+connection to ``far_address`` reaches the listener at ``address``, and both ends see losses as those of a real network.
 The sum of a packet's words stays the same when two of them are swapped, and with it every checksum.
 """
 
@@ -33,11 +33,9 @@ class PacketPath:
     """
 
     def __init__(self) -> None:
-        subnet = (
-            f"198.18.{random.randrange(256)}.{4 * random.randrange(64)}"  # RFC 2544: for tests of networks
-        )
-        head, _, last = subnet.rpartition(".")
-        self.address, self.far_address = f"{head}.{int(last) + 1}", f"{head}.{int(last) + 2}"
+        network = f"198.18.{random.randrange(256)}"  # RFC 2544: for tests of networks
+        host = 2 * random.randrange(1, 127)
+        self.address, self.far_address = f"{network}.{host}", f"{network}.{host + 1}"
         self._delay_s = self._loss = self._reordered = 0.0
         if not Path("/dev/net/tun").exists():
             raise PacketPathError("There is no /dev/net/tun for packets that get lost")
