@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.grpc import InferInput
 
+from ._clients import Clients
 from ._connection import Connection, TLSConfig
 from ._contract import (
     PIXELS,
@@ -26,9 +27,12 @@ from ._contract import (
 )
 from ._detections import Detections
 from ._errors import (
+    CertificateError,
+    DeadlineExceededError,
     InvalidParameterError,
     ModelNotFoundError,
     NotADetectorError,
+    QueueFullError,
     ServerUnavailableError,
 )
 from ._images import encode_image, encoded_size_hw, faults_of, image_name, rgb_pixels
@@ -70,27 +74,32 @@ class BaseDetector:
         self._contract: Contract | None = None
         self._pixels_model: str | None = None  # not asked yet
         self._pil_lock = threading.Lock()
-        self._clients: dict[int, Any] = {}
-        self._clients_lock = threading.Lock()
+        self._clients = Clients(self._connection)
         self._regions = Regions(self._connection)
         self._release = weakref.finalize(self, self._regions.release)
 
     def _client(self, endpoint: int) -> Any:
         """The tritonclient of an endpoint."""
-        with self._clients_lock:
-            if self._servers.closed:
-                raise ValueError("closed before the call")
-            if endpoint not in self._clients:
-                self._clients[endpoint] = self._connection.open(self._client_class, endpoint)
-            return self._clients[endpoint]
+        return self._clients.client(endpoint, self._client_class)
 
     def _take_clients(self) -> list[Any]:
         """Refuse new calls from now on; returns the tritonclients that the caller must close."""
-        with self._clients_lock:  # waits for a client that is being opened
-            self._servers.closed = True
-            clients = list(self._clients.values())
-            self._clients.clear()
-            return clients
+        self._servers.closed = True
+        return self._clients.close()
+
+    def _reopening(self, plan: Plan[T]) -> Plan[T]:
+        """Carry out the plan of a call; where no server answers it, later calls may open new connections."""
+        try:
+            answer = yield from plan
+        except (ServerUnavailableError, CertificateError, DeadlineExceededError) as error:
+            if not isinstance(error, QueueFullError):
+                self._clients.failed()
+            raise
+        self._clients.answered()
+        return answer
+
+    def _ask(self, method: str, *args: Any, deadline: Deadline) -> Plan[Any]:
+        return self._reopening(self._servers.call(method, *args, deadline=deadline))
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
@@ -98,7 +107,7 @@ class BaseDetector:
     def _prepare(self, options: Options, deadline: Deadline) -> Plan[Request]:
         """The request for these options. The first call asks the server for the model's config."""
         if self._contract is None:  # threads that get here at the same time may all ask; that is harmless
-            reply = yield from self._servers.call("get_model_config", self._model, deadline=deadline)
+            reply = yield from self._ask("get_model_config", self._model, deadline=deadline)
             self._contract = read_model_config(reply.config)
         return Request(options, self._contract)
 
@@ -177,7 +186,7 @@ class BaseDetector:
                 return self._share(endpoint, pixels, limit, infer)
             return infer(endpoint, tensor, limit)
 
-        answer = yield from self._servers.retry(attempt, deadline)
+        answer = yield from self._reopening(self._servers.retry(attempt, deadline))
         size_hw = None
         if not request.output_shapes.keys().isdisjoint(("masks", "rles")):
             if pixels is not None:
@@ -202,7 +211,7 @@ class BaseDetector:
             name = self._model if contract.takes_pixels else self._model + PIXELS_SUFFIX
             if not contract.takes_pixels:
                 try:
-                    reply = yield from self._servers.call("get_model_config", name, deadline=deadline)
+                    reply = yield from self._ask("get_model_config", name, deadline=deadline)
                     read_model_config(reply.config, PIXELS)
                 except (ModelNotFoundError, NotADetectorError):
                     name = ""
@@ -250,10 +259,13 @@ class BaseDetector:
                 region.unlink()
 
     def _is_ready(self, timeout_s: float | None) -> Plan[bool]:
-        return (yield from self._servers.is_ready(self._deadline(timeout_s)))
+        ready = yield from self._servers.is_ready(self._deadline(timeout_s))
+        if not ready:
+            self._clients.failed()
+        return ready
 
     def _info(self, timeout_s: float | None) -> Plan[DetectorInfo]:
-        deadline, call = self._deadline(timeout_s), self._servers.call
+        deadline, call = self._deadline(timeout_s), self._ask
         config = (yield from call("get_model_config", self._model, deadline=deadline)).config
         contract = read_model_config(config)
         steps = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import ssl
@@ -25,6 +26,8 @@ CHANNEL_ARGS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # A name is resolved again as soon as a connection to one of its addresses is lost, but once a second at most.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # A connection is closed where data (TCP_USER_TIMEOUT, which gRPC sets only with keepalive) or a ping is not
     # acknowledged within 20 s. Pings come seldom: a gRPC server with default settings counts those that come
     # within 5 minutes of each other, and closes the connection after a few of them ("too_many_pings").
@@ -97,10 +100,16 @@ class Connection:
                     "printable ASCII in its value"
                 )
         self.uses_tls = tls is not None
-        self._credentials = tls.credentials() if tls is not None else None
+        self._tls, self._credentials = tls, tls and tls.credentials()
 
     def open(self, client_class: Any, endpoint: int) -> Any:
-        """A tritonclient of that class to one of the servers; it connects at its first call."""
+        """A tritonclient of that class to one of the servers; it connects at its first call.
+
+        The certificates are read anew, because they may have been replaced since.
+        """
+        if self._tls is not None:
+            with contextlib.suppress(InvalidParameterError):  # half written now, for example
+                self._credentials = self._tls.credentials()
         url = self.urls[endpoint]
         use_proxy = [("grpc.enable_http_proxy", int(not is_loopback(url)))]
         return client_class(url, creds=self._credentials, channel_args=CHANNEL_ARGS + use_proxy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tritonclient.utils import InferenceServerException
 
 from ._detections import Detections
@@ -9,6 +11,9 @@ from ._proxies import host_of, proxy_variable
 
 # Triton's words for a request that found the queue full, and for one that waited in it for too long.
 FULL_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
+# gRPC's words for a name without an address, with name and reason, and for TLS that failed on this side.
+UNRESOLVED = r"errors resolving .*lookup failed for ([^ ]+):\w+: ([^\]]+)"
+FAILED_HANDSHAKE = ("handshake failed", "Hostname Verification Check failed")
 
 
 class RcnnError(Exception):
@@ -103,11 +108,8 @@ def from_transport(
             f"{about}no answer from {url} within {timeout_s:.3g} s; the server is overloaded or unreachable, "
             f"or timeout_s is too short for it{_through_proxy(url)}"
         )
-    if status == "UNAVAILABLE" and "handshake failed" in said:
-        return CertificateError(
-            f"{about}no secure connection to {url}: {said}. Was the server's certificate signed by one of "
-            "tls.ca, for this host name, and does the server use TLS?"
-        )
+    if status == "UNAVAILABLE" and any(words in said for words in FAILED_HANDSHAKE):
+        return CertificateError(f"{about}no secure connection to {url}: {_what_failed(said, url)}")
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "protocol is restricted" in said:
         return AccessDeniedError(f"{about}{url} refuses the call: {said}. Give it with Detector(headers=...)")
     if status == "UNAVAILABLE" and any(words in said for words in FULL_QUEUE):
@@ -115,10 +117,15 @@ def from_transport(
             f"{about}{url} has too many requests waiting for model {model!r}: {said}. "
             "Send fewer at once (in_flight), or add a server"
         )
+    if status == "UNAVAILABLE" and (found := re.search(UNRESOLVED, said)):
+        return ServerUnavailableError(
+            f"{about}no server at {url}: the name {found[1]!r} cannot be resolved: {found[2]}. "
+            f"Check its spelling, and whether this host's name server (DNS) knows it{_through_proxy(url)}"
+        )
     # CANCELLED: the server stopped. "No available versions": the model is being loaded or unloaded.
     if status in ("UNAVAILABLE", "CANCELLED") or "has no available versions" in said:
         return ServerUnavailableError(
-            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}{_through_proxy(url)}"
+            f"{about}{url} does not serve model {model!r} now: {said}. {_advice(said, uses_tls)}{_through_proxy(url).removeprefix('.')}"
         )
     if status == "NOT_FOUND":
         return ModelNotFoundError(
@@ -147,11 +154,31 @@ def _through_proxy(url: str) -> str:
     )
 
 
+def _what_failed(said: str, url: str) -> str:
+    """The reason why this side ended a TLS handshake, and what to do."""
+    if "certificate has expired" in said:
+        return (
+            "the server's certificate, or the authority that signed it, has expired. Replace it and restart the "
+            "server; if it is still valid, set this host's clock"
+        )
+    if "certificate is not yet valid" in said:
+        return "the server's certificate is not valid yet. Check this host's clock, and from when it is valid"
+    if "Hostname Verification Check failed" in said:
+        return (
+            f"the server's certificate is not for {host_of(url)!r}. Call the server by a name in its certificate, "
+            "or add this name to the certificate (subjectAltName)"
+        )
+    return (
+        f"{said}. Was the server's certificate signed by one of tls.ca, for this host name, and does the server "
+        "use TLS?"
+    )
+
+
 def _advice(said: str, uses_tls: bool) -> str:
     if not _hung_up(said):
         return "Is the server running there, and is this its gRPC port (8001 unless changed)?"
     if uses_tls:
-        return "Does it ask for a client certificate, and does it trust tls.cert?"
+        return "Does it ask for a client certificate, is tls.cert still valid, and does it trust tls.cert?"
     return "Does it expect TLS (Detector(tls=TLSConfig(...)))?"
 
 

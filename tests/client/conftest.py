@@ -51,6 +51,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.shared_memory: dict[str, np.ndarray] = {}
         self.ready = True
         self.url = ""
+        self.credentials: grpc.ServerCredentials | None = None  # for TLS
         self._server: grpc.Server | None = None
         self.most_in_flight = 0
         self.delay_s: Callable[[int], float] = lambda label: 0.0
@@ -64,7 +65,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(ThreadPoolExecutor(32), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port(self.url or '127.0.0.1:0')}"
+        url = self.url or "127.0.0.1:0"
+        if self.credentials is None:
+            port = self._server.add_insecure_port(url)
+        else:
+            port = self._server.add_secure_port(url, self.credentials)
+        self.url = f"{url.rpartition(':')[0]}:{port}"
         self._server.start()
 
     def stop(self) -> None:
