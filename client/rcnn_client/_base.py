@@ -24,6 +24,7 @@ from ._contract import (
     read_model_config,
     wanted_outputs,
 )
+from ._deadline import Deadline
 from ._detections import Detections
 from ._errors import (
     InvalidParameterError,
@@ -34,9 +35,9 @@ from ._errors import (
 from ._images import encode_image, encoded_size_hw, faults_of, image_name, rgb_pixels
 from ._info import DetectorInfo, read_info, step_models
 from ._options import Options, Request
-from ._servers import Deadline, Servers
+from ._servers import Servers
 from ._shm import LOST, Region, Regions
-from ._steps import Plan, Run, copy
+from ._steps import Call, Plan, Run, copy
 from ._tiles import Tile, TiledPicture, Tiling
 
 T = TypeVar("T")
@@ -70,19 +71,26 @@ class BaseDetector:
         self._contract: Contract | None = None
         self._pixels_model: str | None = None  # not asked yet
         self._pil_lock = threading.Lock()
-        self._clients: dict[int, Any] = {}
+        self._clients: dict[tuple[int, bool], Any] = {}
         self._clients_lock = threading.Lock()
         self._regions = Regions(self._connection)
         self._release = weakref.finalize(self, self._regions.release)
 
-    def _client(self, endpoint: int) -> Any:
-        """The tritonclient of an endpoint."""
+    def _client(self, call: Call) -> Any:
+        """The tritonclient for a call."""
+        key = (call.endpoint, call.apart)
         with self._clients_lock:
             if self._servers.closed:
                 raise ValueError("closed before the call")
-            if endpoint not in self._clients:
-                self._clients[endpoint] = self._connection.open(self._client_class, endpoint)
-            return self._clients[endpoint]
+            if key not in self._clients:
+                client_class = self._client_apart if call.apart else self._client_class
+                self._clients[key] = self._connection.open(client_class, call.endpoint)
+            return self._clients[key]
+
+    def _client_apart(self, url: str, *, channel_args: list[tuple[str, Any]], **kwargs: Any) -> Any:
+        """A tritonclient that does not share its connection; by default all of a process that can do."""
+        own = [*channel_args, ("grpc.use_local_subchannel_pool", 1)]
+        return self._client_class(url, channel_args=own, **kwargs)
 
     def _take_clients(self) -> list[Any]:
         """Refuse new calls from now on; returns the tritonclients that the caller must close."""

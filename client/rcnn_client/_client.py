@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,7 @@ from ._info import DetectorInfo
 from ._merge import MergeMethod, MergeMetric
 from ._options import DetectOptions, Options, Request, read_options
 from ._results import Result, check_in_flight, check_stream, gather, window
-from ._steps import Plan, Run, Sleep, Step
+from ._steps import Call, Plan, Run, Sleep, Start, Step, Wait
 from ._tiles import Tiling
 
 if TYPE_CHECKING:
@@ -240,4 +241,30 @@ class Detector(BaseDetector):
             return time.sleep(step.seconds)
         if isinstance(step, Run):
             return step.function(*step.args)
-        return getattr(self._client(step.endpoint), step.method)(*step.args, **step.kwargs)
+        if isinstance(step, Start):
+            return _Inference(self._client(step.call), step.call)
+        if isinstance(step, Wait):
+            return bool(wait([step.running], step.seconds).done)
+        return getattr(self._client(step), step.method)(*step.args, **step.kwargs)
+
+
+class _Inference(Future[Any]):
+    """A call of `infer` that runs."""
+
+    _starting = threading.Lock()
+
+    def __init__(self, client: triton.InferenceServerClient, call: Call) -> None:
+        super().__init__()
+        with self._starting:  # tritonclient mixes up the callbacks of calls that start at the same time
+            self._rpc = client.async_infer(*call.args, callback=self._end, **call.kwargs)
+
+    def cancel(self) -> bool:
+        """Give up the call, and tell the server so."""
+        self._rpc.cancel()
+        return True
+
+    def _end(self, result: Any, error: Exception | None) -> None:
+        if error is None:
+            self.set_result(result)
+        else:
+            self.set_exception(error)

@@ -246,9 +246,10 @@ def padded_rles(picture: Image.Image, count: int) -> np.ndarray:
 
 
 class Path:
-    """A way to a server that can be frozen: what comes is taken and not passed on, and nobody is told."""
+    """A way to a server that can be slow, or frozen: what comes is taken and not passed on, and nobody is told."""
 
     def __init__(self, url: str) -> None:
+        self.bytes_per_s = 0  # of each connection; 0: no limit
         self._target = url
         self._passes = threading.Event()
         self._passes.set()
@@ -280,6 +281,8 @@ class Path:
             while data := source.recv(1 << 16):
                 self._passes.wait()
                 target.sendall(data)
+                if self.bytes_per_s:
+                    time.sleep(len(data) / self.bytes_per_s)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
