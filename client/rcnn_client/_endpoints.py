@@ -25,7 +25,7 @@ class _Endpoint:
     down_until: float = 0.0
     answered_at: float = 0.0
     hung_at: float = 0.0  # when it last left a probe without an answer
-    probed_until: float = 0.0  # a caller probes it
+    is_probed: bool = False  # by a caller that waits for an answer
 
 
 class Endpoints:
@@ -54,14 +54,14 @@ class Endpoints:
             turns = [(self._turn + offset) % count for offset in range(count)]
 
             def order(endpoint: int) -> tuple[bool, bool, float]:
-                down_until = self._all[endpoint].down_until
-                is_down = down_until > now
-                return is_down, endpoint in tried, down_until if is_down else 0.0
+                each = self._all[endpoint]
+                is_down = each.is_probed or each.down_until > now
+                return is_down, endpoint in tried, each.down_until if is_down else 0.0
 
             chosen = min(turns, key=order)
             self._turn = chosen + 1
             if self._all[chosen].may_hang:  # other callers stay away while this one probes it
-                self._all[chosen].down_until = now + COOL_DOWN_S
+                self._all[chosen].down_until = now + 2 * PROBE_TIMEOUT_S + COOL_DOWN_S
             return chosen
 
     def may_hang(self, endpoint: int) -> bool:
@@ -72,18 +72,23 @@ class Endpoints:
         """Whether, as far as is known, a call could go to another endpoint instead."""
         return any(each.works for index, each in enumerate(self._all) if index != endpoint)
 
-    def must_probe(self, endpoint: int, sent_at: float) -> bool:
-        """Whether a caller that waits since `sent_at` must probe the endpoint now.
+    def begin_probe(self, endpoint: int, sent_at: float) -> bool:
+        """Whether a caller that waits since `sent_at` must probe the endpoint now, and call `end_probe` then.
 
-        It must if nobody has heard from the endpoint for half a second. This is true for one caller at a time.
-        Meanwhile new calls go elsewhere.
+        It must if nothing is known of the endpoint for half a second. One caller probes at a time, and new
+        calls go elsewhere meanwhile.
         """
         with self._lock:
             each, now = self._all[endpoint], time.monotonic()
-            if now < max(sent_at, each.answered_at) + PROBED_AFTER_S or now < each.probed_until:
+            if each.is_probed or now < max(sent_at, each.answered_at, each.hung_at) + PROBED_AFTER_S:
                 return False
-            each.probed_until = each.down_until = now + 2 * PROBE_TIMEOUT_S
+            each.is_probed = True
             return True
+
+    def end_probe(self, endpoint: int) -> None:
+        """The caller knows, or no longer waits."""
+        with self._lock:
+            self._all[endpoint].is_probed = False
 
     def has_hung_since(self, endpoint: int, sent_at: float) -> bool:
         """Whether the endpoint left a probe without an answer since then, and nobody has heard from it later."""
@@ -94,7 +99,7 @@ class Endpoints:
         """The endpoint was unavailable just now."""
         with self._lock:
             each = self._all[endpoint]
-            each.works, each.probed_until = False, 0.0
+            each.works = False
             each.down_until = time.monotonic() + COOL_DOWN_S
 
     def timed_out(self, endpoint: int) -> None:
@@ -107,7 +112,7 @@ class Endpoints:
         """The endpoint did not answer a probe."""
         with self._lock:
             each = self._all[endpoint]
-            each.works, each.may_hang, each.probed_until = False, True, 0.0
+            each.works, each.may_hang = False, True
             each.hung_at = time.monotonic()
             each.down_until = each.hung_at + HUNG_COOL_DOWN_S
 

@@ -195,8 +195,11 @@ class Servers:
             while not (yield Wait(running, CHECK_S)):
                 if not self._endpoints.another_works(call.endpoint):
                     continue
-                if self._endpoints.must_probe(call.endpoint, sent_at):
-                    yield from self._is_live(call.endpoint, deadline)
+                if self._endpoints.begin_probe(call.endpoint, sent_at):
+                    try:
+                        yield from self._is_live(call.endpoint, deadline)
+                    finally:
+                        self._endpoints.end_probe(call.endpoint)
                 if self._endpoints.has_hung_since(call.endpoint, sent_at) and not running.done():
                     raise InferenceServerException("the server hangs", "StatusCode.DEADLINE_EXCEEDED")
             return running.result()

@@ -125,11 +125,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request, context):
         self.metadata.append(dict(context.invocation_metadata()))
         self.seconds_left.append(context.time_remaining())
-        if request.name not in self.configs:
-            context.abort(
-                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found"
-            )
+        self._check_model(request.name, context)
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    def _check_model(self, name, context):
+        if name not in self.configs:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
 
     def ModelMetadata(self, request, context):
         return service_pb2.ModelMetadataResponse()
@@ -171,6 +172,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _infer(self, request, context):
         if self.status:
             context.abort(*self.status)
+        self._check_model(request.model_name, context)
         try:
             if request.model_name == "faster_rcnn_pixels":
                 picture = Image.fromarray(self._read_pixels(request))
