@@ -41,12 +41,15 @@ class Detector(BaseDetector):
     Args:
         url: host:port of the server's gRPC endpoint, or a list of them. Servers, and the addresses that a
             host name resolves to, take turns. A server that fails or hangs is left out until it answers again.
+            One that hangs costs a call at most 2 s while another works: after half a second of silence it is
+            asked whether it lives, and only if it does not answer does the call go to another.
         model: name of the detector in the server's model repository.
         timeout_s: limit of every call in seconds, including its retries. While another server can still be
-            tried, one server gets a quarter of the time that is left, but at least a second.
+            tried, a server that lives gets a quarter of the time that is left, but at least a second.
         retries: how many times a call is sent again, to the next server, after a server was unavailable or
-            did not answer in time. The waits in between are random. Their limit starts at 0.05 s, or at 0.5 s
-            where the queues of all servers are full, and doubles each time.
+            did not answer in time. Every server is tried once before the call fails, unless this is 0. The waits
+            in between are random. Their limit starts at 0.05 s, or at 0.5 s where the queues of all servers are
+            full, and doubles each time.
         tls: certificates for an encrypted connection. If None, the connection is not encrypted.
         headers: sent with every call, for example a token.
         transport: "shm" passes arrays to a server on the same host through shared memory. Files, bytes and

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as async_triton
 from rcnn_client import (
     DeadlineExceededError,
     Detector,
@@ -56,15 +57,15 @@ def timed(function, *args, **kwargs):
 
 @pytest.fixture
 def probes(monkeypatch):
-    """A list that gets an entry for each probe of the sync client."""
+    """A list that gets an entry for each probe."""
     sent = []
-    probe = triton.InferenceServerClient.is_server_live
+    for client_class in (triton.InferenceServerClient, async_triton.InferenceServerClient):
 
-    def count(*args, **kwargs):
-        sent.append(1)
-        return probe(*args, **kwargs)
+        def count(*args, probe=client_class.is_server_live, **kwargs):
+            sent.append(1)
+            return probe(*args, **kwargs)
 
-    monkeypatch.setattr(triton.InferenceServerClient, "is_server_live", count)
+        monkeypatch.setattr(client_class, "is_server_live", count)
     return sent
 
 
@@ -88,15 +89,24 @@ def test_one_that_hangs_costs_two_seconds_once(
         assert len(server.requests) - before == 10
 
 
-def test_threads_that_wait_for_one_that_hangs_probe_it_once(
-    server, other_server, path_to_server, png, probes
+@each_detector
+def test_calls_that_wait_for_one_that_hangs_probe_it_once(
+    detector_class, server, other_server, path_to_server, png, probes
 ):
+    with detector_class([path_to_server.url, other_server.url]) as detector:
+        detector.detect_batch([png(1)] * 8)
+        path_to_server.freeze()
+        answers, took_s = timed(detector.detect_batch, [png(2)] * 200, in_flight=16)
+    assert all(found.labels[0] == 2 for found in answers) and took_s < 3
+    assert len(probes) == 2  # on its connection, and on another
+
+
+def test_threads_wait_for_one_that_hangs_less_than_two_seconds(server, other_server, path_to_server, png):
     with Detector([path_to_server.url, other_server.url]) as detector, ThreadPoolExecutor(16) as pool:
         detector.detect_batch([png(1)] * 8)
         path_to_server.freeze()
-        took = list(pool.map(lambda label: timed(detector.detect, png(label)), [2] * 400))
+        took = list(pool.map(lambda label: timed(detector.detect, png(label)), [2] * 200))
     assert all(found.labels[0] == 2 for found, _ in took) and max(took_s for _, took_s in took) < 2
-    assert len(probes) == 2  # on its connection, and on another
 
 
 @each_detector
@@ -126,8 +136,7 @@ def test_one_that_hangs_before_it_opens_shared_memory(server, other_server, path
 
 def test_two_that_hang_leave_the_third(server, other_server, path_to_server, png):
     path_to_server.freeze()
-    urls = [path_to_server.url, f"{path_to_server.url}", other_server.url]
-    with Detector(urls) as detector:
+    with Detector([path_to_server.url, path_to_server.url, other_server.url]) as detector:
         found, took_s = timed(detector.detect, png(5))
         assert found.labels[0] == 5 and took_s < 4
 
@@ -158,9 +167,10 @@ def test_is_ready_asks_the_others(detector_class, server, other_server, path_to_
         assert not ready and took_s < 2
 
 
-def test_slow_servers_do_no_work_twice(server, other_server, png, probes):
+@each_detector
+def test_slow_servers_do_no_work_twice(detector_class, server, other_server, png, probes):
     server.delay_s = other_server.delay_s = lambda label: 2.2
-    with Detector([server.url, other_server.url]) as detector:
+    with detector_class([server.url, other_server.url]) as detector:
         answers = detector.detect_batch([png(label) for label in range(1, 9)], in_flight=8)
     assert [found.labels[0] for found in answers] == list(range(1, 9))
     assert len(server.requests) + len(other_server.requests) == 8
@@ -269,6 +279,26 @@ def test_turns_with_one_that_may_hang(monkeypatch):
     assert not endpoints.may_hang(0)
     assert [endpoints.choose() for _ in range(3)] == [1, 0, 1]
     assert [endpoints.choose(tried={0}) for _ in range(2)] == [1, 1]
+
+
+def test_one_caller_at_a_time_probes_an_endpoint_that_is_silent(monkeypatch):
+    monkeypatch.setattr(_endpoints, "PROBED_AFTER_S", 0.1)
+    endpoints = Endpoints(2)
+    sent_at = time.monotonic()
+    assert not endpoints.begin_probe(0, sent_at)  # it was not silent for long
+    time.sleep(0.15)
+    assert [endpoints.begin_probe(0, sent_at) for _ in range(3)] == [True, False, False]
+    assert [endpoints.choose() for _ in range(3)] == [1, 1, 1]
+    endpoints.answered(0), endpoints.end_probe(0)
+    assert not endpoints.begin_probe(0, sent_at) and not endpoints.has_hung_since(0, sent_at)
+    time.sleep(0.15)
+    assert endpoints.begin_probe(0, sent_at)
+    endpoints.hangs(0), endpoints.end_probe(0)
+    assert not endpoints.begin_probe(0, sent_at) and endpoints.has_hung_since(0, sent_at)
+    assert not endpoints.has_hung_since(0, time.monotonic())  # of a later call nothing is known
+    assert endpoints.another_works(0) and not endpoints.another_works(1)
+    endpoints.failed(1)
+    assert not endpoints.another_works(0)
 
 
 def test_a_deadline_has_shares():
