@@ -88,7 +88,7 @@ class BaseDetector:
             return self._clients[key]
 
     def _client_apart(self, url: str, *, channel_args: list[tuple[str, Any]], **kwargs: Any) -> Any:
-        """A tritonclient that does not share its connection; by default all of a process that can do."""
+        """A tritonclient with a connection of its own; gRPC would share the one that exists."""
         own = [*channel_args, ("grpc.use_local_subchannel_pool", 1)]
         return self._client_class(url, channel_args=own, **kwargs)
 

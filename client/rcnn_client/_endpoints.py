@@ -33,7 +33,7 @@ class Endpoints:
 
     One that failed is down for a second. One that let a call time out may hang, and a call to a server that
     hangs costs much time. So it must first answer a short probe; if it does not, it is down for 20 seconds and
-    is then probed again.
+    is then probed again. One that is silent while a call waits is probed as well.
 
     Safe to share between threads.
     """
@@ -86,7 +86,7 @@ class Endpoints:
             return True
 
     def end_probe(self, endpoint: int) -> None:
-        """The caller knows, or no longer waits."""
+        """The caller that probed the endpoint has its answer, or gave up."""
         with self._lock:
             self._all[endpoint].is_probed = False
 

@@ -87,7 +87,7 @@ class Servers:
                 self._endpoints.timed_out(endpoint)
                 if not can_move or deadline.left_s() <= 0:
                     raise
-            except (ModelNotFoundError, CertificateError):  # of this server; another may be right
+            except (ModelNotFoundError, CertificateError):  # another server may have what is missing here
                 self._endpoints.failed(endpoint)
                 refused.append(endpoint)
                 if count == self._retries or not self._endpoints.another_works(endpoint):
@@ -213,7 +213,7 @@ class Servers:
         """Whether a server answers a short call, on its connection or, where a picture may be in the way, on another.
 
         Args:
-            connections: for each call, whether it takes the connection apart.
+            connections: for each probe, whether it takes a connection apart (see `Call`).
         """
         for apart in connections:
             probe = Call(endpoint, "is_server_live", (), {}, apart)
@@ -222,7 +222,7 @@ class Servers:
             except DeadlineExceededError:
                 continue
             except ServerUnavailableError:
-                if apart:  # and silent on the connection that it has
+                if apart:  # and the first connection is silent
                     continue
                 self._endpoints.failed(endpoint)
                 return False
