@@ -25,6 +25,7 @@ from ._contract import (
     read_model_config,
     wanted_outputs,
 )
+from ._deadline import Deadline
 from ._detections import Detections
 from ._errors import (
     CertificateError,
@@ -38,9 +39,9 @@ from ._errors import (
 from ._images import encode_image, encoded_size_hw, faults_of, image_name, rgb_pixels
 from ._info import DetectorInfo, read_info, step_models
 from ._options import Options, Request
-from ._servers import Deadline, Servers
+from ._servers import Servers
 from ._shm import LOST, Region, Regions
-from ._steps import Plan, Run, copy
+from ._steps import Call, Plan, Run, copy
 from ._tiles import Tile, TiledPicture, Tiling
 
 T = TypeVar("T")
@@ -78,9 +79,14 @@ class BaseDetector:
         self._regions = Regions(self._connection)
         self._release = weakref.finalize(self, self._regions.release)
 
-    def _client(self, endpoint: int) -> Any:
-        """The tritonclient of an endpoint."""
-        return self._clients.client(endpoint, self._client_class)
+    def _client(self, call: Call) -> Any:
+        """The tritonclient for a call."""
+        return self._clients.client(call.endpoint, self._client_apart if call.apart else self._client_class)
+
+    def _client_apart(self, url: str, *, channel_args: list[tuple[str, Any]], **kwargs: Any) -> Any:
+        """A tritonclient that does not share its connection; by default all of a process that can do."""
+        own = [*channel_args, ("grpc.use_local_subchannel_pool", 1)]
+        return self._client_class(url, channel_args=own, **kwargs)
 
     def _take_clients(self) -> list[Any]:
         """Refuse new calls from now on; returns the tritonclients that the caller must close."""

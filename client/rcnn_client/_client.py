@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,7 @@ from ._info import DetectorInfo
 from ._merge import MergeMethod, MergeMetric
 from ._options import DetectOptions, Options, Request, read_options
 from ._results import Result, check_in_flight, check_stream, gather, window
-from ._steps import Plan, Run, Sleep, Step
+from ._steps import Call, Plan, Run, Sleep, Start, Step, Wait
 from ._tiles import Tiling
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ class Detector(BaseDetector):
     Args:
         url: host:port of the server's gRPC endpoint, or a list of them. Servers, and the addresses that a
             host name resolves to, take turns. A server that fails or hangs is left out until it answers again.
+            One that hangs costs a call at most 2 s while another works: after half a second of silence it is
+            asked whether it lives, and only if it does not answer does the call go to another.
         model: name of the detector in the server's model repository.
         timeout_s: limit of every call in seconds, including its retries. While another server can still be
-            tried, one server gets a quarter of the time that is left, but at least a second.
+            tried, a server that lives gets a quarter of the time that is left, but at least a second.
         retries: how many times a call is sent again, to the next server, after a server was unavailable or
-            did not answer in time. The waits in between are random. Their limit starts at 0.05 s, or at 0.5 s
-            where the queues of all servers are full, and doubles each time.
+            did not answer in time. Every server is tried once before the call fails, unless this is 0. The waits
+            in between are random. Their limit starts at 0.05 s, or at 0.5 s where the queues of all servers are
+            full, and doubles each time.
         tls: certificates for an encrypted connection. If None, the connection is not encrypted.
         headers: sent with every call, for example a token.
         transport: "shm" passes arrays to a server on the same host through shared memory. Files, bytes and
@@ -240,4 +244,30 @@ class Detector(BaseDetector):
             return time.sleep(step.seconds)
         if isinstance(step, Run):
             return step.function(*step.args)
-        return getattr(self._client(step.endpoint), step.method)(*step.args, **step.kwargs)
+        if isinstance(step, Start):
+            return _Inference(self._client(step.call), step.call)
+        if isinstance(step, Wait):
+            return bool(wait([step.running], step.seconds).done)
+        return getattr(self._client(step), step.method)(*step.args, **step.kwargs)
+
+
+class _Inference(Future[Any]):
+    """A call of `infer` that runs."""
+
+    _starting = threading.Lock()
+
+    def __init__(self, client: triton.InferenceServerClient, call: Call) -> None:
+        super().__init__()
+        with self._starting:  # tritonclient mixes up the callbacks of calls that start at the same time
+            self._rpc = client.async_infer(*call.args, callback=self._end, **call.kwargs)
+
+    def cancel(self) -> bool:
+        """Give up the call, and tell the server so."""
+        self._rpc.cancel()
+        return True
+
+    def _end(self, result: Any, error: Exception | None) -> None:
+        if error is None:
+            self.set_result(result)
+        else:
+            self.set_exception(error)

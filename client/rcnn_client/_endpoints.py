@@ -6,11 +6,26 @@ import random
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 
 COOL_DOWN_S = 1.0
 HUNG_COOL_DOWN_S = 20.0
+PROBED_AFTER_S = 0.5
+PROBE_TIMEOUT_S = 0.5
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
 FIRST_FULL_QUEUE_BACKOFF_S, LAST_FULL_QUEUE_BACKOFF_S = 0.5, 8.0
+
+
+@dataclass
+class _Endpoint:
+    """What is known of an endpoint; times are those of `time.monotonic`."""
+
+    works: bool = True  # until it fails
+    may_hang: bool = False
+    down_until: float = 0.0
+    answered_at: float = 0.0
+    hung_at: float = 0.0  # when it last left a probe without an answer
+    is_probed: bool = False  # by a caller that waits for an answer
 
 
 class Endpoints:
@@ -18,14 +33,13 @@ class Endpoints:
 
     One that failed is down for a second. One that let a call time out may hang, and a call to a server that
     hangs costs much time. So it must first answer a short probe; if it does not, it is down for 20 seconds and
-    is then probed again.
+    is then probed again. One that is silent while a call waits is probed as well.
 
     Safe to share between threads.
     """
 
     def __init__(self, count: int) -> None:
-        self._down_until = [0.0] * count
-        self._may_hang = [False] * count
+        self._all = [_Endpoint() for _ in range(count)]
         self._turn = 0
         self._lock = threading.Lock()
 
@@ -36,43 +50,76 @@ class Endpoints:
         Among those that are down, the one that is up again first is chosen.
         """
         with self._lock:
-            count, now = len(self._down_until), time.monotonic()
+            count, now = len(self._all), time.monotonic()
             turns = [(self._turn + offset) % count for offset in range(count)]
 
             def order(endpoint: int) -> tuple[bool, bool, float]:
-                is_down = self._down_until[endpoint] > now
-                return is_down, endpoint in tried, self._down_until[endpoint] if is_down else 0.0
+                each = self._all[endpoint]
+                is_down = each.is_probed or each.down_until > now
+                return is_down, endpoint in tried, each.down_until if is_down else 0.0
 
             chosen = min(turns, key=order)
             self._turn = chosen + 1
-            if self._may_hang[chosen]:  # other callers stay away while this one probes it
-                self._down_until[chosen] = now + COOL_DOWN_S
+            if self._all[chosen].may_hang:  # other callers stay away while this one probes it
+                self._all[chosen].down_until = now + 2 * PROBE_TIMEOUT_S + COOL_DOWN_S
             return chosen
 
     def may_hang(self, endpoint: int) -> bool:
         """Whether the endpoint must answer a probe before it gets another call."""
-        return self._may_hang[endpoint]
+        return self._all[endpoint].may_hang
+
+    def another_works(self, endpoint: int) -> bool:
+        """Whether, as far as is known, a call could go to another endpoint instead."""
+        return any(each.works for index, each in enumerate(self._all) if index != endpoint)
+
+    def begin_probe(self, endpoint: int, sent_at: float) -> bool:
+        """Whether a caller that waits since `sent_at` must probe the endpoint now, and call `end_probe` then.
+
+        It must if nothing is known of the endpoint for half a second. One caller probes at a time, and new
+        calls go elsewhere meanwhile.
+        """
+        with self._lock:
+            each, now = self._all[endpoint], time.monotonic()
+            if each.is_probed or now < max(sent_at, each.answered_at, each.hung_at) + PROBED_AFTER_S:
+                return False
+            each.is_probed = True
+            return True
+
+    def end_probe(self, endpoint: int) -> None:
+        """The caller that probed the endpoint has its answer, or gave up."""
+        with self._lock:
+            self._all[endpoint].is_probed = False
+
+    def has_hung_since(self, endpoint: int, sent_at: float) -> bool:
+        """Whether the endpoint left a probe without an answer since then, and nobody has heard from it later."""
+        each = self._all[endpoint]
+        return each.hung_at > max(sent_at, each.answered_at)
 
     def failed(self, endpoint: int) -> None:
         """The endpoint was unavailable just now."""
         with self._lock:
-            self._down_until[endpoint] = time.monotonic() + COOL_DOWN_S
+            each = self._all[endpoint]
+            each.works = False
+            each.down_until = time.monotonic() + COOL_DOWN_S
 
     def timed_out(self, endpoint: int) -> None:
         """The endpoint did not answer a call in time: it hangs, or it is only slow."""
         with self._lock:
-            self._may_hang[endpoint] = True
+            each = self._all[endpoint]
+            each.works, each.may_hang = False, True
 
     def hangs(self, endpoint: int) -> None:
         """The endpoint did not answer a probe."""
         with self._lock:
-            self._down_until[endpoint] = time.monotonic() + HUNG_COOL_DOWN_S
+            each = self._all[endpoint]
+            each.works, each.may_hang = False, True
+            each.hung_at = time.monotonic()
+            each.down_until = each.hung_at + HUNG_COOL_DOWN_S
 
     def answered(self, endpoint: int) -> None:
         """The endpoint works."""
         with self._lock:
-            self._down_until[endpoint] = 0.0
-            self._may_hang[endpoint] = False
+            self._all[endpoint] = _Endpoint(answered_at=time.monotonic())
 
 
 def backoff_s(attempt: int) -> float:

@@ -10,9 +10,9 @@ from typing import TypedDict, get_args
 import numpy as np
 
 from ._contract import Contract, MaskForm
+from ._deadline import Deadline
 from ._detections import Detections
 from ._errors import InvalidParameterError
-from ._servers import Deadline
 
 
 class DetectOptions(TypedDict, total=False):

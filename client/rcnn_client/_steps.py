@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -18,12 +18,42 @@ LARGE_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Call:
-    """Call a method of an endpoint's tritonclient; the result is what the method returns."""
+    """Call a method of an endpoint's tritonclient; the result is what the method returns.
+
+    Attributes:
+        apart: use a second connection to the endpoint, where nothing large is on its way.
+    """
 
     endpoint: int
     method: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    apart: bool = False
+
+
+class Running(Protocol):
+    """A call that was started."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Any: ...
+
+    def cancel(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a call of tritonclient's `infer`; the result is a `Running`."""
+
+    call: Call
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Wait until a call that was started is done, or for some seconds; the result says whether it is done."""
+
+    running: Any  # what `Start` gave
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -47,7 +77,7 @@ class Run:
     must_finish: bool = False
 
 
-Step: TypeAlias = "Call | Sleep | Run"
+Step: TypeAlias = "Call | Start | Wait | Sleep | Run"
 Plan: TypeAlias = Generator[Step, Any, T]
 
 

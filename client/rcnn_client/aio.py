@@ -25,7 +25,7 @@ from ._info import DetectorInfo
 from ._merge import MergeMethod, MergeMetric
 from ._options import DetectOptions, Options, Request, read_options
 from ._results import Result, check_in_flight, check_stream, gather, window
-from ._steps import Plan, Run, Sleep, Step
+from ._steps import Call, Plan, Run, Sleep, Start, Step, Wait
 from ._tiles import Tiling
 
 if TYPE_CHECKING:
@@ -182,12 +182,27 @@ class Detector(BaseDetector):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Run):
             return await _run_in_thread(step)
+        if isinstance(step, Start):
+            running = asyncio.create_task(self._call(step.call))
+            running.add_done_callback(_note_error)
+            return running
+        if isinstance(step, Wait):
+            return bool((await asyncio.wait([step.running], timeout=step.seconds))[0])
+        return await self._call(step)
+
+    async def _call(self, call: Call) -> Any:
         try:
-            return await getattr(self._client(step.endpoint), step.method)(*step.args, **step.kwargs)
+            return await getattr(self._client(call), call.method)(*call.args, **call.kwargs)
         except asyncio.CancelledError as error:
             if self._servers.closed:  # the channel cancelled the call, not the owner of the task
                 raise ConnectionError("the channel was closed") from error
             raise
+
+
+def _note_error(running: asyncio.Task[Any]) -> None:
+    """Keeps asyncio from reporting the error of a call that was given up."""
+    if not running.cancelled():
+        running.exception()
 
 
 async def _run_in_thread(step: Run) -> Any:

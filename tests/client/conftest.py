@@ -131,11 +131,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request, context):
         self.metadata.append(dict(context.invocation_metadata()))
         self.seconds_left.append(context.time_remaining())
-        if request.name not in self.configs:
-            context.abort(
-                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found"
-            )
+        self._check_model(request.name, context)
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    def _check_model(self, name, context):
+        if name not in self.configs:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
 
     def ModelMetadata(self, request, context):
         return service_pb2.ModelMetadataResponse()
@@ -177,6 +178,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def _infer(self, request, context):
         if self.status:
             context.abort(*self.status)
+        self._check_model(request.model_name, context)
         try:
             if request.model_name == "faster_rcnn_pixels":
                 picture = Image.fromarray(self._read_pixels(request))
@@ -252,9 +254,10 @@ def padded_rles(picture: Image.Image, count: int) -> np.ndarray:
 
 
 class Path:
-    """A way to a server that can be frozen: what comes is taken and not passed on, and nobody is told."""
+    """A way to a server that can be slow, or frozen: what comes is taken and not passed on, and nobody is told."""
 
     def __init__(self, url: str) -> None:
+        self.bytes_per_s = 0  # of each connection; 0: no limit
         self._target = url
         self._passes = threading.Event()
         self._passes.set()
@@ -286,6 +289,8 @@ class Path:
             while data := source.recv(1 << 16):
                 self._passes.wait()
                 target.sendall(data)
+                if self.bytes_per_s:
+                    time.sleep(len(data) / self.bytes_per_s)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

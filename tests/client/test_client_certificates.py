@@ -119,3 +119,13 @@ def test_a_clients_own_certificate_may_be_replaced(server, png, authority, monke
         (authority.folder / "own.pem").write_text("half of a certif")
         restart(server, authority.sign("server"), root_certificates=root, require_client_auth=True)
         assert seconds_until_it_answers(detector, png(1)) < 5
+
+
+def test_calls_go_to_the_server_whose_certificate_is_valid(server, other_server, png, authority):
+    restart(server, authority.sign("server", ends=-timedelta(days=1)))
+    restart(other_server, authority.sign("other"))
+    with Detector([server.url, other_server.url], tls=authority.tls) as detector:
+        assert detector.is_ready()
+        answers = detector.detect_batch([png(label) for label in range(1, 11)], in_flight=2)
+    assert [found.labels[0] for found in answers] == list(range(1, 11))
+    assert not server.requests

@@ -3,13 +3,16 @@
 import time
 
 import grpc
+import numpy as np
 import pytest
 from rcnn_client import (
     AccessDeniedError,
+    CertificateError,
     DeadlineExceededError,
     Detector,
     InvalidImageError,
     InvalidParameterError,
+    ModelNotFoundError,
     ServerError,
     ServerUnavailableError,
     TLSConfig,
@@ -85,6 +88,67 @@ def test_one_that_is_stopping_or_broken_is_left_to_itself(server, other_server, 
         pytest.raises(ServerUnavailableError, match=said),
     ):
         detector.detect(png(1))
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "error", "said"),
+    [
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "Request for unknown model: 'faster_rcnn' is not found",
+            ModelNotFoundError,
+            "unknown model",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "Ssl handshake failed: certificate has expired",
+            CertificateError,
+            "has expired",
+        ),
+    ],
+)
+def test_what_is_wrong_with_one_is_asked_of_the_others(server, other_server, png, status, words, error, said):
+    server.status = (status, words)
+    with Detector([server.url, other_server.url]) as detector:
+        answers = detector.detect_batch([png(label) for label in range(1, 21)], in_flight=1)
+        assert [found.labels[0] for found in answers] == list(range(1, 21))
+        assert len(server.requests) == 1 and len(other_server.requests) == 20
+        other_server.status = server.status
+        server.requests.clear(), other_server.requests.clear()
+        with pytest.raises(error, match=said):
+            detector.detect(png(1))
+        assert len(server.requests) <= 1 and len(other_server.requests) <= 1
+        other_server.status = None
+        assert detector.detect(png(2)).labels[0] == 2
+    with Detector([other_server.url, server.url], retries=0) as detector, pytest.raises(error, match=said):
+        detector.detect(png(1))
+
+
+def test_a_model_that_only_one_of_them_has_loaded(server, other_server, png):
+    del server.configs["faster_rcnn"]
+    with Detector([server.url, other_server.url]) as detector:
+        assert detector.is_ready() and detector.info().model == "faster_rcnn"
+        assert detector.detect(png(1)).labels[0] == 1
+    with Detector([server.url, other_server.url], "typo") as detector:
+        assert not detector.is_ready()
+        with pytest.raises(ModelNotFoundError, match="typo"):
+            detector.detect(png(1))
+
+
+def test_a_model_that_takes_pixels_only_on_one_of_them(server, other_server):
+    other_server.add_pixels_model()
+    array = np.full((20, 10, 3), 4, np.uint8)
+    with Detector([server.url, other_server.url]) as detector:
+        answers = detector.detect_batch([array] * 10, in_flight=1)
+    assert [found.labels[0] for found in answers] == [4] * 10
+    assert len(other_server.requests) >= 9
+
+
+def test_one_that_works_is_found_among_many_that_are_down(server, png):
+    urls = [f"127.0.0.1:{port}" for port in range(1, 8)]
+    for at in (0, 4, 7):
+        with Detector([*urls[:at], server.url, *urls[at:]]) as detector:
+            assert detector.detect(png(1)).labels[0] == 1
 
 
 def test_retries_end(server, png):
