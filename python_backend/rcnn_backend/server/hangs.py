@@ -17,7 +17,8 @@ from rcnn_backend.server.stub_processes import Stub, cpu_seconds, is_stopped
 LOOK_S = 1.0
 ANSWER_S = 3.0  # how long one look waits for the server's answer
 GIVEN_UP_S = 2.0  # Triton fails the requests of a step's process that has been stopped for about a second
-BUSY = 10  # times the timeout, for what computes all the time and may end yet
+COMPUTES = 0.03  # who uses that much of one core
+BUSY = 10  # gets so many times the timeout, for it may end yet
 
 
 class Standstill(NamedTuple):
@@ -45,7 +46,7 @@ class HangWatch:
     timeout_s: float
     hung: str = ""
     standstills: dict[Standstill, float] = field(default_factory=dict)  # and their seconds
-    looked: float = field(default_factory=time.monotonic)
+    looked: float = 0.0  # by time.monotonic
 
     def look(self, stubs: Mapping[int, Stub]) -> str:
         """Looks at the server and at ``stubs``, by process id, at most once a second; gives ``hung``."""
@@ -81,7 +82,8 @@ class HangWatch:
 
     def _idle_or_busy(self, what: str, pid: int, state: tuple[int, ...]) -> Iterator[Standstill]:
         idle = what.format(self.timeout_s) + " without using the processor"
-        yield Standstill(idle, self.timeout_s, (pid, *state, int(cpu_seconds(pid))))
+        computed = int(cpu_seconds(pid) / (COMPUTES * self.timeout_s))
+        yield Standstill(idle, self.timeout_s, (pid, *state, computed))
         busy_s = BUSY * self.timeout_s
         yield Standstill(what.format(busy_s), busy_s, (pid, *state))
 
