@@ -49,7 +49,6 @@ ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # what anyone may a
 CLEANER = f"""
 read -r pid && ! read -r stopped && {{
     kill -TERM "$pid"
-    kill -CONT "$pid"
     for _ in $(seq 120); do kill -0 "$pid" || break; sleep 0.5; done
     kill -KILL -- "-$pid"
     [ -d "$1/mps" ] && echo quit | {PIPES}="$1/mps" {CONTROL}
