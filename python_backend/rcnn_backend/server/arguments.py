@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         type=float,
         default=30.0,
-        help="end with code 1 when tritonserver has not answered for so long, or a step has been at the same requests, "
-        "and does not compute; ten times as long where it does. 0: never (default: %(default)g)",
+        help="end with code 1 when tritonserver has not answered for so long, or a step has been at the same requests. "
+        "A process that computes all the while gets ten times as long. 0: never (default: %(default)g)",
     )
     parser.add_argument(
         "--rebuild",

@@ -121,7 +121,8 @@ class RunningServer:
 
     def _drain(self, timeout_s: float) -> bool:
         """Whether every request was answered in time. Without HTTP there is no way to wait for that."""
-        self.process.send_signal(signal.SIGCONT)  # if it was stopped
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)  # what was stopped gets no SIGTERM
         if not (self.models and "http" in self.urls):
             return False
         return drain(self.urls["http"], self.models.served, self.admin_headers, timeout_s)
