@@ -6,6 +6,7 @@ It lies in shared memory: a step writes it in no time, and ``rcnn-serve`` can re
 import mmap
 import os
 import struct
+import weakref
 from pathlib import Path
 
 VARIABLE = "RCNN_EXECUTIONS"  # of the environment: how the paths of the files begin. The process id ends them
@@ -23,7 +24,11 @@ class Executions:
 
     def __init__(self) -> None:
         self._count = 0
-        self._shared = _map_number(os.environ.get(VARIABLE, ""))
+        prefix = os.environ.get(VARIABLE)
+        path = Path(f"{prefix}{os.getpid()}") if prefix else None
+        self._shared = _map_number(path)
+        if path:
+            weakref.finalize(self, path.unlink, missing_ok=True)  # when the model is unloaded
 
     def __enter__(self) -> None:
         self._add()
@@ -36,10 +41,10 @@ class Executions:
         NUMBER.pack_into(self._shared, 0, self._count)
 
 
-def _map_number(prefix: str) -> mmap.mmap:
-    if not prefix:
+def _map_number(path: Path | None) -> mmap.mmap:
+    if path is None:
         return mmap.mmap(-1, NUMBER.size)
-    with Path(f"{prefix}{os.getpid()}").open("wb+") as file:
+    with path.open("wb+") as file:
         file.write(
             bytes(NUMBER.size)
         )  # an error where there is no room, as writing to the map would be a SIGBUS
