@@ -6,7 +6,6 @@ It lies in shared memory: a step writes it in no time, and ``rcnn-serve`` can re
 import mmap
 import os
 import struct
-import weakref
 from pathlib import Path
 
 VARIABLE = "RCNN_EXECUTIONS"  # of the environment: how the paths of the files begin. The process id ends them
@@ -24,11 +23,7 @@ class Executions:
 
     def __init__(self) -> None:
         self._count = 0
-        prefix = os.environ.get(VARIABLE)
-        path = Path(f"{prefix}{os.getpid()}") if prefix else None
-        self._shared = _map_number(path)
-        if path:
-            weakref.finalize(self, path.unlink, missing_ok=True)  # when the model is unloaded
+        self._shared = _map_number(os.environ.get(VARIABLE, ""))
 
     def __enter__(self) -> None:
         self._add()
@@ -41,10 +36,10 @@ class Executions:
         NUMBER.pack_into(self._shared, 0, self._count)
 
 
-def _map_number(path: Path | None) -> mmap.mmap:
-    if path is None:
+def _map_number(prefix: str) -> mmap.mmap:
+    if not prefix:
         return mmap.mmap(-1, NUMBER.size)
-    with path.open("wb+") as file:
+    with Path(f"{prefix}{os.getpid()}").open("wb+") as file:
         file.write(
             bytes(NUMBER.size)
         )  # an error where there is no room, as writing to the map would be a SIGBUS
@@ -59,3 +54,8 @@ def read_executions(prefix: str, pid: int) -> int:
     except (OSError, struct.error):
         return 0
     return number
+
+
+def remove_executions(prefix: str, pid: int) -> None:
+    """Removes the number of a process that has ended."""
+    Path(f"{prefix}{pid}").unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rcnn_backend.contract.executions import read_executions
+from rcnn_backend.contract.executions import read_executions, remove_executions
 from rcnn_backend.server.repository_api import FAILURES
 from rcnn_backend.server.stub_processes import Stub, cpu_seconds, is_stopped
 
@@ -47,6 +47,7 @@ class HangWatch:
     hung: str = ""
     standstills: dict[Standstill, float] = field(default_factory=dict)  # and their seconds
     looked: float = 0.0  # by time.monotonic
+    seen: set[int] = field(default_factory=set)  # the steps of the last look
 
     def look(self, stubs: Mapping[int, Stub]) -> str:
         """Looks at the server and at ``stubs``, by process id, at most once a second; gives ``hung``."""
@@ -55,6 +56,9 @@ class HangWatch:
             return self.hung
         # Where this process or the whole machine was paused, nothing could go on.
         passed_s, self.looked = min(now - self.looked, LOOK_S + ANSWER_S), now
+        for ended in self.seen - stubs.keys():
+            remove_executions(self.executions, ended)
+        self.seen = set(stubs)
         # The steps of a server that hangs have nobody to go on for.
         found = [*self._server()] or [each for pid, stub in stubs.items() for each in self._step(pid, stub)]
         self.standstills = {each: self.standstills.get(each, -passed_s) + passed_s for each in found}

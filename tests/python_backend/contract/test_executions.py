@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from rcnn_backend.contract.executions import VARIABLE, Executions, read_executions
+from rcnn_backend.contract.executions import VARIABLE, Executions, read_executions, remove_executions
 
 
 def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,8 +19,8 @@ def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError), executions:
         raise ValueError
     assert read_executions(prefix, os.getpid()) == 6
-    del executions
-    assert not list(tmp_path.iterdir())
+    remove_executions(prefix, os.getpid())
+    assert read_executions(prefix, os.getpid()) == 0
 
 
 def test_without_a_reader_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

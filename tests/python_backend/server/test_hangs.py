@@ -111,6 +111,9 @@ def test_a_step_without_requests_does_not_hang(watched: Watched) -> None:
     assert watched.hang_after(100) == (0, "")
     watched.execute(4)
     assert watched.hang_after(100) == (0, "")
+    watched.stubs.clear()  # its model is unloaded
+    assert watched.hang_after(100) == (0, "")
+    assert not watched.file.exists()
 
 
 def test_one_execution_that_does_not_compute_hangs_and_one_after_the_other_does_not(watched: Watched) -> None:
