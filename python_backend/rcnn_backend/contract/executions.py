@@ -13,7 +13,7 @@ NUMBER = struct.Struct("=Q")
 
 
 class Executions:
-    """A context for each execution. It adds 1 to the number at the begin and at the end, so that it is odd in between.
+    """A context for each execution. It adds 1 to the number at the start and at the end, so it is odd in between.
 
     Without the variable nobody else sees the number.
 
@@ -40,9 +40,8 @@ def _map_number(prefix: str) -> mmap.mmap:
     if not prefix:
         return mmap.mmap(-1, NUMBER.size)
     with Path(f"{prefix}{os.getpid()}").open("wb+") as file:
-        file.write(
-            bytes(NUMBER.size)
-        )  # an error where there is no room, as writing to the map would be a SIGBUS
+        # Takes the room now: without any, this is an error, and writing to the map would be a SIGBUS.
+        file.write(bytes(NUMBER.size))
         file.flush()
         return mmap.mmap(file.fileno(), NUMBER.size)
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
                     _write_error(f"rcnn-serve: {server.failure()}\n")
             return code if code >= 0 else 128 - code  # as a shell tells a death by signal
     except (ServerError, RepositoryError, OSError) as error:
-        print(f"rcnn-serve: {error}", file=sys.stderr)
+        _write_error(f"rcnn-serve: {error}\n")
         return 1
     except KeyboardInterrupt:  # before the server was ready, or a second one
         return 130

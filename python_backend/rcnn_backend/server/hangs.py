@@ -17,8 +17,8 @@ from rcnn_backend.server.stub_processes import Stub, cpu_seconds, is_stopped
 LOOK_S = 1.0
 ANSWER_S = 3.0  # how long one look waits for the server's answer
 GIVEN_UP_S = 2.0  # Triton fails the requests of a step's process that has been stopped for about a second
-COMPUTES = 0.03  # who uses that much of one core
-BUSY = 10  # gets so many times the timeout, for it may end yet
+COMPUTES = 0.03  # of one core: a process that uses this much is busy
+BUSY = 10  # times the timeout is what a busy process gets
 
 
 class Standstill(NamedTuple):

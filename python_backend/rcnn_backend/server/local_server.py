@@ -65,8 +65,8 @@ class RunningServer:
     where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
     are served. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
     what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, and ``hang_watch``: over
-    those and the server, from when the server is ready. ``repository``: the folder that holds the models. ``served_from``: what Triton gets in its place, a link
-    or a view.
+    those and the server, from when the server is ready. ``repository``: the folder that holds the models.
+    ``served_from``: what Triton gets in its place, a link or a view.
     """
 
     process: subprocess.Popen[bytes]
@@ -299,13 +299,19 @@ def running_server(
 
 
 def _keep(log: Path) -> Path:
-    """A copy of the log that stays."""
-    with (
-        log.open("rb") as source,
-        tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy,
-    ):
-        shutil.copyfileobj(source, copy)
-    return Path(copy.name)
+    """A copy of the log that stays.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
+        kept = Path(copy.name)
+    try:
+        shutil.copyfile(log, kept)
+    except OSError:
+        kept.unlink()
+        raise
+    return kept
 
 
 def _without_addresses(flags: Sequence[str]) -> list[str]:
