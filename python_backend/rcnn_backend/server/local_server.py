@@ -41,7 +41,7 @@ from rcnn_backend.server.triton_install import (
 )
 
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
-GIVE_UP_S = 5.0
+GIVE_UP_S = 3.0
 ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # what anyone may ask, also with TLS and a token
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
