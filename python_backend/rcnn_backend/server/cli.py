@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 code = server.stop()
             except _BrokenError as broken:
                 _write_error(f"rcnn-serve: {broken}\n")
-                server.give_up()
+                server.kill()  # a server that drains refuses requests, and a balancer sends it ever more of them
                 return 1
             else:
                 code = server.process.returncode

@@ -41,7 +41,6 @@ from rcnn_backend.server.triton_install import (
 )
 
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
-GIVE_UP_S = 3.0
 ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # what anyone may ask, also with TLS and a token
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
@@ -104,28 +103,17 @@ class RunningServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             try:
                 if self.process.poll() is None:
-                    drained = self._drain(self.exit_timeout_s)
+                    os.killpg(self.process.pid, signal.SIGCONT)  # a process that was stopped gets no SIGTERM
+                    if self.models and "http" in self.urls:
+                        drained = drain(
+                            self.urls["http"], self.models.served, self.admin_headers, self.exit_timeout_s
+                        )
                     self.process.terminate()
                     left_s = max(0.0, deadline - time.monotonic())
                     self.process.wait(min(left_s, IDLE_EXIT_S) if drained else left_s + 15)
             finally:
                 self.kill()
         return 0 if drained else self.process.returncode
-
-    def give_up(self) -> None:
-        """Kills the server, in which a process has died or hangs, after the answers that still come within seconds."""
-        try:
-            self._drain(GIVE_UP_S)
-        finally:
-            self.kill()
-
-    def _drain(self, timeout_s: float) -> bool:
-        """Whether every request was answered in time. Without HTTP there is no way to wait for that."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGCONT)  # what was stopped gets no SIGTERM
-        if not (self.models and "http" in self.urls):
-            return False
-        return drain(self.urls["http"], self.models.served, self.admin_headers, timeout_s)
 
     def dead_steps(self) -> list[str]:
         """The model instances whose process died, though their model is loaded.
