@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib.metadata
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
             )
         if options.fused == "on":
             parser.error("--fused on and --model-control-mode exclude each other: load NAME_fused instead")
+    if not 0 <= options.hang_timeout_s < math.inf:
+        parser.error(f"--hang-timeout-s is {options.hang_timeout_s:g}, expected seconds, or 0 for never")
     if options.images_in_flight < 1:
         parser.error(f"--images-in-flight is {options.images_in_flight}, expected at least 1")
     return options, flags
@@ -95,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=300.0,
         help="give up when the models have not loaded by then (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--hang-timeout-s",
+        metavar="S",
+        type=float,
+        default=30.0,
+        help="end with code 1 when tritonserver has not answered for so long, or a step has been at the same requests. "
+        "A process that computes all the while gets ten times as long. 0: never (default: %(default)g)",
     )
     parser.add_argument(
         "--rebuild",

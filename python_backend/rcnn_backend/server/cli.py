@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import shlex
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             fused=options.fused,
             images_in_flight=options.images_in_flight,
             ready_timeout_s=options.ready_timeout_s,
+            hang_timeout_s=options.hang_timeout_s,
             log=options.log_file,
             log_to_stderr=not options.log_file and any(flag.startswith("--log-") for flag in flags),
         ) as server:
@@ -60,19 +62,20 @@ def main(argv: list[str] | None = None) -> int:
                     print(server.warning, file=sys.stderr, flush=True)
                 _relay_log(server, start_of_service)
             except KeyboardInterrupt:
-                print("Stopping; a second Ctrl-C or SIGTERM kills the server", flush=True)
+                with contextlib.suppress(OSError):
+                    print("Stopping; a second Ctrl-C or SIGTERM kills the server", flush=True)
                 code = server.stop()
-            except _StepDiedError as died:
-                print(f"rcnn-serve: {died}", file=sys.stderr, flush=True)
+            except _BrokenError as broken:
+                _write_error(f"rcnn-serve: {broken}\n")
                 server.kill()  # a server that drains refuses requests, and a balancer sends it ever more of them
                 return 1
             else:
                 code = server.process.returncode
                 if code != 0:
-                    print(f"rcnn-serve: {server.failure()}", file=sys.stderr)
+                    _write_error(f"rcnn-serve: {server.failure()}\n")
             return code if code >= 0 else 128 - code  # as a shell tells a death by signal
     except (ServerError, RepositoryError, OSError) as error:
-        print(f"rcnn-serve: {error}", file=sys.stderr)
+        _write_error(f"rcnn-serve: {error}\n")
         return 1
     except KeyboardInterrupt:  # before the server was ready, or a second one
         return 130
@@ -80,8 +83,13 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-class _StepDiedError(RuntimeError):
-    """The process of a Python step has ended. Triton does not start it again."""
+class _BrokenError(RuntimeError):
+    """A process has ended or hangs, which Triton does not mend."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: stopping, so that whoever started rcnn-serve (systemd, Docker, Kubernetes) starts it again"
+        )
 
 
 def read_access(options: argparse.Namespace) -> Access:
@@ -135,7 +143,7 @@ def _relay_log(server: RunningServer, offset: int) -> None:
     """Shows new lines of the server's log until it ends: warnings, errors and what models print.
 
     Raises:
-        _StepDiedError: the process of a step ended and the server did not.
+        _BrokenError: the process of a step ended and the server did not, or one of them hangs.
     """
     with server.log.open("rb") if server.log else io.BytesIO() as log:
         log.seek(offset)
@@ -144,16 +152,23 @@ def _relay_log(server: RunningServer, offset: int) -> None:
             ended = server.process.poll() is not None
             for line in log:
                 if not is_routine(line):
-                    sys.stderr.write(line.decode(errors="replace"))
-            sys.stderr.flush()
+                    _write_error(line.decode(errors="replace"))
             if ended:
                 return
             if dead:
-                raise _StepDiedError(
-                    f"the process of {', '.join(dead)} ended, and tritonserver starts no other: stopping, so that "
-                    "whoever started rcnn-serve (systemd, Docker, Kubernetes) starts it again"
+                raise _BrokenError(
+                    f"the process of {', '.join(dead)} ended, and tritonserver starts no other"
                 )
+            if hang := server.hang():
+                raise _BrokenError(hang)
             if server.log and server.log_is_temporary and log.tell() > MAX_TEMPORARY_LOG_BYTES:
                 os.truncate(server.log, 0)
                 log.seek(0)
             time.sleep(0.2)
+
+
+def _write_error(text: str) -> None:
+    """Writes to stderr if that can be written to: the server goes on where its disk is full or its reader is gone."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()

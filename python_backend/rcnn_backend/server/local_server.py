@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcnn_backend.contract.executions import VARIABLE
 from rcnn_backend.errors import ServerError
 from rcnn_backend.server.acceleration import accelerate
 from rcnn_backend.server.access import RESTRICTIONS, Access, lock, warn_of_others
@@ -24,12 +25,13 @@ from rcnn_backend.server.draining import drain
 from rcnn_backend.server.flags import backend_flags, get_flag, model_flags, trace_flags
 from rcnn_backend.server.fused import write_view
 from rcnn_backend.server.gpus import find_gpus
+from rcnn_backend.server.hangs import HangWatch
 from rcnn_backend.server.log import last_words, load_failures, still_loading
 from rcnn_backend.server.memory_pool import size_pool
 from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES
 from rcnn_backend.server.paths import make_plain_folder, plain_link
-from rcnn_backend.server.shared_memory import check_shared_memory
+from rcnn_backend.server.shared_memory import SHARED_MEMORY, check_shared_memory
 from rcnn_backend.server.stub_processes import StubWatch
 from rcnn_backend.server.triton_install import (
     check_engine_packages,
@@ -39,6 +41,7 @@ from rcnn_backend.server.triton_install import (
 )
 
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
+ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # what anyone may ask, also with TLS and a token
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
 # server's process id, then a line once the server has stopped; without that line it kills the server first, so that
@@ -59,9 +62,9 @@ class RunningServer:
     ``endpoints``: by ``http``, ``grpc`` and ``metrics``, less those that the flags switch off. ``models``: None
     where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
     are served. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
-    what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, from when the server
-    is ready. ``repository``: the folder that holds the models. ``served_from``: what Triton gets in its place, a link
-    or a view.
+    what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, and ``hang_watch``: over
+    those and the server, from when the server is ready. ``repository``: the folder that holds the models.
+    ``served_from``: what Triton gets in its place, a link or a view.
     """
 
     process: subprocess.Popen[bytes]
@@ -76,6 +79,7 @@ class RunningServer:
     repository: Path
     served_from: Path
     watch: StubWatch | None = None
+    hang_watch: HangWatch | None = None
 
     @property
     def urls(self) -> dict[str, str]:
@@ -98,6 +102,7 @@ class RunningServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             try:
                 if self.process.poll() is None:
+                    os.killpg(self.process.pid, signal.SIGCONT)  # a process that was stopped gets no SIGTERM
                     if self.models and "http" in self.urls:
                         drained = drain(
                             self.urls["http"], self.models.served, self.admin_headers, self.exit_timeout_s
@@ -116,6 +121,10 @@ class RunningServer:
         """
         return self.watch.look() if self.watch else []
 
+    def hang(self) -> str:
+        """A sentence that names the process that hangs, and empty while none does."""
+        return self.hang_watch.look(self.watch.stubs) if self.watch and self.hang_watch else ""
+
     def kill(self) -> None:
         """Ends the server and its stubs at once."""
         with contextlib.suppress(ProcessLookupError):
@@ -131,12 +140,12 @@ class RunningServer:
             lines = [f"models still loading: {', '.join(still_loading(log)) or 'not told'}"]
         else:
             lines = [f"tritonserver ended with exit code {code}", *(f"  {line}" for line in last_words(log))]
-        kept = self.log
-        if self.log and self.log_is_temporary:
-            with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
-                kept = Path(copy.name)
-            shutil.copyfile(self.log, kept)
-        text = "\n".join([*lines, f"The server's whole log: {kept or 'above'}"])
+        try:
+            kept = _keep(self.log) if self.log and self.log_is_temporary else self.log
+            lines.append(f"The server's whole log: {kept or 'above'}")
+        except OSError as error:
+            lines.append(f"The server's log cannot be kept: {error}")
+        text = "\n".join(lines)
         return text.replace(str(self.served_from), str(self.repository))
 
 
@@ -154,6 +163,7 @@ def running_server(
     fused: str = "off",
     images_in_flight: int = 32,
     ready_timeout_s: float = 300.0,
+    hang_timeout_s: float = 30.0,
     log: str | Path | None = None,
     log_to_stderr: bool = False,
 ) -> Iterator[RunningServer]:
@@ -174,6 +184,7 @@ def running_server(
         fused: ``on``, ``off`` or ``auto``: the fused models are served under the names of the detectors.
         images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
             memory pool holds on a GPU, unless the flags size it. More than that are slower.
+        hang_timeout_s: from when on ``hang`` tells a process in which nothing goes on; 0: never.
         log: file for the server's log; by default a temporary one, kept only when the start fails.
         log_to_stderr: the server's log goes to stderr and to no file.
 
@@ -222,7 +233,8 @@ def running_server(
         command += model_flags(selection.served) if selection else []
         command += [*locks.flags, *(trace_flags(trace) if trace else [])]
         environment = server_environment(install, backends, folder)
-        environment |= acceleration.environment
+        executions = f"{SHARED_MEMORY}/{folder.name}-executions-"  # the cleaner removes them
+        environment |= {VARIABLE: executions, **acceleration.environment}
         log_path = None if log_to_stderr else Path(log).resolve() if log else folder / "tritonserver.log"
         if log_path:
             log_path.write_bytes(b"")
@@ -257,6 +269,10 @@ def running_server(
                 process.pid, server.urls.get("http", ""), locks.admin_headers, models_stay
             )
             server.dead_steps()  # finds the processes
+            asked = next((name for name in ANYONE if name in server.urls), "")
+            server.hang_watch = HangWatch(
+                process.pid, server.urls.get(asked, ""), ANYONE.get(asked, ""), executions, hang_timeout_s
+            )
             # On a GPU, only what a client sends and gets goes through shared memory.
             if not (pool.flags or find_gpus()[0]):
                 check_shared_memory(len(server.watch.stubs))
@@ -267,6 +283,22 @@ def running_server(
     finally:
         opened.close()
         cleaner.communicate()
+
+
+def _keep(log: Path) -> Path:
+    """A copy of the log that stays.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
+        kept = Path(copy.name)
+    try:
+        shutil.copyfile(log, kept)
+    except OSError:
+        kept.unlink()
+        raise
+    return kept
 
 
 def _without_addresses(flags: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ Triton 24.10 starts none again that has died, and says that it is ready all the 
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from rcnn_backend.server.repository_api import FAILURES, model_states
 
 ENDED = "ZX"  # zombie, dead
+STOPPED = "T"
 MODEL_ARGUMENT, INSTANCE_ARGUMENT = 1, 8  # of the stub's command line
 RESCAN_S = 1.0
 
@@ -71,14 +73,16 @@ class StubWatch:
 
 
 def find_stubs(server_pid: int) -> dict[int, Stub]:
-    """What each stub of the server runs, by process id."""
+    """What each stub of the server runs, by process id; none while this process can open no more files."""
     stubs = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
+    pids: list[int] = []
+    with contextlib.suppress(OSError):
+        pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
+    for pid in pids:
         try:
             if int(_stat(pid)[1]) != server_pid:
                 continue
-            arguments = (folder / "cmdline").read_text(errors="replace").split("\0")
+            arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
         except (OSError, IndexError):  # it ended meanwhile
             continue
         if arguments[0].endswith("/triton_python_backend_stub"):
@@ -101,8 +105,27 @@ def has_ended(pid: int) -> bool:
     """Whether the process has ended, also if its parent has not collected it yet (a zombie)."""
     try:
         return _stat(pid)[0] in ENDED
-    except (OSError, IndexError):
+    except (FileNotFoundError, ProcessLookupError, IndexError):
         return True
+    except OSError:  # this process may open no more files, and cannot know
+        return False
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process was stopped by a signal."""
+    try:
+        return _stat(pid)[0] == STOPPED
+    except (OSError, IndexError):
+        return False
+
+
+def cpu_seconds(pid: int) -> float:
+    """How long the process has computed, over all cores; 0 where that is not known."""
+    try:
+        user, system = _stat(pid)[11:13]
+    except (OSError, ValueError):
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: int) -> list[str]:

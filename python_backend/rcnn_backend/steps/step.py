@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from rcnn_backend.batches import run_batches
 from rcnn_backend.contract.chain_types import Chain, count_levels, expand
+from rcnn_backend.contract.executions import Executions
 from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDeviceError
@@ -73,6 +74,7 @@ class Step:
         self._counted = self._declared.counted if self._declared else ""
         self._metrics = StepMetrics(args["model_name"], self._counted)
         self._end = ProcessEnd()
+        self._executions = Executions()
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)
@@ -159,7 +161,7 @@ class Step:
 
     def _answer(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
         """The responses to all requests; ``run`` gives the outputs or the error of each one that can be read."""
-        with self._end.executing:
+        with self._end.executing, self._executions:
             if self._end.is_near:
                 gone = UnusableDeviceError("the step's GPU failed, and its process is about to end")
                 return [make_error_response(gone) for _ in requests]

@@ -1,0 +1,29 @@
+"""Gives a server a small disk and a small /dev/shm of its own, so that a fault can fill them and nothing else."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+DISK, SHARED_MEMORY = "256m", "512m"
+MISSING = "only root can mount the disk that it would fill"
+
+
+@contextlib.contextmanager
+def own_disks(folder: Path) -> Iterator[Path]:
+    """``folder`` as a small disk, and in it the folder ``shm`` as another; both plain folders where mounting fails."""
+    with contextlib.ExitStack() as stack:
+        for place, size in ((folder, DISK), (folder / "shm", SHARED_MEMORY)):
+            place.mkdir(parents=True, exist_ok=True)
+            options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+            if subprocess.run(["mount", *options], capture_output=True).returncode == 0:
+                stack.callback(subprocess.run, ["umount", "--lazy", place], check=False)
+        yield folder
+
+
+def with_own_shared_memory(command: Sequence[str | Path], folder: Path) -> list[str | Path]:
+    """The command with the folder's ``shm`` as its /dev/shm, in the same process; as it is where that is no disk."""
+    if not (folder / "shm").is_mount():
+        return [*command]
+    script = 'mount --bind "$0" /dev/shm && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, folder / "shm", *command]

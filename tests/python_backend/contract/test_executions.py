@@ -1,0 +1,35 @@
+"""What a step shows of its executions."""
+
+import os
+from pathlib import Path
+
+import pytest
+from rcnn_backend.contract.executions import VARIABLE, Executions, read_executions, remove_executions
+
+
+def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = str(tmp_path / "executions-")
+    monkeypatch.setenv(VARIABLE, prefix)
+    executions = Executions()
+    assert read_executions(prefix, os.getpid()) == 0
+    for number in (1, 3):
+        with executions:
+            assert read_executions(prefix, os.getpid()) == number
+        assert read_executions(prefix, os.getpid()) == number + 1
+    with pytest.raises(ValueError), executions:
+        raise ValueError
+    assert read_executions(prefix, os.getpid()) == 6
+    remove_executions(prefix, os.getpid())
+    assert read_executions(prefix, os.getpid()) == 0
+
+
+def test_without_a_reader_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with Executions():
+        assert read_executions(str(tmp_path / "executions-"), os.getpid()) == 0
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "missing" / "executions-"))
+    with pytest.raises(FileNotFoundError):
+        Executions()
