@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import network_faults
 import process_faults
+import resource_faults
 from load import Load, Probe, make_questions
 from report import Event, Report
 from rich.console import Console
@@ -27,7 +29,7 @@ from schedule import Turn, schedule
 from world import MODEL, CannotHappenHereError, Fault, World, open_world
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-FAULTS = process_faults.FAULTS
+FAULTS = process_faults.FAULTS | resource_faults.FAULTS | network_faults.FAULTS
 STEADY_S = 3.0  # without an error: recovered
 GIVE_UP_S = 60.0  # what has not recovered by then never will
 

@@ -75,7 +75,7 @@ def freeze(find: Find, world: World, index: int, rng: random.Random) -> Iterator
 @contextlib.contextmanager
 def kill_large_clients(world: World, index: int, rng: random.Random) -> Iterator[None]:
     """Two clients send a picture of 20 million pixels each, and are killed before they have the answer."""
-    url = world.nginx_url or world.entrances[index]
+    url = world.nginx_url or world.relays[index].url
     with contextlib.ExitStack() as stack:
         command = [sys.executable, LARGE_CLIENT, url, MODEL]
         clients = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(2)]

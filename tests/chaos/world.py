@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from network_relay import Relay
+from own_disks import own_disks, with_own_shared_memory
 from rcnn_backend.server.stub_processes import find_stubs
 from rcnn_client import Detector, RcnnError
 from supervised import Supervised
@@ -39,7 +41,6 @@ class Server(Supervised):
     """
 
     def __init__(self, repository: Path, folder: Path, *options: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         ports = {protocol: free_port() for protocol in ("grpc", "http", "metrics")}
         self.url = f"127.0.0.1:{ports['grpc']}"
@@ -47,6 +48,7 @@ class Server(Supervised):
         command += ["--models", MODEL, "--log-file", folder / "tritonserver.log", *options]
         for protocol, port in ports.items():
             command += [f"--{protocol}-port", str(port)]
+        command = with_own_shared_memory(command, folder)
         super().__init__(command, folder / "rcnn-serve.log", os.environ | {"TMPDIR": str(folder)})
 
     @property
@@ -70,23 +72,18 @@ class Server(Supervised):
 
 @dataclass
 class World:
-    """``relays``: one before each server, or none. ``nginx``: None where clients share the load themselves."""
+    """``relays``: one before each server. ``nginx``: None where clients share the load themselves."""
 
     servers: list[Server]
+    relays: list[Relay]
     folder: Path
-    relays: list = field(default_factory=list)
     nginx: Supervised | None = None
     nginx_url: str = ""
 
     @property
     def urls(self) -> list[str]:
         """What the clients connect to."""
-        return [self.nginx_url] if self.nginx else self.entrances
-
-    @property
-    def entrances(self) -> list[str]:
-        """Where each server is reached by clients and by nginx: at its relay, if there is one."""
-        return [before.url for before in self.relays or self.servers]
+        return [self.nginx_url] if self.nginx else [relay.url for relay in self.relays]
 
 
 Fault: TypeAlias = Callable[[World, int, random.Random], AbstractContextManager[None]]
@@ -96,15 +93,19 @@ Fault: TypeAlias = Callable[[World, int, random.Random], AbstractContextManager[
 def open_world(repository: Path, folder: Path, behind: str) -> Iterator[World]:
     """Two servers that are ready, one of the fused model and one of all steps; ``behind`` is ``client`` or ``nginx``."""
     with contextlib.ExitStack() as stack:
-        servers = [Server(repository, folder / way, "--fused", way) for way in ("on", "off")]
-        for server in servers:
-            stack.callback(server.stop)
+        servers, relays = [], []
+        for way in ("on", "off"):
+            own_folder = stack.enter_context(own_disks(folder / way))
+            servers.append(Server(repository, own_folder, "--fused", way))
+            stack.callback(servers[-1].stop)
+            relays.append(Relay(servers[-1].url))
+            stack.callback(relays[-1].close)
         for server in servers:
             wait_until_ready(server)
-        world = World(servers, folder)
+        world = World(servers, relays, folder)
         if behind == "nginx":
             (folder / "nginx").mkdir()
-            world.nginx_url, command = nginx_command(world.entrances, folder / "nginx")
+            world.nginx_url, command = nginx_command(world.urls, folder / "nginx")
             world.nginx = Supervised(command, folder / "nginx.log")
             stack.callback(world.nginx.stop)
         yield world
