@@ -39,7 +39,13 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "images": draw(st.lists(pixels(), min_size=1, max_size=3)),
         "parameters": PreprocessParameters(
-            draw(limit), draw(limit), fixed and list(fixed), MEAN, STD, draw(st.sampled_from([32, 1, 5])), 10**8
+            draw(limit),
+            draw(limit),
+            fixed and list(fixed),
+            MEAN,
+            STD,
+            draw(st.sampled_from([32, 1, 5])),
+            10**8,
         ),
     }
 
