@@ -15,7 +15,7 @@ from rcnn_export.digits.detector import STAGE_CHANNELS, digits_detector
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from .cases import BATCH, cases
+from .cases import BATCH, CASES, cases
 from .reference import exact_batched_nms
 from .strategies import FINITE, LOGITS, array_of, boxes
 
@@ -51,7 +51,7 @@ def rpn_outputs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@cases("rpn")
+@cases(CASES["rpn"])
 @given(rpn_outputs())
 @torch.no_grad()
 def test_rpn(drawn: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def header_outputs(draw: st.DrawFn) -> dict[str, np.ndarray]:
     }
 
 
-@cases("header", a_call=BATCH)
+@cases(CASES["header"], a_call=BATCH)
 @given(header_outputs())
 @torch.no_grad()
 def test_header(drawn: dict[str, np.ndarray]) -> None:

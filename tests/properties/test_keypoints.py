@@ -11,7 +11,7 @@ from rcnn_backend.operators.keypoints import heatmaps_to_keypoints
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints as expected_keypoints
 
 from . import reference
-from .cases import BATCH, cases
+from .cases import BATCH, CASES, cases
 from .strategies import FINITE, array_of, boxes
 
 HEATS = ((np.arange(256) - 128) / 16).astype(np.float32)  # exact in FP16
@@ -19,7 +19,7 @@ MAX_SIDE = 300
 
 
 @st.composite
-def detections(draw: st.DrawFn) -> dict[str, Any]:
+def heatmaps_in_boxes(draw: st.DrawFn) -> dict[str, Any]:
     """The heatmaps of one keypoint in each of some boxes, of which none is large."""
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     drawn = draw(boxes(BATCH, table=FINITE))
@@ -61,7 +61,7 @@ def resized_value(heatmap: np.ndarray, box: np.ndarray, keypoint: np.ndarray, de
     return float(resized[y, x])
 
 
-@cases("keypoints", a_call=BATCH)
-@given(detections())
+@cases(CASES["keypoints"], a_call=BATCH)
+@given(heatmaps_in_boxes())
 def test_keypoints(drawn: dict[str, Any]) -> None:
     check_keypoints(Cpu(), **drawn)

@@ -14,7 +14,7 @@ from rcnn_client import Detections
 from rcnn_client._run_lengths import decode_counts, decode_rle
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from .cases import BATCH, cases
+from .cases import BATCH, CASES, cases
 from .strategies import FINITE, array_of, boxes, thresholds
 
 PROBABILITIES = (np.arange(256) % 65 / 64).astype(np.float16)
@@ -23,7 +23,7 @@ pictures_hw = st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.sampled_fro
 
 
 @st.composite
-def detections(draw: st.DrawFn) -> dict[str, Any]:
+def masks_in_boxes(draw: st.DrawFn) -> dict[str, Any]:
     """Square masks of one picture, and where their boxes lie in it."""
     side = draw(st.integers(1, 14))
     drawn = draw(boxes(BATCH, table=FINITE))
@@ -64,13 +64,13 @@ def check_masks(
     assert [each["counts"] for each in client.rle(thresh)] == [rle.decode() for rle in rles]
 
 
-@cases("masks", a_call=BATCH)
-@given(detections())
+@cases(CASES["masks"], a_call=BATCH)
+@given(masks_in_boxes())
 def test_masks(drawn: dict[str, Any]) -> None:
     check_masks(Cpu(), **drawn)
 
 
-@cases("run_lengths")
+@cases(CASES["run_lengths"])
 @given(pictures_hw.flatmap(lambda size_hw: array_of(np.arange(8) % 3 == 0, *size_hw)))
 def test_run_lengths(mask: np.ndarray) -> None:
     """Text from runs, runs from text, and a mask from text."""

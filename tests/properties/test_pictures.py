@@ -18,7 +18,7 @@ from rcnn_client._orientation import upright, upright_size
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from . import reference
-from .cases import cases
+from .cases import CASES, cases
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 sides = st.integers(1, 48)
@@ -33,7 +33,7 @@ def pixels(draw: st.DrawFn, channels: int = 3) -> np.ndarray:
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> dict[str, Any]:
+def pictures_to_resize(draw: st.DrawFn) -> dict[str, Any]:
     limit = st.integers(1, 80)
     fixed = draw(st.none() | st.tuples(limit, limit))
     return {
@@ -89,8 +89,8 @@ def _vanishes(image: np.ndarray, parameters: PreprocessParameters) -> bool:
     return False
 
 
-@cases("preprocess")
-@given(batches())
+@cases(CASES["preprocess"])
+@given(pictures_to_resize())
 def test_preprocess(drawn: dict[str, Any]) -> None:
     check_preprocess(Cpu(), **drawn, atol=2e-6)
 
@@ -99,7 +99,7 @@ MODES = [("RGB", "PNG"), ("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("RGBA", "PNG
          ("RGB", "TIFF"), ("L", "BMP"), ("P", "GIF"), ("RGB", "WEBP")]  # fmt: skip
 
 
-@cases("decode")
+@cases(CASES["decode"])
 @given(pixels(), st.sampled_from(MODES), st.integers(0, 9))
 def test_any_picture_is_upright_rgb(drawn: np.ndarray, mode_and_format: tuple[str, str], turn: int) -> None:
     """Grey, palette, one bit, with alpha; orientations that EXIF knows and does not know."""

@@ -10,7 +10,7 @@ from rcnn_backend.devices import Cpu, Device
 from rcnn_backend.operators.roi_align import multi_scale_roi_align
 
 from . import reference
-from .cases import BATCH, cases
+from .cases import BATCH, CASES, cases
 from .strategies import FINITE, array_of, boxes
 
 FEATURES = ((np.arange(256) - 128) / 32).astype(np.float32)  # exact in FP16
@@ -69,7 +69,7 @@ def check_roi_align(
     assert not pooled[~is_real].any()
 
 
-@cases("roi_align", a_call=BATCH)
+@cases(CASES["roi_align"], a_call=BATCH)
 @given(pooled_boxes())
 def test_roi_align(drawn: dict[str, Any]) -> None:
     check_roi_align(Cpu(), **drawn)
