@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from rcnn_backend.contract.parameters import DetectionParameters, PoolParameters
+from rcnn_backend.contract.parameters import DetectionParameters, PoolParameters, ProposalParameters
 from rcnn_backend.devices import Device
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -41,26 +41,31 @@ def exact_batched_nms() -> Iterator[None]:
         yield
 
 
-class Rpn:
-    """A RegionProposalNetwork without its network."""
+def top_anchors(logits: Tensor, level_sizes: list[int], pre_nms_top_n: int) -> Tensor:
+    """The indices [B, k] of the best anchors of each level."""
+    rpn = SimpleNamespace(pre_nms_top_n=lambda: pre_nms_top_n)
+    return RegionProposalNetwork._get_top_n_idx(rpn, logits, level_sizes)
 
-    def __init__(self, pre_nms_top_n: int, post_nms_top_n: int, thresholds: dict[str, float]) -> None:
-        self._rpn = SimpleNamespace(
-            pre_nms_top_n=lambda: pre_nms_top_n, post_nms_top_n=lambda: post_nms_top_n, **thresholds
-        )
-        self._rpn._get_top_n_idx = self.top
 
-    def top(self, logits: Tensor, level_sizes: list[int]) -> Tensor:
-        """The indices [B, k] of the best of each level."""
-        return RegionProposalNetwork._get_top_n_idx(self._rpn, logits, level_sizes)
-
-    def filter_proposals(
-        self, boxes: Tensor, logits: Tensor, sizes_hw: list[tuple[int, int]], level_sizes: list[int]
-    ) -> list[np.ndarray]:
-        """The proposals of each image."""
-        with exact_batched_nms():
-            found, _ = RegionProposalNetwork.filter_proposals(self._rpn, boxes, logits, sizes_hw, level_sizes)
-        return [each.cpu().numpy() for each in found]
+def filter_proposals(
+    boxes: Tensor,
+    logits: Tensor,
+    top: Tensor,
+    sizes_hw: list[tuple[int, int]],
+    level_sizes: list[int],
+    parameters: ProposalParameters,
+) -> list[np.ndarray]:
+    """The proposals of each image, from all anchors and the indices of the best."""
+    rpn = SimpleNamespace(
+        post_nms_top_n=lambda: parameters.padded_counts[-1],
+        score_thresh=parameters.score_thresh,
+        nms_thresh=parameters.nms_thresh,
+        min_size=parameters.min_box_size,
+        _get_top_n_idx=lambda *_: top,
+    )
+    with exact_batched_nms():
+        found, _ = RegionProposalNetwork.filter_proposals(rpn, boxes, logits, sizes_hw, level_sizes)
+    return [each.cpu().numpy() for each in found]
 
 
 def postprocess_detections(

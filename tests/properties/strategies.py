@@ -32,19 +32,12 @@ def array_of(table: np.ndarray, *shape: int) -> st.SearchStrategy[np.ndarray]:
     )
 
 
-def _corners(corners_and_sides: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.concatenate(
-            [corners_and_sides[..., :2], corners_and_sides[..., :2] + corners_and_sides[..., 2:]], axis=-1
-        )
-
-
 def boxes(*shape: int, table: np.ndarray = ANY) -> st.SearchStrategy[np.ndarray]:
     """float32 [*shape, 4]: overlapping, equal, without area, inverted, outside; of ``ANY`` also huge, inf and NaN."""
-    drawn = st.tuples(array_of(table, *shape, 4), scales)
-    return drawn.map(lambda pair: _scaled(_corners(pair[0]), pair[1]))
+    return st.builds(_corners, array_of(table, *shape, 4), scales)
 
 
-def _scaled(array: np.ndarray, scale: float) -> np.ndarray:
-    with np.errstate(invalid="ignore", over="ignore"):
-        return (array * np.float32(scale)).astype(np.float32)
+@np.errstate(invalid="ignore", over="ignore")
+def _corners(corner_and_sides: np.ndarray, scale: float) -> np.ndarray:
+    corner, box_sides = corner_and_sides[..., :2], corner_and_sides[..., 2:]
+    return np.concatenate([corner, corner + box_sides], axis=-1) * np.float32(scale)

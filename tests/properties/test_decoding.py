@@ -35,6 +35,7 @@ class Given(nn.Module):
 
 MODEL = digits_detector().eval()
 RPN, HEADER = RpnModule(MODEL), HeaderModule(MODEL)
+PROPOSALS, DETECTIONS = proposal_parameters(MODEL), detection_parameters(MODEL)
 HEAD, BACKBONE, PREDICTOR = Given(), Given(), Given()
 MODEL.rpn.head, RPN.head, RPN.backbone = HEAD, HEAD, BACKBONE
 HEADER.box_head, HEADER.box_predictor = nn.Identity(), PREDICTOR
@@ -64,7 +65,7 @@ def test_rpn(drawn: dict[str, Any]) -> None:
     with exact_batched_nms():
         (expected,), _ = MODEL.rpn(ImageList(blank, [size_hw]), BACKBONE.answer)
     rpn_boxes = RPN(blank)[0][0].numpy()
-    found = filter_proposals(rpn_boxes, np.array(size_hw, np.float32), proposal_parameters(MODEL))
+    found = filter_proposals(rpn_boxes, np.array(size_hw, np.float32), PROPOSALS)
     np.testing.assert_allclose(found, expected.numpy(), **ROUNDING)
 
 
@@ -92,7 +93,7 @@ def test_header(drawn: dict[str, np.ndarray]) -> None:
         )
     scores, class_boxes, _ = HEADER(torch.zeros(1, len(proposals), 1, 1, 1), proposals[None])
     found = postprocess_detections(
-        scores[0].numpy(), class_boxes[0].numpy(), np.array(size_hw, np.float32), detection_parameters(MODEL)
+        scores[0].numpy(), class_boxes[0].numpy(), np.array(size_hw, np.float32), DETECTIONS
     )
     for ours, (theirs,) in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), **ROUNDING)

@@ -47,17 +47,10 @@ def check_proposals(
     pre_nms_top_n: int,
     parameters: ProposalParameters,
 ) -> None:
-    (most,) = parameters.padded_counts
-    thresholds = {
-        "score_thresh": parameters.score_thresh,
-        "nms_thresh": parameters.nms_thresh,
-        "min_size": parameters.min_box_size,
-    }
-    rpn = reference.Rpn(pre_nms_top_n, most, thresholds)
     all_logits, all_boxes = reference.tensor(logits, device), reference.tensor(boxes, device)
-    expected = rpn.filter_proposals(all_boxes, all_logits, sizes_hw, level_sizes)
+    top = reference.top_anchors(all_logits, level_sizes, pre_nms_top_n)
+    expected = reference.filter_proposals(all_boxes, all_logits, top, sizes_hw, level_sizes, parameters)
 
-    top = rpn.top(all_logits, level_sizes)
     levels = torch.from_numpy(np.repeat(np.arange(len(level_sizes)), level_sizes)).to(top.device)
     scores = torch.sigmoid(all_logits.gather(1, top))
     kept_boxes = all_boxes.gather(1, top[:, :, None].expand(-1, -1, 4))
@@ -67,7 +60,7 @@ def check_proposals(
         sizes = np.array([[*size, *size] for size in sizes_hw], np.float32)
         found = propose(device.upload(rpn_boxes), features, device.upload(sizes), parameters, POOLING)
         padded, counts = device.download([found.boxes, found.num_proposals])
-    assert padded.shape == (len(boxes), most, 4)
+    assert padded.shape == (len(boxes), parameters.padded_counts[-1], 4)
     for proposals, count, theirs in zip(padded, counts.ravel(), expected, strict=True):
         np.testing.assert_array_equal(proposals[:count], theirs)
         assert not proposals[count:].any()
