@@ -18,6 +18,7 @@ from .cases import BATCH, CASES, cases
 from .strategies import FINITE, array_of, boxes, thresholds
 
 PROBABILITIES = (np.arange(256) % 65 / 64).astype(np.float16)
+MAX_SIDE = np.float32(500)  # torchvision makes the whole mask, in the picture or not
 ROUNDING = 1e-6  # of an interpolated probability: a pixel this near the threshold may be on either side
 pictures_hw = st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.sampled_from([(1, 400), (400, 1)])
 
@@ -26,10 +27,10 @@ pictures_hw = st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.sampled_fro
 def masks_in_boxes(draw: st.DrawFn) -> dict[str, Any]:
     """Square masks of one picture, and where their boxes lie in it."""
     side = draw(st.integers(1, 14))
-    drawn = draw(boxes(BATCH, table=FINITE))
+    corner, end = np.split(draw(boxes(BATCH, table=FINITE)), 2, axis=1)
     return {
         "masks": draw(array_of(PROBABILITIES, BATCH, side, side)),
-        "boxes": np.maximum(drawn, np.tile(drawn[:, :2], 2)),  # no side is negative
+        "boxes": np.concatenate([corner, end.clip(corner, corner + MAX_SIDE)], axis=1),
         "size_hw": draw(pictures_hw),
         "thresh": draw(thresholds),
     }
