@@ -1,5 +1,6 @@
 """What the engines decode leads to torchvision's proposals and detections, for any outputs of the networks."""
 
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -43,13 +44,22 @@ HEADER.box_head, HEADER.box_predictor = nn.Identity(), PREDICTOR
 
 @st.composite
 def rpn_outputs(draw: st.DrawFn) -> dict[str, Any]:
+    """No two logits are equal. The sigmoid of equal ones may differ in its last bit, and that would decide their order."""
     height, width = (32 * draw(st.integers(1, 2)) for _ in range(2))
     grids = [(height // stride, width // stride) for stride in STRIDES]
     return {
         "size_hw": (height, width),
-        "objectness": [draw(array_of(LOGITS, 1, 2, *grid)) for grid in grids],
+        "objectness": [
+            draw(array_of(LOGITS, 1, 2, *grid)) + distinct(2 * math.prod(grid), level).reshape(1, 2, *grid)
+            for level, grid in enumerate(grids)
+        ],
         "deltas": [draw(array_of(DELTAS.astype(np.float32), 1, 8, *grid)) for grid in grids],
     }
+
+
+def distinct(count: int, level: int) -> np.ndarray:
+    """Small numbers [count] that are in no other level, under the steps of LOGITS."""
+    return ((4 * np.arange(count) + level) * 2e-5).astype(np.float32)
 
 
 @cases(CASES["rpn"])
