@@ -10,11 +10,12 @@ TORCH ?= auto
 SAMPLE := export/samples
 DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
 DEMO_MASK_PICTURE := $(SAMPLE)/pictures/digits_held-out_001027.jpg
+SEED ?= $(shell date +%s)
 DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MASK := model_repository/digits_mask/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu properties lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -124,6 +125,9 @@ fuzz: $(DIGITS) $(TOOLS)  ## 20,000 hostile pictures: each gets boxes or INVALID
 
 fuzz-gpu: $(VENV)/.gpu  ## 20,000 JPEGs, valid and hostile, decoded on this GPU: pixels or InvalidInputError, memory flat
 	$(BIN)/python tests/benchmarks/fuzz_gpu.py --inputs 20000
+
+properties: $(TOOLS)  ## 100,000 random cases of the operators beside torchvision; SEED=number repeats a run
+	$(BIN)/pytest tests/properties --timeout 3600 --hypothesis-profile long --hypothesis-seed $(SEED)
 
 verify-models: $(DIGITS) $(TOOLS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh

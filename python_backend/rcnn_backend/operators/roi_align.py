@@ -18,13 +18,18 @@ LEVEL_EPS = np.float32(1e-6)
 
 
 def assign_levels(boxes: Float, parameters: PoolParameters) -> npt.NDArray[np.int64]:
-    """The pyramid level [n] each box [n, 4] is pooled from, 0 the finest (FPN paper, equation 1)."""
-    size = np.sqrt(box_area(boxes))
-    with np.errstate(divide="ignore"):  # a box without area goes to the finest level
+    """The pyramid level [n] each box [n, 4] is pooled from, 0 the finest (FPN paper, equation 1).
+
+    A box without area goes to the finest level. So does one with a negative side, for which torchvision gives zeros:
+    no operator before makes such a box.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        size = np.sqrt(box_area(boxes))
         relative = np.log2(size / np.float32(parameters.canonical_scale))
     level = np.floor(np.float32(parameters.canonical_level) + relative + LEVEL_EPS)
     finest, coarsest = np.log2([parameters.feature_strides[0], parameters.feature_strides[-1]])
-    levels: npt.NDArray[np.int64] = (level.clip(finest, coarsest) - finest).astype(np.int64)
+    clipped = np.fmin(np.fmax(level, finest), coarsest)  # of NaN the finest
+    levels: npt.NDArray[np.int64] = (clipped - finest).astype(np.int64)
     return levels
 
 

@@ -99,3 +99,12 @@ def test_levels_follow_the_fpn_paper() -> None:
     np.testing.assert_array_equal(
         assign_levels(np.array([square(900)], np.float32), parameters([32, 32])), [0]
     )
+
+
+def test_a_box_of_negative_size_leaves_the_others_alone() -> None:
+    random = np.random.default_rng(2)
+    features = [random.standard_normal((1, 3, 64 // s, 64 // s), np.float32) for s in STRIDES]
+    boxes = np.array([[4, 4, 40, 40], [10, 10, 5, 20], [8, 8, 20, 30]], np.float32)
+    pooled = multi_scale_roi_align(features, boxes[None], np.array([[3]]), parameters())
+    others = multi_scale_roi_align(features, boxes[None, ::2], np.array([[2]]), parameters())
+    np.testing.assert_array_equal(pooled[0, ::2], others[0])
