@@ -3,6 +3,7 @@
 Imported inside Triton's Python stub only, where ``triton_python_backend_utils`` exists.
 """
 
+import contextlib
 import itertools
 import json
 import time
@@ -14,10 +15,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from rcnn_backend.batches import run_batches
+from rcnn_backend.contract.chain import DETECTIONS
 from rcnn_backend.contract.chain_types import Chain, count_levels, expand
 from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDeviceError
+from rcnn_backend.steps.flow import open_flow
 from rcnn_backend.steps.lost_tensors import (
     Arrived,
     find_lost,
@@ -73,6 +76,9 @@ class Step:
         self._counted = self._declared.counted if self._declared else ""
         self._metrics = StepMetrics(args["model_name"], self._counted)
         self._end = ProcessEnd()
+        self._flow = open_flow(args, self.config, is_gpu=self.device.is_gpu)
+        self._begins_flow = bool(chain) and name == chain.steps[0].name
+        self._ends_flow = name == DETECTIONS.name
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)
@@ -159,7 +165,11 @@ class Step:
 
     def _answer(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
         """The responses to all requests; ``run`` gives the outputs or the error of each one that can be read."""
-        with self._end.executing:
+        if self._flow and self._begins_flow:
+            self._flow.wait()
+        if self._flow and self._ends_flow:
+            self._flow.receive(sum(_count_images(request) for request in requests))
+        with self._end.executing, self._flow.executing() if self._flow else contextlib.nullcontext():
             if self._end.is_near:
                 gone = UnusableDeviceError("the step's GPU failed, and its process is about to end")
                 return [make_error_response(gone) for _ in requests]
@@ -178,6 +188,9 @@ class Step:
         accepted = {index: each for index, each in enumerate(results) if isinstance(each, Request)}
         batches = [list(accepted)] if accepted else []
         computed = run_batches(lambda indices: run([accepted[i] for i in indices]), batches, self.device)
+        if self._flow and self._begins_flow:
+            made = [index for index, result in computed.items() if not isinstance(result, Exception)]
+            self._flow.send(sum(accepted[index].batch_size for index in made))
         return [
             self._respond(computed[index] if isinstance(each, Request) else each)
             for index, each in enumerate(results)
@@ -260,6 +273,10 @@ def _open_device(args: Mapping[str, str]) -> Device:
             "Run `pip install 'rcnn-backend[gpu]'` to use it"
         )
         return Cpu()
+
+
+def _count_images(request: Any) -> int:
+    return int(request.inputs()[0].shape()[0])
 
 
 def _own_part(outputs: Tensors, lost: Sequence[list[str]], images: slice) -> Tensors | Exception:

@@ -57,10 +57,15 @@ def make_step(monkeypatch: pytest.MonkeyPatch) -> Any:
         MetricFamily=MagicMock(),
     )
     monkeypatch.setitem(sys.modules, pb_utils.__name__, pb_utils)
-    for name in ("step", "metrics", "responses"):
+    for name in ("step", "flow", "metrics", "responses"):
         monkeypatch.delitem(sys.modules, f"rcnn_backend.steps.{name}", raising=False)
     module = importlib.import_module("rcnn_backend.steps.step")
-    args = {"model_config": '{"output": []}', "model_name": "doubling", "model_instance_kind": "CPU"}
+    args = {
+        "model_config": '{"output": []}',
+        "model_name": "doubling",
+        "model_repository": "/models/doubling",
+        "model_instance_kind": "CPU",
+    }
     return lambda *declared: module.Step(args, *declared)
 
 
