@@ -70,6 +70,15 @@ def pin(cores: set[int]) -> None:
     os.sched_setaffinity(0, cores)
 
 
+def run_each(target: Target) -> list[Reply]:
+    """The reply to each picture, one after the other."""
+
+    async def run(ask: Ask) -> list[Reply]:
+        return [await ask(picture, CLOSED_LOOP_DEADLINE_S) for picture in range(len(target.pictures))]
+
+    return _measure(target, run)[0]
+
+
 def run_closed(target: Target, clients: int, seconds: float) -> tuple[list[Reply], float]:
     """Each client asks for the next picture as soon as the last is answered: -> replies, CPU seconds of this process."""
     return _measure(target, lambda ask: _closed(ask, len(target.pictures), clients, seconds))
