@@ -77,7 +77,7 @@ class Step:
         self._metrics = StepMetrics(args["model_name"], self._counted)
         self._end = ProcessEnd()
         self._flow = open_flow(args, self.config, is_gpu=self.device.is_gpu)
-        self._begins_flow = bool(chain) and name == chain.steps[0].name
+        self._begins_flow = chain is not None and name == chain.steps[0].name
         self._ends_flow = name == DETECTIONS.name
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
