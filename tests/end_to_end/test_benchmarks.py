@@ -202,6 +202,7 @@ def test_memory_under_load_is_watched(digits_repository: Path, monkeypatch: pyte
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_overload_and_slow_clients_are_measured(
     digits_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
