@@ -21,7 +21,9 @@ from rcnn_backend.contract.find_chain import detector_of
 
 BATCHES_ON_CPU, BATCHES_ON_GPU = 0.5, 4.0  # on a GPU every step computes at the same time
 LOOK_EVERY_S = 0.005
-IDLE_S = 0.2
+IDLE_LOOKS = (
+    40  # looks and not seconds: on a busy machine the next step begins later, and the looks are rarer
+)
 
 
 class Flow:
@@ -64,12 +66,11 @@ class Flow:
         """
         if self._images.value() < 0:  # some were forgotten that did arrive
             self._images.set(0)
-        last_busy_s = time.monotonic()
+        idle_looks = 0
         while self._images.value() >= self._limit:
             time.sleep(LOOK_EVERY_S)
-            if self._executing.value() > 0:
-                last_busy_s = time.monotonic()
-            elif time.monotonic() > last_busy_s + IDLE_S:
+            idle_looks = 0 if self._executing.value() > 0 else idle_looks + 1
+            if idle_looks == IDLE_LOOKS:
                 self._images.set(0)
 
     def send(self, images: int) -> None:
