@@ -3,7 +3,7 @@
 Imported inside Triton's Python stub only. Decoding is quick beside the networks, and Triton's ensembles have no limit of
 their own. Under too much load the first step would empty its queue at once, and the full queue of a later step
 would refuse what was decoded for nothing. So the first step waits while enough images are on their way, its
-queue fills, and it is the only one that refuses.
+queue fills, and it refuses what is too much.
 """
 
 import contextlib
