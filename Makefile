@@ -15,7 +15,7 @@ DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MASK := model_repository/digits_mask/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu properties lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu properties overload slow-clients lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -107,6 +107,12 @@ bench-balancer: $(DIGITS) $(TOOLS)  ## 2,000 requests through nginx to two serve
 
 images:  ## the container images rcnn-triton:<version>-gpu and -cpu (needs Docker)
 	GRAFANA_PASSWORD=none docker compose --env-file deploy/docker/versions.env -f deploy/docker/compose.yaml --profile gpu --profile cpu build
+
+overload: $(DIGITS) $(TOOLS)  ## ten times the load that this CPU can answer for two minutes: goodput, refusals, recovery
+	$(BIN)/python tests/benchmarks/overload.py --seconds 120
+
+slow-clients: $(DIGITS) $(TOOLS)  ## 4,000 idle and 200 slow connections: others are answered as before
+	$(BIN)/python tests/benchmarks/slow_clients.py
 
 soak: $(DIGITS) $(TOOLS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -198,3 +199,26 @@ def test_memory_under_load_is_watched(digits_repository: Path, monkeypatch: pyte
     with running_server(digits_repository, ["digits_fused"]) as server:
         answers = benchmark.run_load(server, argparse.Namespace(name="digits_fused", seconds=2, clients=2))
     assert set(answers) == {"boxes"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_overload_and_slow_clients_are_measured(
+    digits_repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cores = os.sched_getaffinity(0)
+    overload, slow_clients = load("overload", monkeypatch), load("slow_clients", monkeypatch)
+    common = ["--repository", str(digits_repository)]
+    monkeypatch.setattr(sys, "argv", ["overload.py", "--seconds", "6", "--best-s", "1", *common])
+    monkeypatch.setattr(overload, "MIN_GOODPUT", 0.3)
+    monkeypatch.setattr(overload, "MAX_RECOVERY_S", 5.0)
+    try:
+        overload.main()
+    finally:
+        os.sched_setaffinity(0, cores)
+    printed = capsys.readouterr().out
+    assert "--fused on, grpc" in printed and "--fused off, http" in printed
+    (faults,) = (line for line in printed.splitlines() if "late, failed, wrong" in line)
+    assert faults.count(", 0, 0 ") == 4
+    monkeypatch.setattr(sys, "argv", ["slow_clients.py", "--idle", "200", "--slow", "20", *common])
+    assert slow_clients.main() == 0

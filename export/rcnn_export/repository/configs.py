@@ -24,6 +24,7 @@ from rcnn_export.engines.options import DEFAULT_ENGINE, TRITON_BACKENDS, EngineO
 from rcnn_export.engines.precision import Precision
 
 FUSED_INSTANCES = 2  # at least, on a GPU: one decodes while the other computes
+QUEUE_ON_GPU = 64  # of the models that clients' requests wait for
 CHOSEN_BY_HAND = (
     "max_image_bytes",
     "max_image_pixels",
@@ -89,6 +90,9 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
         if own == FUSED and options.is_for_gpu:
             for group in config.instance_group:
                 group.count = max(group.count, FUSED_INSTANCES)
+        if own in (FUSED, chain.steps[0].name) and options.is_for_gpu:
+            policy = config.dynamic_batching.default_queue_policy
+            policy.max_queue_size = max(policy.max_queue_size, QUEUE_ON_GPU)
         if options.profiles:
             config.max_batch_size = max(profile["input"].max[0] for profile in options.profiles["rpn"])
         if step := steps.get(own):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rcnn_backend.server.local_server import RunningServer
 
 MAX_TEMPORARY_LOG_BYTES = 16 << 20
+MAX_OPEN_FILES = 65536  # of the server; each connection is one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     options, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
+    _raise_open_files()
     # It takes a second to import, and --help need not wait for it.
     from rcnn_backend.server.local_server import running_server
 
@@ -81,6 +84,14 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _raise_open_files() -> None:
+    """Lets the server have as many connections as this user may. Many systems allow 1024 files until a program asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _BrokenError(RuntimeError):

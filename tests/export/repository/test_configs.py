@@ -19,6 +19,7 @@ from rcnn_backend.contract.parameters import (
     read_parameters,
 )
 from rcnn_export.detector.load import BACKGROUND, Detector, load_detector
+from rcnn_export.engines.options import EngineOptions
 from rcnn_export.repository.configs import derive_configs, template_dir
 from torchvision.models import get_model_weights
 from torchvision.models.detection import (
@@ -231,3 +232,14 @@ def test_what_holds_weights_is_one_process(family: str) -> None:
     assert len(heavy) == {"faster_rcnn": 3, "mask_rcnn": 4, "keypoint_rcnn": 4}[family]
     for config in heavy:
         assert [group.count for group in config.instance_group] == [1]
+
+
+def test_clients_wait_in_queues_that_are_as_long_as_the_engines_are_fast() -> None:
+    model = R50_FPN["faster_rcnn"](weights=None, weights_backbone=None).eval()
+    coco = get_model_weights(R50_FPN["faster_rcnn"].__name__)["COCO_V1"].meta["categories"]
+    on_gpu = derive_configs(Detector(model, "r50", "COCO_V1", coco), "m", EngineOptions("cudnn"))
+    for texts, length in ((derived_from_r50_fpn("faster_rcnn").values(), 32), (on_gpu.values(), 64)):
+        configs = [text_format.Parse(text, ModelConfig()) for text in texts]
+        waited_for = [config for config in configs if config.name.endswith(("_preprocess", "_fused"))]
+        queues = [config.dynamic_batching.default_queue_policy.max_queue_size for config in waited_for]
+        assert queues == [length] * 2

@@ -1,6 +1,7 @@
 """What rcnn-serve notices around it before it says that it serves: shared memory, NumPy."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from rcnn_backend.errors import ServerError
 from rcnn_backend.server import numpy_version
+from rcnn_backend.server.cli import _raise_open_files
 from rcnn_backend.server.local_server import running_server
 from rcnn_backend.server.numpy_version import check_numpy_1, read_version
 from rcnn_backend.server.shared_memory import check_shared_memory
@@ -85,3 +87,23 @@ def test_a_server_without_an_engine_names_the_extra(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("rcnn_backend.server.local_server.find_triton", lambda: None)
     with pytest.raises(ServerError, match=r"no engine is installed for .*'rcnn-backend\[cpu\]'"):
         running_server(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised"),
+    [
+        ((1024, 4096), (4096, 4096)),
+        ((1024, 1 << 20), (65536, 1 << 20)),
+        ((1024, resource.RLIM_INFINITY), (65536, resource.RLIM_INFINITY)),
+        ((100_000, 1 << 20), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_the_server_may_open_as_many_files_as_the_user_may(
+    limits: tuple[int, int], raised: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limit: calls.append(limit))
+    _raise_open_files()
+    assert calls == ([raised] if raised else [])
