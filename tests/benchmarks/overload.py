@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="of the overload")
     parser.add_argument("--best-s", type=float, default=10, help="for each number of clients")
     parser.add_argument("--deadlines-s", type=float, nargs=2, default=(2.0, 10.0), metavar="S")
-    parser.add_argument("--fused", nargs="+", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--fused", nargs="+", choices=("on", "off"), default=["on"])
     parser.add_argument("--protocol", nargs="+", choices=("grpc", "http"), default=["grpc", "http"])
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits")

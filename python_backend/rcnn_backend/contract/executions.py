@@ -17,16 +17,13 @@ class Executions:
 
     Without the variable nobody else sees the number.
 
-    Args:
-        model: whose process it is; other steps find the number by that.
-
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self) -> None:
         self._count = 0
-        self._shared = _map_number(os.environ.get(VARIABLE, ""), model)
+        self._shared = _map_number(os.environ.get(VARIABLE, ""))
 
     def __enter__(self) -> None:
         self._add()
@@ -39,37 +36,23 @@ class Executions:
         NUMBER.pack_into(self._shared, 0, self._count)
 
 
-def _map_number(prefix: str, model: str) -> mmap.mmap:
-    """The number, in a file that names the model after it."""
+def _map_number(prefix: str) -> mmap.mmap:
     if not prefix:
         return mmap.mmap(-1, NUMBER.size)
     with Path(f"{prefix}{os.getpid()}").open("wb+") as file:
         # Takes the room now: without any, this is an error, and writing to the map would be a SIGBUS.
-        file.write(bytes(NUMBER.size) + model.encode())
+        file.write(bytes(NUMBER.size))
         file.flush()
         return mmap.mmap(file.fileno(), NUMBER.size)
 
 
 def read_executions(prefix: str, pid: int) -> int:
     """The number of a process; 0 where it has none."""
-    number, _ = _read(f"{prefix}{pid}")
-    return number
-
-
-def executions_of(model: str) -> dict[Path, int]:
-    """The numbers of a model's instances, by path; none without the variable."""
-    first = Path(os.environ.get(VARIABLE, ""))
-    found = {path: _read(path) for path in first.parent.glob(f"{first.name}*")} if first.name else {}
-    return {path: number for path, (number, name) in found.items() if name == model}
-
-
-def _read(path: str | Path) -> tuple[int, str]:
-    """A number and the model that its file names; 0 and an empty name without a file."""
     try:
-        content = Path(path).read_bytes()
-        return NUMBER.unpack_from(content)[0], content[NUMBER.size :].decode()
+        number: int = NUMBER.unpack(Path(f"{prefix}{pid}").read_bytes())[0]
     except (OSError, struct.error):
-        return 0, ""
+        return 0
+    return number
 
 
 def remove_executions(prefix: str, pid: int) -> None:

@@ -3,7 +3,6 @@
 Imported inside Triton's Python stub only, where ``triton_python_backend_utils`` exists.
 """
 
-import contextlib
 import itertools
 import json
 import time
@@ -20,7 +19,6 @@ from rcnn_backend.contract.executions import Executions
 from rcnn_backend.contract.samples import SUFFIX
 from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDeviceError
-from rcnn_backend.steps.brake import Brake, open_brake
 from rcnn_backend.steps.lost_tensors import (
     Arrived,
     find_lost,
@@ -76,10 +74,7 @@ class Step:
         self._counted = self._declared.counted if self._declared else ""
         self._metrics = StepMetrics(args["model_name"], self._counted)
         self._end = ProcessEnd()
-        self._executions = Executions(args["model_name"])
-        self._brake: Brake | None = None
-        if chain and not self.device.is_gpu:
-            self._brake = open_brake(args["model_name"], chain, name)
+        self._executions = Executions()
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)
@@ -166,7 +161,7 @@ class Step:
 
     def _answer(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
         """The responses to all requests; ``run`` gives the outputs or the error of each one that can be read."""
-        with self._brake or contextlib.nullcontext(), self._end.executing, self._executions:
+        with self._end.executing, self._executions:
             if self._end.is_near:
                 gone = UnusableDeviceError("the step's GPU failed, and its process is about to end")
                 return [make_error_response(gone) for _ in requests]

@@ -4,19 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from rcnn_backend.contract.executions import (
-    VARIABLE,
-    Executions,
-    executions_of,
-    read_executions,
-    remove_executions,
-)
+from rcnn_backend.contract.executions import VARIABLE, Executions, read_executions, remove_executions
 
 
 def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = str(tmp_path / "executions-")
     monkeypatch.setenv(VARIABLE, prefix)
-    executions = Executions("digits_rpn")
+    executions = Executions()
     assert read_executions(prefix, os.getpid()) == 0
     for number in (1, 3):
         with executions:
@@ -29,25 +23,13 @@ def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pyte
     assert read_executions(prefix, os.getpid()) == 0
 
 
-def test_others_find_the_numbers_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prefix = tmp_path / "executions-"
-    monkeypatch.setenv(VARIABLE, str(prefix))
-    with Executions("digits_rpn"):
-        path = Path(f"{prefix}{os.getpid()}")
-        assert (executions_of("digits_rpn"), executions_of("digits")) == ({path: 1}, {})
-    path.unlink()
-    assert executions_of("digits_rpn") == {}
-    monkeypatch.delenv(VARIABLE)
-    assert executions_of("digits_rpn") == {}
-
-
 def test_without_a_reader_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    with Executions("digits_rpn"):
+    with Executions():
         assert read_executions(str(tmp_path / "executions-"), os.getpid()) == 0
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "missing" / "executions-"))
     with pytest.raises(FileNotFoundError):
-        Executions("digits_rpn")
+        Executions()
