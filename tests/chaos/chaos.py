@@ -19,17 +19,18 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import gpu_faults
 import network_faults
 import process_faults
 import resource_faults
-from load import Load, Probe, make_questions
+from load import NUM_CLIENTS, Load, Probe, make_questions
 from report import Event, Report
 from rich.console import Console
 from schedule import Turn, schedule
 from world import MODEL, CannotHappenHereError, Fault, World, open_world
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-FAULTS = process_faults.FAULTS | resource_faults.FAULTS | network_faults.FAULTS
+FAULTS = process_faults.FAULTS | resource_faults.FAULTS | network_faults.FAULTS | gpu_faults.FAULTS
 STEADY_S = 3.0  # without an error: recovered
 GIVE_UP_S = 60.0  # what has not recovered by then never will
 
@@ -47,6 +48,7 @@ def main() -> int:
     known = FAULTS | process_faults.NGINX_FAULTS
     names = ", ".join(known).replace("%", "%%")
     parser.add_argument("--faults", nargs="+", metavar="FAULT", choices=known, help=f"only some of: {names}")
+    parser.add_argument("--clients", type=int, default=NUM_CLIENTS, help="(default: %(default)s)")
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are stopped
@@ -58,23 +60,23 @@ def main() -> int:
         faults = known if behind == "nginx" else FAULTS
         faults = {name: fault for name, fault in faults.items() if name in (options.faults or known)}
         report = Report(behind, console)
-        run(options.seconds / len(ways), options.seed, faults, options.repository, report)
+        run(options, options.seconds / len(ways), faults, report)
         report.show()
         failed |= bool(report.failures())
     return int(failed)
 
 
-def run(seconds: float, seed: int, faults: Mapping[str, Fault], repository: Path, report: Report) -> None:
+def run(options: argparse.Namespace, seconds: float, faults: Mapping[str, Fault], report: Report) -> None:
     """Two servers, the load, and faults for so long."""
     with (
         tempfile.TemporaryDirectory(prefix="rcnn-chaos-") as folder,
-        open_world(repository, Path(folder), report.behind) as world,
+        open_world(options.repository, Path(folder), report.behind) as world,
     ):
         questions, _ = (make_questions(server.url, MODEL) for server in world.servers)  # both are warm
         probes = [Probe(server.url, MODEL, questions[0]) for server in world.servers]
-        with Load(world.urls, MODEL, questions) as load:
+        with Load(world.urls, MODEL, questions, options.clients) as load:
             until = time.monotonic() + seconds
-            for turn in schedule(list(faults), seed):
+            for turn in schedule(list(faults), options.seed):
                 if time.monotonic() > until or report.skipped.keys() == faults.keys():
                     break
                 happen(turn, faults, world, load, probes[turn.server], report)

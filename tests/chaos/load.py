@@ -46,22 +46,24 @@ def make_questions(url: str, model: str) -> list[Question]:
 
 
 class Load:
-    """Sixteen threads ask the servers at ``urls`` for the pictures, each in its own order, while the block runs.
+    """So many threads ask the servers at ``urls`` for the pictures, each in its own order, while the block runs.
 
     ``requests``: those that have ended, in that order; after the block also those that never did. ``failed_at``: when
     one was not answered rightly last, by time.monotonic.
     """
 
-    def __init__(self, urls: Sequence[str], model: str, questions: Sequence[Question]) -> None:
+    def __init__(
+        self, urls: Sequence[str], model: str, questions: Sequence[Question], num_clients: int
+    ) -> None:
         self.requests: list[Request] = []
         self.failed_at = -math.inf
         self._urls, self._model, self._questions = list(urls), model, questions
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._ask, args=(client,), daemon=True) for client in range(NUM_CLIENTS)
+            threading.Thread(target=self._ask, args=(client,), daemon=True) for client in range(num_clients)
         ]
         self._began: dict[int, float] = {}  # of each client's request that has not ended
-        self._last_right = dict.fromkeys(range(NUM_CLIENTS), -math.inf)
+        self._last_right = dict.fromkeys(range(num_clients), -math.inf)
 
     def __enter__(self) -> "Load":
         for thread in self._threads:

@@ -18,16 +18,8 @@ CHAOS = Path(__file__).resolve().parents[1] / "chaos" / "chaos.py"
 def test_every_answer_is_right_and_every_fault_recovered_from(
     behind: str, faults: list[str], digits_repository: Path
 ) -> None:
-    command = [
-        sys.executable,
-        CHAOS,
-        "--seconds",
-        "20",
-        "--behind",
-        behind,
-        "--repository",
-        digits_repository,
-    ]
+    options = ["--seconds", "20", "--behind", behind, "--repository", digits_repository]
+    command = [sys.executable, CHAOS, *options]
     result = subprocess.run([*command, "--faults", *faults], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert all(f"{fault}, server" in result.stdout for fault in faults)
