@@ -9,6 +9,9 @@ import grpc
 import pytest
 from rcnn_client import CertificateError, Detector, ServerUnavailableError, TLSConfig, _clients
 
+# Seconds are compared, and other tests may take the processors meanwhile.
+pytestmark = pytest.mark.flaky(reruns=2)
+
 AUTHORITY = """
 [ca]
 default_ca = own
