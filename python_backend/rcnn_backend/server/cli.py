@@ -19,7 +19,7 @@ from rcnn_backend.errors import RepositoryError, ServerError
 from rcnn_backend.server.access import Access
 from rcnn_backend.server.addresses import PROTOCOLS
 from rcnn_backend.server.arguments import parse_arguments
-from rcnn_backend.server.log import is_routine
+from rcnn_backend.server.log import Repeats, is_routine
 
 if TYPE_CHECKING:
     from rcnn_backend.server.local_server import RunningServer
@@ -156,6 +156,7 @@ def _relay_log(server: RunningServer, offset: int) -> None:
     Raises:
         _BrokenError: the process of a step ended and the server did not, or one of them hangs.
     """
+    repeats = Repeats()
     with server.log.open("rb") if server.log else io.BytesIO() as log:
         log.seek(offset)
         while True:
@@ -163,14 +164,17 @@ def _relay_log(server: RunningServer, offset: int) -> None:
             ended = server.process.poll() is not None
             for line in log:
                 if not is_routine(line):
-                    _write_error(line.decode(errors="replace"))
+                    _write_error(repeats.show(line))
+            hang = server.hang()
+            if ended or dead or hang:
+                _write_error(repeats.rest())
             if ended:
                 return
             if dead:
                 raise _BrokenError(
                     f"the process of {', '.join(dead)} ended, and tritonserver starts no other"
                 )
-            if hang := server.hang():
+            if hang:
                 raise _BrokenError(hang)
             if server.log and server.log_is_temporary and log.tell() > MAX_TEMPORARY_LOG_BYTES:
                 os.truncate(server.log, 0)
@@ -178,8 +182,8 @@ def _relay_log(server: RunningServer, offset: int) -> None:
             time.sleep(0.2)
 
 
-def _write_error(text: str) -> None:
+def _write_error(text: str | bytes) -> None:
     """Writes to stderr if that can be written to: the server goes on where its disk is full or its reader is gone."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text)
+        sys.stderr.write(text if isinstance(text, str) else text.decode(errors="replace"))
         sys.stderr.flush()

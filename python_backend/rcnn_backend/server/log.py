@@ -1,4 +1,4 @@
-"""What tritonserver's log says about a start that failed."""
+"""What tritonserver's log says about a start that failed, and which of its lines are shown."""
 
 import re
 
@@ -38,3 +38,24 @@ def is_routine(line: bytes) -> bool:
     Without a GPU there is no pinned memory, which the server's first request has it complain of.
     """
     return re.match(rb"[IV]\d{4} \d\d:\d\d:\d\d", line) is not None or b"no pinned memory pool" in line
+
+
+class Repeats:
+    """Leaves out lines that are the same as the one before, and says how many they were."""
+
+    def __init__(self) -> None:
+        self._last, self._left_out = b"", 0
+
+    def show(self, line: bytes) -> bytes:
+        """What to write when this line comes."""
+        if line == self._last:
+            self._left_out += 1
+            return b""
+        shown = self.rest() + line
+        self._last = line
+        return shown
+
+    def rest(self) -> bytes:
+        """What to write when no more lines come."""
+        count, self._left_out = self._left_out, 0
+        return b"(the same line %d more times)\n" % count if count else b""
