@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+# Seconds are compared, and other tests may take the processors meanwhile.
+pytestmark = pytest.mark.flaky(reruns=2)
+
 CLIENT = """
 import asyncio, ctypes, sys, threading, time
 from rcnn_client import DeadlineExceededError, Detector, ServerUnavailableError, aio
-
-# Seconds are compared, and other tests may take the processors meanwhile.
-pytestmark = pytest.mark.flaky(reruns=2)
 
 url, nobody, pictures = sys.argv[1], sys.argv[2], [bytes.fromhex(each) for each in sys.argv[3:]]
 FAST, SLOW = pictures
