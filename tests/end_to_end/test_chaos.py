@@ -12,15 +12,20 @@ CHAOS = Path(__file__).resolve().parents[1] / "chaos" / "chaos.py"
 
 
 @pytest.mark.parametrize(
-    ("behind", "faults"),
-    [("client", ["server killed", "step killed"]), ("nginx", ["rcnn-serve killed", "nginx worker killed"])],
+    ("behind", "fault"),
+    [
+        ("client", "server killed"),
+        ("client", "step killed"),
+        ("nginx", "rcnn-serve killed"),
+        ("nginx", "nginx worker killed"),
+    ],
 )
 def test_every_answer_is_right_and_every_fault_recovered_from(
-    behind: str, faults: list[str], digits_repository: Path
+    behind: str, fault: str, digits_repository: Path
 ) -> None:
-    options = ["--seconds", "20", "--behind", behind, "--repository", digits_repository]
+    options = ["--seconds", "10", "--behind", behind, "--repository", digits_repository]
     command = [sys.executable, CHAOS, *options]
-    result = subprocess.run([*command, "--faults", *faults], capture_output=True, text=True)
+    result = subprocess.run([*command, "--faults", fault], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert all(f"{fault}, server" in result.stdout for fault in faults)
+    assert f"{fault}, server" in result.stdout
     assert " 0 wrong, 0 lost" in result.stdout
