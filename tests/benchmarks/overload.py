@@ -27,7 +27,7 @@ from types import SimpleNamespace
 from memory import Memory
 from overload_load import Reply, Target, pin, read_answer, run_closed, run_each, run_overload
 from rcnn_backend.server.local_server import RunningServer, running_server
-from rcnn_backend.server.stub_processes import find_stubs
+from rcnn_backend.server.stub_processes import cpu_seconds, find_stubs
 from rich.console import Console
 from rich.table import Table
 from soak import REPOSITORY, SCORE_THRESH, encode_pictures, is_same
@@ -107,13 +107,8 @@ def _found(reply: Reply) -> SimpleNamespace:
 
 def _cpu_seconds(server: RunningServer) -> tuple[float, float]:
     """Of all the server's processes, and of tritonserver alone."""
-
-    def used(pid: int) -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    triton_s = used(server.process.pid)
-    return triton_s + sum(map(used, find_stubs(server.process.pid))), triton_s
+    triton_s = cpu_seconds(server.process.pid)
+    return triton_s + sum(map(cpu_seconds, find_stubs(server.process.pid))), triton_s
 
 
 def recovery_s(normal: list[Reply], usual_s: float) -> float | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from world import MODEL, Fault, World
+from world import MODEL, Fault, World, children
 
 FIND_TIMEOUT_S = 60.0
 LARGE_CLIENT = Path(__file__).with_name("large_client.py")
@@ -44,11 +44,6 @@ def nginx_master(world: World, index: int, rng: random.Random) -> int:
 def nginx_worker(world: World, index: int, rng: random.Random) -> int:
     """One of the processes that relay."""
     return rng.choice(children(nginx_master(world, index, rng)))
-
-
-def children(pid: int) -> list[int]:
-    """The processes that its main thread has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @contextlib.contextmanager

@@ -59,9 +59,9 @@ class Server(Supervised):
             ProcessLookupError: there is none now.
         """
         with contextlib.suppress(FileNotFoundError):
-            for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            for pid in children(self.pid):
                 if Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0].endswith("/tritonserver"):
-                    return int(pid)
+                    return pid
         raise ProcessLookupError(f"no tritonserver runs for {self.url}")
 
     @property
@@ -127,6 +127,11 @@ def wait_until_ready(server: Server) -> None:
                 f"{server.url} does not become ready: {server.log.read_text(errors='replace')}"
             )
         time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that its main thread has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def free_port() -> int:
