@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from rcnn_client import Detections
+from rcnn_client import Detections, TLSConfig
 from rcnn_client.tools.coco_file import Category, match_classes
 from rcnn_client.tools.differences import difference
+from rcnn_client.tools.endpoint import Endpoint
 from rcnn_client.tools.eval_cli import parse_against
-from rcnn_client.tools.evaluation import Endpoint
 
 
 def test_classes_are_matched_by_name():
@@ -22,6 +23,8 @@ def test_against_names_a_server_a_model_or_both():
     assert parse_against("b:2/two", first) == Endpoint("b:2", "two")
     assert parse_against("b:2", first) == Endpoint("b:2", "one")
     assert parse_against("two", first) == Endpoint("a:1", "two")
+    encrypted = Endpoint("a:1", "one", TLSConfig("ca.pem"), {"token": "secret"})
+    assert parse_against("b:2", encrypted) == replace(encrypted, url="b:2")
 
 
 def detections(*rows):

@@ -158,6 +158,23 @@ def test_perf_names_a_bad_picture_and_measures_the_others(
 
 
 @pytest.mark.usefixtures("perf_analyzer_runs")
+def test_tls_and_a_token(digits_repository: Path, certificates: Path, tmp_path: Path) -> None:
+    """rcnn-eval and rcnn-perf with the client's own certificate and a header."""
+    flags = ["--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true", f"--grpc-root-cert={certificates}/ca.pem"]
+    flags += [f"--grpc-server-cert={certificates}/server.pem", f"--grpc-server-key={certificates}/server.key"]
+    flags += ["--grpc-restricted-protocol=inference,model-config,statistics:token=secret"]
+    annotations = write_coco(tmp_path / "held-out", "held-out", PICTURES[:2])
+    with running_server(digits_repository, ["digits"], flags=flags) as server:
+        arguments = ["--url", server.grpc_url, "--model", "digits", "--out", str(tmp_path)]
+        arguments += ["--tls-ca", f"{certificates}/ca.pem", "--header", "triton-grpc-protocol-token: secret"]
+        arguments += ["--tls-cert", f"{certificates}/client.pem", "--tls-key", f"{certificates}/client.key"]
+        assert eval_cli.main([str(annotations), str(annotations.parent), *arguments]) == 0
+        measured = [*arguments, "--seconds", "2", "--in-flight", "1"]
+        assert perf_cli.main([str(annotations.parent), *measured]) == 0
+    assert json.loads((tmp_path / "measurements.json").read_text())[0]["latencies"]
+
+
+@pytest.mark.usefixtures("perf_analyzer_runs")
 def test_perf_of_no_model(
     server: RunningServer, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

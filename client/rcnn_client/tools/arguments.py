@@ -26,11 +26,13 @@ def add_url(parser: argparse._ActionsContainer) -> None:
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--url` and `--model`, as rcnn-detect has them."""
-    add_url(parser)
-    parser.add_argument(
+    """Add `--url`, `--model` and what the connection needs, as rcnn-detect has them."""
+    server = parser.add_argument_group("server")
+    add_url(server)
+    server.add_argument(
         "--model", default="faster_rcnn", metavar="NAME", help="detector on the server (default: %(default)s)"
     )
+    add_connection_arguments(server)
 
 
 def add_in_flight(parser: argparse._ActionsContainer) -> None:

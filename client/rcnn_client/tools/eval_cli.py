@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from .. import DetectorInfo, RcnnError
 from .._picture_files import open_picture
 from .console import complain, escape_what_cannot_be_encoded, progress_bar
 from .differences import difference, draw_side_by_side
+from .endpoint import Endpoint
 from .eval_arguments import PROG, parse
 from .eval_report import as_json, class_table, metrics_table, plot
-from .evaluation import Answers, Dataset, Endpoint, ask, read_shapes, score_all
+from .evaluation import Answers, Dataset, ask, read_shapes, score_all
 
 DRAWN_PICTURES = 10
 MIN_DIFFERENCE = 0.01  # less is rounding
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run rcnn-eval; returns the exit code: 0, or 1 if a picture failed. Wrong usage exits with 2."""
     escape_what_cannot_be_encoded()
     args = parse(argv)
-    endpoints = [Endpoint(args.url, args.model)]
+    endpoints = [Endpoint.of(args)]
     if args.against:
         endpoints.append(parse_against(args.against, endpoints[0]))
     try:
@@ -81,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_against(text: str, endpoint: Endpoint) -> Endpoint:
-    """Parse HOST:PORT/MODEL, HOST:PORT or MODEL; a missing part is taken from `endpoint`."""
+    """Parse HOST:PORT/MODEL, HOST:PORT or MODEL; what is missing is taken from `endpoint`."""
     url, slash, model = text.rpartition("/")
     if not slash and ":" in text:
-        return Endpoint(text, endpoint.model)
-    return Endpoint(url or endpoint.url, model)
+        url, model = text, endpoint.model
+    return replace(endpoint, url=url or endpoint.url, model=model)
 
 
 def _ask_with_progress(

@@ -8,33 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from .. import Detections, Detector, DetectorInfo
+from .. import Detections, DetectorInfo
 from .._orientation import upright_size
 from .._picture_files import open_picture
 from .annotations import Annotations, NotAnnotatedError, read_annotations
 from .coco_file import Id, Records, box_record, match_classes
 from .coco_score import Kind, Scores, score
 from .coco_shapes import SHAPES, shape_fields
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A model on a server."""
-
-    url: str
-    model: str
-
-    def __str__(self) -> str:
-        return f"{self.url}/{self.model}"
-
-    def info(self) -> DetectorInfo:
-        """What the server says about the model.
-
-        Raises:
-            RcnnError: the server or the model cannot be used.
-        """
-        with Detector(self.url, self.model) as detector:
-            return detector.info()
+from .endpoint import Endpoint
 
 
 class Shapes(Protocol):
@@ -135,7 +116,7 @@ def ask(
         ValueError: an annotated category is not a class of the model.
     """
     answers = Answers(endpoint, match_classes(info.class_names, dataset.annotations.categories))
-    with Detector(endpoint.url, endpoint.model) as detector:
+    with endpoint.connect() as detector:
         usable: list[Picture] = []
 
         def paths() -> Iterator[Path]:

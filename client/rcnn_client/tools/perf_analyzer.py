@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from .._connection import TLSConfig
 from .._proxies import host_of, is_loopback
 
 NUM_WINDOWS = 3  # perf_analyzer reports the mean of its last three windows
@@ -54,12 +55,16 @@ class PerfAnalyzer:
         in_flight: int,
         seconds: float,
         parameters: Mapping[str, int] = MappingProxyType({}),
+        *,
+        tls: TLSConfig | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Latencies:
         """Measure over gRPC with so many requests in flight, for about `seconds`.
 
         Args:
             data: what `write_input` wrote.
             parameters: sent with each request, such as `detections_per_img`.
+            tls, headers: as `Detector` takes them.
 
         Raises:
             PerfAnalyzerError: it failed: a request failed, or too few were answered in time.
@@ -73,6 +78,9 @@ class PerfAnalyzer:
         arguments += ["--max-trials", str(NUM_WINDOWS), "--stability-percentage", "999"]  # no further windows
         for name, value in parameters.items():
             arguments += ["--request-parameter", f"{name}:{value}:int"]
+        for name, text in (headers or {}).items():
+            arguments += ["-H", f"{name}:{text}"]
+        arguments += _tls_arguments(tls)
         try:
             direct = {"no_grpc_proxy": host_of(url)} if is_loopback(url) else {}
             done = self._run(*arguments, timeout_s=10 * seconds + 300, **direct)
@@ -163,6 +171,18 @@ def write_input(pictures: Iterable[Path], path: Path) -> None:
         element = len(content).to_bytes(4, "little") + content
         data.append({"image": {"b64": base64.b64encode(element).decode("ascii")}})
     path.write_text(json.dumps({"data": data}))
+
+
+def _tls_arguments(tls: TLSConfig | None) -> list[str]:
+    if tls is None:
+        return []
+    files = {
+        "root-certifications-file": tls.ca,
+        "private-key-file": tls.key,
+        "certificate-chain-file": tls.cert,
+    }
+    given = [(f"--ssl-grpc-{name}", str(path)) for name, path in files.items() if path is not None]
+    return ["--ssl-grpc-use-ssl", *(text for pair in given for text in pair)]
 
 
 def _reason(said: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .. import Detector, RcnnError
+from .. import RcnnError
 from .console import complain, progress_bar, stderr
+from .endpoint import Endpoint
 from .perf_analyzer import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer, write_input
 from .perf_arguments import MAX_PICTURES, PROG, parse
 from .perf_report import Measurement, latency_table, plot, step_table
@@ -29,20 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             analyzer = find_perf_analyzer(Path(libraries))
             pictures = choose_pictures(args.images)
             args.out.mkdir(parents=True, exist_ok=True)
-            with Statistics(args.url, args.model) as statistics:
-                usable = _warm_up(pictures, args)
+            endpoint = Endpoint.of(args)
+            with Statistics(endpoint) as statistics:
+                usable = _warm_up(pictures, endpoint, max(args.in_flight))
                 if not usable:
                     return complain(PROG, f"none of the {len(pictures)} pictures was answered")
                 write_input(usable, args.out / "input.json")
-                measurements, code = _measure(analyzer, statistics, args)
+                measurements, code = _measure(analyzer, statistics, endpoint, args)
     except (RcnnError, PerfAnalyzerError, OSError, ValueError) as error:
         return complain(PROG, error)
 
     console = Console(highlight=False)
-    print(f"{args.url}/{args.model}, {len(usable)} pictures in turn")
+    print(f"{endpoint}, {len(usable)} pictures in turn")
     console.print(latency_table(measurements))
     console.print(step_table(args.model, measurements))
-    plot(f"{args.url}/{args.model}", measurements, args.out / "throughput_latency.png")
+    plot(str(endpoint), measurements, args.out / "throughput_latency.png")
     content = [dataclasses.asdict(each) for each in measurements]
     (args.out / "measurements.json").write_text(json.dumps(content, indent=1) + "\n")
     print(f"plot, measurements and perf_analyzer's input are in {args.out}")
@@ -63,12 +65,12 @@ def choose_pictures(folder: Path) -> list[Path]:
     return [pictures[position * len(pictures) // count] for position in range(count)]
 
 
-def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
+def _warm_up(pictures: list[Path], endpoint: Endpoint, in_flight: int) -> list[Path]:
     """Send each picture once; returns those that were answered. perf_analyzer would stop at any other."""
     usable = []
-    with progress_bar() as progress, Detector(args.url, args.model) as detector:
+    with progress_bar() as progress, endpoint.connect() as detector:
         task = progress.add_task("warming up", total=len(pictures))
-        for result in detector.detect_stream(pictures, in_flight=max(args.in_flight)):
+        for result in detector.detect_stream(pictures, in_flight=in_flight):
             progress.advance(task)
             if result.error is None:
                 usable.append(result.image)
@@ -78,7 +80,7 @@ def _warm_up(pictures: list[Path], args: argparse.Namespace) -> list[Path]:
 
 
 def _measure(
-    analyzer: PerfAnalyzer, statistics: Statistics, args: argparse.Namespace
+    analyzer: PerfAnalyzer, statistics: Statistics, endpoint: Endpoint, args: argparse.Namespace
 ) -> tuple[list[Measurement], int]:
     """Measure each number of pictures in flight; failures are printed. Returns the measurements and the exit code."""
     measurements, code = [], 0
@@ -88,7 +90,15 @@ def _measure(
         with stderr.status(f"{in_flight} in flight, {args.seconds} s"):
             try:
                 data = args.out / "input.json"
-                latencies = analyzer.measure(args.url, args.model, data, in_flight, args.seconds)
+                latencies = analyzer.measure(
+                    endpoint.url,
+                    endpoint.model,
+                    data,
+                    in_flight,
+                    args.seconds,
+                    tls=endpoint.tls,
+                    headers=endpoint.headers,
+                )
             except PerfAnalyzerError as error:
                 code = complain(PROG, f"{in_flight} in flight: {error}")
         after = statistics.read()

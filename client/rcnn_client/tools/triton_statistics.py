@@ -11,6 +11,7 @@ from tritonclient.utils import InferenceServerException
 from .._connection import Connection
 from .._errors import from_transport
 from .._info import step_models
+from .endpoint import Endpoint
 
 TIMEOUT_S = 30.0
 
@@ -37,15 +38,16 @@ class Statistics:
         RcnnError: the server cannot be reached or has no such model.
     """
 
-    def __init__(self, url: str, model: str) -> None:
-        self._url, self._model = url, model
-        self._client = Connection(url, None, None).open(triton.InferenceServerClient, 0)
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._connection = Connection(endpoint.url, endpoint.tls, endpoint.headers)
+        self._client = self._connection.open(triton.InferenceServerClient, 0)
         try:
-            config = self._call(self._client.get_model_config, model).config
+            config = self._call(self._client.get_model_config, endpoint.model).config
         except BaseException:
             self._client.close()
             raise
-        self._steps = step_models(config) or [model]
+        self._steps = step_models(config) or [endpoint.model]
 
     def __enter__(self) -> Statistics:
         return self
@@ -56,14 +58,14 @@ class Statistics:
     def read(self) -> dict[str, Any]:
         """The counters since the server started, by name: those of the model and of its steps."""
         statistics = {}
-        for name in {self._model, *self._steps}:
+        for name in {self._endpoint.model, *self._steps}:
             reply = self._call(self._client.get_inference_statistics, name)
             statistics[name] = reply.model_stats[0]
         return statistics
 
     def num_failed(self, before: dict[str, Any], after: dict[str, Any]) -> int:
         """How many requests failed in the model between two readings."""
-        counts = [reading[self._model].inference_stats.fail.count for reading in (before, after)]
+        counts = [reading[self._endpoint.model].inference_stats.fail.count for reading in (before, after)]
         return int(counts[1] - counts[0])
 
     def step_times(self, before: dict[str, Any], after: dict[str, Any]) -> list[StepTime]:
@@ -72,10 +74,14 @@ class Statistics:
 
     def _call(self, method: Any, name: str) -> Any:
         try:
-            return method(name, client_timeout=TIMEOUT_S)
+            return method(name, headers=self._connection.headers, client_timeout=TIMEOUT_S)
         except InferenceServerException as error:
             raise from_transport(
-                error, url=self._url, model=name, timeout_s=TIMEOUT_S, uses_tls=False
+                error,
+                url=self._endpoint.url,
+                model=name,
+                timeout_s=TIMEOUT_S,
+                uses_tls=self._connection.uses_tls,
             ) from error
 
 
