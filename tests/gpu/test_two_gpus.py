@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,14 +95,14 @@ def executions(server: RunningServer) -> Counter[tuple[str, int]]:
     return counts
 
 
-def assert_both_gpus_answer(server: RunningServer, engine: str, alone: Alone) -> None:
+def assert_both_gpus_answer(server: RunningServer, names: Iterable[str], engine: str, alone: Alone) -> None:
     """Each picture as one GPU answers it, and every model that was needed has executed on both."""
     before = executions(server)
-    for name in DETECTORS:
+    for name in names:
         with Detector(server.grpc_url, name) as detector, ThreadPoolExecutor(CLIENTS) as pool:
             answers = list(pool.map(detector.detect, PICTURES * 30))
         for number, answer in enumerate(answers):
-            expected = alone(engine, name, 0)[number % len(PICTURES)]
+            expected = alone(engine, name.removesuffix("_fused"), 0)[number % len(PICTURES)]
             assert_same(engine, answer, expected, f"{name}, request {number}")
     executed = executions(server)
     executed.subtract(before)
@@ -153,12 +153,11 @@ def test_the_second_gpu_answers_as_the_first(name: str, engine: str, alone: Alon
         assert_same(engine, second, first, f"picture {number}")
 
 
-@pytest.mark.parametrize("fused", ["on", "off"])
-def test_every_gpu_answers_rightly(
-    fused: str, engine: str, exported: Callable[[str], Path], alone: Alone
-) -> None:
-    with running_server(exported(engine), list(DETECTORS), fused=fused) as server:
-        assert_both_gpus_answer(server, engine, alone)
+def test_every_gpu_answers_rightly(engine: str, exported: Callable[[str], Path], alone: Alone) -> None:
+    """The ensembles and the fused models, beside each other on one server."""
+    names = [*DETECTORS, *(f"{name}_fused" for name in DETECTORS)]
+    with running_server(exported(engine), names) as server:
+        assert_both_gpus_answer(server, names, engine, alone)
 
 
 def test_the_steps_on_both_gpus_compute_through_mps(
@@ -170,7 +169,7 @@ def test_the_steps_on_both_gpus_compute_through_mps(
     except ServerError as error:
         pytest.skip(f"MPS: {error}")
     with running_server(exported("cudnn"), list(DETECTORS), mps="on") as server:
-        assert_both_gpus_answer(server, "cudnn", alone)
+        assert_both_gpus_answer(server, DETECTORS, "cudnn", alone)
 
 
 def test_only_the_chosen_gpu_is_used(exports: Exports, exported: Callable[[str], Path], alone: Alone) -> None:
