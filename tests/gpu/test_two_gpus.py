@@ -145,6 +145,38 @@ def test_a_package_works_in_the_memory_of_the_second_gpu(
                 np.testing.assert_allclose(ours.get(), theirs.cpu().numpy(), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize(("fused", "model"), [("on", "boxes"), ("off", "boxes_proposals")])
+def test_a_step_killed_on_the_second_gpu_ends_the_command(
+    fused: str, model: str, exported: Callable[[str], Path], alone: Alone
+) -> None:
+    """Every request is answered rightly or refused, and the command serves again once it is started again."""
+    expected = alone("onnx", "boxes", 0)
+    options = ("--models", "boxes", "--fused", fused, "--mps", "off")
+    with rcnn_serve(exported("onnx"), *options) as serving:
+        pid = next(pid for pid, stub in serving.stubs.items() if (stub.model, stub.gpu) == (model, 1))
+        clients = Clients(serving.urls["grpc"], "boxes", CLIENTS)
+        while len(clients.answers) < 10 * CLIENTS and not clients.errors:
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        code = serving.process.wait(60)
+        told_s = time.monotonic() - killed
+        clients.finish()
+        stderr = serving.stderr
+    refusals = Counter(f"{type(error).__name__}: {error}"[:120] for error in clients.errors)
+    print(f"ended after {told_s:.1f} s, {len(clients.answers)} answers, refusals: {dict(refusals)}")
+    assert code == 1 and told_s < TOLD_S
+    assert len(clients.errors) == CLIENTS
+    assert f"the process of {serving.stubs[pid].instance} on GPU 1 ended" in stderr
+    assert clients.longest_s < TIMEOUT_S  # no request waited for its deadline
+    for picture, answer in clients.answers:
+        assert_same("onnx", answer, expected[picture], f"picture {picture}")
+    if fused == "on":
+        with rcnn_serve(exported("onnx"), *options) as again, Detector(again.urls["grpc"], "boxes") as boxes:
+            print(f"ready again {again.ready_s:.1f} s after its start")
+            assert_same("onnx", boxes.detect(PICTURES[0]), expected[0], "after the start")
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_the_second_gpu_answers_as_the_first(name: str, engine: str, alone: Alone) -> None:
     pairs = zip(alone(engine, name, 0), alone(engine, name, 1), strict=True)
@@ -182,35 +214,3 @@ def test_only_the_chosen_gpu_is_used(exports: Exports, exported: Callable[[str],
         for number, path in enumerate(PICTURES):
             assert_same("onnx", boxes.detect(path), expected[number], f"picture {number}")
         assert before - cupy.cuda.Device(0).mem_info[0] < OTHER_BYTES
-
-
-@pytest.mark.parametrize(("fused", "model"), [("on", "boxes"), ("off", "boxes_proposals")])
-def test_a_step_killed_on_the_second_gpu_ends_the_command(
-    fused: str, model: str, exported: Callable[[str], Path], alone: Alone
-) -> None:
-    """Every request is answered rightly or refused, and the command serves again once it is started again."""
-    expected = alone("onnx", "boxes", 0)
-    options = ("--models", "boxes", "--fused", fused, "--mps", "off")
-    with rcnn_serve(exported("onnx"), *options) as serving:
-        pid = next(pid for pid, stub in serving.stubs.items() if (stub.model, stub.gpu) == (model, 1))
-        clients = Clients(serving.urls["grpc"], "boxes", CLIENTS)
-        while len(clients.answers) < 10 * CLIENTS and not clients.errors:
-            time.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        code = serving.process.wait(60)
-        told_s = time.monotonic() - killed
-        clients.finish()
-        stderr = serving.stderr
-    refusals = Counter(f"{type(error).__name__}: {error}"[:120] for error in clients.errors)
-    print(f"ended after {told_s:.1f} s, {len(clients.answers)} answers, refusals: {dict(refusals)}")
-    assert code == 1 and told_s < TOLD_S
-    assert len(clients.errors) == CLIENTS
-    assert f"the process of {serving.stubs[pid].instance} on GPU 1 ended" in stderr
-    assert clients.longest_s < TIMEOUT_S  # no request waited for its deadline
-    for picture, answer in clients.answers:
-        assert_same("onnx", answer, expected[picture], f"picture {picture}")
-    if fused == "on":
-        with rcnn_serve(exported("onnx"), *options) as again, Detector(again.urls["grpc"], "boxes") as boxes:
-            print(f"ready again {again.ready_s:.1f} s after its start")
-            assert_same("onnx", boxes.detect(PICTURES[0]), expected[0], "after the start")
