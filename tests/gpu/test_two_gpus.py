@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -192,11 +193,9 @@ def test_every_gpu_answers_rightly(engine: str, exported: Callable[[str], Path],
         assert_both_gpus_answer(server, names, engine, alone)
 
 
-def test_the_steps_on_both_gpus_compute_through_mps(
-    exported: Callable[[str], Path], alone: Alone, tmp_path: Path
-) -> None:
+def test_the_steps_on_both_gpus_compute_through_mps(exported: Callable[[str], Path], alone: Alone) -> None:
     try:
-        with running_mps(tmp_path):
+        with tempfile.TemporaryDirectory() as short, running_mps(Path(short)):
             pass
     except ServerError as error:
         pytest.skip(f"MPS: {error}")
