@@ -15,7 +15,7 @@ DIGITS := model_repository/digits/config.pbtxt
 DIGITS_MASK := model_repository/digits_mask/config.pbtxt
 DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(SAMPLE)/digits.safetensors --labels $(SAMPLE)/labels.txt
 
-.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu properties overload slow-clients lint check verify-models bench-cpu constraints docs clean
+.PHONY: help install demo demo-coco demo-mask test test-long gpu-test gpu-sanitize bench-kernels bench-convolutions bench bench-gpus bench-precision bench-stream bench-padding bench-balancer images soak soak-gpu soak-long chaos fuzz fuzz-gpu properties overload slow-clients lint check verify-models bench-cpu constraints docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -92,6 +92,9 @@ bench-convolutions: $(VENV)/.gpu  ## each fused convolution of an R50-FPN beside
 
 bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, with and without masks
 	$(BIN)/python tests/benchmarks/gpu.py
+
+bench-gpus: $(VENV)/.gpu  ## the fused model on one GPU and on two of this machine, at 32 and 64 clients, and what limits it
+	$(BIN)/python tests/benchmarks/gpus.py
 
 bench-precision: $(TOOLS)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
 	$(BIN)/python tests/benchmarks/precision.py

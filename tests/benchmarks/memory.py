@@ -68,7 +68,8 @@ class Memory:
 def memory_mib(server: RunningServer) -> dict[str, float]:
     """Resident memory of the server and of each model instance's process, and the memory of each GPU."""
     memory = {}
-    stubs = {pid: stub.instance for pid, stub in find_stubs(server.process.pid).items()}
+    executions = server.hang_watch.executions if server.hang_watch else ""
+    stubs = {pid: stub.name for pid, stub in find_stubs(server.process.pid, executions).items()}
     for pid, name in {server.process.pid: "tritonserver", **stubs}.items():
         try:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

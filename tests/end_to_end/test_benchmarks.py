@@ -4,7 +4,9 @@ import argparse
 import importlib
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -159,6 +161,67 @@ def test_detectors_are_compared_with_the_first_and_with_torchvision(monkeypatch:
         ["2.25", "+12%", "", ""],
         ["2.50", "", "10.00", "4.0"],
     ]
+
+
+def test_two_gpus_are_compared_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, watch = load("gpus_report", monkeypatch), load("watch_host", monkeypatch)
+    usage = watch.Usage({"client": 1.5, "tritonserver": 2.0, "steps": 3.25}, 7.0, {"0": 90.0, "1": 91.6})
+    rows = [
+        report.Row("0", 32, 400.0, 78.0, 99.0, 30.0, 40.0, 7.9, usage._replace(gpus={"0": 95.0})),
+        report.Row("0", 64, 500.0, 127.0, 150.0, 80.0, 41.0, 8.0, usage),
+        report.Row("0,1", 64, 950.0, 66.0, 80.0, 20.0, 42.0, 7.5, usage),
+        report.Row("0,1", 16, 300.0, 50.0, 60.0, 5.0, 40.0, 4.0, usage),
+    ]
+    table = report.gpus_table(rows, "detector")
+    found = [list(cells) for cells in zip(*(column.cells for column in table.columns), strict=True)]
+    assert found[2][:6] == ["0,1", "64", "950", "1.90", "66.0 / 80.0", "7.5"]
+    assert found[2][6:] == ["20.0", "42.0", "5.4", "1.5", "2.0", "3.2", "7.0", "90%, 92%"]  # 1000 x 64 / 950
+    assert [cells[3] for cells in found] == ["1.00", "1.00", "1.90", ""]
+    lines = report.shares(rows, 240e3, load("decode_share", monkeypatch).BatchTime(8, 1.2, 14.0), 32)
+    assert "950 a second are 1.82 Gbit/s" in lines[0] and "of 32" in lines[0]
+    assert "decoding 1.2 (9%): 571 img/s" in lines[1]
+    assert lines[2:] == ["64 clients: 1.90 times one GPU's rate; the goal of 1.85 is reached."]
+
+
+def test_the_cores_of_a_host_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = load("watch_host", monkeypatch)
+    monkeypatch.setattr(watch, "GPU_QUERY", ["echo", "0, 97\n1, [N/A]"])
+    busy, idle = [sys.executable, "-c", "while True: pass"], ["sleep", "60"]
+    with subprocess.Popen(busy) as triton, subprocess.Popen(idle) as step:
+        try:
+            began = time.monotonic()
+            with watch.HostWatch(triton.pid, [step.pid]) as host:
+                time.sleep(2)
+            used = host.usage(began, time.monotonic())
+        finally:
+            triton.kill()
+            step.kill()
+    assert used.cores[watch.CLIENT] == 0 and used.cores[watch.STEPS] < 0.05
+    assert 0.1 < used.cores[watch.TRITON] < 1.2 and used.host_cores > 0.1
+    assert used.gpus == {"0": 97.0}
+
+
+def test_a_batch_is_timed_in_process(digits_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    share = load("decode_share", monkeypatch)
+    monkeypatch.setattr(share, "RUNS", 1)
+    timed = share.time_batch(digits_repository, "digits", [next(PICTURES.glob("*.jpg")).read_bytes()])
+    assert timed.batch == 8 and 0 < timed.decode_ms < timed.whole_ms
+
+
+def test_the_command_is_run_with_what_is_below_it(
+    digits_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = load("rcnn_serve", monkeypatch)
+    with command.rcnn_serve(digits_repository, "--models", "digits", "--mps", "off") as serving:
+        assert [(stub.model, stub.gpu) for stub in serving.stubs.values()] == [("digits", None)]
+        assert set(serving.urls) == {"http", "grpc", "metrics"}
+        assert Path(f"/proc/{serving.triton_pid}/exe").resolve().name == "tritonserver"
+    assert serving.process.returncode == 0
+    with (
+        pytest.raises(RuntimeError, match=r"rcnn-serve does not start: rcnn-serve: .*no model"),
+        command.rcnn_serve(digits_repository, "--models", "missing"),
+    ):
+        pass
 
 
 @pytest.mark.long

@@ -45,6 +45,18 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     return options, flags
 
 
+def _gpu_numbers(text: str) -> list[int]:
+    """Of ``0,1``."""
+    numbers: list[int] = []
+    for entry in text.split(","):
+        if not entry.strip().isdecimal():
+            raise argparse.ArgumentTypeError(f"{entry!r} is no number of a GPU, expected a list such as 0,1")
+        if int(entry) in numbers:
+            raise argparse.ArgumentTypeError(f"GPU {int(entry)} is named twice")
+        numbers.append(int(entry))
+    return numbers
+
+
 def _explain(argument: str, known: Sequence[str]) -> str:
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
@@ -124,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_speed(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--gpus",
+        metavar="N,N",
+        type=_gpu_numbers,
+        help="serve on these GPUs only, such as 0,1, by CUDA's numbers; where CUDA_VISIBLE_DEVICES is set, positions in "
+        "it. The server numbers them from 0 (default: all that a CUDA program sees)",
+    )
     group.add_argument(
         "--mps",
         choices=MODES,

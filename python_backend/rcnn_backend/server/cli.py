@@ -35,10 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
     _raise_open_files()
     # It takes a second to import, and --help need not wait for it.
+    from rcnn_backend.server.gpus import VISIBLE, choose_gpus
     from rcnn_backend.server.local_server import running_server
 
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops it as Ctrl-C does
     try:
+        if options.gpus:
+            os.environ[VISIBLE] = choose_gpus(options.gpus)
         if options.rebuild and (code := _rebuild(options.repository, options.models)):
             return code
         print(f"Starting tritonserver on {options.repository} ...", flush=True)

@@ -10,10 +10,14 @@ import importlib.util
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.etree import ElementTree
 
+from rcnn_backend.errors import ServerError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 UUIDS = ("GPU-", "MIG-")
 
 
@@ -41,6 +45,27 @@ def find_gpus() -> tuple[int, int]:
     return (num_visible, min(totals)) if num_visible else (0, 0)
 
 
+def choose_gpus(numbers: Sequence[int]) -> str:
+    """The CUDA_VISIBLE_DEVICES by which a CUDA program sees only these of the GPUs that it would see here.
+
+    Args:
+        numbers: CUDA's of these GPUs here, from 0. Where CUDA_VISIBLE_DEVICES is set, they are positions in it.
+
+    Raises:
+        ServerError: there is no GPU of such a number.
+    """
+    num_gpus, _ = find_gpus()
+    listed = _listed() or [str(number) for number in range(num_gpus)]
+    for number in numbers:
+        if number >= num_gpus:
+            seen = ", ".join(map(str, range(num_gpus)))
+            here = (
+                f"those that a CUDA program sees here are {seen}" if seen else "a CUDA program sees none here"
+            )
+            raise ServerError(f"--gpus names GPU {number}, and {here}")
+    return ",".join(listed[number] for number in numbers)
+
+
 def steps_use_gpu() -> bool:
     """Whether the Python steps compute on a GPU: there is one, and CuPy is installed."""
     return importlib.util.find_spec("cupy") is not None and find_gpus()[0] > 0
@@ -66,7 +91,7 @@ def _num_visible(num_gpus: int) -> int:
 
 
 def _listed() -> list[str] | None:
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = os.environ.get(VISIBLE)
     return None if listed is None else [entry.strip() for entry in listed.split(",")]
 
 

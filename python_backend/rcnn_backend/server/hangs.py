@@ -78,10 +78,10 @@ class HangWatch:
 
     def _step(self, pid: int, stub: Stub) -> Iterator[Standstill]:
         if is_stopped(pid):
-            what = f"the process of {stub.instance} was stopped by a signal"
+            what = f"the process of {stub.name} was stopped by a signal"
             yield Standstill(what, min(GIVEN_UP_S, self.timeout_s), (pid,))
         elif (count := read_executions(self.executions, pid)) % 2:
-            what = f"{stub.instance} has been at the same requests for {{:g}} s"
+            what = f"{stub.name} has been at the same requests for {{:g}} s"
             yield from self._idle_or_busy(what, pid, (count,))
 
     def _idle_or_busy(self, what: str, pid: int, state: tuple[int, ...]) -> Iterator[Standstill]:

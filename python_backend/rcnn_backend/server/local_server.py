@@ -266,7 +266,7 @@ def running_server(
             _wait_until_ready(server, ready_timeout_s)
             models_stay = get_flag(flags, "model-control-mode") in ("", "none")
             server.watch = StubWatch(
-                process.pid, server.urls.get("http", ""), locks.admin_headers, models_stay
+                process.pid, server.urls.get("http", ""), locks.admin_headers, models_stay, executions
             )
             server.dead_steps()  # finds the processes
             asked = next((name for name in ANYONE if name in server.urls), "")

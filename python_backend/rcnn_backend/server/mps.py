@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rcnn_backend.errors import ServerError
+from rcnn_backend.server.gpus import VISIBLE
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 TIMEOUT_S = 30.0
 
 # A client of the daemon. Only a client's first context shows whether the service works: the daemon starts also

@@ -7,9 +7,10 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rcnn_backend.contract.executions import read_gpu
 from rcnn_backend.server.repository_api import FAILURES, model_states
 
 ENDED = "ZX"  # zombie, dead
@@ -22,12 +23,19 @@ RESCAN_S = 1.0
 class Stub:
     """``instance``: the model instance's name, or the model's where a Triton does not give that.
 
-    ``model`` and ``version``: the folders that the model's file lies in.
+    ``model`` and ``version``: the folders that the model's file lies in. ``gpu``: what tells apart the instances
+    on several GPUs, to which Triton gives the same name; None on the CPU, and where the process does not tell.
     """
 
     instance: str
     model: str
     version: str
+    gpu: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return self.instance if self.gpu is None else f"{self.instance} on GPU {self.gpu}"
 
 
 @dataclass
@@ -36,13 +44,15 @@ class StubWatch:
 
     ``url``: ``host:port`` of the HTTP endpoint, empty without. ``headers``: what opens the model-repository
     API there. ``models_stay``: models neither come nor go, so a stub that ended is dead also where the
-    server cannot be asked. ``dead``: the model instances whose process died.
+    server cannot be asked. ``executions``: where the processes tell their GPU (see ``contract/executions.py``).
+    ``dead``: the model instances whose process died.
     """
 
     server_pid: int
     url: str
     headers: Mapping[str, str]
     models_stay: bool
+    executions: str = ""
     stubs: dict[int, Stub] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
     next_scan: float = 0.0  # by time.monotonic
@@ -64,16 +74,20 @@ class StubWatch:
         running, untold = set(self.stubs.values()), "READY" if self.models_stay else ""
         for stub in stubs:
             if stub not in running and states.get((stub.model, stub.version), untold) == "READY":
-                self.dead.append(stub.instance)
+                self.dead.append(stub.name)
         return self.dead
 
     def _scan(self) -> None:
-        self.stubs |= find_stubs(self.server_pid)
+        self.stubs |= find_stubs(self.server_pid, self.executions)
         self.next_scan = time.monotonic() + RESCAN_S
 
 
-def find_stubs(server_pid: int) -> dict[int, Stub]:
-    """What each stub of the server runs, by process id; none while this process can open no more files."""
+def find_stubs(server_pid: int, executions: str = "") -> dict[int, Stub]:
+    """What each stub of the server runs, by process id; none while this process can open no more files.
+
+    Args:
+        executions: as in ``StubWatch``; without it no GPU is told.
+    """
     stubs = {}
     pids: list[int] = []
     with contextlib.suppress(OSError):
@@ -86,7 +100,7 @@ def find_stubs(server_pid: int) -> dict[int, Stub]:
         except (OSError, IndexError):  # it ended meanwhile
             continue
         if arguments[0].endswith("/triton_python_backend_stub"):
-            stubs[pid] = read_stub(arguments)
+            stubs[pid] = replace(read_stub(arguments), gpu=read_gpu(executions, pid) if executions else None)
     return stubs
 
 

@@ -74,7 +74,7 @@ class Step:
         self._counted = self._declared.counted if self._declared else ""
         self._metrics = StepMetrics(args["model_name"], self._counted)
         self._end = ProcessEnd()
-        self._executions = Executions()
+        self._executions = Executions(self.device.device_id if isinstance(self.device, Gpu) else None)
         if self.device.is_gpu:
             self._metrics.watch_cpu_bytes()
         self.run(warm_up, self.device)

@@ -4,7 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from rcnn_backend.contract.executions import VARIABLE, Executions, read_executions, remove_executions
+from rcnn_backend.contract.executions import (
+    VARIABLE,
+    Executions,
+    read_executions,
+    read_gpu,
+    remove_executions,
+)
 
 
 def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +27,20 @@ def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pyte
     assert read_executions(prefix, os.getpid()) == 6
     remove_executions(prefix, os.getpid())
     assert read_executions(prefix, os.getpid()) == 0
+
+
+@pytest.mark.parametrize("gpu", [None, 0, 1])
+def test_the_gpu_is_told_beside_the_number(
+    gpu: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = str(tmp_path / "executions-")
+    monkeypatch.setenv(VARIABLE, prefix)
+    assert read_gpu(prefix, os.getpid()) is None
+    with Executions(gpu):
+        assert read_gpu(prefix, os.getpid()) == gpu
+    assert read_executions(prefix, os.getpid()) == 2
+    Path(f"{prefix}{os.getpid()}").write_bytes(bytes(8))  # of a process that tells none
+    assert read_gpu(prefix, os.getpid()) is None
 
 
 def test_without_a_reader_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rcnn_backend.server.gpus import find_gpus
+from rcnn_backend.errors import ServerError
+from rcnn_backend.server.gpus import choose_gpus, find_gpus
 
 MIB = 2**20
 TOTALS = "--query-gpu=index,memory.total --format=csv,noheader,nounits"
@@ -92,6 +93,44 @@ def test_hidden_gpus_do_not_count(
     nvidia_smi("0, 81559\n1, 81559")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert find_gpus()[0] == num_gpus
+
+
+@pytest.mark.parametrize(
+    ("visible", "numbers", "chosen"),
+    [
+        (None, [0], "0"),
+        (None, [1], "1"),
+        (None, [1, 0], "1,0"),
+        ("1, 0", [0], "1"),
+        ("GPU-8932f937,GPU-45cbf7b3", [1], "GPU-45cbf7b3"),
+    ],
+)
+def test_gpus_are_chosen_among_those_that_are_seen(
+    visible: str | None,
+    numbers: list[int],
+    chosen: str,
+    nvidia_smi: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvidia_smi("0, 81559\n1, 81559")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_gpus(numbers) == chosen
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert find_gpus()[0] == len(numbers)
+
+
+def test_a_gpu_that_is_not_seen_cannot_be_chosen(
+    nvidia_smi: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ServerError, match="--gpus names GPU 0, and a CUDA program sees none here"):
+        choose_gpus([0])
+    nvidia_smi("0, 81559\n1, 81559")
+    with pytest.raises(ServerError, match=r"names GPU 2, and those that a CUDA program sees here are 0, 1$"):
+        choose_gpus([0, 2])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(ServerError, match=r"names GPU 1, and those that a CUDA program sees here are 0$"):
+        choose_gpus([1])
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,29 @@ def test_on_a_gpu_the_memory_pool_is_sized(
     assert summary.endswith(f"for 4 images in flight ({size / 8e6:.0f} MB each, twice)\n")
 
 
+def test_the_server_sees_the_chosen_gpus_only(
+    repository: Path,
+    temporary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nvidia_smi = tmp_path / "bin" / "nvidia-smi"
+    nvidia_smi.parent.mkdir()
+    nvidia_smi.write_text("#!/bin/sh\necho '0, 81559\n1, 81559'\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    command = Command(repository, "--mps", "off", "--gpus", "1")
+    (server,) = tritonservers(temporary)
+    assert b"CUDA_VISIBLE_DEVICES=1" in Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
+    command.signal(signal.SIGTERM)
+    assert command.finish()[0] == 0
+    assert main([str(repository), "--gpus", "0,2"]) == 1
+    assert "rcnn-serve: --gpus names GPU 2, and those" in capsys.readouterr().err
+
+
 def test_a_second_signal_kills(repository: Path, temporary: Path) -> None:
     command = Command(repository)
     (folder,) = temporary.iterdir()
@@ -470,6 +493,8 @@ def test_flags_after_two_dashes_pass_through() -> None:
     assert flags == ["--log-verbose=1", "--disable-auto-complete-config", "--a=b"]
     options, flags = parse_arguments([])
     assert (options.host, options.mps, options.fused, flags) == ("127.0.0.1", "auto", "auto", [])
+    assert options.gpus is None
+    assert parse_arguments(["--gpus", "1, 0"])[0].gpus == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -489,6 +514,9 @@ def test_flags_after_two_dashes_pass_through() -> None:
         (["--models", "a", "--", "--model-control-mode=poll"], "--load-model=NAME instead"),
         (["--fused", "on", "--", "--model-control-mode=poll"], "load NAME_fused instead"),
         (["--images-in-flight", "0"], "expected at least 1"),
+        (["--gpus", ""], "--gpus: '' is no number of a GPU, expected a list such as 0,1"),
+        (["--gpus", "0,-1"], "--gpus: '-1' is no number of a GPU"),
+        (["--gpus", "1,0,1"], "--gpus: GPU 1 is named twice"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

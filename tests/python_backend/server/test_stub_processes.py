@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
+from rcnn_backend.contract.executions import GPU, NUMBER
 from rcnn_backend.server import stub_processes
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_backend.server.stub_processes import Stub, StubWatch, find_stubs, read_stub
@@ -155,14 +156,21 @@ def test_stubs_of_another_triton_are_read_as_far_as_they_tell() -> None:
     assert read_stub([line[0]]) == Stub("a Python model", "", "")
 
 
-@pytest.fixture
-def short_stub(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+@contextlib.contextmanager
+def running_stub(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A child of this process that is called as a stub is, with one argument."""
-    program = tmp_path / "triton_python_backend_stub"
-    program.symlink_to("/bin/sleep")
+    program = folder / "triton_python_backend_stub"
+    if not program.exists():
+        program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as child:
         yield child
         child.kill()
+
+
+@pytest.fixture
+def short_stub(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with running_stub(tmp_path) as child:
+        yield child
 
 
 def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Popen[bytes]) -> None:
@@ -172,6 +180,23 @@ def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Pope
     short_stub.kill()
     short_stub.wait()
     assert watch.look() == ["a Python model"]
+
+
+def test_an_instance_that_died_is_told_while_its_namesake_on_another_gpu_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton gives the instances of a model on GPU 0 and on GPU 1 the same name."""
+    monkeypatch.setattr(stub_processes, "read_stub", lambda arguments: Stub("rpn_0_0", "rpn", "1"))
+    prefix = str(tmp_path / "executions-")
+    with running_stub(tmp_path) as first, running_stub(tmp_path) as second:
+        for gpu, child in enumerate((first, second)):
+            Path(f"{prefix}{child.pid}").write_bytes(NUMBER.pack(0) + GPU.pack(gpu))
+        watch = StubWatch(os.getpid(), "", {}, models_stay=True, executions=prefix)
+        assert watch.look() == []
+        assert {pid: stub.gpu for pid, stub in watch.stubs.items()} == {first.pid: 0, second.pid: 1}
+        second.kill()
+        second.wait()
+        assert watch.look() == ["rpn_0_0 on GPU 1"]
 
 
 def test_what_the_server_does_not_tell_is_asked_again(

@@ -1,0 +1,58 @@
+"""Who asks a detector, and what came back."""
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from rcnn_backend.pipeline import Pipeline
+from rcnn_client import Detections, Detector, RcnnError
+
+PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
+TIMEOUT_S = 15.0  # of a request
+
+
+def ask_pipeline(pipeline: Pipeline) -> list[SimpleNamespace]:
+    """What it answers to each of the sample pictures by itself, with the attributes of ``Detections``."""
+    wanted = {tensor.name for tensor in pipeline.chain.answers} - {"rles"}
+    answers = []
+    for path in PICTURES:
+        arrays = pipeline.detect([path.read_bytes()], wanted=wanted).answers
+        real = int(arrays["num_detections"][0, 0])
+        own = {name: array[0, :real] for name, array in arrays.items() if name != "num_detections"}
+        answers.append(SimpleNamespace(**own, mask_probabilities=own.get("masks")))
+    return answers
+
+
+class Clients:
+    """They ask one picture after the other, each until one of its requests fails.
+
+    ``answers``: the number of the picture, and what it was answered. ``longest_s``: of a request.
+    """
+
+    def __init__(self, url: str, name: str, count: int) -> None:
+        self.answers: list[tuple[int, Detections]] = []
+        self.errors: list[RcnnError] = []
+        self.longest_s = 0.0
+        self._url, self._name = url, name
+        self._threads = [threading.Thread(target=self._ask, args=(turn,)) for turn in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> None:
+        """Waits until all have had an error."""
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, turn: int) -> None:
+        with Detector(self._url, self._name, retries=0, timeout_s=TIMEOUT_S) as detector:
+            while True:
+                picture, began = turn % len(PICTURES), time.monotonic()
+                turn += 1
+                try:
+                    self.answers.append((picture, detector.detect(PICTURES[picture])))
+                except RcnnError as error:
+                    self.errors.append(error)
+                    return
+                finally:
+                    self.longest_s = max(self.longest_s, time.monotonic() - began)
