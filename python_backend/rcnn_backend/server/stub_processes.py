@@ -5,6 +5,7 @@ Triton 24.10 starts none again that has died, and says that it is ready all the 
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from rcnn_backend.server.repository_api import FAILURES, model_states
 
 ENDED = "ZX"  # zombie, dead
 STOPPED = "T"
+EXIT_CODE = 49  # of the fields after the command's name, as waitpid gives it
 MODEL_ARGUMENT, INSTANCE_ARGUMENT = 1, 8  # of the stub's command line
 RESCAN_S = 1.0
-GIVEN_UP_LOOKS = 30  # at a server that starts, 0.1 s apart: Triton notices some deaths itself within 2 s
+# Of looks at a server that starts, 0.1 s apart. Triton collects at once what it kills, and within 2 s many that crash.
+KILLED_LOOKS, CRASHED_LOOKS = 5, 30
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class StubWatch:
         """Looks at the processes of a server that loads its models; gives ``dead``.
 
         Triton collects a process that it ended, and one whose death it noticed, which fails the model's load. Any other
-        stays a zombie, also if it died before it ran the model: Triton waits for it for ever, or believes it to be ready.
+        stays a zombie, also if it died before it ran the model: Triton waits for it for ever, or takes it to be ready.
         """
         children = find_children(self.server_pid)
         ended = [pid for pid, state in children.items() if state in ENDED]
@@ -65,7 +68,7 @@ class StubWatch:
         known = {pid: stub for pid, stub in self.stubs.items() if pid in ended}
         self.stubs = known | _read_stubs(children)
         for pid, looks in self.uncollected.items():
-            if looks == GIVEN_UP_LOOKS:
+            if looks == (KILLED_LOOKS if was_killed(pid) else CRASHED_LOOKS):
                 self.dead.append(self.stubs.get(pid, UNKNOWN).instance)
         return self.dead
 
@@ -147,6 +150,14 @@ def has_ended(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return True
     except OSError:  # this process may open no more files, and cannot know
+        return False
+
+
+def was_killed(pid: int) -> bool:
+    """Whether a process that ended, and was not collected, got SIGKILL, as from the kernel when memory runs out."""
+    try:
+        return int(_stat(pid)[EXIT_CODE]) == signal.SIGKILL
+    except (OSError, IndexError):
         return False
 
 

@@ -17,7 +17,8 @@ import tritonclient.grpc as triton
 from rcnn_backend.server import stub_processes
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_backend.server.stub_processes import (
-    GIVEN_UP_LOOKS,
+    CRASHED_LOOKS,
+    KILLED_LOOKS,
     Stub,
     StubWatch,
     find_children,
@@ -199,6 +200,12 @@ def short_stub(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
+def end(stub: subprocess.Popen[bytes], number: int) -> None:
+    """It stays a zombie."""
+    stub.send_signal(number)
+    os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Popen[bytes]) -> None:
     watch = StubWatch(os.getpid(), "", {}, models_stay=True)
     assert watch.look() == []
@@ -208,16 +215,18 @@ def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Pope
     assert watch.look() == ["a Python model"]
 
 
+@pytest.mark.parametrize(
+    ("number", "limit"), [(signal.SIGKILL, KILLED_LOOKS), (signal.SIGSEGV, CRASHED_LOOKS)]
+)
 def test_at_the_start_a_stub_that_triton_does_not_collect_is_dead(
-    short_stub: subprocess.Popen[bytes],
+    short_stub: subprocess.Popen[bytes], number: int, limit: int
 ) -> None:
     seen, late = (StubWatch(os.getpid(), "", {}, models_stay=True) for _ in range(2))
     assert seen.look_at_start() == []
     assert seen.stubs == {short_stub.pid: Stub("a Python model", "", "")} and not seen.uncollected
-    short_stub.kill()
-    os.waitid(os.P_PID, short_stub.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    end(short_stub, number)
     for watch in (seen, late):
-        for looks in range(1, GIVEN_UP_LOOKS):
+        for looks in range(1, limit):
             assert watch.look_at_start() == []
             assert watch.uncollected[short_stub.pid] == looks
         assert watch.look_at_start() == watch.look_at_start() == ["a Python model"]
@@ -226,12 +235,11 @@ def test_at_the_start_a_stub_that_triton_does_not_collect_is_dead(
 def test_at_the_start_a_stub_that_triton_collects_is_not_dead(short_stub: subprocess.Popen[bytes]) -> None:
     watch = StubWatch(os.getpid(), "", {}, models_stay=True)
     watch.look_at_start()
-    short_stub.kill()
-    os.waitid(os.P_PID, short_stub.pid, os.WEXITED | os.WNOWAIT)
+    end(short_stub, signal.SIGTERM)
     watch.look_at_start()
     assert short_stub.pid in watch.uncollected and short_stub.pid in watch.stubs
     short_stub.wait()
-    for _ in range(GIVEN_UP_LOOKS):
+    for _ in range(CRASHED_LOOKS):
         assert watch.look_at_start() == []
     assert not watch.stubs and not watch.uncollected
     assert watch.look() == []
