@@ -15,7 +15,6 @@ def load_failures(log: str) -> dict[str, str]:
         if cause := re.match(r"ensemble .*? Model '(.+?)' loading failed with error: (.*)", reason, re.S):
             name, reason = cause.groups()
         reason = re.sub(r"^version \d+ is at UNAVAILABLE state: (Internal: )?", "", reason)
-        reason = re.sub(r"^Stub process '(.+?)' is not healthy\.", r"the process of \1 ended", reason)
         message, _, trace = reason.partition("\n\nAt:\n")
         reasons[name] = message.rstrip("; \n") + (f" (at {trace.splitlines()[0].strip()})" if trace else "")
     return reasons
