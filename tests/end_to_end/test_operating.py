@@ -16,7 +16,7 @@ import pytest
 import tritonclient.grpc as triton
 from rcnn_backend.errors import ServerError
 from rcnn_backend.server.access import Access, lock
-from rcnn_backend.server.stub_processes import find_stubs
+from rcnn_backend.server.stub_processes import find_children, find_stubs
 from rcnn_client import AccessDeniedError, CertificateError, Detector, RcnnError, TLSConfig
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -133,6 +133,28 @@ def test_a_step_killed_under_load_ends_the_command(digits_repository: Path) -> N
     assert all(answered - asked < TIMEOUT_S + 1 for asked, answered, _ in serving.answers)
     errors = Counter(answer.partition(":")[0] for *_, answer in serving.answers if answer != "boxes")
     assert errors.total() == 4 and set(errors) <= {"ServerError", "ServerUnavailableError"}
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.2])
+def test_a_step_killed_while_the_server_starts_ends_the_command(
+    digits_repository: Path, after_s: float
+) -> None:
+    """In the first milliseconds Triton waits for it for ever; once its model is loaded, it does not notice."""
+    program = Path(sys.executable).with_name("rcnn-serve")
+    ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+    command = [program, digits_repository, "--models", "digits", "--fused", "off", *ports]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        stubs: list[int] = []
+        deadline = time.monotonic() + 60
+        while not stubs and time.monotonic() < deadline:
+            stubs = [pid for child in find_children(process.pid) for pid in find_stubs(child)]
+        time.sleep(after_s)
+        os.kill(stubs[0], signal.SIGKILL)
+        killed = time.monotonic()
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"^rcnn-serve: the process of (digits_\w+|a Python model) ended", stderr)
+    assert time.monotonic() - killed < 15
 
 
 def test_the_options_for_tls_and_a_token(digits_repository: Path, certificates: Path, tmp_path: Path) -> None:

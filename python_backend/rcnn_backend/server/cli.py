@@ -20,6 +20,7 @@ from rcnn_backend.server.access import Access
 from rcnn_backend.server.addresses import PROTOCOLS
 from rcnn_backend.server.arguments import parse_arguments
 from rcnn_backend.server.log import Repeats, is_routine
+from rcnn_backend.server.stub_processes import tell_dead
 
 if TYPE_CHECKING:
     from rcnn_backend.server.local_server import RunningServer
@@ -174,9 +175,7 @@ def _relay_log(server: RunningServer, offset: int) -> None:
             if ended:
                 return
             if dead:
-                raise _BrokenError(
-                    f"the process of {', '.join(dead)} ended, and tritonserver starts no other"
-                )
+                raise _BrokenError(tell_dead(dead))
             if hang:
                 raise _BrokenError(hang)
             if server.log and server.log_is_temporary and log.tell() > MAX_TEMPORARY_LOG_BYTES:

@@ -32,7 +32,7 @@ from rcnn_backend.server.model_selection import ModelSelection, select_models
 from rcnn_backend.server.mps import CONTROL, PIPES
 from rcnn_backend.server.paths import make_plain_folder, plain_link
 from rcnn_backend.server.shared_memory import SHARED_MEMORY, check_shared_memory
-from rcnn_backend.server.stub_processes import StubWatch
+from rcnn_backend.server.stub_processes import StubWatch, tell_dead
 from rcnn_backend.server.triton_install import (
     check_engine_packages,
     find_triton,
@@ -41,6 +41,7 @@ from rcnn_backend.server.triton_install import (
 )
 
 IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
+START_LOOK_S = 0.1
 ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # what anyone may ask, also with TLS and a token
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
@@ -62,7 +63,7 @@ class RunningServer:
     ``endpoints``: by ``http``, ``grpc`` and ``metrics``, less those that the flags switch off. ``models``: None
     where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
     are served. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
-    what opens the HTTP API that unloads models. ``watch``: over the processes of Python models, and ``hang_watch``: over
+    what opens the HTTP API that unloads models. ``watch``: over the processes of Python models. ``hang_watch``: over
     those and the server, from when the server is ready. ``repository``: the folder that holds the models.
     ``served_from``: what Triton gets in its place, a link or a view.
     """
@@ -78,7 +79,7 @@ class RunningServer:
     admin_headers: dict[str, str]
     repository: Path
     served_from: Path
-    watch: StubWatch | None = None
+    watch: StubWatch
     hang_watch: HangWatch | None = None
 
     @property
@@ -119,11 +120,11 @@ class RunningServer:
 
         Where models come and go (``--model-control-mode=explicit`` and ``poll``), none is told without HTTP.
         """
-        return self.watch.look() if self.watch else []
+        return self.watch.look()
 
     def hang(self) -> str:
         """A sentence that names the process that hangs, and empty while none does."""
-        return self.hang_watch.look(self.watch.stubs) if self.watch and self.hang_watch else ""
+        return self.hang_watch.look(self.watch.stubs) if self.hang_watch else ""
 
     def kill(self) -> None:
         """Ends the server and its stubs at once."""
@@ -137,7 +138,8 @@ class RunningServer:
         if reasons := load_failures(log):
             lines = [f"model {name} failed to load: {reason}" for name, reason in reasons.items()]
         elif code is None:
-            lines = [f"models still loading: {', '.join(still_loading(log)) or 'not told'}"]
+            untold = "none" if self.log else "not told"
+            lines = [f"models still loading: {', '.join(still_loading(log)) or untold}"]
         else:
             lines = [f"tritonserver ended with exit code {code}", *(f"  {line}" for line in last_words(log))]
         try:
@@ -190,7 +192,7 @@ def running_server(
 
     Raises:
         ServerError: the server cannot run in this environment, an address or a port cannot be used, a model
-            failed to load, or the server was not ready within ``ready_timeout_s``.
+            failed to load, a process of one died, or the server was not ready within ``ready_timeout_s``.
         RepositoryError: the models are not there or not complete (see ``select_models``).
     """
     install = find_triton()
@@ -249,6 +251,7 @@ def running_server(
             )
         cleaner.stdin.write(f"{process.pid}\n")
         exit_timeout_s = float(get_flag(flags, "exit-timeout-secs") or 30)
+        http, models_stay = endpoints.get("http"), get_flag(flags, "model-control-mode") in ("", "none")
         server = RunningServer(
             process,
             endpoints,
@@ -261,14 +264,10 @@ def running_server(
             locks.admin_headers,
             repository.resolve(),
             served_from,
+            StubWatch(process.pid, http.url if http else "", locks.admin_headers, models_stay, executions),
         )
         try:
             _wait_until_ready(server, ready_timeout_s)
-            models_stay = get_flag(flags, "model-control-mode") in ("", "none")
-            server.watch = StubWatch(
-                process.pid, server.urls.get("http", ""), locks.admin_headers, models_stay, executions
-            )
-            server.dead_steps()  # finds the processes
             asked = next((name for name in ANYONE if name in server.urls), "")
             server.hang_watch = HangWatch(
                 process.pid, server.urls.get(asked, ""), ANYONE.get(asked, ""), executions, hang_timeout_s
@@ -308,20 +307,34 @@ def _without_addresses(flags: Sequence[str]) -> list[str]:
 
 
 def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
-    """tritonserver opens its ports when every model is loaded."""
+    """tritonserver opens its ports when every model is loaded. Where that fails, it is killed: it may load for ever."""
     deadline = time.monotonic() + timeout_s
     waiting = list(server.urls.values())
-    while waiting:
-        if server.process.poll() is not None:
-            raise ServerError(server.failure())
-        if time.monotonic() > deadline:
-            raise ServerError(f"not ready after {timeout_s:g} s; {server.failure()}")
-        host, _, port = waiting[0].rpartition(":")
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1) as connection,
-        ):
-            if connection.getsockname() != connection.getpeername():  # TCP can connect a free port to itself
+    try:
+        while True:
+            dead = server.watch.look_at_start()
+            if server.process.poll() is not None:
+                raise ServerError(server.failure())
+            if dead:
+                raise ServerError(f"{tell_dead(dead)}; {server.failure()}")
+            if not (waiting or server.watch.uncollected):
+                return
+            if time.monotonic() > deadline:
+                raise ServerError(f"not ready after {timeout_s:g} s; {server.failure()}")
+            while waiting and _listens(waiting[0]):
                 waiting.pop(0)
-                continue
-        time.sleep(0.05)
+            time.sleep(START_LOOK_S)
+    except ServerError:
+        server.kill()
+        raise
+
+
+def _listens(url: str) -> bool:
+    host, _, port = url.rpartition(":")
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1) as connection,
+    ):
+        # TCP can connect a free port to itself
+        return bool(connection.getsockname() != connection.getpeername())
+    return False

@@ -5,8 +5,9 @@ Triton 24.10 starts none again that has died, and says that it is ready all the 
 
 import contextlib
 import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from rcnn_backend.server.repository_api import FAILURES, model_states
 
 ENDED = "ZX"  # zombie, dead
 STOPPED = "T"
+EXIT_CODE = 49  # of the fields after the command's name, as waitpid gives it
 MODEL_ARGUMENT, INSTANCE_ARGUMENT = 1, 8  # of the stub's command line
 RESCAN_S = 1.0
+# Of looks at a server that starts, 0.1 s apart. Triton collects at once what it kills, and within 2 s many that crash.
+KILLED_LOOKS, CRASHED_LOOKS = 5, 30
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Stub:
         return self.instance if self.gpu is None else f"{self.instance} on GPU {self.gpu}"
 
 
+UNKNOWN = Stub("a Python model", "", "")
+
+
 @dataclass
 class StubWatch:
     """Tells the stubs that died from those which Triton ended with their model.
@@ -45,7 +52,8 @@ class StubWatch:
     ``url``: ``host:port`` of the HTTP endpoint, empty without. ``headers``: what opens the model-repository
     API there. ``models_stay``: models neither come nor go, so a stub that ended is dead also where the
     server cannot be asked. ``executions``: where the processes tell their GPU (see ``contract/executions.py``).
-    ``dead``: the model instances whose process died.
+    ``dead``: the model instances whose process died. ``uncollected``: how many looks in a row found a process ended
+    that Triton had not collected, by process id, while the server starts.
     """
 
     server_pid: int
@@ -55,7 +63,24 @@ class StubWatch:
     executions: str = ""
     stubs: dict[int, Stub] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
+    uncollected: dict[int, int] = field(default_factory=dict)
     next_scan: float = 0.0  # by time.monotonic
+
+    def look_at_start(self) -> list[str]:
+        """Looks at the processes of a server that loads its models; gives ``dead``.
+
+        Triton collects a process that it ended, and one whose death it noticed, which fails the model's load. Any other
+        stays a zombie, also if it died before it ran the model: Triton waits for it for ever, or takes it to be ready.
+        """
+        children = find_children(self.server_pid)
+        ended = [pid for pid, state in children.items() if state in ENDED]
+        self.uncollected = {pid: self.uncollected.get(pid, 0) + 1 for pid in ended}
+        known = {pid: stub for pid, stub in self.stubs.items() if pid in ended}
+        self.stubs = known | _read_stubs(children, self.executions)
+        for pid, looks in self.uncollected.items():
+            if looks == (KILLED_LOOKS if was_killed(pid) else CRASHED_LOOKS):
+                self.dead.append(self.stubs.get(pid, UNKNOWN).name)
+        return self.dead
 
     def look(self) -> list[str]:
         """Looks at the processes; gives ``dead``, to which a stub that ended is added if its model is still loaded."""
@@ -88,19 +113,32 @@ def find_stubs(server_pid: int, executions: str = "") -> dict[int, Stub]:
     Args:
         executions: as in ``StubWatch``; without it no GPU is told.
     """
-    stubs = {}
+    return _read_stubs(find_children(server_pid), executions)
+
+
+def find_children(parent: int) -> dict[int, str]:
+    """The state of each process that the parent started, by process id; none where ``/proc`` cannot be read."""
+    children = {}
     pids: list[int] = []
     with contextlib.suppress(OSError):
         pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     for pid in pids:
-        try:
-            if int(_stat(pid)[1]) != server_pid:
-                continue
+        with contextlib.suppress(OSError, IndexError):  # it ended meanwhile
+            state, its_parent = _stat(pid)[:2]
+            if int(its_parent) == parent:
+                children[pid] = state
+    return children
+
+
+def _read_stubs(pids: Iterable[int], executions: str) -> dict[int, Stub]:
+    """Those that are stubs. A process that ended has no command line."""
+    stubs = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
             arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-        except (OSError, IndexError):  # it ended meanwhile
-            continue
-        if arguments[0].endswith("/triton_python_backend_stub"):
-            stubs[pid] = replace(read_stub(arguments), gpu=read_gpu(executions, pid) if executions else None)
+            if arguments[0].endswith("/triton_python_backend_stub"):
+                gpu = read_gpu(executions, pid) if executions else None
+                stubs[pid] = replace(read_stub(arguments), gpu=gpu)
     return stubs
 
 
@@ -112,7 +150,12 @@ def read_stub(arguments: list[str]) -> Stub:
     file = arguments[MODEL_ARGUMENT] if len(arguments) > MODEL_ARGUMENT else ""
     *_, model, version, _ = ["", "", "", *Path(file).parts]
     instance = arguments[INSTANCE_ARGUMENT] if len(arguments) > INSTANCE_ARGUMENT else ""
-    return Stub(instance or model or "a Python model", model, version)
+    return Stub(instance or model or UNKNOWN.instance, model, version)
+
+
+def tell_dead(instances: Sequence[str]) -> str:
+    """The start of a sentence about model instances whose process died."""
+    return f"the process of {', '.join(instances)} ended, and tritonserver starts no other"
 
 
 def has_ended(pid: int) -> bool:
@@ -122,6 +165,14 @@ def has_ended(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return True
     except OSError:  # this process may open no more files, and cannot know
+        return False
+
+
+def was_killed(pid: int) -> bool:
+    """Whether a process that ended, and was not collected, got SIGKILL, as from the kernel when memory runs out."""
+    try:
+        return int(_stat(pid)[EXIT_CODE]) == signal.SIGKILL
+    except (OSError, IndexError):
         return False
 
 

@@ -17,7 +17,15 @@ import tritonclient.grpc as triton
 from rcnn_backend.contract.executions import GPU, NUMBER
 from rcnn_backend.server import stub_processes
 from rcnn_backend.server.local_server import RunningServer, running_server
-from rcnn_backend.server.stub_processes import Stub, StubWatch, find_stubs, read_stub
+from rcnn_backend.server.stub_processes import (
+    CRASHED_LOOKS,
+    KILLED_LOOKS,
+    Stub,
+    StubWatch,
+    find_children,
+    find_stubs,
+    read_stub,
+)
 
 MODEL = """
 import triton_python_backend_utils as pb_utils
@@ -147,6 +155,33 @@ def test_in_explicit_mode_a_killed_stub_ends_the_command_and_an_unloaded_model_d
     assert "rcnn-serve: the process of second_0_0 ended" in stderr
 
 
+def test_a_stub_that_dies_before_the_server_is_ready_ends_the_command(repository: Path) -> None:
+    slow = "    def initialize(self, args):\n        import time\n        time.sleep(20)\n"
+    model = repository / "second" / "1" / "model.py"
+    model.write_text(MODEL.replace("    def execute", f"{slow}    def execute"))
+    program = Path(sys.executable).with_name("rcnn-serve")
+    ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
+    log = repository.parent / "log"
+    command = [program, repository, *ports, "--log-file", log]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            found: dict[str, int] = {}
+            deadline = time.monotonic() + 60
+            while not ("first_0_0" in found and "successfully loaded 'first'" in log.read_text()):
+                assert time.monotonic() < deadline
+                for child in find_children(process.pid):
+                    found |= instances(child)
+            os.kill(found["first_0_0"], signal.SIGKILL)
+            killed = time.monotonic()
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.terminate()
+    assert process.returncode == 1
+    ended = "the process of first_0_0 ended, and tritonserver starts no other"
+    assert f"rcnn-serve: {ended}; models still loading: second\n" in stderr
+    assert time.monotonic() - killed < 10
+
+
 def test_stubs_of_another_triton_are_read_as_far_as_they_tell() -> None:
     line = ["/backends/python/triton_python_backend_stub", "/models/rpn/3/model.py", *"abcdef", "rpn_0_1"]
     assert read_stub([*line, "DEFAULT", ""]) == Stub("rpn_0_1", "rpn", "3")
@@ -173,6 +208,12 @@ def short_stub(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield child
 
 
+def end(stub: subprocess.Popen[bytes], number: int) -> None:
+    """It stays a zombie."""
+    stub.send_signal(number)
+    os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Popen[bytes]) -> None:
     watch = StubWatch(os.getpid(), "", {}, models_stay=True)
     assert watch.look() == []
@@ -197,6 +238,36 @@ def test_an_instance_that_died_is_told_while_its_namesake_on_another_gpu_lives(
         second.kill()
         second.wait()
         assert watch.look() == ["rpn_0_0 on GPU 1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "limit"), [(signal.SIGKILL, KILLED_LOOKS), (signal.SIGSEGV, CRASHED_LOOKS)]
+)
+def test_at_the_start_a_stub_that_triton_does_not_collect_is_dead(
+    short_stub: subprocess.Popen[bytes], number: int, limit: int
+) -> None:
+    seen, late = (StubWatch(os.getpid(), "", {}, models_stay=True) for _ in range(2))
+    assert seen.look_at_start() == []
+    assert seen.stubs == {short_stub.pid: Stub("a Python model", "", "")} and not seen.uncollected
+    end(short_stub, number)
+    for watch in (seen, late):
+        for looks in range(1, limit):
+            assert watch.look_at_start() == []
+            assert watch.uncollected[short_stub.pid] == looks
+        assert watch.look_at_start() == watch.look_at_start() == ["a Python model"]
+
+
+def test_at_the_start_a_stub_that_triton_collects_is_not_dead(short_stub: subprocess.Popen[bytes]) -> None:
+    watch = StubWatch(os.getpid(), "", {}, models_stay=True)
+    watch.look_at_start()
+    end(short_stub, signal.SIGTERM)
+    watch.look_at_start()
+    assert short_stub.pid in watch.uncollected and short_stub.pid in watch.stubs
+    short_stub.wait()
+    for _ in range(CRASHED_LOOKS):
+        assert watch.look_at_start() == []
+    assert not watch.stubs and not watch.uncollected
+    assert watch.look() == []
 
 
 def test_what_the_server_does_not_tell_is_asked_again(
