@@ -52,9 +52,8 @@ def with_best_boxes(module: nn.Module) -> nn.Module:
     return FusedRpn(module) if is_torchvisions else module
 
 
-def use_feature_map_kernels(graph: fx.Graph) -> int:
-    """Replaces max pooling and nearest upsampling to a given size; returns how many there were."""
-    replaced = 0
+def use_feature_map_kernels(graph: fx.Graph) -> None:
+    """Replaces max pooling, and nearest upsampling to a given size."""
     for node in list(graph.nodes):
         call = _read(node)
         if call is None:
@@ -65,8 +64,6 @@ def use_feature_map_kernels(graph: fx.Graph) -> int:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-        replaced += 1
-    return replaced
 
 
 def _read(node: fx.Node) -> Call | None:
