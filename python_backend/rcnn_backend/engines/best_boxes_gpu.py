@@ -1,7 +1,7 @@
 """How a GPU computes ``torch.ops.rcnn.best_boxes``: by the kernels of ``best_boxes.cu``.
 
-Of equal logits the one of the lower anchor comes first, as in torch's ``topk`` on a GPU. To import this module is to
-register the operator for GPUs.
+Of equal logits the one of the lower anchor comes first. So it is in torch's ``topk`` on a GPU, unless 32 or fewer are
+kept: then torch's order of equal ones is any. To import this module is to register the operator for GPUs.
 """
 
 import math
