@@ -9,7 +9,7 @@ import torch
 from torch.export.passes import move_to_device_pass
 from torch.utils.dlpack import from_dlpack
 
-import rcnn_backend.engines.convolution  # noqa: F401  defines the operator that the program calls
+import rcnn_backend.engines.convolution_int8  # noqa: F401  with ``convolution``, the operators that the program calls
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.engines.torch_device import TorchDevice
@@ -68,6 +68,7 @@ class CudnnEngine:
 def _check_frontend(path: Path) -> None:
     try:
         importlib.import_module("rcnn_backend.engines.convolution_plans")
+        importlib.import_module("rcnn_backend.engines.quantize_on_gpu")
     except ImportError as error:
         raise RepositoryError(
             f"{path} runs on a GPU by cuDNN's graphs, and nvidia-cudnn-frontend cannot be loaded here ({error}): "

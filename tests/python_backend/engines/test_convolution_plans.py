@@ -51,7 +51,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     frontend = ModuleType("cudnn")
     notes = "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"
     frontend.numerical_note = SimpleNamespace(**dict.fromkeys(notes, 0))  # type: ignore[attr-defined]
-    frontend.data_type = SimpleNamespace(HALF=1, FLOAT=2)  # type: ignore[attr-defined]
+    frontend.data_type = SimpleNamespace(HALF=1, FLOAT=2, INT8=3)  # type: ignore[attr-defined]
     frontend.create_handle = lambda: 7  # type: ignore[attr-defined]
     frontend.set_stream = lambda handle, stream: None  # type: ignore[attr-defined]
     frontend.backend_version = lambda: 91900  # type: ignore[attr-defined]
