@@ -13,6 +13,7 @@ import torch
 from rcnn_backend.contract.manifest import write_manifest
 from rcnn_backend.devices import Gpu
 from rcnn_backend.engines.convolution import Convolution, convolve
+from rcnn_backend.engines.convolution_int8 import convolve_int8, describe_int8
 from rcnn_backend.errors import RepositoryError
 from torch import Tensor
 
@@ -42,7 +43,10 @@ class GraphOfPlans:
         return 0
 
     def run(self, index: int, _workspace: int, *tensors: Tensor) -> Tensor:
-        return convolve(*tensors, *self.convolution.geometry, self.convolution.relu)
+        geometry, relu = self.convolution.geometry, self.convolution.relu
+        if self.convolution.dtype == torch.int8:
+            return convolve_int8(*tensors, *geometry, relu, self.convolution.result_dtype)
+        return convolve(*tensors, *geometry, relu)
 
 
 @pytest.fixture
@@ -115,6 +119,23 @@ def test_torchs_operators_run_where_they_are_faster_or_alone(plans: Any) -> None
     assert run(plans).choices.get(CALL).startswith("torch")
     GraphOfPlans.plans = {"slow": 9.0}
     assert run(plans).choices.get(CALL).startswith("torch")
+
+
+def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> None:
+    x, weight = (
+        torch.randint(-9, 9, (2, 4, 6, 6)).to(torch.int8),
+        torch.randint(-9, 9, (4, 4, 3, 3)).to(torch.int8),
+    )
+    tensors = x, weight, torch.rand(4), x, torch.rand(4), torch.rand(4)
+    call = describe_int8(*tensors[:4], *GEOMETRY, True, torch.float16)
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    found = made.run(call, *tensors)
+    torch.testing.assert_close(found, convolve_int8(*tensors, *GEOMETRY, True, torch.float16))
+    assert made.choices.get(call) is None
+    GraphOfPlans.plans = {"slow": 9.0}
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    torch.testing.assert_close(made.run(call, *tensors), found)
+    assert made.choices.get(call) == "slow"
 
 
 def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
