@@ -8,12 +8,14 @@ Each array is an allocation of its own, so that an access beyond its end is seen
 
 import cupy
 import numpy as np
+import torch
 from rcnn_backend.contract.parameters import (
     DetectionParameters,
     PoolParameters,
     PreprocessParameters,
     ProposalParameters,
 )
+from rcnn_backend.engines.quantize_gpu import quantize
 from rcnn_backend.operators.gpu.detections import detect
 from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
@@ -30,6 +32,7 @@ def main() -> None:
     """All steps, with every layout, type and kernel they choose from."""
     cupy.cuda.set_allocator(None)
     for dtype in (np.float32, np.float16):
+        run_quantize(dtype)
         run_preprocess(dtype)
         run_roi_align(dtype)
         run_keypoints(dtype)
@@ -53,6 +56,12 @@ def run_preprocess(dtype: type) -> None:
     limits = PreprocessParameters(40, 64, None, [0.5] * 3, [0.2] * 3, 32, 10**8)
     pictures = [RANDOM.integers(0, 256, (20 + number, 33, 3), np.uint8) for number in range(50)]
     preprocess([cupy.asarray(picture) for picture in pictures], limits, dtype)
+
+
+def run_quantize(dtype: type) -> None:
+    """Numbers that fill vectors, and some more."""
+    for shape in ((2, 16, 5, 4), (3, 3, 3, 3), (1, 1, 1, 1)):
+        quantize(torch.from_dlpack(cupy.asarray(RANDOM.standard_normal(shape).astype(dtype))), 0.02)
 
 
 def run_proposals() -> None:

@@ -9,7 +9,7 @@ number, halves to the even one, and clamped to -128 to 127. It is in channels-la
 
 ``torch.ops.rcnn.quantize`` makes what it reads: x [B, C, H, W] FP16 or FP32 -> x / scale as int8, rounded and clamped the
 same way, in channels-last order. rcnn-export writes calls of both into the INT8 programs of ``--engine cudnn``.
-On a CPU torch's own operators compute them; on a GPU ``convolution_plans`` and ``quantize_on_gpu`` do.
+On a CPU torch's own operators compute them; on a GPU ``convolution_plans`` and ``quantize_gpu`` do.
 """
 
 from collections.abc import Sequence

@@ -68,7 +68,7 @@ class CudnnEngine:
 def _check_frontend(path: Path) -> None:
     try:
         importlib.import_module("rcnn_backend.engines.convolution_plans")
-        importlib.import_module("rcnn_backend.engines.quantize_on_gpu")
+        importlib.import_module("rcnn_backend.engines.quantize_gpu")
     except ImportError as error:
         raise RepositoryError(
             f"{path} runs on a GPU by cuDNN's graphs, and nvidia-cudnn-frontend cannot be loaded here ({error}): "

@@ -121,6 +121,17 @@ def test_torchs_operators_run_where_they_are_faster_or_alone(plans: Any) -> None
     assert run(plans).choices.get(CALL).startswith("torch")
 
 
+def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="must run once before it is captured"):
+        run(plans, made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    run(plans, made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    run(plans, made)
+
+
 def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> None:
     x, weight = (
         torch.randint(-9, 9, (2, 4, 6, 6)).to(torch.int8),
@@ -136,17 +147,6 @@ def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> N
     made = plans.ConvolutionPlans(torch.device("cpu"))
     torch.testing.assert_close(made.run(call, *tensors), found)
     assert made.choices.get(call) == "slow"
-
-
-def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = plans.ConvolutionPlans(torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="must run once before it is captured"):
-        run(plans, made)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    run(plans, made)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    run(plans, made)
 
 
 def test_plans_unused_for_longest_are_forgotten_but_not_those_of_graphs(

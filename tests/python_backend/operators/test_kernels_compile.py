@@ -19,6 +19,7 @@ TYPES = ["float", "Half"]
 POOLS = ["7, 7, 2", "14, 14, 2", "7, 7, 1", "7, 7, 3", "7, 7, 4"]
 KERNELS = {
     "preprocess": [f"resize_normalize_pad<{type_}>" for type_ in TYPES],
+    "quantize": [f"quantize<{type_}>" for type_ in TYPES],
     "nms": ["sort_candidates", "mark_overlaps", "suppress", "gather_proposals"],
     "roi_align": [
         *(f"pool_planar<{type_}, {pool}>" for type_, pool in itertools.product(TYPES, POOLS)),
@@ -79,7 +80,8 @@ def test_no_kernel_is_forgotten_and_each_file_needs_only_headers_beside_it(
 
 def test_what_files_share_is_written_once() -> None:
     definition = re.compile(
-        r"^(?:template <.*> )?(?:struct|__device__ [\w ]+?) (\w+(?:<\w+>)?)[ (]", re.MULTILINE
+        r"^(?:template <.*> )?(?:struct(?: alignas\([^{]*\))?|__device__ [\w ]+?) (\w+(?:<\w+>)?)[ (]",
+        re.MULTILINE,
     )
     files = [*SOURCES.glob("*.cu*")]
     names = [name for path in files for name in set(definition.findall(path.read_text()))]

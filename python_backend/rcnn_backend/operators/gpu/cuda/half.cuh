@@ -1,4 +1,4 @@
-// FP16 numbers and their conversion to and from FP32, for preprocess.cu, roi_align.cu, keypoints.cu and quantize.cu.
+// FP16 numbers and their conversion to and from FP32, for preprocess.cu, roi_align.cu and keypoints.cu.
 
 struct Half {
     unsigned short bits;

@@ -14,7 +14,7 @@ VALUES = 8  # of a thread
 ALIGNMENT = 16  # bytes: what a thread reads at once
 
 
-def quantize_on_gpu(x: Tensor, scale: float) -> Tensor:
+def quantize(x: Tensor, scale: float) -> Tensor:
     """FP16 or FP32 [B, C, H, W] -> x / scale as int8, rounded and clamped, on torch's current stream.
 
     See ``rcnn_backend.engines.convolution_int8``.
@@ -28,14 +28,9 @@ def quantize_on_gpu(x: Tensor, scale: float) -> Tensor:
         stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(x.device).cuda_stream)
         with torch.cuda.device(x.device), stream:
             kernel = kernels.load("quantize", f"quantize<{kernels.cpp_type(TYPES[x.dtype])}>")
-            arguments = (
-                np.uint64(x.data_ptr()),
-                np.uint64(found.data_ptr()),
-                np.float32(scale),
-                np.int64(count),
-            )
+            arguments = (x.data_ptr(), found.data_ptr(), np.float32(scale), count)
             kernel((-(-count // (THREADS * VALUES)),), (THREADS,), arguments)
     return found
 
 
-torch.library.impl("rcnn::quantize", "CUDA", quantize_on_gpu)
+torch.library.impl("rcnn::quantize", "CUDA", quantize)
