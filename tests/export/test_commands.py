@@ -97,6 +97,10 @@ def test_ctrl_c_is_one_line(
             "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
         ),
         (
+            ["--precision", "int8", "--engine", "cudnn"],
+            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
+        ),
+        (
             ["--precision", "int8", "--engine", "aoti", "--calibrate", "."],
             "--engine aoti has no INT8: use --engine cudnn, onnx or tensorrt, or --precision fp16",
         ),

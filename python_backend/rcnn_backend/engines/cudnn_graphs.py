@@ -1,7 +1,8 @@
 """Graphs of cuDNN: a convolution with bias, residual and ReLU in one kernel. Needs nvidia-cudnn-frontend.
 
 Tensors lie in channels-last order (NHWC), and sums are in FP32. FP32 is computed in FP32, not in TF32. The products of
-INT8 are summed in INT32; scales, bias and residual follow in FP32.
+INT8 are summed in INT32; scales, bias and residual follow in FP32. An INT8 result is rounded to the nearest number, halves
+to the even one, and clamped: the kernels that cuDNN 9.19 makes for compute capability 9.0 convert by F2I.S8 and F2IP.S8.
 """
 
 from collections.abc import Sequence
