@@ -6,6 +6,8 @@
 Each array is an allocation of its own, so that an access beyond its end is seen.
 """
 
+import os
+
 import cupy
 import numpy as np
 import torch
@@ -15,7 +17,11 @@ from rcnn_backend.contract.parameters import (
     PreprocessParameters,
     ProposalParameters,
 )
-from rcnn_backend.engines.quantize_gpu import quantize
+from rcnn_backend.engines import (  # noqa: F401  register operators for GPUs
+    best_boxes_gpu,
+    feature_maps_gpu,
+    quantize_gpu,
+)
 from rcnn_backend.operators.gpu.detections import detect
 from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
@@ -31,11 +37,15 @@ SIZES = np.tile(np.array([300, 400, 600, 1000], np.float32), (2, 1))
 def main() -> None:
     """All steps, with every layout, type and kernel they choose from."""
     cupy.cuda.set_allocator(None)
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # torch reads it when it first allocates
     for dtype in (np.float32, np.float16):
         run_quantize(dtype)
         run_preprocess(dtype)
         run_roi_align(dtype)
         run_keypoints(dtype)
+    for torch_dtype in (torch.float32, torch.float16):
+        run_feature_maps(torch_dtype)
+        run_best_boxes(torch_dtype)
     run_proposals()
     run_detections()
     run_samples()
@@ -61,7 +71,9 @@ def run_preprocess(dtype: type) -> None:
 def run_quantize(dtype: type) -> None:
     """Numbers that fill vectors, and some more."""
     for shape in ((2, 16, 5, 4), (3, 3, 3, 3), (1, 1, 1, 1)):
-        quantize(torch.from_dlpack(cupy.asarray(RANDOM.standard_normal(shape).astype(dtype))), 0.02)
+        torch.ops.rcnn.quantize(
+            torch.from_dlpack(cupy.asarray(RANDOM.standard_normal(shape).astype(dtype))), 0.02
+        )
 
 
 def run_proposals() -> None:
@@ -109,6 +121,27 @@ def run_keypoints(dtype: type) -> None:
     for side in (56, 1):
         heatmaps = RANDOM.standard_normal((3, 2, side, side)).astype(dtype)
         heatmaps_to_keypoints(cupy.asarray(heatmaps), boxes)
+
+
+def run_feature_maps(dtype: torch.dtype) -> None:
+    """Channels that fill vectors and some that do not, windows over every border, larger and smaller maps."""
+    for channels in (16, 5):
+        x = torch.randn(2, channels, 13, 9, device="cuda").to(dtype)
+        for geometry in (([3, 3], [2, 2], [1, 1]), ([1, 1], [2, 2], [0, 0]), ([2, 3], [1, 2], [1, 1])):
+            torch.ops.rcnn.max_pool(x, *geometry)
+        for size in ((26, 18), (25, 17), (4, 3)):
+            torch.ops.rcnn.upsample(x, *size)
+
+
+def run_best_boxes(dtype: torch.dtype) -> None:
+    """Levels of several tiles, of less than one and of one anchor; more equal logits than a block sorts."""
+    sizes = [(50, 42), (13, 9), (1, 1)]
+    cells = [torch.randn(3, 4, device="cuda") for _ in sizes]
+    deltas = [torch.randn(2, 12, *size, device="cuda").to(dtype) for size in sizes]
+    logits = [torch.randn(2, 3, *size, device="cuda").to(dtype) for size in sizes]
+    for objectness in (logits, [torch.zeros_like(level) for level in logits]):
+        for top_n in (7, 1000, 4096):
+            torch.ops.rcnn.best_boxes(objectness, deltas, cells, 400, 336, top_n, [1.0] * 4, 4.0)
 
 
 def run_samples() -> None:

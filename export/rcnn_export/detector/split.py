@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from rcnn_backend.contract.samples import FIRST
+from rcnn_backend.engines.best_boxes import choose_boxes
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 
@@ -58,41 +59,15 @@ class RpnModule(Cut):
         if isinstance(features, Tensor):
             features = {"0": features}
         objectness, deltas = self.head(list(features.values()))
-        levels = [
-            self._decode_level(level, objectness[level], deltas[level], input)
-            for level in range(len(objectness))
-        ]
+        rpn_boxes = self.best_boxes(objectness, deltas, input)
         pooled = [features[name] for name in self.pooled_levels]
-        rpn_boxes = torch.cat(levels, dim=1)
         return rpn_boxes, *pooled, take_samples(input, rpn_boxes, *pooled)
 
-    def _decode_level(self, level: int, objectness: Tensor, deltas: Tensor, input: Tensor) -> Tensor:
-        batch = objectness.shape[0]
-        height, width = objectness.shape[-2:]
-        cell_anchors = self.cell_anchors[level]  # [A, 4]
-        num_anchors = cell_anchors.shape[0]
-        logits = objectness.permute(0, 2, 3, 1).reshape(batch, -1).float()  # [B, h*w*A]
-        deltas = deltas.reshape(batch, num_anchors, 4, height, width)
-        deltas = deltas.permute(0, 3, 4, 1, 2).reshape(batch, -1, 4).float()  # [B, h*w*A, 4]
-
-        top_logits, top = logits.topk(torch.sym_min(self.pre_nms_top_n, height * width * num_anchors), dim=1)
-        anchors = self._anchors(cell_anchors, height, width, input)  # [h*w*A, 4]
-        top_deltas = deltas.gather(1, top[:, :, None].expand(-1, -1, 4))  # [B, k, 4]
-        boxes = self.box_coder.decode_single(top_deltas.flatten(0, 1), anchors.index_select(0, top.flatten()))
-        boxes = boxes.reshape(batch, -1, 4)  # [B, k, 4]
-        scores = torch.sigmoid(top_logits)[:, :, None]
-        return torch.cat([scores, boxes, torch.full_like(scores, level)], dim=2)  # [B, k, 6]
-
-    def _anchors(self, cell_anchors: Tensor, height: int, width: int, input: Tensor) -> Tensor:
-        """AnchorGenerator.grid_anchors of one level: [h*w*A, 4], row by row, A a cell."""
-        stride_y = input.shape[-2] // height
-        stride_x = input.shape[-1] // width
-        shift_y = torch.arange(height, dtype=torch.float32, device=input.device) * stride_y
-        shift_x = torch.arange(width, dtype=torch.float32, device=input.device) * stride_x
-        shift_y = shift_y[:, None].expand(height, width)
-        shift_x = shift_x[None, :].expand(height, width)
-        shifts = torch.stack([shift_x, shift_y, shift_x, shift_y], dim=2)  # [h, w, 4]
-        return (shifts[:, :, None] + cell_anchors.float()).reshape(-1, 4)
+    def best_boxes(self, objectness: list[Tensor], deltas: list[Tensor], input: Tensor) -> Tensor:
+        """``rpn_boxes`` of what the head gives for each level: [B, A, h, w] and [B, 4A, h, w]."""
+        height, width = input.shape[-2:]
+        anchors, decode = list(self.cell_anchors), self.box_coder.decode_single
+        return choose_boxes(objectness, deltas, anchors, height, width, self.pre_nms_top_n, decode)
 
 
 class HeaderModule(Cut):

@@ -1,4 +1,4 @@
-"""torch -> exported program for cuDNN: the networks with fused convolutions. Needs no GPU.
+"""torch -> exported program for cuDNN: the networks with fused convolutions and our own kernels. Needs no GPU.
 
 The server builds cuDNN's graphs for its own GPU when it loads the program.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from rcnn_export.engines.fuse import Fusions, fuse_convolutions
+from rcnn_export.engines.fuse_kernels import use_feature_map_kernels, with_best_boxes
 from rcnn_export.engines.onnx_export import export_program
 from rcnn_export.engines.quantize_fused import Layers, quantize_convolutions
 from rcnn_export.engines.stages import Stage
@@ -23,7 +24,9 @@ def export_fused(stage: Stage, int8: Layers | None = None) -> tuple[torch.export
     Raises:
         ExportError: torch cannot trace it.
     """
-    traced = export_program(stage).module(check_guards=False)
+    fused_stage = replace(stage, module=with_best_boxes(stage.module))
+    traced = export_program(fused_stage).module(check_guards=False)
+    use_feature_map_kernels(traced.graph)
     module, fusions = fuse_convolutions(traced)
     if int8:
         module, count = quantize_convolutions(module, int8)

@@ -1,4 +1,7 @@
-"""Programs of torch whose convolutions are cuDNN's graphs on a GPU. Needs PyTorch, and nvidia-cudnn-frontend on a GPU."""
+"""Programs of torch whose convolutions are cuDNN's graphs on a GPU, beside kernels of our own.
+
+Needs PyTorch, and on a GPU CuPy and nvidia-cudnn-frontend.
+"""
 
 import importlib
 import warnings
@@ -9,11 +12,17 @@ import torch
 from torch.export.passes import move_to_device_pass
 from torch.utils.dlpack import from_dlpack
 
-import rcnn_backend.engines.convolution_int8  # noqa: F401  with ``convolution``, the operators that the program calls
+# These define the operators that the program calls.
+import rcnn_backend.engines.best_boxes
+import rcnn_backend.engines.convolution
+import rcnn_backend.engines.convolution_int8
+import rcnn_backend.engines.feature_maps  # noqa: F401
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.engines.torch_device import TorchDevice
 from rcnn_backend.errors import RepositoryError
+
+GPU_OPERATORS = ("best_boxes_gpu", "feature_maps_gpu", "quantize_gpu")
 
 
 class CudnnEngine:
@@ -33,6 +42,8 @@ class CudnnEngine:
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
         if device.is_gpu:
             _check_frontend(path)
+            for name in GPU_OPERATORS:
+                importlib.import_module(f"rcnn_backend.engines.{name}")
         self._torch = TorchDevice(device)
         try:
             with warnings.catch_warnings():
@@ -68,7 +79,6 @@ class CudnnEngine:
 def _check_frontend(path: Path) -> None:
     try:
         importlib.import_module("rcnn_backend.engines.convolution_plans")
-        importlib.import_module("rcnn_backend.engines.quantize_gpu")
     except ImportError as error:
         raise RepositoryError(
             f"{path} runs on a GPU by cuDNN's graphs, and nvidia-cudnn-frontend cannot be loaded here ({error}): "

@@ -1,14 +1,12 @@
 """``torch.ops.rcnn.quantize`` on a GPU, by one CUDA kernel. Needs CuPy. To import this module is to register it."""
 
-import cupy
 import numpy as np
 import torch
 from torch import Tensor
 
 from rcnn_backend.engines.convolution import CHANNELS_LAST
-from rcnn_backend.operators.gpu import kernels
+from rcnn_backend.engines.torch_kernels import CPP_TYPES, launch
 
-TYPES = {torch.float16: np.dtype(np.float16), torch.float32: np.dtype(np.float32)}
 THREADS = 256
 VALUES = 8  # of a thread
 ALIGNMENT = 16  # bytes: what a thread reads at once
@@ -25,11 +23,9 @@ def quantize(x: Tensor, scale: float) -> Tensor:
     found = torch.empty(x.shape, dtype=torch.int8, device=x.device, memory_format=CHANNELS_LAST)
     count = x.numel()
     if count:
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(x.device).cuda_stream)
-        with torch.cuda.device(x.device), stream:
-            kernel = kernels.load("quantize", f"quantize<{kernels.cpp_type(TYPES[x.dtype])}>")
-            arguments = (x.data_ptr(), found.data_ptr(), np.float32(scale), count)
-            kernel((-(-count // (THREADS * VALUES)),), (THREADS,), arguments)
+        blocks = -(-count // (THREADS * VALUES))
+        arguments = (x.data_ptr(), found.data_ptr(), np.float32(scale), np.int64(count))
+        launch("quantize", f"quantize<{CPP_TYPES[x.dtype]}>", (blocks,), THREADS, arguments, on=x)
     return found
 
 

@@ -121,6 +121,13 @@ def test_torchs_operators_run_where_they_are_faster_or_alone(plans: Any) -> None
     assert run(plans).choices.get(CALL).startswith("torch")
 
 
+def test_only_the_first_plans_that_run_are_timed(plans: Any) -> None:
+    most = plans.MAX_TIMED - 1  # and torch's own
+    GraphOfPlans.plans = {"broken": None} | {f"plan {index}": 4.0 - index / 10 for index in range(most + 5)}
+    assert run(plans).choices.get(CALL) == f"plan {most - 1}"
+    assert GraphOfPlans.built == ["broken", *(f"plan {index}" for index in range(most)), f"plan {most - 1}"]
+
+
 def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = plans.ConvolutionPlans(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

@@ -17,6 +17,7 @@ ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space"]  # CuPy adds the last two
 TYPES = ["float", "Half"]
 POOLS = ["7, 7, 2", "14, 14, 2", "7, 7, 1", "7, 7, 3", "7, 7, 4"]
+MAPS = ["float, 1", "float, 4", "Half, 1", "Half, 8"]  # and the channels of a thread
 KERNELS = {
     "preprocess": [f"resize_normalize_pad<{type_}>" for type_ in TYPES],
     "quantize": [f"quantize<{type_}>" for type_ in TYPES],
@@ -29,6 +30,17 @@ KERNELS = {
     "detections": ["suppress_classes", "gather_detections"],
     "keypoints": [f"find_keypoints<{type_}>" for type_ in TYPES],
     "samples": ["take_samples"],
+    "feature_maps": [
+        *(
+            f"max_pool<{map_}, {window}>"
+            for map_, window in itertools.product(MAPS, ["3, 3", "1, 1", "4, 2"])
+        ),
+        *(f"upsample<{map_}>" for map_ in MAPS),
+    ],
+    "best_boxes": [
+        f"{kernel}<{type_}>"
+        for kernel, type_ in itertools.product(["count_logits", "gather_logits", "decode_best"], TYPES)
+    ],
     "paste_masks": ["find_edges<false>", "find_edges<true>"],
 }
 

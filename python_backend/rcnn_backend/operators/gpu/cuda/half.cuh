@@ -1,4 +1,4 @@
-// FP16 numbers and their conversion to and from FP32, for preprocess.cu, roi_align.cu and keypoints.cu.
+// FP16 numbers and their conversion to and from FP32, for the kernels that take both types.
 
 struct Half {
     unsigned short bits;

@@ -1,0 +1,98 @@
+"""Puts the operators that have kernels of their own into a network: pooling, upsampling, and the choice of boxes.
+
+They are ``rcnn_backend.engines.feature_maps`` and ``rcnn_backend.engines.best_boxes``. What they do not take stays
+as torch traced it.
+"""
+
+from typing import Any
+
+import rcnn_backend.engines.feature_maps  # noqa: F401  defines the operators
+import torch
+from torch import Tensor, fx, nn
+from torchvision.models.detection._utils import BoxCoder
+
+from rcnn_export.detector.split import RpnModule
+
+aten, rcnn = torch.ops.aten, torch.ops.rcnn
+MAX_POOL, UPSAMPLE = aten.max_pool2d.default, aten.upsample_nearest2d.vec
+TYPES = (torch.float16, torch.float32)
+Call = tuple[Any, tuple[Any, ...]]  # an operator, and its arguments behind the feature map
+
+
+class FusedRpn(RpnModule):
+    """An RpnModule, with which it shares all parts, whose boxes one operator chooses and decodes."""
+
+    def __init__(self, rpn: RpnModule) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(vars(rpn))
+
+    def best_boxes(self, objectness: list[Tensor], deltas: list[Tensor], input: Tensor) -> Tensor:
+        """As RpnModule's."""
+        coder = self.box_coder
+        boxes: Tensor = rcnn.best_boxes(
+            list(objectness),
+            list(deltas),
+            list(self.cell_anchors),
+            *input.shape[-2:],
+            self.pre_nms_top_n,
+            [float(weight) for weight in coder.weights],
+            float(coder.bbox_xform_clip),
+        )
+        return boxes
+
+
+def with_best_boxes(module: nn.Module) -> nn.Module:
+    """The module, or a FusedRpn of it if it is an RpnModule that decodes boxes as torchvision does."""
+    if not isinstance(module, RpnModule):
+        return module
+    coder = module.box_coder
+    is_torchvisions = type(coder).decode_single is BoxCoder.decode_single and "decode_single" not in vars(
+        coder
+    )
+    return FusedRpn(module) if is_torchvisions else module
+
+
+def use_feature_map_kernels(graph: fx.Graph) -> None:
+    """Replaces max pooling, and nearest upsampling to a given size."""
+    for node in list(graph.nodes):
+        call = _read(node)
+        if call is None:
+            continue
+        target, arguments = call
+        with graph.inserting_before(node):
+            new = graph.call_function(target, (node.args[0], *arguments))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _read(node: fx.Node) -> Call | None:
+    """What to call in the node's place; None if it stays."""
+    if node.target not in (MAX_POOL, UPSAMPLE) or node.kwargs or not _is_feature_map(node.args[0]):
+        return None
+    return _read_pool(*node.args[1:]) if node.target == MAX_POOL else _read_upsampling(*node.args[1:])
+
+
+def _is_feature_map(argument: Any) -> bool:
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return isinstance(value, Tensor) and value.ndim == 4 and value.dtype in TYPES
+
+
+def _read_pool(
+    kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False
+) -> Call | None:
+    if ceil_mode or _pair(dilation) != [1, 1]:
+        return None
+    return rcnn.max_pool.default, (_pair(kernel), _pair(stride or kernel), _pair(padding))
+
+
+def _read_upsampling(size_hw: Any, scales: Any = None) -> Call | None:
+    if size_hw is None or scales is not None:
+        return None
+    return rcnn.upsample.default, tuple(size_hw)
+
+
+def _pair(value: Any) -> list[int]:
+    """Both sides of an argument that torch also takes as one number."""
+    sides = [value] if isinstance(value, int) else list(value)
+    return sides * 2 if len(sides) == 1 else sides

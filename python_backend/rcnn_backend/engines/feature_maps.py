@@ -1,0 +1,57 @@
+"""Max pooling and nearest upsampling in channels-last order: ``torch.ops.rcnn.max_pool`` and ``torch.ops.rcnn.upsample``.
+
+Shapes: x [B, C, H, W], FP32 or FP16 -> [B, C, h, w] of the same type. The results are in channels-last order
+whatever the order of x, and equal to torch's to the bit.
+
+rcnn-export writes calls of them into the programs of ``--engine cudnn``. On a CPU torch's own operators compute them;
+``feature_maps_gpu`` is what computes them on a GPU.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHANNELS_LAST = torch.channels_last
+
+
+def max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """``max_pool2d`` without dilation, on any device."""
+    found = functional.max_pool2d(x, list(kernel), list(stride), list(padding))
+    return found.contiguous(memory_format=CHANNELS_LAST)
+
+
+def upsample(x: Tensor, height: int, width: int) -> Tensor:
+    """``interpolate(x, size=(height, width), mode="nearest")``, on any device."""
+    found = functional.interpolate(x, size=(height, width), mode="nearest")
+    return found.contiguous(memory_format=CHANNELS_LAST)
+
+
+def pooled_size_hw(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, ...]:
+    """Height and width of what ``max_pool`` returns; sizes may be symbols."""
+    sides = zip(x.shape[2:], kernel, stride, padding, strict=True)
+    return tuple((side + 2 * pad - window) // step + 1 for side, window, step, pad in sides)
+
+
+def _describe_pooled(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """An empty result, for tracing."""
+    return _describe_upsampled(x, *pooled_size_hw(x, kernel, stride, padding))
+
+
+def _describe_upsampled(x: Tensor, height: int, width: int) -> Tensor:
+    """An empty result, for tracing."""
+    shape = (*x.shape[:2], height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST)
+
+
+torch.library.define("rcnn::max_pool", "(Tensor x, int[2] kernel, int[2] stride, int[2] padding) -> Tensor")
+torch.library.impl("rcnn::max_pool", "CPU", max_pool)
+torch.library.register_fake("rcnn::max_pool", _describe_pooled)
+torch.library.define("rcnn::upsample", "(Tensor x, SymInt height, SymInt width) -> Tensor")
+torch.library.impl("rcnn::upsample", "CPU", upsample)
+torch.library.register_fake("rcnn::upsample", _describe_upsampled)

@@ -1,0 +1,110 @@
+"""Pooling and upsampling as operators of torch: values, traced shapes, and what a GPU launches for them."""
+
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rcnn_backend.engines import feature_maps  # noqa: F401  defines the operators
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+rcnn = torch.ops.rcnn
+DTYPES = [torch.float32, torch.float16]
+
+
+def assert_is(found: Tensor, expected: Tensor, fake: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (fake.shape, fake.dtype) == (found.shape, found.dtype)
+    assert fake.stride() == torch.empty(found.shape, memory_format=torch.channels_last).stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size_hw", [(1, 1), (7, 12), (16, 9)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [([3, 3], [2, 2], [1, 1]), ([1, 1], [2, 2], [0, 0]), ([3, 2], [1, 3], [1, 1])],
+)
+def test_pools_as_torch(
+    dtype: torch.dtype, size_hw: tuple[int, int], kernel: list[int], stride: list[int], padding: list[int]
+) -> None:
+    x = torch.randn(2, 5, *size_hw).to(dtype)
+    x[0, 0, 0, 0] = torch.nan
+    with FakeTensorMode() as mode:
+        fake = rcnn.max_pool(mode.from_tensor(x), kernel, stride, padding)
+    expected = functional.max_pool2d(x, kernel, stride, padding)
+    assert_is(rcnn.max_pool(x, kernel, stride, padding), expected, fake)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size_hw", [(1, 1), (14, 24), (13, 23), (5, 40), (7, 12)])
+def test_upsamples_as_torch(dtype: torch.dtype, size_hw: tuple[int, int]) -> None:
+    x = torch.randn(2, 5, 7, 12).to(dtype)
+    with FakeTensorMode() as mode:
+        fake = rcnn.upsample(mode.from_tensor(x), *size_hw)
+    expected = functional.interpolate(x, size=size_hw, mode="nearest")
+    assert_is(rcnn.upsample(x, *size_hw), expected, fake)
+
+
+@pytest.fixture
+def on_gpu(
+    load_with_fakes: Callable[[str, dict[str, Any]], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """The module for GPUs on the CPU; ``launched`` holds the kernel, the grid and the numbers of each launch."""
+    launched: list[tuple[str, tuple[int, ...], list[float]]] = []
+
+    def launch(
+        source: str,
+        expression: str,
+        grid: tuple[int, ...],
+        threads: int,
+        arguments: tuple[Any, ...],
+        on: Tensor,
+    ) -> None:
+        assert (source, threads) == ("feature_maps", 256)
+        launched.append((expression, grid, [number.item() for number in arguments[2:]]))
+
+    types = {torch.float32: "float", torch.float16: "Half"}
+    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # none for CUDA after the test
+    fakes = {"rcnn_backend.engines.torch_kernels": SimpleNamespace(CPP_TYPES=types, launch=launch)}
+    module = load_with_fakes("rcnn_backend.engines.feature_maps_gpu", fakes)
+    return SimpleNamespace(pool=module._max_pool_on_gpu, upsample=module._upsample_on_gpu, launched=launched)
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "template", "parts"),
+    [
+        (64, torch.float16, "Half, 8", 2),  # 40 * 64 / 8 is more than 256 threads
+        (64, torch.float32, "float, 4", 3),
+        (12, torch.float16, "Half, 1", 2),
+        (12, torch.float32, "float, 4", 1),
+        (3, torch.float32, "float, 1", 1),
+    ],
+)
+def test_a_thread_takes_16_bytes_where_the_channels_allow(
+    on_gpu: Any, channels: int, dtype: torch.dtype, template: str, parts: int
+) -> None:
+    x = torch.zeros(2, channels, 50, 80, dtype=dtype)
+    vectors = channels // int(template[-1])
+    assert on_gpu.pool(x, [3, 3], [2, 2], [1, 1]).shape == (2, channels, 25, 40)
+    assert on_gpu.upsample(x, 100, 40).shape == (2, channels, 100, 40)
+    sizes = [50, 80, 25, 40, vectors], [50, 80, 100, 40, vectors]
+    assert on_gpu.launched == [
+        (f"max_pool<{template}, 3, 3>", (50, parts), [*sizes[0], 2, 2, 1, 1]),
+        (f"upsample<{template}>", (200, parts), [*sizes[1], 0.5, 2.0]),
+    ]
+
+
+def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
+    x = torch.randn(1, 3, 9, 9)
+    for tensor, kernel in ((x, [5, 5]), (x.double(), [3, 3])):
+        found = on_gpu.pool(tensor, kernel, [1, 1], [0, 0])
+        torch.testing.assert_close(found, functional.max_pool2d(tensor, kernel, 1))
+    torch.testing.assert_close(
+        on_gpu.upsample(x.double(), 3, 3), functional.interpolate(x.double(), size=(3, 3))
+    )
+    assert on_gpu.upsample(x[:0], 3, 3).shape == (0, 3, 3, 3)
+    assert on_gpu.launched == []
