@@ -95,47 +95,6 @@ def assert_same(
     )
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"channels": 64, "kernels": 64, "side": 3},
-        {"channels": 64, "kernels": 256, "side": 1, "residual": INT8},
-        {"channels": 64, "kernels": 256, "side": 1, "residual": FP16},
-        {"channels": 64, "kernels": 256, "side": 1, "relu": False, "dtype": FP16},
-        {"channels": 256, "kernels": 256, "side": 3, "relu": False, "dtype": FP16},
-        {"channels": 256, "kernels": 256, "side": 3, "dtype": FP16},
-        {"channels": 256, "kernels": 256, "side": 1, "residual": FP16, "relu": False, "dtype": FP16},
-        {"channels": 256, "kernels": 256, "side": 1, "residual": FP16, "relu": False},
-        {"channels": 128, "kernels": 128, "side": 3, "stride": 2},
-        {"channels": 256, "kernels": 512, "side": 1, "stride": 2, "relu": False, "dtype": FP16},
-        {"channels": 1024, "kernels": 2048, "side": 1, "residual": INT8},
-        {"channels": 48, "kernels": 96, "side": 3},
-        {"channels": 16, "kernels": 16, "side": 1, "with_bias": False},
-        {"channels": 64, "kernels": 64, "side": 3, "dilation": 2},
-        {"channels": 64, "kernels": 64, "side": 3, "residual": INT8, "dtype": FP32},
-    ],
-    ids=lambda shape: "-".join(f"{value}".removeprefix("torch.") for value in shape.values()),
-)
-def test_every_plan_equals_whole_numbers(shape: Any) -> None:
-    assert_plans_equal_whole_numbers(2, (25, 42), **shape)
-
-
-@pytest.mark.parametrize(("batch", "size_hw"), [(3, (50, 68)), (2, (1, 1))])
-def test_they_do_at_other_sizes(batch: int, size_hw: tuple[int, int]) -> None:
-    assert_plans_equal_whole_numbers(batch, size_hw, channels=64, kernels=64, side=3, residual=INT8)
-
-
-def assert_plans_equal_whole_numbers(batch: int, size_hw: tuple[int, int], **shape: Any) -> None:
-    torch.manual_seed(0)
-    described, tensors, others = random_call(batch, size_hw=size_hw, **shape)
-    expected = convolve_int8(*tensors, *others)
-    with torch.inference_mode():
-        timed = ConvolutionPlans(CUDA).measure(described, on_gpu(tensors))
-        assert timed, "cuDNN has no plan"
-        for _, name, plan in timed:
-            assert_same(plan(*on_gpu(tensors)), expected, name)
-
-
 def test_every_plan_rounds_halves_to_even_and_clamps() -> None:
     x = torch.zeros(1, 16, 4, 4, dtype=INT8)
     x[:, 0] = 1
@@ -274,3 +233,44 @@ def test_detections_are_near_those_on_a_cpu(repository: Path, batch: int) -> Non
                     for side in (found, expected)
                 )
                 np.testing.assert_allclose(own, theirs, atol=4)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"channels": 64, "kernels": 64, "side": 3},
+        {"channels": 64, "kernels": 256, "side": 1, "residual": INT8},
+        {"channels": 64, "kernels": 256, "side": 1, "residual": FP16},
+        {"channels": 64, "kernels": 256, "side": 1, "relu": False, "dtype": FP16},
+        {"channels": 256, "kernels": 256, "side": 3, "relu": False, "dtype": FP16},
+        {"channels": 256, "kernels": 256, "side": 3, "dtype": FP16},
+        {"channels": 256, "kernels": 256, "side": 1, "residual": FP16, "relu": False, "dtype": FP16},
+        {"channels": 256, "kernels": 256, "side": 1, "residual": FP16, "relu": False},
+        {"channels": 128, "kernels": 128, "side": 3, "stride": 2},
+        {"channels": 256, "kernels": 512, "side": 1, "stride": 2, "relu": False, "dtype": FP16},
+        {"channels": 1024, "kernels": 2048, "side": 1, "residual": INT8},
+        {"channels": 48, "kernels": 96, "side": 3},
+        {"channels": 16, "kernels": 16, "side": 1, "with_bias": False},
+        {"channels": 64, "kernels": 64, "side": 3, "dilation": 2},
+        {"channels": 64, "kernels": 64, "side": 3, "residual": INT8, "dtype": FP32},
+    ],
+    ids=lambda shape: "-".join(f"{value}".removeprefix("torch.") for value in shape.values()),
+)
+def test_every_plan_equals_whole_numbers(shape: Any) -> None:
+    assert_plans_equal_whole_numbers(2, (25, 42), **shape)
+
+
+@pytest.mark.parametrize(("batch", "size_hw"), [(3, (50, 68)), (2, (1, 1))])
+def test_they_do_at_other_sizes(batch: int, size_hw: tuple[int, int]) -> None:
+    assert_plans_equal_whole_numbers(batch, size_hw, channels=64, kernels=64, side=3, residual=INT8)
+
+
+def assert_plans_equal_whole_numbers(batch: int, size_hw: tuple[int, int], **shape: Any) -> None:
+    torch.manual_seed(0)
+    described, tensors, others = random_call(batch, size_hw=size_hw, **shape)
+    expected = convolve_int8(*tensors, *others)
+    with torch.inference_mode():
+        timed = ConvolutionPlans(CUDA).measure(described, on_gpu(tensors))
+        assert timed, "cuDNN has no plan"
+        for _, name, plan in timed:
+            assert_same(plan(*on_gpu(tensors)), expected, name)
