@@ -3,12 +3,14 @@
 
     python tests/benchmarks/convolutions.py --precision fp16 --batches 8 1 --json convolutions.json
 
-What fails is printed, and the rest goes on. Weights are random.
+What fails is printed, and the rest goes on. Weights are random, and the ranges of INT8 are those of a random picture.
 """
 
 import argparse
 import collections
+import copy
 import json
+import math
 import tempfile
 import time
 import traceback
@@ -18,15 +20,18 @@ from typing import Any
 
 import cupy
 import torch
+from convolutions_int8 import int8_error_of, observe_ranges, random_int8_tensors
 from rcnn_backend.contract.manifest import write_manifest
 from rcnn_backend.devices import Gpu
 from rcnn_backend.engines.convolution import Convolution, convolve
+from rcnn_backend.engines.convolution_int8 import describe_int8
 from rcnn_backend.engines.convolution_plans import Plan, Tensors, plans_of
 from rcnn_backend.engines.cudnn import CudnnEngine
 from rcnn_backend.engines.graphs import GraphCache
 from rcnn_export.detector.load import load_detector
 from rcnn_export.engines.cudnn_export import write_program
-from rcnn_export.engines.precision import FP16, FP32, PRECISIONS
+from rcnn_export.engines.options import CUDNN, precision_of
+from rcnn_export.engines.precision import FP16, FP32, INT8
 from rcnn_export.engines.stages import Stage, engine_stage
 from stages import measure_bandwidth, measure_matrix_rate
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,20 +45,25 @@ def main() -> None:
     """Measures and prints; writes JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="fasterrcnn_resnet50_fpn")
-    parser.add_argument("--precision", choices=(FP16.name, FP32.name), default=FP16.name)
+    parser.add_argument("--precision", choices=(FP16.name, FP32.name, INT8.name), default=FP16.name)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1344], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    precision = PRECISIONS[arguments.precision]
+    precision = precision_of(CUDNN, arguments.precision)
 
     report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(CUDA), "precision": precision.name}
     report |= {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "batches": {}}
     print(report)
-    stage = engine_stage(load_detector(arguments.model, "random").model, "rpn", precision)
+    model, int8 = load_detector(arguments.model, "random").model, None
+    if precision.is_quantized:
+        module = copy.deepcopy(engine_stage(model, "rpn").module).to(CUDA)
+        int8 = observe_ranges(module, torch.randn(1, 3, *arguments.size, device=CUDA))
+        del module
+    stage = engine_stage(model, "rpn", precision)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.cudnn.pt2"
-        report["export_s"], fusions = timed_s(lambda: write_program(stage, path))
+        report["export_s"], fusions = timed_s(lambda: write_program(stage, path, int8))
         names = {"inputs": stage.inputs, "outputs": stage.outputs, "versions": {"torch": torch.__version__}}
         write_manifest(path.parent, names)
         device = Gpu(0)
@@ -114,12 +124,16 @@ def measure_convolutions(
 
 def measure_convolution(convolution: Convolution, count: int, rates: tuple[float, float]) -> dict[str, Any]:
     """One row, which is printed too."""
-    tensors = random_tensors(convolution)
+    if convolution.dtype == torch.int8:
+        tensors = random_int8_tensors(convolution, CUDA)
+    else:
+        tensors = random_tensors(convolution)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         timed = plans_of(CUDA).measure(convolution, tensors)
         best_ms, name, plan = timed[0]
-        torch_ms = min(ms for ms, other, _ in timed if other.startswith("torch"))
-        error = error_of(convolution, tensors, plan)
+        torch_ms = min((ms for ms, other, _ in timed if other.startswith("torch")), default=math.nan)
+        measure_error = int8_error_of if convolution.dtype == torch.int8 else error_of
+        error = measure_error(convolution, tensors, plan)
     floor_ms = floor_of(convolution, rates)
     parts = zip("brR", (convolution.has_bias, convolution.has_residual, convolution.relu), strict=True)
     shapes = ["x".join(map(str, shape)) for shape in (convolution.x, convolution.weight)]
@@ -163,17 +177,19 @@ def error_of(convolution: Convolution, tensors: Tensors, plan: Plan) -> float:
 
 
 def floor_of(convolution: Convolution, rates: tuple[float, float]) -> float:
-    """Milliseconds that the bytes or the operations take at least."""
+    """Milliseconds that the bytes or the operations take at least; those of INT8 at twice the rate of FP16."""
     bytes_per_ms, flop_per_ms = rates
-    output = torch.Size(convolution.output).numel()
-    elements = torch.Size(convolution.x).numel() + torch.Size(convolution.weight).numel()
-    elements += output * (1 + convolution.has_residual)
+    dtype, output = convolution.dtype, torch.Size(convolution.output).numel()
+    given = torch.Size(convolution.x).numel() + torch.Size(convolution.weight).numel()
+    moved = given * dtype.itemsize + output * (convolution.result_dtype or dtype).itemsize
+    if convolution.has_residual:
+        moved += output * (convolution.residual_dtype or dtype).itemsize
     flop = 2 * output * torch.Size(convolution.weight[1:]).numel()
-    return max(elements * convolution.dtype.itemsize / bytes_per_ms, flop / flop_per_ms)
+    return max(moved / bytes_per_ms, flop / flop_per_ms / (1 + (dtype == torch.int8)))
 
 
 class Recorder(TorchDispatchMode):
-    """Counts the calls of the fused operator."""
+    """Counts the calls of the fused operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,6 +198,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.rcnn.convolution.default:
             self.calls[Convolution.of(*args)] += 1
+        elif func is torch.ops.rcnn.convolution_int8.default:
+            self.calls[describe_int8(*args[:4], *args[6:])] += 1
         return func(*args, **(kwargs or {}))
 
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/precision.py --weights run/weights.safetensors --model fasterrcnn_resnet50_fpn
 
 The same decoded pictures go to all. On a GPU if there is one, with the engine named. INT8 is calibrated on training
-pictures of the sample, once by each method, and runs on the CPU: in OpenVINO, which serves there, and in ONNX Runtime, which
-computes what the nodes of the graph say, as TensorRT does. The AP of masks or keypoints stands beside that of boxes where
+pictures of the sample, once by each method. With --engine cudnn it runs like the other precisions. Otherwise it runs on the CPU:
+in OpenVINO, which serves there, and in ONNX Runtime, which computes what the nodes of the graph say, as TensorRT does. The AP of masks or keypoints stands beside that of boxes where
 the model has them.
 """
 
@@ -37,6 +37,7 @@ from rcnn_export.engines.options import (
     ONNX,
     Calibration,
     EngineOptions,
+    precision_of,
 )
 from rcnn_export.engines.precision import FP16, FP32, INT8, PRECISIONS
 from rcnn_export.engines.quantize import quantize
@@ -84,16 +85,28 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as folder:
                 pictures = Path(folder) / "pictures"
                 write_coco(pictures, "train", range(NUM_CALIBRATION_PICTURES))
-                scores |= measure_int8(detector, samples, pictures)
+                if options.engine == CUDNN:
+                    for method in METHODS:
+                        calibration = Calibration(pictures, method=method)
+                        found = measure(detector, samples, CUDNN, precision, calibration)
+                        scores[f"{precision} {method} {CUDNN}"] = found
+                else:
+                    scores |= measure_int8(detector, samples, pictures)
         else:
             scores[f"{precision} {options.engine}"] = measure(detector, samples, options.engine, precision)
     return print_scores(f"{options.model}, {options.pictures} held-out pictures", scores, kind)
 
 
-def measure(detector: Detector, samples: Iterable[Sample], engine: str, precision: str) -> dict[str, Any]:
+def measure(
+    detector: Detector,
+    samples: Iterable[Sample],
+    engine: str,
+    precision: str,
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
     """The scores of the exported detector."""
     with tempfile.TemporaryDirectory() as folder:
-        options = EngineOptions(engine, PRECISIONS[precision])
+        options = EngineOptions(engine, precision_of(engine, precision), calibration=calibration)
         export_repository(detector, Path(folder), NAME, options=options)
         device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
         return score_pipeline(Pipeline.load(Path(folder), NAME, device), samples, detector)

@@ -97,8 +97,12 @@ def test_ctrl_c_is_one_line(
             "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
         ),
         (
+            ["--precision", "int8", "--engine", "cudnn"],
+            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
+        ),
+        (
             ["--precision", "int8", "--engine", "aoti", "--calibrate", "."],
-            "--engine aoti has no INT8: use --engine onnx or tensorrt, or --precision fp16",
+            "--engine aoti has no INT8: use --engine cudnn, onnx or tensorrt, or --precision fp16",
         ),
         (["--calibrate", "."], "--calibrate is for INT8: add --precision int8"),
         (["--keep-float", "backbone"], "--keep-float is for INT8: add --precision int8"),

@@ -17,7 +17,11 @@ from rcnn_backend.contract.parameters import (
     PreprocessParameters,
     ProposalParameters,
 )
-from rcnn_backend.engines import best_boxes_gpu, feature_maps_gpu  # noqa: F401  register operators for GPUs
+from rcnn_backend.engines import (  # noqa: F401  register operators for GPUs
+    best_boxes_gpu,
+    feature_maps_gpu,
+    quantize_gpu,
+)
 from rcnn_backend.operators.gpu.detections import detect
 from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
@@ -35,6 +39,7 @@ def main() -> None:
     cupy.cuda.set_allocator(None)
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # torch reads it when it first allocates
     for dtype in (np.float32, np.float16):
+        run_quantize(dtype)
         run_preprocess(dtype)
         run_roi_align(dtype)
         run_keypoints(dtype)
@@ -61,6 +66,14 @@ def run_preprocess(dtype: type) -> None:
     limits = PreprocessParameters(40, 64, None, [0.5] * 3, [0.2] * 3, 32, 10**8)
     pictures = [RANDOM.integers(0, 256, (20 + number, 33, 3), np.uint8) for number in range(50)]
     preprocess([cupy.asarray(picture) for picture in pictures], limits, dtype)
+
+
+def run_quantize(dtype: type) -> None:
+    """Numbers that fill vectors, and some more."""
+    for shape in ((2, 16, 5, 4), (3, 3, 3, 3), (1, 1, 1, 1)):
+        torch.ops.rcnn.quantize(
+            torch.from_dlpack(cupy.asarray(RANDOM.standard_normal(shape).astype(dtype))), 0.02
+        )
 
 
 def run_proposals() -> None:

@@ -17,16 +17,16 @@ from rcnn_export.commands.export_arguments import parse
 from rcnn_export.detector.load import Detector, load_detector
 from rcnn_export.engines.options import (
     AOTI,
-    CUDNN,
     METHODS,
     NUM_CALIBRATION_PICTURES,
     TENSORRT,
     ApGoal,
     Calibration,
     EngineOptions,
+    precision_of,
 )
 from rcnn_export.engines.plan_shapes import plan_profiles
-from rcnn_export.engines.precision import INT8, PRECISIONS
+from rcnn_export.engines.precision import INT8
 from rcnn_export.errors import INTERRUPTED, ExportError
 from rcnn_export.repository.progress import still_running
 from rcnn_export.repository.write import VERSION, export_repository
@@ -111,7 +111,7 @@ def _engine_options(
     plan = PlanOptions(
         arguments.version_compatible, arguments.hardware_compatible, tuple(arguments.compute_capability)
     )
-    precision = PRECISIONS[arguments.precision]
+    precision = precision_of(arguments.engine, arguments.precision)
     if arguments.engine != TENSORRT:
         if arguments.shapes or plan != PlanOptions():
             raise ExportError(
@@ -137,9 +137,9 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
             are = "is" if len(given) == 1 else "are"
             raise ExportError(f"{options} {are} for INT8: add --precision {INT8.name}")
         return None
-    if arguments.engine in (AOTI, CUDNN):
+    if arguments.engine == AOTI:
         raise ExportError(
-            f"--engine {arguments.engine} has no INT8: use --engine onnx or tensorrt, or --precision fp16"
+            f"--engine {AOTI} has no INT8: use --engine cudnn, onnx or tensorrt, or --precision fp16"
         )
     if not arguments.calibrate:
         raise ExportError(

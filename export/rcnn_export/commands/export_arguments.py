@@ -109,7 +109,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="LAYER",
-        help="layers that stay in fp32, such as those that rcnn-verify --sensitivity names first; a module's name "
+        help="layers that stay in fp32, or in fp16 with --engine cudnn, such as those that rcnn-verify --sensitivity names first; a module's name "
         "stands for all its layers",
     )
     int8.add_argument(

@@ -20,6 +20,8 @@ from rcnn_export.engines.constants import Constants
 
 aten = torch.ops.aten
 SIZE = aten.sym_size.int
+LAYER = "layer"  # in a node's ``meta``: the layer whose weights it has
+PLACE = "place"  # likewise: its place among all that are fused
 CONVOLUTION, NORMALIZATION = aten.conv2d.default, aten.batch_norm.default
 ADD, MULTIPLY = (aten.add.Tensor, aten.add_.Tensor), (aten.mul.Tensor, aten.mul_.Tensor)
 RELU = (aten.relu.default, aten.relu_.default)
@@ -32,6 +34,7 @@ class Fusions:
 
     fused: int
     left: dict[str, int]
+    int8: int = 0  # of those fused
 
     @property
     def total(self) -> int:
@@ -41,7 +44,8 @@ class Fusions:
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.left.items())
         others = f"; PyTorch runs the others as they are ({kinds})" if kinds else ""
-        return f"{self.fused} of {self.total} convolutions are fused with what follows them{others}"
+        int8 = f", {self.int8} of them in INT8" if self.int8 else ""
+        return f"{self.fused} of {self.total} convolutions are fused with what follows them{int8}{others}"
 
 
 @torch.no_grad()
@@ -64,8 +68,10 @@ def fuse_convolutions(traced: fx.GraphModule) -> tuple[fx.GraphModule, Fusions]:
             left["depthwise"] += 1
             _Chain(node, constants).fold().replace(CONVOLUTION)
         else:
+            layer = _layer_of(node)
+            made = _Chain(node, constants).fold().extend().replace(torch.ops.rcnn.convolution.default)
+            made.meta |= {LAYER: layer, PLACE: fused}
             fused += 1
-            _Chain(node, constants).fold().extend().replace(torch.ops.rcnn.convolution.default)
     for node in graph.nodes:
         if node.target == aten.view.default:
             node.target = aten.reshape.default  # in channels-last order it may have to copy
@@ -141,8 +147,8 @@ class _Chain:
             self._nodes.append(node)
         return self
 
-    def replace(self, target: Any) -> None:
-        """Puts one call of ``target`` into the place of the last node."""
+    def replace(self, target: Any) -> fx.Node:
+        """Puts one call of ``target`` into the place of the last node, and returns it."""
         convolution, last = self._nodes[0], self._nodes[-1]
         x, weight = convolution.args[:2]
         bias, *geometry = _arguments(convolution)
@@ -159,6 +165,7 @@ class _Chain:
         self._compute_sizes()
         for node in reversed(self._nodes):
             last.graph.erase_node(node)
+        return fused
 
     def _next(self) -> fx.Node | None:
         """The only user of the last node, if it can run together with the convolution."""
@@ -266,6 +273,14 @@ class _Chain:
         return weight_node, graph.get_attr(
             self._constants.add(f"{convolution.name}_bias", self._shift.to(weight.dtype))
         )
+
+
+def _layer_of(convolution: fx.Node) -> str:
+    """The name of the module whose parameter the weights are; empty if they are computed."""
+    weight = convolution.args[1]
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return str(weight.target).removesuffix(".weight")
+    return ""
 
 
 def _is_mutable(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ import torch
 from rcnn_backend.contract.manifest import PlanOptions
 from rcnn_backend.engines.profiles import Profile
 
-from rcnn_export.engines.precision import FP32, Precision
+from rcnn_export.engines.precision import FP32, INT8, INT8_IN_FP16, PRECISIONS, Precision
 
 MAX, PERCENTILE = "max", "percentile"
 METHODS = (MAX, PERCENTILE)  # of calibration
@@ -16,6 +16,11 @@ ONNX, CUDNN, AOTI, TENSORRT = "onnx", "cudnn", "aoti", "tensorrt"
 ENGINE_FILES = {ONNX: "model.onnx", CUDNN: "model.cudnn.pt2", AOTI: "model.pt2", TENSORRT: "model.plan"}
 TRITON_BACKENDS = {ONNX: "onnxruntime", CUDNN: "pytorch", AOTI: "pytorch", TENSORRT: "tensorrt"}
 NUM_CALIBRATION_PICTURES = 300
+
+
+def precision_of(engine: str, name: str) -> Precision:
+    """The precision of that name, as the engine has it."""
+    return INT8_IN_FP16 if engine == CUDNN and name == INT8.name else PRECISIONS[name]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the precisions of an export differ in, each as one object."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -99,5 +100,8 @@ INT8 = Precision(
     # far beyond them. AP shows what INT8 costs.
     Bounds(array=0.2, box_px=16.0, box_of_side=0.1, score=0.3, mask=0.5, matched_share=0.8, explains=False),
     is_quantized=True,
+)
+INT8_IN_FP16 = dataclasses.replace(  # of --engine cudnn
+    INT8, dtype=FP16.dtype, triton_type=FP16.triton_type, prepare=FP16.prepare
 )
 PRECISIONS = {precision.name: precision for precision in (FP32, FP16, INT8)}

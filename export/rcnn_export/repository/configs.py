@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf import text_format
 from rcnn_backend.contract.chain import FASTER_RCNN, MASK_RCNN
 from rcnn_backend.contract.chain_types import FUSED, NETWORK, PIXELS, Chain, Tensor, bind
+from rcnn_backend.pipeline import VERSION
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from rcnn_export.detector.load import Detector
@@ -106,6 +107,13 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
             config.parameters[key].string_value = json.dumps(value)
         texts[model_name] = text if config == original else _to_text(config, template.name)
     return texts
+
+
+def write_configs(detector: Detector, name: str, options: EngineOptions, repository: Path) -> None:
+    """Writes each model's config.pbtxt into a new folder, with an empty folder for its version beside it."""
+    for model_name, text in derive_configs(detector, name, options).items():
+        (repository / model_name / VERSION).mkdir(parents=True)
+        (repository / model_name / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
 def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -1,46 +1,65 @@
-"""Turns the networks of an export, written in FP32, into INT8."""
+"""Turns the networks of an export, written as ONNX graphs in FP32, into INT8."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
-from rcnn_backend.contract.manifest import ONNX
-from rcnn_backend.pipeline import VERSION
 
 from rcnn_export.engines.options import Calibration
 from rcnn_export.engines.quantize import find_layers, quantize
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.average_precision import AnnotatedPictures
-from rcnn_export.repository.calibrate import CalibrationPictures, measure_ranges
+from rcnn_export.repository.calibrate import CalibrationPictures, Ranges, measure_ranges
 from rcnn_export.repository.keep_float import Quantization, reach_goal
-from rcnn_export.repository.sensitivity import NUM_PICTURES
+from rcnn_export.repository.sensitivity import NUM_PICTURES, Graphs
 
 NAMES_SHOWN = 6
 
 
-def quantize_engines(
+@dataclass(frozen=True)
+class Calibrated:
+    """A detector whose ranges are known.
+
+    Attributes:
+        graphs: its networks in FP32, by step.
+        ranges: what they are quantised with.
+        kept: the layers that stay as they are.
+        about: what manifests say of it.
+    """
+
+    graphs: Graphs
+    ranges: Ranges
+    kept: Collection[str]
+    about: dict[str, Any]
+
+
+def quantize_graphs(calibrated: Calibrated, paths: Mapping[str, Path]) -> None:
+    """Writes the networks in INT8, each to its path."""
+    for step, graph in calibrated.graphs.items():
+        onnx.save(quantize(graph, calibrated.ranges[step], calibrated.kept), paths[step])
+
+
+def calibrate_graphs(
     exported: Path,
     name: str,
-    steps: Sequence[str],
+    paths: Mapping[str, Path],
     calibration: Calibration,
     pictures: CalibrationPictures,
     annotated: AnnotatedPictures | None,
     cache_folder: Path,
     report: Callable[[str], None],
-) -> dict[str, Any]:
-    """Replaces the ONNX graphs of these steps of the detector ``name`` in the repository ``exported``.
+) -> Calibrated:
+    """Calibrates the detector ``name`` in the repository ``exported``.
 
     Args:
+        paths: of the networks in FP32, by step.
         annotated: what the goal of ``calibration`` is measured on, if it has one.
-
-    Returns:
-        what manifests say of it.
 
     Raises:
         ExportError: a layer to keep in FP32 is not there, the cache cannot be used, or the goal cannot be reached.
     """
-    paths = {step: exported / f"{name}_{step}" / VERSION / ONNX for step in steps}
     graphs = {step: onnx.load(path) for step, path in paths.items()}
     layers = [layer for graph in graphs.values() for layer in find_layers(graph)]
     kept = select_layers(layers, calibration.keep_float)
@@ -55,9 +74,7 @@ def quantize_engines(
         trial = Quantization(exported, name, graphs, ranges, layers, kept)
         first = [pictures.decode(path) for path in pictures.paths[:NUM_PICTURES]]
         kept, about["ap"] = reach_goal(trial, calibration.ap_goal.most_loss, first, annotated, report)
-    for step, graph in graphs.items():
-        onnx.save(quantize(graph, ranges[step], kept), paths[step])
-    return {"calibration": {**about, "kept_float": sorted(kept)}}
+    return Calibrated(graphs, ranges, kept, {"calibration": {**about, "kept_float": sorted(kept)}})
 
 
 def select_layers(layers: Sequence[str], wanted: Collection[str]) -> set[str]:

@@ -30,14 +30,16 @@ from rcnn_export.engines.options import (
 )
 from rcnn_export.engines.plan_shapes import plan_profiles
 from rcnn_export.engines.quantize import check_quantizer
+from rcnn_export.engines.quantize_fused import Layers
 from rcnn_export.engines.stages import Stage, engine_stages
 from rcnn_export.errors import ExportError
 from rcnn_export.repository.average_precision import read_annotated
 from rcnn_export.repository.calibrate import find_pictures
-from rcnn_export.repository.configs import derive_configs, template_of
+from rcnn_export.repository.calibrate_fused import calibrate_fused
+from rcnn_export.repository.configs import template_of, write_configs
 from rcnn_export.repository.names import check_name, outdated_models
 from rcnn_export.repository.progress import still_running
-from rcnn_export.repository.quantize import quantize_engines
+from rcnn_export.repository.quantize import calibrate_graphs, quantize_graphs
 from rcnn_export.repository.swap import swap_folders
 
 VERSION = "1"
@@ -93,9 +95,7 @@ def export_repository(
         raise ExportError(f"cannot write to the repository {repository}: {error.strerror}") from error
     try:
         report("Deriving the configs")
-        for model_name, text in derive_configs(detector, name, options).items():
-            (staging / model_name / VERSION).mkdir(parents=True)
-            (staging / model_name / "config.pbtxt").write_text(text, encoding="utf-8")
+        write_configs(detector, name, options, staging)
         for model in models:
             adapter = template_of(detector.chain, model.removeprefix(name)) / VERSION / "model.py"
             if adapter.is_file():
@@ -107,17 +107,31 @@ def export_repository(
             staging / f"{name}_{stage.name}" / VERSION: stage
             for stage in engine_stages(detector.model, options.precision)
         }
-        abouts = {}
+        abouts: dict[Path, dict[str, str]] = {}
+        about_all: dict[str, Any] = {}
+        int8: dict[str, Layers] = {}
+        if calibration and options.engine == CUDNN:
+            int8, about_all = calibrate_fused(
+                detector,
+                name,
+                staging / "calibration",
+                calibration,
+                pictures,
+                annotated,
+                repository,
+                report,
+            )
         for version_dir, stage in stages.items():
             report(f"Exporting the {stage.name}, {options.precision.name}, for {options.engine}")
             with still_running(report, f"exporting the {stage.name}"):
-                abouts[version_dir] = _write_engine(stage, options, version_dir, report)
-        about_all = {}
-        if calibration:
-            steps = [stage.name for stage in stages.values()]
-            about_all = quantize_engines(
-                staging, name, steps, calibration, pictures, annotated, repository, report
+                abouts[version_dir] = _write_engine(stage, options, version_dir, report, int8.get(stage.name))
+        if calibration and options.engine != CUDNN:
+            paths = {stage.name: folder / ENGINE_FILES[ONNX] for folder, stage in stages.items()}
+            calibrated = calibrate_graphs(
+                staging, name, paths, calibration, pictures, annotated, repository, report
             )
+            quantize_graphs(calibrated, paths)
+            about_all = calibrated.about
         for version_dir, stage in stages.items():
             _write_manifest(stage, detector, options, version_dir, abouts[version_dir], about_all)
             if options.engine == TENSORRT:
@@ -139,14 +153,22 @@ def export_repository(
 
 
 def _write_engine(
-    stage: Stage, options: EngineOptions, version_dir: Path, report: Callable[[str], None]
+    stage: Stage,
+    options: EngineOptions,
+    version_dir: Path,
+    report: Callable[[str], None],
+    int8: Layers | None,
 ) -> dict[str, str]:
-    """Writes the engine, or the graph that its plan is built from; returns what is said of it in the manifest."""
+    """Writes the engine, or the graph that its plan is built from; returns what is said of it in the manifest.
+
+    Args:
+        int8: the layers that become INT8 for cuDNN.
+    """
     path = version_dir / _written_file(options)
     if options.engine == AOTI:
         return {"target": compile_package(stage, path)}
     if options.engine == CUDNN:
-        fusions = write_program(stage, path)
+        fusions = write_program(stage, path, int8)
         if fusions.total:
             report(f"In the {stage.name}, {fusions}")
         return {}

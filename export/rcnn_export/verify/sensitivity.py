@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+from rcnn_backend.contract.chain import FASTER_RCNN
 from rcnn_backend.contract.manifest import ONNX
 from rcnn_backend.pipeline import VERSION
 from rich import box
@@ -15,6 +16,7 @@ from torchvision.models.detection import FasterRCNN
 
 from rcnn_export.engines.graph_checks import clean_graph
 from rcnn_export.engines.onnx_export import export_onnx
+from rcnn_export.engines.options import CUDNN, ENGINE_FILES
 from rcnn_export.engines.precision import INT8
 from rcnn_export.engines.quantize import check_quantizer, find_layers, read_ranges
 from rcnn_export.engines.stages import engine_stages
@@ -40,9 +42,14 @@ def measure_costs(
         pictures: uint8 RGB [h, w, 3], on which the errors are measured.
 
     Raises:
-        ExportError: no layer of the export is INT8, or ONNX Runtime is not installed.
+        ExportError: no layer of the export is INT8, its networks are no ONNX graphs, or ONNX Runtime is not installed.
     """
     check_quantizer()
+    if (repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION / ENGINE_FILES[CUDNN]).is_file():
+        raise ExportError(
+            f"--sensitivity ranks the layers of ONNX graphs, and {name} was exported with --engine {CUDNN}: export it "
+            "with --engine onnx under another --name, and give that one; both have the same layers and ranges"
+        )
     graphs, ranges, layers = {}, {}, []
     for stage in engine_stages(model, INT8):
         exported = onnx.load(repository / f"{name}_{stage.name}" / VERSION / ONNX)

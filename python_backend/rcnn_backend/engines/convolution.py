@@ -37,6 +37,8 @@ class Convolution(NamedTuple):
     has_bias: bool
     has_residual: bool
     relu: bool
+    residual_dtype: torch.dtype | None = None  # where it differs from ``dtype``; so the next
+    result_dtype: torch.dtype | None = None
 
     @classmethod
     def of(

@@ -1,7 +1,8 @@
 """How this GPU computes ``torch.ops.rcnn.convolution``: by the fastest of cuDNN's graphs and torch's operators.
 
 cuDNN has several plans for a graph, and the GPU and the shapes decide which is the fastest. For some
-convolutions it has none. To import this module is to register the operator for GPUs.
+convolutions it has none. Those in INT8, ``torch.ops.rcnn.convolution_int8``, torch's operators compute only then, since
+they do it in FP32. To import this module is to register both operators for GPUs.
 """
 
 import functools
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rcnn_backend.engines.convolution import CHANNELS_LAST, Convolution, convolve
+from rcnn_backend.engines.convolution_int8 import convolve_int8, describe_int8
 from rcnn_backend.engines.cudnn_graphs import CudnnGraph
 from rcnn_backend.engines.plan_choices import PlanChoices, cache_path
 
@@ -25,8 +27,8 @@ MAX_TIMED = 18  # of those that run, in the order in which cuDNN's heuristics ex
 WARM_UPS, TIMED_RUNS = 2, 5
 HEAD_START_CYCLES = 1_000_000  # 0.6 ms, in which the timed runs queue up behind it
 
-Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # x, weight, bias, residual
-Plan = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+Tensors = Sequence[Tensor | None]  # x, weight, bias, residual; in INT8 scale and residual_scale, too
+Plan = Callable[..., Tensor]
 Candidate = tuple[str, Callable[[], Plan]]  # a name, the same for other shapes, and what makes the plan ready
 
 
@@ -50,14 +52,7 @@ class ConvolutionPlans:
         self._captured: dict[Convolution, Plan] = {}
         self.choices = PlanChoices(cache_path(torch.cuda.get_device_name(device), cudnn.backend_version()))
 
-    def run(
-        self,
-        convolution: Convolution,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:
+    def run(self, convolution: Convolution, *tensors: Tensor | None) -> Tensor:
         """The result, on torch's current stream. The tensors are in channels-last order.
 
         Raises:
@@ -70,12 +65,12 @@ class ConvolutionPlans:
                 raise RuntimeError(f"a convolution must run once before it is captured: {convolution}")
             self._captured[convolution] = plan
         else:
-            plan = plan or self._choose(convolution, (x, weight, bias, residual))
+            plan = plan or self._choose(convolution, tensors)
             self._plans[convolution] = plan
             self._plans.move_to_end(convolution)
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
-        return plan(x, weight, bias, residual)
+        return plan(*tensors)
 
     def measure(self, convolution: Convolution, tensors: Tensors) -> list[tuple[float, str, Plan]]:
         """Milliseconds and name of each of the first MAX_TIMED plans that run, and the plan itself, the fastest first."""
@@ -90,7 +85,7 @@ class ConvolutionPlans:
         if plan := self._build_chosen(convolution, tensors):
             return plan
         timed = self.measure(convolution, tensors)
-        if not timed:  # out of memory, for one: the caller gets torch's error
+        if not timed:  # INT8 that cuDNN has no plan for; or out of memory, and the caller gets torch's error
             return _torch_plan(convolution)
         _, name, fastest = timed[0]
         self.choices.put(convolution, name)
@@ -107,8 +102,9 @@ class ConvolutionPlans:
         return None
 
     def _candidates(self, convolution: Convolution) -> Iterator[Candidate]:
-        yield "torch", lambda: _torch_plan(convolution)
-        if convolution.relu:
+        if convolution.dtype != torch.int8:
+            yield "torch", lambda: _torch_plan(convolution)
+        if convolution.relu and convolution.dtype != torch.int8:
             yield "torch.cudnn", lambda: _torch_relu_plan(convolution)
         try:
             graph = CudnnGraph(convolution, self._handle)
@@ -128,12 +124,11 @@ def _graph_plan(graph: CudnnGraph, index: int) -> Plan:
 
 
 def _torch_plan(convolution: Convolution) -> Plan:
-    stride, padding, dilation, groups = convolution.geometry
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        return convolve(x, weight, bias, residual, stride, padding, dilation, groups, convolution.relu)
-
-    return run
+    operator: Plan = convolve
+    arguments: tuple[object, ...] = (*convolution.geometry, convolution.relu)
+    if convolution.dtype == torch.int8:
+        operator, arguments = convolve_int8, (*arguments, convolution.result_dtype or torch.int8)
+    return lambda *tensors: operator(*tensors, *arguments)
 
 
 def _torch_relu_plan(convolution: Convolution) -> Plan:
@@ -186,11 +181,36 @@ def _convolve_on_gpu(
     relu: bool,
 ) -> Tensor:
     convolution = Convolution.of(x, weight, bias, residual, stride, padding, dilation, groups, relu)
-    x = x.contiguous(memory_format=CHANNELS_LAST)
-    weight = weight.contiguous(memory_format=CHANNELS_LAST)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=CHANNELS_LAST)
-    return plans_of(x.device).run(convolution, x, weight, bias, residual)
+    return plans_of(x.device).run(convolution, *_in_order(x, weight, bias, residual))
+
+
+def _convolve_int8_on_gpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor,
+    residual_scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    geometry = stride, padding, dilation, groups
+    convolution = describe_int8(x, weight, bias, residual, *geometry, relu, dtype)
+    tensors = _in_order(x, weight, bias, residual)
+    return plans_of(x.device).run(convolution, *tensors, scale, residual_scale)
+
+
+def _in_order(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Those of four axes in channels-last order."""
+    return [
+        tensor.contiguous(memory_format=CHANNELS_LAST) if tensor is not None and tensor.ndim == 4 else tensor
+        for tensor in tensors
+    ]
 
 
 torch.library.impl("rcnn::convolution", "CUDA", _convolve_on_gpu)
+torch.library.impl("rcnn::convolution_int8", "CUDA", _convolve_int8_on_gpu)

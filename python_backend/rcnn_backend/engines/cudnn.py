@@ -15,13 +15,14 @@ from torch.utils.dlpack import from_dlpack
 # These define the operators that the program calls.
 import rcnn_backend.engines.best_boxes
 import rcnn_backend.engines.convolution
+import rcnn_backend.engines.convolution_int8
 import rcnn_backend.engines.feature_maps  # noqa: F401
 from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Array, Device
 from rcnn_backend.engines.torch_device import TorchDevice
 from rcnn_backend.errors import RepositoryError
 
-GPU_OPERATORS = ("best_boxes_gpu", "feature_maps_gpu")
+GPU_OPERATORS = ("best_boxes_gpu", "feature_maps_gpu", "quantize_gpu")
 
 
 class CudnnEngine:

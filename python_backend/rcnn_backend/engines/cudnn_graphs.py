@@ -1,6 +1,8 @@
 """Graphs of cuDNN: a convolution with bias, residual and ReLU in one kernel. Needs nvidia-cudnn-frontend.
 
-Tensors lie in channels-last order (NHWC), and sums are in FP32. FP32 is computed in FP32, not in TF32.
+Tensors lie in channels-last order (NHWC), and sums are in FP32. FP32 is computed in FP32, not in TF32. The products of
+INT8 are summed in INT32; scales, bias and residual follow in FP32. An INT8 result is rounded to the nearest number, halves
+to the even one, and clamped: the kernels that cuDNN 9.19 makes for compute capability 9.0 convert by F2I.S8 and F2IP.S8.
 """
 
 from collections.abc import Sequence
@@ -13,8 +15,12 @@ from torch import Tensor
 from rcnn_backend.engines.convolution import Convolution
 
 MAX_WORKSPACE_BYTES = 1 << 26
-X, WEIGHT, BIAS, RESIDUAL, RESULT = range(1, 6)  # numbers of a graph's tensors
-DATA_TYPES = {torch.float16: cudnn.data_type.HALF, torch.float32: cudnn.data_type.FLOAT}
+X, WEIGHT, BIAS, RESIDUAL, SCALE, RESIDUAL_SCALE, RESULT = range(1, 8)  # numbers of a graph's tensors
+DATA_TYPES = {
+    torch.float16: cudnn.data_type.HALF,
+    torch.float32: cudnn.data_type.FLOAT,
+    torch.int8: cudnn.data_type.INT8,
+}
 INEXACT_IN_FP32 = [
     cudnn.numerical_note.TENSOR_CORE,  # TF32
     cudnn.numerical_note.DOWN_CONVERT_INPUTS,
@@ -34,28 +40,40 @@ class CudnnGraph:
     def __init__(self, convolution: Convolution, handle: Any) -> None:
         self._handle = handle
         self._output = convolution.output
+        self._dtype = convolution.result_dtype or convolution.dtype
+        is_int8 = convolution.dtype == torch.int8
         self._graph = graph = cudnn.pygraph(
             io_data_type=DATA_TYPES[convolution.dtype],
             intermediate_data_type=cudnn.data_type.FLOAT,
             compute_data_type=cudnn.data_type.FLOAT,
             handle=handle,
         )
-        x = self._tensor("x", X, convolution.x)
-        weight = self._tensor("weight", WEIGHT, convolution.weight)
+        channels = (1, convolution.weight[0], 1, 1)
+        of_channels = torch.float32 if is_int8 else convolution.dtype  # scales and bias
+        x = self._tensor("x", X, convolution.x, convolution.dtype)
+        weight = self._tensor("weight", WEIGHT, convolution.weight, convolution.dtype)
         result = graph.conv_fprop(
             image=x,
             weight=weight,
             padding=list(convolution.padding),
             stride=list(convolution.stride),
             dilation=list(convolution.dilation),
+            compute_data_type=cudnn.data_type.INT32 if is_int8 else cudnn.data_type.FLOAT,
         )
+        if is_int8:
+            result = graph.mul(a=result, b=self._tensor("scale", SCALE, channels, of_channels))
         if convolution.has_bias:
-            result = graph.add(a=result, b=self._tensor("bias", BIAS, (1, convolution.weight[0], 1, 1)))
+            result = graph.add(a=result, b=self._tensor("bias", BIAS, channels, of_channels))
         if convolution.has_residual:
-            result = graph.add(a=result, b=self._tensor("residual", RESIDUAL, self._output))
+            dtype = convolution.residual_dtype or convolution.dtype
+            residual = self._tensor("residual", RESIDUAL, self._output, dtype)
+            if is_int8:
+                scale = self._tensor("residual_scale", RESIDUAL_SCALE, channels, of_channels)
+                residual = graph.mul(a=residual, b=scale)
+            result = graph.add(a=result, b=residual)
         if convolution.relu:
             result = graph.relu(input=result)
-        result.set_output(True).set_data_type(DATA_TYPES[convolution.dtype]).set_uid(RESULT)
+        result.set_output(True).set_data_type(DATA_TYPES[self._dtype]).set_uid(RESULT)
         result.set_dim(list(self._output)).set_stride(_channels_last_strides(self._output))
         graph.validate()
         graph.build_operation_graph()
@@ -73,26 +91,29 @@ class CudnnGraph:
         self._graph.build_plan_at_index(index)
         return int(self._graph.get_workspace_size_plan_at_index(index))
 
-    def run(
-        self,
-        index: int,
-        workspace_bytes: int,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:
-        """The result of a plan that was built, on the stream of the handle."""
-        result = torch.empty(self._output, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    def run(self, index: int, workspace_bytes: int, *tensors: Tensor | None) -> Tensor:
+        """The result of a plan that was built, on the stream of the handle.
+
+        Args:
+            tensors: in the order of their numbers, from X on.
+        """
+        x = tensors[0]
+        assert x is not None
+        result = torch.empty(
+            self._output, dtype=self._dtype, device=x.device, memory_format=torch.channels_last
+        )
         workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=x.device)
-        numbered = ((X, x), (WEIGHT, weight), (BIAS, bias), (RESIDUAL, residual), (RESULT, result))
-        addresses = {number: tensor.data_ptr() for number, tensor in numbered if tensor is not None}
+        addresses = {
+            number: tensor.data_ptr() for number, tensor in enumerate(tensors, X) if tensor is not None
+        }
+        addresses[RESULT] = result.data_ptr()
         self._graph.execute_plan_at_index(addresses, workspace.data_ptr(), index, self._handle)
         return result
 
-    def _tensor(self, name: str, number: int, shape: Sequence[int]) -> Any:
+    def _tensor(self, name: str, number: int, shape: Sequence[int], dtype: torch.dtype) -> Any:
+        strides = _channels_last_strides(shape)
         return self._graph.tensor(
-            name=name, uid=number, dim=list(shape), stride=_channels_last_strides(shape)
+            name=name, uid=number, dim=list(shape), stride=strides, data_type=DATA_TYPES[dtype]
         )
 
 

@@ -7,6 +7,8 @@ import re
 import tempfile
 from pathlib import Path
 
+import torch
+
 from rcnn_backend.engines.convolution import Convolution
 
 FOLDER = "rcnn-backend"
@@ -79,6 +81,12 @@ def _key(convolution: Convolution) -> str:
     geometry = (*convolution.stride, *convolution.padding, *convolution.dilation, convolution.groups)
     parts = (convolution.has_bias, convolution.has_residual, convolution.relu)
     with_what = [name for name, has in zip(("bias", "residual", "relu"), parts, strict=True) if has]
+    types = (("residual", convolution.residual_dtype), ("result", convolution.result_dtype))
+    with_what += [f"{name}={_name(dtype)}" for name, dtype in types if dtype]
     pixels = (batch * height * width).bit_length()
-    dtype = str(convolution.dtype).removeprefix("torch.")
+    dtype = _name(convolution.dtype)
     return " ".join([dtype, shape, ",".join(map(str, geometry)), *with_what, f"pixels<2^{pixels}"])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

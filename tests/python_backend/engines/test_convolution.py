@@ -82,8 +82,13 @@ def test_plans_are_shared_by_batches_of_about_one_size(tmp_path: Path) -> None:
         CONVOLUTION._replace(has_residual=False),
         CONVOLUTION._replace(has_bias=False),
         CONVOLUTION._replace(groups=2),
+        CONVOLUTION._replace(dtype=torch.int8),
+        CONVOLUTION._replace(dtype=torch.int8, result_dtype=torch.float16),
+        CONVOLUTION._replace(dtype=torch.int8, residual_dtype=torch.float16),
     ):
         assert choices.get(other) is None
+        choices.put(other, "another")
+    assert choices.get(CONVOLUTION) == "eng15_k5=1"
 
 
 def test_the_file_gathers_what_several_processes_choose(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from rcnn_backend.contract.manifest import write_manifest
 from rcnn_backend.devices import Gpu
 from rcnn_backend.engines.convolution import Convolution, convolve
+from rcnn_backend.engines.convolution_int8 import convolve_int8, describe_int8
 from rcnn_backend.errors import RepositoryError
 from torch import Tensor
 
@@ -42,7 +43,10 @@ class GraphOfPlans:
         return 0
 
     def run(self, index: int, _workspace: int, *tensors: Tensor) -> Tensor:
-        return convolve(*tensors, *self.convolution.geometry, self.convolution.relu)
+        geometry, relu = self.convolution.geometry, self.convolution.relu
+        if self.convolution.dtype == torch.int8:
+            return convolve_int8(*tensors, *geometry, relu, self.convolution.result_dtype)
+        return convolve(*tensors, *geometry, relu)
 
 
 @pytest.fixture
@@ -51,7 +55,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     frontend = ModuleType("cudnn")
     notes = "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"
     frontend.numerical_note = SimpleNamespace(**dict.fromkeys(notes, 0))  # type: ignore[attr-defined]
-    frontend.data_type = SimpleNamespace(HALF=1, FLOAT=2)  # type: ignore[attr-defined]
+    frontend.data_type = SimpleNamespace(HALF=1, FLOAT=2, INT8=3)  # type: ignore[attr-defined]
     frontend.create_handle = lambda: 7  # type: ignore[attr-defined]
     frontend.set_stream = lambda handle, stream: None  # type: ignore[attr-defined]
     frontend.backend_version = lambda: 91900  # type: ignore[attr-defined]
@@ -133,6 +137,23 @@ def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.Mon
     run(plans, made)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     run(plans, made)
+
+
+def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> None:
+    x, weight = (
+        torch.randint(-9, 9, (2, 4, 6, 6)).to(torch.int8),
+        torch.randint(-9, 9, (4, 4, 3, 3)).to(torch.int8),
+    )
+    tensors = x, weight, torch.rand(4), x, torch.rand(4), torch.rand(4)
+    call = describe_int8(*tensors[:4], *GEOMETRY, True, torch.float16)
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    found = made.run(call, *tensors)
+    torch.testing.assert_close(found, convolve_int8(*tensors, *GEOMETRY, True, torch.float16))
+    assert made.choices.get(call) is None
+    GraphOfPlans.plans = {"slow": 9.0}
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    torch.testing.assert_close(made.run(call, *tensors), found)
+    assert made.choices.get(call) == "slow"
 
 
 def test_plans_unused_for_longest_are_forgotten_but_not_those_of_graphs(

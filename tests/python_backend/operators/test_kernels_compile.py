@@ -20,6 +20,7 @@ POOLS = ["7, 7, 2", "14, 14, 2", "7, 7, 1", "7, 7, 3", "7, 7, 4"]
 MAPS = ["float, 1", "float, 4", "Half, 1", "Half, 8"]  # and the channels of a thread
 KERNELS = {
     "preprocess": [f"resize_normalize_pad<{type_}>" for type_ in TYPES],
+    "quantize": [f"quantize<{type_}>" for type_ in TYPES],
     "nms": ["sort_candidates", "mark_overlaps", "suppress", "gather_proposals"],
     "roi_align": [
         *(f"pool_planar<{type_}, {pool}>" for type_, pool in itertools.product(TYPES, POOLS)),
