@@ -22,6 +22,7 @@ import pytest
 from google.protobuf import text_format
 from PIL import Image
 from pycocotools import mask as coco_mask
+from rcnn_client import Detector, RcnnError
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
@@ -347,3 +348,18 @@ def png() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encode
+
+
+def seconds_until_it_answers(
+    detector: Detector, picture: bytes, errors: tuple[type[RcnnError], ...] = (RcnnError,)
+) -> float:
+    """How long the detector gets these errors alone."""
+    began = time.monotonic()
+    while True:
+        try:
+            detector.detect(picture)
+        except errors:
+            assert time.monotonic() - began < 15
+            time.sleep(0.05)
+        else:
+            return time.monotonic() - began

@@ -5,7 +5,7 @@ import time
 import pytest
 from rcnn_client import Detector, RcnnError, ServerUnavailableError, _clients
 
-from .conftest import FakeTriton
+from .conftest import FakeTriton, seconds_until_it_answers
 from .name_server import NameServer
 
 # Seconds are compared, and other tests may take the processors meanwhile.
@@ -40,19 +40,6 @@ def detector(server, names, hosts):
     with Detector(server.url, timeout_s=2) as detector:
         detector._connection.urls[0] = names.url(f"gpu:{server.url.rpartition(':')[2]}")
         yield detector
-
-
-def seconds_until_it_answers(detector, picture):
-    """How long the detector gets errors alone."""
-    began = time.monotonic()
-    while True:
-        try:
-            detector.detect(picture)
-        except RcnnError:
-            assert time.monotonic() - began < 15
-            time.sleep(0.05)
-        else:
-            return time.monotonic() - began
 
 
 def test_a_name_that_moves_to_another_server_is_followed(detector, names, hosts, png):
