@@ -24,7 +24,7 @@ from rcnn_export.repository.write import export_repository
 from rcnn_export.verify.engines import load_pipeline
 from rcnn_export.verify.sensitivity import measure_costs
 
-pytestmark = pytest.mark.xdist_group("export")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("export")]
 
 PICTURES = Path(__file__).resolve().parents[3] / "export" / "samples" / "pictures"
 LARGEST_ERROR = 0.1  # of a level's largest magnitude: INT8's own, which the two sum up in another order
