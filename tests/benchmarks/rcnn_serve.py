@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rcnn_backend.contract.executions import VARIABLE
 from rcnn_backend.server.addresses import PROTOCOLS
-from rcnn_backend.server.stub_processes import Stub, find_stubs
+from rcnn_backend.server.stub_processes import Stub, find_children, find_stubs
 
 MAIN = "import sys; from rcnn_backend.server.cli import main; sys.exit(main())"
 EXIT_TIMEOUT_S = 60.0
@@ -80,12 +80,11 @@ def find_triton(command_pid: int) -> int:
     Raises:
         ProcessLookupError: there is none.
     """
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in find_children(command_pid):
         with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            program = (folder / "cmdline").read_text(errors="replace").partition("\0")[0]
-            if parent == command_pid and program.endswith("/tritonserver"):
-                return int(folder.name)
+            program = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").partition("\0")[0]
+            if program.endswith("/tritonserver"):
+                return pid
     raise ProcessLookupError(f"process {command_pid} has no tritonserver")
 
 

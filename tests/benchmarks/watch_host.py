@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rcnn_backend.server.stub_processes import cpu_seconds
+from rcnn_backend.server.stub_processes import cpu_seconds, find_children
 
 CLIENT, TRITON, STEPS = "client", "tritonserver", "steps"
 LOOK_S = 0.2
@@ -90,11 +90,10 @@ class HostWatch:
 def find_clients() -> list[int]:
     """The perf_analyzers that this process has started."""
     pids = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in find_children(os.getpid()):
         with contextlib.suppress(OSError):
-            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
-            if name == "perf_analyzer" and int(rest.split()[1]) == os.getpid():
-                pids.append(int(folder.name))
+            if Path(f"/proc/{pid}/comm").read_text() == "perf_analyzer\n":
+                pids.append(pid)
     return pids
 
 

@@ -270,16 +270,20 @@ def test_the_address_to_listen_on(
     assert stderr.startswith(warning) is is_warned
 
 
+def pretend_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """Puts an nvidia-smi that prints this on PATH, in a new folder."""
+    nvidia_smi = folder / "nvidia-smi"
+    folder.mkdir()
+    nvidia_smi.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    nvidia_smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 def test_on_a_gpu_the_memory_pool_is_sized(
     digits_repository: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nvidia_smi = tmp_path / "bin" / "nvidia-smi"
-    nvidia_smi.parent.mkdir()
-    nvidia_smi.write_text("#!/bin/sh\necho '0, 81559'\n")
-    nvidia_smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
+    pretend_gpus(tmp_path / "bin", monkeypatch, "0, 81559")
     command = Command(
         digits_repository, "--models", "digits", "--mps", "off", "--fused", "off", "--images-in-flight", "4"
     )
@@ -300,13 +304,7 @@ def test_the_server_sees_the_chosen_gpus_only(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    nvidia_smi = tmp_path / "bin" / "nvidia-smi"
-    nvidia_smi.parent.mkdir()
-    nvidia_smi.write_text("#!/bin/sh\necho '0, 81559\n1, 81559'\n")
-    nvidia_smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(nvidia_smi.parent), prepend=":")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
+    pretend_gpus(tmp_path / "bin", monkeypatch, "0, 81559\n1, 81559")
     command = Command(repository, "--mps", "off", "--gpus", "1")
     (server,) = tritonservers(temporary)
     assert b"CUDA_VISIBLE_DEVICES=1" in Path(f"/proc/{server}/environ").read_bytes().split(b"\0")
