@@ -203,8 +203,14 @@ def running_stub(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def short_stub(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def short_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """As if it were this process's only child: libraries that other tests use leave some, zombies too."""
     with running_stub(tmp_path) as child:
+
+        def find(parent: int) -> dict[int, str]:
+            return {pid: state for pid, state in find_children(parent).items() if pid == child.pid}
+
+        monkeypatch.setattr(stub_processes, "find_children", find)
         yield child
 
 
