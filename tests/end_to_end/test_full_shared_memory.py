@@ -1,4 +1,4 @@
-"""A /dev/shm that is full while a server runs: what finds no room is an error, and all goes on once there is room."""
+"""/dev/shm is full while a server runs: a picture without room gets an error, and once there is room it is served."""
 
 import contextlib
 import importlib
