@@ -37,7 +37,7 @@ def test_one_caller_at_a_time_probes_an_endpoint_that_is_silent(monkeypatch):
     assert endpoints.begin_probe(0, sent_at)
     endpoints.hangs(0), endpoints.end_probe(0)
     assert not endpoints.begin_probe(0, sent_at) and endpoints.has_hung_since(0, sent_at)
-    assert not endpoints.has_hung_since(0, time.monotonic())  # a later call has no probe yet
+    assert not endpoints.has_hung_since(0, time.monotonic())  # nothing is known about a later call
     assert endpoints.another_works(0) and not endpoints.another_works(1)
     endpoints.failed(1)
     assert not endpoints.another_works(0)

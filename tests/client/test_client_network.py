@@ -16,7 +16,7 @@ CHAOS = Path(__file__).resolve().parents[1] / "chaos"
 
 @pytest.fixture
 def relay(server, monkeypatch):
-    """The network to `server`. The client probes a server that hangs again after a second."""
+    """The network to `server`. After one second the client probes a hanging server again."""
     monkeypatch.setattr(_endpoints, "HUNG_COOL_DOWN_S", 1.0)
     monkeypatch.syspath_prepend(CHAOS)
     relay = importlib.import_module("network_relay").Relay(server.url)

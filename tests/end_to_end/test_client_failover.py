@@ -1,4 +1,4 @@
-"""A server under load is killed and started again, or stopped by a signal: callers lose no answer and little time."""
+"""A server under load is killed and started again, or frozen by SIGSTOP: callers lose no answer and little time."""
 
 import contextlib
 import os

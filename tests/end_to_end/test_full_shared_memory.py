@@ -1,4 +1,4 @@
-"""/dev/shm is full while a server runs: a picture without room gets an error, and once there is room it is served."""
+"""/dev/shm is full while a server runs: only a picture that finds no room gets an error, until there is room again."""
 
 import contextlib
 import importlib

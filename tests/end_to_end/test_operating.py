@@ -139,7 +139,7 @@ def test_a_step_killed_under_load_ends_the_command(digits_repository: Path) -> N
 def test_a_step_killed_while_the_server_starts_ends_the_command(
     digits_repository: Path, after_s: float
 ) -> None:
-    """In the first milliseconds Triton would wait for the step for ever; after loading its model it would not notice."""
+    """In the first milliseconds Triton would wait for it for ever; after loading its model it would not notice."""
     program = Path(sys.executable).with_name("rcnn-serve")
     ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
     command = [program, digits_repository, "--models", "digits", "--fused", "off", *ports]
@@ -199,7 +199,7 @@ def test_dangerous_apis_are_locked(digits_repository: Path) -> None:
 
 
 def locked(access: Access, *flags: str, host: str = "0.0.0.0") -> dict[str, dict[str, set[str]]]:
-    """For each restriction, its headers, each with the APIs that it unlocks."""
+    """For each restriction: which APIs each of its headers unlocks."""
     found: dict[str, dict[str, set[str]]] = {}
     for flag in lock(access, flags, host=host).flags:
         restriction, _, value = flag.partition("=")

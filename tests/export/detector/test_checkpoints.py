@@ -254,7 +254,7 @@ def test_nothing_in_a_file_is_run(new_format: bool, state: State, digits: Detect
     assert not proof.exists()
 
 
-def test_a_whole_model_brings_its_eps(state: State, tmp_path: Path) -> None:
+def test_a_whole_model_keeps_its_eps(state: State, tmp_path: Path) -> None:
     model = copy.deepcopy(whole_model(state))
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
