@@ -21,7 +21,7 @@ from rcnn_export.repository.write import export_repository
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "export" / "samples"
 
-# A shell's background job ignores it, and so would the commands that tests start and interrupt.
+# A background job of a shell ignores SIGINT, and the commands that tests start and interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -37,8 +37,8 @@ def digits() -> Detector:
 
 @pytest.fixture(scope="session")
 def digits_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample detector exported under the name ``digits``; mark its users with the xdist_group of
-    their folder.
+    """The sample detector exported under the name ``digits``. Mark tests that use it with the xdist_group
+    of their folder.
     """
     repository = tmp_path_factory.mktemp("repository")
     export_repository(digits, repository, "digits")
@@ -47,9 +47,9 @@ def digits_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def plan_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample detector in FP16 as TensorRT-RTX plans, and as ONNX beside them, under the name ``digits``.
+    """The sample detector in FP16, exported as TensorRT-RTX plans and as ONNX under the name ``digits``.
 
-    The RPN has a profile for small and one for large pictures. Mark its users xdist_group("export").
+    The RPN has one profile for small and one for large pictures. Mark tests that use it xdist_group("export").
     """
     repository = tmp_path_factory.mktemp("plans")
     shapes = [parse_shapes("1x32x32,4x320x320,8x384x384"), parse_shapes("1x416x32,4x416x768,8x768x768")]
@@ -61,7 +61,7 @@ def plan_repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium with a camera that shows a test picture. While it runs, `asyncio.run` cannot be used."""
+    """A headless Chromium whose camera shows a test picture. While it runs, `asyncio.run` cannot be used."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
@@ -73,7 +73,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def start_ui() -> Iterator[Callable[..., str]]:
-    """start_ui(url, *arguments): runs rcnn-ui in front of that server; returns its address."""
+    """start_ui(url, *arguments): starts rcnn-ui for the server at `url` and returns the address of its page."""
     with ExitStack() as stack:
 
         def start(url: str, *arguments: str) -> str:

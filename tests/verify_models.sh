@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# rcnn-verify on the sample and on every torchvision model with seeded random weights, in process and served.
+# Runs rcnn-verify on the sample and on every torchvision model with seeded random weights, in process and served.
 set -euo pipefail
 bin=${VENV:-.venv}/bin
 repository=$(mktemp -d) server=

@@ -1,4 +1,4 @@
-/* Preloaded, it shifts the wall clock of one process: set_back(seconds). The monotonic clock stays. */
+/* When preloaded, set_back(seconds) shifts the wall clock of the process. The monotonic clock does not change. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdatomic.h>

@@ -1,8 +1,9 @@
-"""A Triton server in this process: the real gRPC service with the detector's contract, and no network in it.
+"""A Triton server in this process: the real gRPC service with the detector's contract, but no neural network.
 
-Its "detector" finds three objects that span the whole picture, scores 0.9, 0.6 and 0.3, labelled by the red
-of the first pixel (0: nothing found), so that every answer tells which picture it belongs to. If it has masks, they
-are the left half of each box, and of the picture as run-length codes; keypoint number k is at x = k, y = 2k and has the score k.
+Its "detector" finds three objects that span the whole picture, with scores 0.9, 0.6 and 0.3. Their label is the red
+value of the first pixel (0: nothing is found), so that every answer shows which picture it belongs to. Masks, if the
+model has them, cover the left half of each box; run-length codes cover the left half of the picture. Keypoint number
+k is at x = k, y = 2k and has the score k.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server: grpc.Server | None = None
         self.most_in_flight = 0
         self.delay_s: Callable[[int], float] = lambda label: 0.0
-        self.status: tuple[grpc.StatusCode, str] | None = None  # what every picture is answered with
+        self.status: tuple[grpc.StatusCode, str] | None = None  # the error that every picture gets
         self.spoil: Callable[[dict[str, np.ndarray]], None] = lambda tensors: None
         self._in_flight = 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Serve, at the address it had before if there was one."""
+        """Serve, at the same address as before if it was started before."""
         options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
         self._server = grpc.server(ThreadPoolExecutor(32), options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -75,11 +76,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server.start()
 
     def stop(self) -> None:
-        """End at once, requests that run included."""
+        """Stop at once and end running requests."""
         self._server.stop(grace=None).wait()
 
     def add_pixels_model(self) -> None:
-        """Have the model that takes pixels, too."""
+        """Serve the model that takes pixels, too."""
         config = model_config_pb2.ModelConfig()
         config.CopyFrom(self.configs["faster_rcnn"])
         config.name, config.input[0].name = "faster_rcnn_pixels", "pixels"
@@ -87,7 +88,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.configs[config.name] = config
 
     def add_masks(self, models: Iterable[str] = (), with_rles: bool = True) -> None:
-        """Answer masks, too: these models, or all."""
+        """Let these models, or all, answer masks, too."""
         for model in models or self.configs:
             outputs = self.configs[model].output
             outputs.add(name="masks", data_type=model_config_pb2.TYPE_FP16, dims=[ROWS, 28, 28])
@@ -95,7 +96,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 outputs.add(name="rles", data_type=model_config_pb2.TYPE_STRING, dims=[ROWS])
 
     def add_keypoints(self, count: int, names: list[str] | None = None, models: Iterable[str] = ()) -> None:
-        """Answer so many keypoints, too; the configs name them if there are `names`."""
+        """Let these models, or all, answer `count` keypoints, too; the configs hold `names` if they are given."""
         for model in models or self.configs:
             config = self.configs[model]
             for name, dims in (("keypoints", [ROWS, count, 3]), ("keypoint_scores", [ROWS, count])):
@@ -113,11 +114,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
     def sent_bytes(self) -> list[bytes]:
-        """The encoded pictures that came."""
+        """The encoded pictures that were received."""
         return [sent_bytes(request) for request in self.requests]
 
     def sent_pixels(self) -> list[np.ndarray]:
-        """The pixels that came."""
+        """The pixels that were received."""
         return [
             sent_pixels(request) for request in self.requests if request.model_name == "faster_rcnn_pixels"
         ]
@@ -146,7 +147,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerMetadataResponse()
 
     def ModelStatistics(self, request, context):
-        """Every request waited for 1 ms in the queue and was computed in 2 ms; without a name, of all models."""
+        """Each request waited 1 ms in the queue and took 2 ms to compute; without a name, answers for all models."""
         answer = service_pb2.ModelStatisticsResponse()
         for name in [request.name] if request.name else self.configs:
             count = sum(each.model_name == name for each in self.requests)
@@ -195,7 +196,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         score_thresh = parameters["score_thresh"].double_param if "score_thresh" in parameters else 0.05
         most = parameters["detections_per_img"].int64_param if "detections_per_img" in parameters else ROWS
         scores = [score for score in (0.9, 0.6, 0.3) if label and score > score_thresh][:most]
-        tensors = {  # rows that are not real hold what would be noticed
+        tensors = {  # padding rows hold values that a test would notice
             "boxes": np.full((1, ROWS, 4), np.nan, np.float32),
             "scores": np.full((1, ROWS), 7, np.float32),
             "labels": np.full((1, ROWS), -1, np.int64),
@@ -231,7 +232,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 def padded_shapes(output: model_config_pb2.ModelOutput, count: int) -> np.ndarray:
-    """The masks, keypoints or keypoint scores of so many detections; what is not real is NaN."""
+    """The masks, keypoints or keypoint scores of `count` detections; the padding is NaN."""
     is_mask = output.name == "masks"
     tensor = np.full((1, *output.dims), np.nan, np.float16 if is_mask else np.float32)
     real = tensor[0, :count]
@@ -246,7 +247,7 @@ def padded_shapes(output: model_config_pb2.ModelOutput, count: int) -> np.ndarra
 
 
 def padded_rles(picture: Image.Image, count: int) -> np.ndarray:
-    """The run-length codes of so many left halves of the picture; what is not real is no code."""
+    """The left half of the picture as a run-length code, `count` times; the padding is not a valid code."""
     mask = np.zeros((picture.height, picture.width), np.uint8, order="F")
     mask[:, : picture.width // 2] = 1
     rles = np.full((1, ROWS), b"no code", np.object_)
@@ -255,7 +256,7 @@ def padded_rles(picture: Image.Image, count: int) -> np.ndarray:
 
 
 class Path:
-    """A way to a server that can be slow, or frozen: what comes is taken and not passed on, and nobody is told."""
+    """A network path to a server that can be slow or frozen: a frozen path accepts data and silently holds it back."""
 
     def __init__(self, url: str) -> None:
         self.bytes_per_s = 0  # of each connection; 0: no limit
@@ -314,7 +315,7 @@ def sent_pixels(request: service_pb2.ModelInferRequest) -> np.ndarray:
 
 @pytest.fixture
 def server() -> Iterator[FakeTriton]:
-    """A fresh server; `server.url` is its address."""
+    """A new server; `server.url` is its address."""
     fake = FakeTriton()
     fake.start()
     yield fake
@@ -323,7 +324,7 @@ def server() -> Iterator[FakeTriton]:
 
 @pytest.fixture
 def other_server() -> Iterator[FakeTriton]:
-    """A second one."""
+    """A second server."""
     fake = FakeTriton()
     fake.start()
     yield fake
@@ -332,7 +333,7 @@ def other_server() -> Iterator[FakeTriton]:
 
 @pytest.fixture
 def path_to_server(server: FakeTriton) -> Iterator[Path]:
-    """A way to `server` that can be frozen; `path_to_server.url` is its address."""
+    """A network path to `server` that can be frozen; `path_to_server.url` is its address."""
     path = Path(server.url)
     yield path
     path.close()
@@ -340,7 +341,7 @@ def path_to_server(server: FakeTriton) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[..., bytes]:
-    """png(label): a picture that the fake detector labels so, as the bytes of a PNG."""
+    """png(label): the bytes of a PNG to which the fake detector gives that label."""
 
     def encode(label: int, size: tuple[int, int] = (40, 30)) -> bytes:
         buffer = io.BytesIO()
@@ -353,7 +354,7 @@ def png() -> Callable[..., bytes]:
 def seconds_until_it_answers(
     detector: Detector, picture: bytes, errors: tuple[type[RcnnError], ...] = (RcnnError,)
 ) -> float:
-    """How long the detector gets these errors alone."""
+    """How many seconds pass until the detector answers; until then only these errors are allowed."""
     began = time.monotonic()
     while True:
         try:

@@ -26,7 +26,7 @@ class NameServer:
         self._thread.start()
 
     def url(self, name: str) -> str:
-        """What gRPC resolves here: the name and port."""
+        """The URL by which gRPC resolves this name (host:port) at this name server."""
         return f"dns://{self.address}/{name}"
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class NameServer:
                 self._socket.sendto(self._reply(query), sender)
 
     def _reply(self, query: bytes) -> bytes:
-        """RFC 1035: a header of 12 bytes, the question, and a resource record for each address."""
+        """A reply as in RFC 1035: a header of 12 bytes, the question, and a resource record for each address."""
         labels, position = [], 12
         while length := query[position]:
             labels.append(query[position + 1 : position + 1 + length].decode())

@@ -1,4 +1,4 @@
-"""Keypoints in COCO files: one rule for each oddity. Every file is made here."""
+"""Keypoints in COCO files: one rule for each irregularity. The tests write all files themselves."""
 
 import json
 
@@ -11,7 +11,7 @@ POINTS = [2, 1, 2, 5, 3, 1, 0, 0, 0]  # visible, hidden, not labelled
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads the keypoints of objects in a box from (2, 1) to (6, 5), in a picture of 8x6 px."""
+    """Writes and reads keypoints of objects, all with the box from (2, 1) to (6, 5), in a picture of 8x6 px."""
 
     def write_and_read(*objects, **fields):
         record = {"image_id": 1, "category_id": 1, "bbox": [2, 1, 4, 4], **fields}
@@ -52,7 +52,7 @@ def test_an_object_without_labelled_keypoints_keeps_its_box(read, unlabelled):
         [2, 1, 3], [2, 1, -1], [2, 1, 0.5], [[2, 1, 2]],
     ],
 )  # fmt: skip
-def test_what_are_no_keypoints_is_an_error(read, value):
+def test_invalid_keypoints_are_an_error(read, value):
     annotations = read(POINTS, value)
     with pytest.raises(
         ValueError, match=r"a\.json: 1 of 2 annotations have keypoints .* \(expected x, y .*: id 1 has"
@@ -74,7 +74,7 @@ def test_a_file_without_keypoints_says_so(read, objects):
         read(*objects).with_keypoints()
 
 
-def test_keypoints_of_crowds_alone_are_none(read):
+def test_keypoints_of_crowds_do_not_count(read):
     annotations = read(POINTS, None)
     annotations.boxes.is_crowd[0] = True
     with pytest.raises(NotAnnotatedError, match="has no labelled keypoints"):
@@ -90,12 +90,12 @@ def test_keypoints_far_from_their_boxes_are_in_another_format(read, points):
         annotations.with_keypoints()
 
 
-def test_keypoints_are_not_looked_at_where_boxes_are_enough(read):
+def test_keypoints_are_not_checked_where_only_boxes_are_needed(read):
     annotations = read("text")
     assert annotations.keypoints is None and annotations.num_keypoints == 0
 
 
-def test_boxes_without_masks_take_their_keypoints_with_them(read):
+def test_a_box_that_is_left_out_for_want_of_a_mask_loses_its_keypoints(read):
     content = read(POINTS, [3, 2, 2] * 3)
     content.boxes.records[1]["segmentation"] = [[2, 1, 6, 1, 6, 5, 2, 5]]
     for annotations in (content.with_keypoints().with_masks(), content.with_masks().with_keypoints()):

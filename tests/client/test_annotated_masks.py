@@ -1,4 +1,4 @@
-"""Segmentations in COCO files: one rule for each oddity. Every file is made here."""
+"""Segmentations in COCO files: one rule for each irregularity. The tests write all files themselves."""
 
 import json
 
@@ -13,7 +13,7 @@ SQUARE = [[2, 1, 5, 1, 5, 3, 2, 3]]  # columns 2 to 4 of rows 1 and 2
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads the masks of a picture of 8x6 px: those of a square and of the objects given, in one box."""
+    """Writes and reads masks in a picture of 8x6 px: a square and the given objects, all with the same box."""
 
     def write_and_read(*segmentations, bbox=(2, 1, 3, 2), with_masks=True):
         annotations = [
@@ -49,8 +49,8 @@ def compressed(mask):
     [
         SQUARE,
         [[2.0, 1.0, 4.0, 1.0, 4.0, 3.0, 2.0, 3.0], [4, 1, 5, 1, 5, 3, 4, 3]],  # in two parts
-        [*SQUARE, [7, 5, 7, 5]],  # a part without an inside
-        {"size": [6, 8], "counts": [13, 2, 4, 2, 4, 2, 21]},  # down the columns, background first
+        [*SQUARE, [7, 5, 7, 5]],  # with a second part of no area
+        {"size": [6, 8], "counts": [13, 2, 4, 2, 4, 2, 21]},  # column by column, background first
         {"size": [6, 8], "counts": [13.0, 2, 4, 2, 4, 2, 21]},
         compressed(square()),
     ],
@@ -88,7 +88,7 @@ def test_a_mask_beyond_its_picture_is_cut(read):
         ({"size": [6, 8], "counts": [48]}, "1 mask that covers no pixel of its picture"),
     ],
 )
-def test_what_has_no_mask_is_left_out_and_counted(read, segmentation, reason):
+def test_annotations_without_a_mask_are_left_out_and_counted(read, segmentation, reason):
     annotations = read(segmentation)
     assert len(annotations.masks) == len(annotations.boxes.bbox) == 1
     assert f"left out: {reason}" in annotations.summary
@@ -118,7 +118,7 @@ def test_what_has_no_mask_is_left_out_and_counted(read, segmentation, reason):
         ({"size": [6, 8], "counts": ""}, "do not add up to the pixels of their picture: id 2 has 0"),
     ],
 )
-def test_what_is_no_mask_of_its_picture_is_an_error(read, segmentation, message):
+def test_invalid_masks_are_an_error(read, segmentation, message):
     with pytest.raises(ValueError, match=rf"a\.json: 1 of 2 annotations have a .*{message}"):
         read(segmentation)
 
@@ -134,14 +134,14 @@ def test_an_annotation_without_an_id_is_named_by_its_place(tmp_path, read):
         read_annotations(tmp_path / "a.json").with_masks()
 
 
-def test_masks_that_lie_outside_their_boxes_are_those_of_something_else(read):
+def test_masks_outside_their_boxes_are_an_error(read):
     with pytest.raises(
         ValueError, match=r"2 of 2 segmentations lie outside their boxes, .* \[5.0, 4.0, 3.0, 2.0\]"
     ):
         read(SQUARE, bbox=(5, 4, 3, 2))
 
 
-def test_segmentations_are_not_looked_at_where_boxes_are_enough(read):
+def test_segmentations_are_not_checked_where_only_boxes_are_needed(read):
     annotations = read("mask.png", with_masks=False)
     assert annotations.masks is None and len(annotations.boxes) == 2
     assert "segmentation" not in annotations.records()[1]
@@ -157,8 +157,8 @@ def test_a_file_without_masks_says_so(tmp_path, read):
 
 
 def test_average_precision_of_masks_by_hand():
-    # The found mask is 7 of the 10 rows of the true one: IoU 0.7, right at 0.50 to 0.70, five of ten thresholds.
-    # Its box is right at all of them.
+    # The mask found has 7 of the 10 rows of the true one. Its IoU is 0.7, so it matches at 0.50 to 0.70, five of ten
+    # thresholds. Its box matches at all of them.
     true, found = np.zeros((2, 20, 20), np.uint8)
     true[:10], found[:7] = 1, 1
     record = {"image_id": "x", "category_id": 1, "bbox": [0, 0, 20, 10]}

@@ -1,4 +1,4 @@
-"""The reader of COCO files: one rule for each oddity. Every file is made here."""
+"""The reader of COCO files: one rule for each irregularity. The tests write all files themselves."""
 
 import copy
 import gzip
@@ -39,7 +39,7 @@ def read(tmp_path):
 
 
 def changed(part, position, **fields):
-    """The content with fields of one record changed, or removed where the value is ...."""
+    """The content with fields of one record changed, or removed where the value is an Ellipsis."""
     changed = content()
     record = changed[part][position]
     record.update(fields)
@@ -63,7 +63,7 @@ def test_what_is_read(read, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_is_no_part_of_the_file(read, encoding):
+def test_a_byte_order_mark_is_ignored(read, encoding):
     assert len(read(json.dumps(content()).encode(encoding)).boxes.bbox) == 5
 
 
@@ -116,13 +116,13 @@ def with_category(**category):
         (with_category(id=0, name="dog"), 5, "left out: 1 category that nothing uses ('dog')"),
     ],
 )  # fmt: skip
-def test_what_is_harmless_is_left_out_and_counted(read, written, num_boxes, said):
+def test_harmless_irregularities_are_left_out_and_counted(read, written, num_boxes, said):
     annotations = read(written)
     assert len(annotations.boxes.bbox) == num_boxes
     assert annotations.summary.endswith(said)
 
 
-def test_several_oddities_are_said_in_one_line(read):
+def test_several_irregularities_are_reported_in_one_line(read):
     odd = with_boxes([3, 3, 0, 5], [120, 3, 5, 5])
     odd["categories"].append({"id": 0, "name": "animals"})
     assert read(odd).summary.endswith(
@@ -240,7 +240,7 @@ def test_boxes_of_another_format_are_recognised(read, convert, message):
         read(with_every_box(convert))
 
 
-def test_a_file_of_crowds_alone_is_no_measure(read):
+def test_a_file_with_only_crowds_is_an_error(read):
     crowds = content()
     for record in crowds["annotations"]:
         record["iscrowd"] = 1
@@ -264,7 +264,7 @@ def test_the_ids_of_a_test_set_can_be_read(tmp_path):
     assert (ids.category_id(1), ids.category_id(2)) == (9, 4)
 
 
-def test_scores_are_pycocotools_own_where_boxes_reach_beyond_their_picture(read):
+def test_scores_equal_those_of_pycocotools_where_boxes_reach_beyond_their_picture(read):
     written = with_boxes([-4, 60, 30, 30], [80, 5, 30, 40])
     written["annotations"][1].update(iscrowd=1, area=700)
     for number, record in enumerate(written["annotations"]):

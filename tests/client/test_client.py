@@ -126,7 +126,7 @@ def test_a_tuple_of_mixed_kinds_and_an_empty_list(server, png, tmp_path):
     assert answers[3].boxes[0].tolist() == [0, 0, 10, 20]
 
 
-def test_a_bad_picture_in_a_list_costs_the_others_nothing(server, png, tmp_path):
+def test_a_bad_picture_in_a_list_does_not_affect_the_others(server, png, tmp_path):
     images = [png(1), b"no picture", tmp_path / "missing.jpg", png(4), 5, png(6)]
     with Detector(server.url) as detector, pytest.raises(BatchError) as caught:
         detector.detect_batch(images, in_flight=2)
@@ -140,7 +140,7 @@ def test_a_bad_picture_in_a_list_costs_the_others_nothing(server, png, tmp_path)
     assert str(caught.value).startswith("3 of 6 images failed\nimages[1]: ")
 
 
-def test_more_failures_than_anyone_reads_are_counted(server):
+def test_a_long_list_of_failures_is_shortened_and_counted(server):
     with Detector(server.url) as detector, pytest.raises(BatchError, match=r"and 15 more \(see \.errors\)"):
         detector.detect_batch([b"x"] * 20)
 
@@ -181,7 +181,7 @@ def test_arrays_are_sent_as_they_are_where_the_server_takes_pixels(server, png):
         expected = sent if sent.ndim == 3 else sent[:, :, None]
         assert np.array_equal(came, np.broadcast_to(expected, (*sent.shape[:2], 3)))
     assert [request.model_name for request in server.requests] == ["faster_rcnn_pixels"] * 5 + ["faster_rcnn"]
-    assert len(server.metadata) == 6 + 2  # the two configs are asked for once
+    assert len(server.metadata) == 6 + 2  # each of the two configs is requested once
 
 
 def test_a_detector_that_takes_both_gets_each_as_it_is(server, png):
@@ -192,7 +192,7 @@ def test_a_detector_that_takes_both_gets_each_as_it_is(server, png):
         tensor.optional = True
     with Detector(server.url, "faster_rcnn_pixels") as detector:
         assert detector.detect(np.full((4, 4, 3), 9, np.uint8)).labels[0] == 9
-    assert len(server.sent_pixels()) == 1 and len(server.metadata) == 2  # no other model is asked about
+    assert len(server.sent_pixels()) == 1 and len(server.metadata) == 2  # one config, one picture
 
 
 def test_another_model_of_that_name_gets_no_pixels(server):

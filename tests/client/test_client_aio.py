@@ -93,7 +93,7 @@ def test_a_cancelled_task_is_cancelled(server, png):
     asyncio.run(run())
 
 
-def test_closing_ends_the_calls_that_still_run(server, png):
+def test_closing_ends_running_calls(server, png):
     server.delay_s = lambda label: 2.0
 
     async def run():
@@ -113,7 +113,7 @@ def test_closing_ends_the_calls_that_still_run(server, png):
 
 
 def slowed(function):
-    """The function, which takes 0.3 s longer, in which other threads run."""
+    """The function, made 0.3 s slower; other threads run meanwhile."""
 
     def slow(*args):
         time.sleep(0.3)
@@ -123,7 +123,7 @@ def slowed(function):
 
 
 async def longest_pause_s(call):
-    """For how long at most the event loop did nothing else while it carried out the call."""
+    """The longest time for which the call blocked the event loop."""
     pauses = []
 
     async def beat():
@@ -167,7 +167,7 @@ def test_shared_memory_is_made_and_filled_without_blocking_the_event_loop(server
     assert asyncio.run(run()) < 0.25
 
 
-def test_a_cancelled_task_leaves_no_shared_memory_and_gives_none_back_that_is_written_to(server, monkeypatch):
+def test_a_cancelled_task_leaves_no_shared_memory_and_gives_none_back_during_a_write(server, monkeypatch):
     server.add_pixels_model()
     events = []
 

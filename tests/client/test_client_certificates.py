@@ -1,4 +1,4 @@
-"""Certificates that have expired, are of another host, and are replaced while a detector is open."""
+"""Certificates that have expired, belong to another host, or are replaced while a detector is open."""
 
 import subprocess
 import time
@@ -11,7 +11,7 @@ from rcnn_client import CertificateError, Detector, ServerUnavailableError, TLSC
 
 from .conftest import seconds_until_it_answers
 
-# Seconds are compared, and other tests may take the processors meanwhile.
+# These tests compare times, and other tests may keep the processors busy.
 pytestmark = pytest.mark.flaky(reruns=2)
 
 AUTHORITY = """
@@ -29,11 +29,11 @@ commonName = supplied
 """
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 YEAR = timedelta(days=365)
-WHILE_REPLACED = (CertificateError, ServerUnavailableError)  # the latter while it restarts
+WHILE_REPLACED = (CertificateError, ServerUnavailableError)  # the latter while the server restarts
 
 
 class Authority:
-    """Signs certificates, in a folder of its own."""
+    """A certificate authority that keeps its files in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Authority:
     def sign(
         self, name: str, begins: timedelta = -YEAR, ends: timedelta = YEAR, of: str = "IP:127.0.0.1"
     ) -> tuple[bytes, bytes]:
-        """Write name.key and name.pem, valid between these times from now; returns what is in them."""
+        """Write name.key and name.pem, valid between these times from now; returns the contents of both."""
         (self.folder / "names").write_text(f"subjectAltName={of}")
         begin, end = (f"{datetime.now(timezone.utc) + limit:%Y%m%d%H%M%SZ}" for limit in (begins, ends))
         request = ["-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", "request"]
@@ -66,18 +66,18 @@ def authority(tmp_path_factory):
 
 
 def restart(server, pair, **options):
-    """End the server, and start it at the same address with that key and certificate."""
+    """Stop the server and start it at the same address with this key and certificate."""
     server.stop()
     server.credentials = grpc.ssl_server_credentials([pair], **options)
     server.start()
 
 
-def test_one_that_expires_is_named_and_one_that_replaces_it_is_accepted(server, png, authority):
+def test_an_expired_certificate_is_named_and_its_replacement_is_accepted(server, png, authority):
     restart(server, authority.sign("short", ends=timedelta(seconds=2)))
     with Detector(server.url, tls=authority.tls) as detector:
         detector.detect(png(1))
         time.sleep(2)
-        assert detector.detect(png(2)).labels[0] == 2  # TLS checks a certificate when it connects
+        assert detector.detect(png(2)).labels[0] == 2  # TLS checks a certificate only when it connects
         restart(server, authority.sign("expired", ends=-timedelta(days=1)))
         with pytest.raises(CertificateError, match=r"the server's certificate.*has expired\. Replace it"):
             detector.detect(png(1))
@@ -92,7 +92,7 @@ def test_one_that_expires_is_named_and_one_that_replaces_it_is_accepted(server, 
         ({"of": "DNS:gpu-1"}, r"is not for '127\.0\.0\.1'\. Call the server by a name in its certificate"),
     ],
 )
-def test_others_that_cannot_be_used(server, png, authority, certificate, message):
+def test_other_unusable_certificates(server, png, authority, certificate, message):
     restart(server, authority.sign("server", **certificate))
     with Detector(server.url, tls=authority.tls) as detector, pytest.raises(CertificateError, match=message):
         detector.detect(png(1))

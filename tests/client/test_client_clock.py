@@ -1,4 +1,4 @@
-"""The clock of the client's machine is set back by an hour while a request is on its way: nobody waits for that hour."""
+"""The clock of the client's machine is set back by an hour during a request: no call waits for that hour."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Seconds are compared, and other tests may take the processors meanwhile.
+# These tests compare times, and other tests may keep the processors busy.
 pytestmark = pytest.mark.flaky(reruns=2)
 
 CLIENT = """

@@ -1,4 +1,4 @@
-"""What `draw_detections` puts on a picture, judged by its pixels."""
+"""What `draw_detections` draws on a picture, checked by its pixels."""
 
 import dataclasses
 import importlib.util
@@ -24,12 +24,12 @@ def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> D
 
 
 def changed(drawn: Image.Image) -> np.ndarray:
-    """Boolean [height, width]: what is no longer grey."""
+    """Boolean [height, width]: the pixels that are no longer grey."""
     return (np.asarray(drawn) != GREY).any(axis=-1)
 
 
 def box_colour(label: int) -> tuple[int, int, int]:
-    """Colour of a class, seen at the middle of a box's bottom edge."""
+    """Colour of a class, read at the middle of the bottom edge of a box."""
     drawn = draw_detections(Image.new("RGB", (100, 100), GREY), detections(((10, 40, 91, 81), 0.9, label)))
     red, green, blue = np.asarray(drawn)[80, 50].tolist()
     return red, green, blue
@@ -61,7 +61,7 @@ def test_classes_differ_in_colour_and_one_class_does_not():
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1333, 800), (120, 90)])
-def test_a_label_lies_whole_inside_the_picture_wherever_its_box_is(size):
+def test_a_label_is_entirely_inside_the_picture_wherever_its_box_is(size):
     def filled(box: tuple[float, float, float, float]) -> int:
         drawn = np.asarray(draw_detections(Image.new("RGB", size, GREY), detections((box, 0.9, 4))))
         return int((drawn == box_colour(4)).all(axis=-1).sum())
@@ -91,7 +91,7 @@ def test_the_label_of_the_better_detection_is_readable():
     label = changed(Image.fromarray(alone))[:62].nonzero()
     assert np.array_equal(drawn[label], alone[label])
     worse = (drawn == box_colour(1)).all(axis=-1)
-    assert worse[161:].sum() > 300 or worse[:45].sum() > 300  # its label moved to another edge
+    assert worse[161:].sum() > 300 or worse[:45].sum() > 300  # the label of the worse one moved
 
 
 def test_boxes_without_area_or_beyond_the_border():
@@ -197,7 +197,7 @@ def test_keypoints_outside_the_picture_harm_nothing():
 
 @pytest.fixture
 def only_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A system without fontconfig and without fonts: there is matplotlib's."""
+    """A system without fontconfig and without fonts: only matplotlib's font is there."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(_fonts, "FOLDERS", ())
     for cached in (_fonts.readable, _fonts._find_file):
@@ -231,7 +231,7 @@ def test_a_name_that_no_font_has_is_drawn_as_its_label(only_matplotlib, name):
 
 
 def test_fontconfig_names_a_font(monkeypatch, tmp_path):
-    """A font of regular weight before the others; one that cannot be opened is passed over."""
+    """A font of regular weight is preferred; a font that cannot be opened is skipped."""
     matplotlib = importlib.util.find_spec("matplotlib")
     folder = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
     fonts = {"Broken-Sans.ttf": 80, "DejaVuSans-Bold.ttf": 200, "DejaVuSans.ttf": 80, "DejaVuSerif.ttf": 80}

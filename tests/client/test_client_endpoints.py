@@ -27,7 +27,7 @@ def test_one_caller_at_a_time_probes_an_endpoint_that_is_silent(monkeypatch):
     monkeypatch.setattr(_endpoints, "PROBED_AFTER_S", 0.1)
     endpoints = Endpoints(2)
     sent_at = time.monotonic()
-    assert not endpoints.begin_probe(0, sent_at)  # it was not silent for long
+    assert not endpoints.begin_probe(0, sent_at)  # it has not been silent for long enough
     time.sleep(0.15)
     assert [endpoints.begin_probe(0, sent_at) for _ in range(3)] == [True, False, False]
     assert [endpoints.choose() for _ in range(3)] == [1, 1, 1]
@@ -37,7 +37,7 @@ def test_one_caller_at_a_time_probes_an_endpoint_that_is_silent(monkeypatch):
     assert endpoints.begin_probe(0, sent_at)
     endpoints.hangs(0), endpoints.end_probe(0)
     assert not endpoints.begin_probe(0, sent_at) and endpoints.has_hung_since(0, sent_at)
-    assert not endpoints.has_hung_since(0, time.monotonic())  # of a later call nothing is known
+    assert not endpoints.has_hung_since(0, time.monotonic())  # nothing is known about a later call
     assert endpoints.another_works(0) and not endpoints.another_works(1)
     endpoints.failed(1)
     assert not endpoints.another_works(0)

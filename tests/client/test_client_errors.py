@@ -24,7 +24,7 @@ from rcnn_client import (
 from rcnn_client._connection import Connection
 
 
-def test_the_public_names_are_sorted_and_the_errors_one_tree():
+def test_the_public_names_are_sorted_and_all_errors_have_one_base_class():
     assert rcnn_client.__all__ == sorted(rcnn_client.__all__)
     public = {name: getattr(rcnn_client, name) for name in rcnn_client.__all__}
     errors = [thing for thing in public.values() if inspect.isclass(thing) and issubclass(thing, Exception)]
@@ -57,7 +57,7 @@ def test_nobody_listens(png):
     with Detector("127.0.0.1:1") as detector:
         with pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1:1 .*8001"):
             detector.detect(png(1))
-        with pytest.raises(ServerUnavailableError):  # said once, not once per picture
+        with pytest.raises(ServerUnavailableError):  # one error for the batch, not one for each picture
             detector.detect_batch([png(1), png(2)])
 
 
@@ -184,7 +184,7 @@ def test_closing_closes_a_connection_that_is_being_opened(server, png, monkeypat
     assert opened == []
 
 
-def test_closing_ends_the_calls_that_still_run(server, png):
+def test_closing_ends_running_calls(server, png):
     server.delay_s = lambda label: 3.0
     detector = Detector(server.url)
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""A server that hangs costs little while another one works, and a full queue is no reason to leave a server out."""
+"""A server that hangs delays calls only a little while another server works; one with a full queue is still used."""
 
 import asyncio
 import threading
@@ -20,14 +20,14 @@ from rcnn_client import (
     aio,
 )
 
-# Seconds are compared, and other tests may take the processors meanwhile.
+# These tests compare times, and other tests may keep the processors busy.
 pytestmark = pytest.mark.flaky(reruns=2)
 
 FULL = (grpc.StatusCode.UNAVAILABLE, "in ensemble 'faster_rcnn', Exceeds maximum queue size")
 
 
 class AsyncDetector:
-    """The calls of `aio.Detector`, each waited for."""
+    """`aio.Detector` with blocking calls."""
 
     def __init__(self, *args, **kwargs):
         self._loop = asyncio.new_event_loop()
@@ -50,7 +50,7 @@ each_detector = pytest.mark.parametrize("detector_class", [Detector, AsyncDetect
 
 
 def timed(function, *args, **kwargs):
-    """What it returns, and how many seconds it takes."""
+    """What the function returns, and how many seconds it took."""
     began = time.monotonic()
     return function(*args, **kwargs), time.monotonic() - began
 
@@ -79,7 +79,7 @@ def test_one_that_hangs_costs_two_seconds_once(
         path_to_server.freeze()
         answers, took_s = timed(detector.detect_batch, [png(label) for label in range(1, 31)], in_flight=1)
         assert [found.labels[0] for found in answers] == list(range(1, 31))
-        assert 1.4 < took_s < 2  # silent for 0.5 s, and two probes of 0.5 s
+        assert 1.4 < took_s < 2  # a silence of 0.5 s, and two probes of 0.5 s
         answers, took_s = timed(detector.detect_batch, [png(1)] * 20, in_flight=1)
         assert len(answers) == 20 and took_s < 1
         path_to_server.thaw()
@@ -98,7 +98,7 @@ def test_calls_that_wait_for_one_that_hangs_probe_it_once(
         path_to_server.freeze()
         answers, took_s = timed(detector.detect_batch, [png(2)] * 200, in_flight=16)
     assert all(found.labels[0] == 2 for found in answers) and took_s < 3
-    assert len(probes) == 2  # on its connection, and on another
+    assert len(probes) == 2  # one on its connection, and one on a new connection
 
 
 def test_threads_wait_for_one_that_hangs_less_than_two_seconds(server, other_server, path_to_server, png):
@@ -138,7 +138,7 @@ def test_two_that_hang_leave_the_third(server, other_server, path_to_server, png
         assert found.labels[0] == 5 and took_s < 4
 
 
-def test_no_server_is_given_up_where_no_other_works(server, path_to_server, png, probes):
+def test_a_server_is_not_given_up_if_no_other_works(server, path_to_server, png, probes):
     with Detector([path_to_server.url, "127.0.0.1:1"]) as detector:
         detector.detect_batch([png(1)] * 4)
         path_to_server.freeze()
@@ -155,7 +155,7 @@ def test_is_ready_asks_the_others(detector_class, server, other_server, path_to_
         ready, took_s = timed(detector.is_ready)
         assert ready and took_s < 2
         ready, took_s = timed(detector.is_ready)
-        assert ready and took_s < 0.5  # the one that hangs is asked last
+        assert ready and took_s < 0.5  # the server that hangs is asked last
         other_server.ready = False
         ready, took_s = timed(detector.is_ready)
         assert not ready and took_s < 2
@@ -172,14 +172,14 @@ def test_slow_servers_do_no_work_twice(detector_class, server, other_server, png
     assert [found.labels[0] for found in answers] == list(range(1, 9))
     assert len(server.requests) + len(other_server.requests) == 8
     assert server.num_cancelled == other_server.num_cancelled == 0
-    assert 4 <= len(probes) <= 10  # each half second one for each server
+    assert 4 <= len(probes) <= 10  # one for each server every half second
 
 
 def test_a_slow_network_does_not_hang(server, other_server, path_to_server, png):
     with Detector([other_server.url, path_to_server.url]) as detector:
         detector.detect(png(1)), detector.detect(png(1))
         path_to_server.bytes_per_s = 1_000_000
-        large = png(1) + bytes(2_500_000)  # the probe on its connection waits behind it
+        large = png(1) + bytes(2_500_000)  # a probe on the same connection waits behind this picture
         found, took_s = timed(detector.detect, large)
         assert found.labels[0] == 1 and took_s > 2
     assert len(server.requests) == 2 and len(other_server.requests) == 1
@@ -205,8 +205,8 @@ def test_closing_ends_a_call_to_one_that_hangs(server, other_server, path_to_ser
 def test_a_slow_server_is_probed_and_keeps_its_turns(server, other_server, png):
     server.delay_s = lambda label: 1.5 if label == 9 else 0.0
     with Detector([server.url, other_server.url], timeout_s=4) as detector:
-        detector.detect(png(1))  # its model's config comes from `server`, its answer from the other
-        assert detector.detect(png(9)).labels[0] == 9  # not answered by `server` within a second
+        detector.detect(png(1))  # the model's config comes from `server`, the answer from `other_server`
+        assert detector.detect(png(9)).labels[0] == 9  # `server` does not answer within a second
         detector.detect_batch([png(1)] * 20, in_flight=1)
     assert 1 <= server.num_probes <= 3
     assert len(server.requests) >= 10
@@ -261,12 +261,12 @@ def test_pings_find_a_dead_connection_and_come_seldom_enough_for_any_server(
     server, path_to_server, png, monkeypatch
 ):
     arguments = dict(_connection.CHANNEL_ARGS)
-    assert arguments["grpc.keepalive_time_ms"] > 300_000  # what gRPC servers permit unless configured
+    assert arguments["grpc.keepalive_time_ms"] > 300_000  # the shortest that gRPC servers permit by default
     faster = [
         (name, value // 200 if "keepalive" in name or "ping" in name else value)
         for name, value in arguments.items()
     ]
-    # gRPC's measurement of bandwidth sends pings too, and a new ping waits for them, and for a minute to pass.
+    # gRPC also sends pings to measure the bandwidth; a keepalive ping waits for those and for a minute to pass.
     faster += [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.bdp_probe", 0)]
     monkeypatch.setattr(_connection, "CHANNEL_ARGS", faster)
     with Detector(path_to_server.url, retries=0) as detector:

@@ -1,4 +1,4 @@
-"""Every accepted kind of picture reaches the server losslessly; every other is refused in plain words."""
+"""Every accepted kind of picture reaches the server losslessly; every other kind is refused with a clear message."""
 
 import io
 from pathlib import Path
@@ -128,6 +128,6 @@ def test_files_that_cannot_be_read(tmp_path, name, reason):
 def test_a_file_larger_than_a_request(tmp_path):
     path: Path = tmp_path / "video.mp4"
     with path.open("wb") as file:
-        file.truncate(2**31)  # a hole: takes no disk, and is never read
+        file.truncate(2**31)  # a sparse file: it takes no disk space and is never read
     with pytest.raises(InvalidImageError, match=r"video\.mp4: 2147483648 bytes; one request carries at most"):
         encode_image(path)

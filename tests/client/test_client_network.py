@@ -1,4 +1,4 @@
-"""A network before one of two servers that is slow, cut, lossy or leads nowhere costs the client no answer."""
+"""The client loses no answer if the network to one of two servers is slow, cut, lossy or leads nowhere."""
 
 import importlib
 import threading
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rcnn_client import Detector, _endpoints
 
-# Seconds are compared, and other tests may take the processors meanwhile.
+# These tests compare times, and other tests may keep the processors busy.
 pytestmark = pytest.mark.flaky(reruns=2)
 
 CHAOS = Path(__file__).resolve().parents[1] / "chaos"
@@ -16,7 +16,7 @@ CHAOS = Path(__file__).resolve().parents[1] / "chaos"
 
 @pytest.fixture
 def relay(server, monkeypatch):
-    """The network before `server`; one that hangs is probed again after a second."""
+    """The network to `server`. After one second the client probes a hanging server again."""
     monkeypatch.setattr(_endpoints, "HUNG_COOL_DOWN_S", 1.0)
     monkeypatch.syspath_prepend(CHAOS)
     relay = importlib.import_module("network_relay").Relay(server.url)
@@ -25,7 +25,7 @@ def relay(server, monkeypatch):
 
 
 def ask_for_all(detector, png, seconds=1.0):
-    """Eight pictures at once, again and again; all answers are right."""
+    """Sends eight pictures at once, repeatedly, and checks that all answers are right."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         answers = detector.detect_batch([png(label) for label in range(1, 9)], in_flight=8)
@@ -78,7 +78,7 @@ def test_connections_that_lead_nowhere(server, other_server, relay, png):
 
 
 def assert_gets_its_turns(detector, server, png):
-    """The network is well again: so is the server, for this client."""
+    """Checks that the client uses the server again, now that the network works again."""
     before = len(server.requests)
     began = time.monotonic()
     while len(server.requests) < before + 20:

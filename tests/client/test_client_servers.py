@@ -32,7 +32,7 @@ def test_servers_take_turns(server, other_server, png):
 def test_the_addresses_of_one_name_take_turns(server, other_server, png):
     with Detector(f"ipv4:{server.url},{other_server.url}") as detector:
         detector.detect_batch([png(label) for label in range(1, 21)], in_flight=1)
-        time.sleep(0.2)  # until both are connected
+        time.sleep(0.2)  # wait until both are connected
         detector.detect_batch([png(label) for label in range(1, 21)], in_flight=1)
         assert min(len(server.requests), len(other_server.requests)) >= 9
         other_server.stop()
@@ -67,7 +67,7 @@ def test_one_that_is_killed_and_started_again_under_load(server, other_server, p
         before = len(server.requests)
         assert 20 < before < 80
         server.start()
-        time.sleep(2.2)  # connections are tried again every 2 s at least
+        time.sleep(2.2)  # gRPC tries to connect again at least every 2 s
         detector.detect_batch([png(label) for label in range(1, 41)], in_flight=8)
     assert len(server.requests) - before >= 15
 
@@ -79,7 +79,7 @@ def test_one_that_is_killed_and_started_again_under_load(server, other_server, p
         (grpc.StatusCode.INTERNAL, "in ensemble 'digits', Stub process 'digits_proposals_0' is not healthy."),
     ],
 )
-def test_one_that_is_stopping_or_broken_is_left_to_itself(server, other_server, png, status, said):
+def test_one_that_is_stopping_or_broken_is_left_out(server, other_server, png, status, said):
     server.status = (status, said)
     with Detector([server.url, other_server.url]) as detector:
         assert [found.labels[0] for found in detector.detect_batch([png(1), png(2), png(3)])] == [1, 2, 3]
@@ -107,7 +107,7 @@ def test_one_that_is_stopping_or_broken_is_left_to_itself(server, other_server, 
         ),
     ],
 )
-def test_what_is_wrong_with_one_is_asked_of_the_others(server, other_server, png, status, words, error, said):
+def test_an_error_of_one_is_retried_on_the_others(server, other_server, png, status, words, error, said):
     server.status = (status, words)
     with Detector([server.url, other_server.url]) as detector:
         answers = detector.detect_batch([png(label) for label in range(1, 21)], in_flight=1)
@@ -194,7 +194,7 @@ def test_what_another_server_would_refuse_too_is_not_sent_again(server, other_se
             assert len(server.requests + other_server.requests) == 1
 
 
-def test_a_late_answer_is_not_asked_for_again(server, other_server, png):
+def test_a_request_that_is_too_late_is_not_sent_again(server, other_server, png):
     server.delay_s = other_server.delay_s = lambda label: 1.0
     with Detector([server.url, other_server.url]) as detector:
         with pytest.raises(DeadlineExceededError, match=r"within 0\.3 s"):
@@ -219,7 +219,7 @@ def test_turns():
     assert [endpoints.choose() for _ in range(3)] == [2, 0, 2]
     endpoints.failed(0)
     endpoints.failed(2)
-    assert endpoints.choose() == 1  # all failed: the one that failed first
+    assert endpoints.choose() == 1  # all failed, so the one that failed first is chosen
     endpoints.answered(2)
     assert [endpoints.choose() for _ in range(2)] == [2, 2]
 

@@ -1,4 +1,4 @@
-"""Masks and keypoints from a server, by both clients, and what the commands write of them."""
+"""Masks and keypoints from a server, with both clients, and how the commands write them."""
 
 import asyncio
 import json
@@ -111,7 +111,7 @@ def test_wrong_options(server, png, options, message):
 
 
 @pytest.mark.parametrize("code", [b"", b"no code", b"0", "ä".encode("latin-1")])
-def test_run_lengths_that_are_none(server, png, code):
+def test_invalid_run_lengths(server, png, code):
     server.add_masks()
     server.spoil = lambda tensors: tensors["rles"].fill(code)
     found = detect(server, png(3, (40, 30)), False, masks="rle")
@@ -172,7 +172,7 @@ def test_masks_of_another_shape(server, png):
 
 @pytest.mark.parametrize("has_pixels_model", [False, True])
 def test_the_size_of_every_form_of_a_picture(server, tmp_path, has_pixels_model):
-    """It is the upright picture's."""
+    """The size is that of the upright picture."""
     if has_pixels_model:
         server.add_pixels_model()
     server.add_masks()
@@ -205,7 +205,7 @@ def test_the_size_of_every_form_of_a_picture(server, tmp_path, has_pixels_model)
 
 
 def test_a_picture_whose_size_is_not_known(server, png, monkeypatch):
-    """One that only the server can read is that picture's error."""
+    """A picture that only the server can read gets an error of its own."""
     server.add_masks()
     monkeypatch.setattr(
         "rcnn_client._images.open_picture", lambda data: (_ for _ in ()).throw(ValueError("odd"))
@@ -253,7 +253,7 @@ def test_rcnn_detect_asks_for_masks_where_it_writes_them(server, tmp_path, png, 
     assert server.requests[-1].parameters["mask_thresh"].double_param == 0.3
 
 
-def test_rcnn_detect_refuses_a_threshold_for_masks_that_there_are_not(server, tmp_path, png, capsys):
+def test_rcnn_detect_refuses_a_mask_threshold_if_there_are_no_masks(server, tmp_path, png, capsys):
     (tmp_path / "photo.png").write_bytes(png(3))
     assert rcnn_detect([str(tmp_path / "photo.png"), "--url", server.url, "--mask-thresh", "0.3"]) == 2
     assert "mask_thresh is 0.3, but the model answers no masks" in capsys.readouterr().err

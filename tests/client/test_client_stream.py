@@ -1,4 +1,4 @@
-"""`detect_stream` of the sync and of the async detector: order, what it holds, what becomes of faults."""
+"""`detect_stream` of the sync and of the async detector: order, how much it holds, and how it handles errors."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ from rcnn_client import (
 def run_sync(
     url: str, images: Iterable, seen: list | None = None, stop_after: int = 0, pause_s: float = 0, **options
 ):
-    """(image, label or error) of each, until `stop_after`; added to `seen` as they come."""
+    """(image, label or error) of each result, up to `stop_after` results; added to `seen` as they arrive."""
     seen = [] if seen is None else seen
     with Detector(url) as detector:
         stream = detector.detect_stream(images, **options)
@@ -71,7 +71,7 @@ each_detector = pytest.mark.parametrize("run", [run_sync, run_async, run_async_i
 
 
 @each_detector
-def test_order_is_kept_and_so_many_are_in_flight(server, png, run):
+def test_order_is_kept_and_in_flight_is_the_limit(server, png, run):
     server.delay_s = lambda label: 0.05 if label % 7 else 0.2
     images = [png(label) for label in range(1, 101)]
     seen = run(server.url, iter(images), in_flight=5)
@@ -90,7 +90,7 @@ def test_it_reads_no_faster_than_answers_are_taken(server, png, run):
 
     run(server.url, images(), seen=seen, in_flight=3, pause_s=0.02)
     assert [label for _, label in seen] == list(range(1, 41))
-    assert 1 < max(held) <= 2 * 3 + 1  # the one that the caller works on
+    assert 1 < max(held) <= 2 * 3 + 1  # plus the one that the caller works on
 
 
 @each_detector
@@ -129,7 +129,7 @@ def test_each_picture_has_its_own_deadline(server, png, run):
 
 
 @each_detector
-def test_what_the_iterable_raises_comes_after_the_answers_before(server, png, run):
+def test_an_error_of_the_iterable_is_raised_after_the_earlier_answers(server, png, run):
     got = []
 
     def images():
@@ -144,7 +144,7 @@ def test_what_the_iterable_raises_comes_after_the_answers_before(server, png, ru
 
 
 @each_detector
-def test_what_concerns_no_picture_is_raised_at_once(run, server, png):
+def test_an_error_that_concerns_no_picture_is_raised_at_once(run, server, png):
     with pytest.raises(ServerUnavailableError):
         run("127.0.0.1:1", [png(1), png(2)])
     with pytest.raises(InvalidParameterError, match="score_thresh"):

@@ -1,4 +1,4 @@
-"""What rcnn-detect, rcnn-eval, rcnn-perf and rcnn-ui have in common: help, version, names of options, wrong folders."""
+"""What rcnn-detect, rcnn-eval, rcnn-perf and rcnn-ui have in common: help, version, option names, wrong folders."""
 
 import argparse
 import inspect
@@ -17,7 +17,7 @@ ARGUMENTS = {
     "rcnn-perf": perf_arguments,
     "rcnn-ui": ui_arguments,
 }
-# What takes long to import; numpy and grpc come with tritonclient.
+# Packages that take long to import; tritonclient imports numpy and grpc.
 SLOW = {"numpy", "grpc", "PIL", "tritonclient", "rich", "matplotlib", "pycocotools", "cv2", "aiohttp"}
 
 
@@ -26,7 +26,7 @@ def options(command: str) -> list[argparse.Action]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as its entry point does, and print the modules that it imported."""
+    """Run a command as its entry point does; it prints the modules that it imported to stderr."""
     code = (
         "import sys, rcnn_client.tools as tools; name = sys.argv[1]; sys.argv[:] = sys.argv[1:]\n"
         "try: sys.exit(getattr(tools, name.replace('-', '_'))())\n"
@@ -38,7 +38,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", ARGUMENTS)
-def test_help_and_version_come_at_once(command):
+def test_help_and_version_import_nothing_slow(command):
     for option in ("--help", "--version"):
         done = run(command, option)
         assert done.returncode == 0
@@ -64,7 +64,7 @@ def test_an_option_has_the_name_that_it_has_in_python():
     taken |= {f"tls_{name}" for name in TLSConfig.__annotations__}
     only_here = {"help", "version", "out", "json", "resume", "coco", "annotations", "against", "seconds"}
     only_here |= {"track", "live"}
-    only_here |= {"header"}  # one of Python's headers
+    only_here |= {"header"}  # one entry of Python's `headers`
     only_here |= {"host", "port", "token_file", "label_studio", "label_studio_token_file", "picture_host"}
     for command in ARGUMENTS:
         assert {action.dest for action in options(command)} <= taken | only_here
@@ -73,7 +73,7 @@ def test_an_option_has_the_name_that_it_has_in_python():
 @pytest.mark.parametrize(
     ("command", "arguments"), [("rcnn-perf", []), ("rcnn-eval", ["instances.json"])], ids=["perf", "eval"]
 )
-def test_a_folder_that_is_none(command, arguments, tmp_path):
+def test_a_folder_that_is_missing_or_a_file(command, arguments, tmp_path):
     (tmp_path / "photo.jpg").touch()
     for given, found in (
         (tmp_path / "photos", f"there is no folder {tmp_path}/photos"),

@@ -1,4 +1,4 @@
-"""`Detections` as a sequence, in print, and for the package supervision."""
+"""`Detections` as a sequence, as printed, and converted for the package supervision."""
 
 import dataclasses
 import sys

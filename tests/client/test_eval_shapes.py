@@ -1,7 +1,7 @@
-"""rcnn-eval of masks and keypoints: results worked out by hand, pycocotools' own, and files that lack them.
+"""rcnn-eval of masks and keypoints: results worked out by hand, those of pycocotools, and files without either.
 
-The fake detector finds three boxes over the whole picture, with scores 0.9, 0.6 and 0.3; their masks are the left
-half, and keypoint number k is at x = k, y = 2k.
+The fake detector finds three boxes over the whole picture, with scores 0.9, 0.6 and 0.3. Their masks are the left
+half of the picture, and keypoint number k is at x = k, y = 2k.
 """
 
 import copy
@@ -47,7 +47,7 @@ def test_masks_are_scored(evaluate, server, tmp_path):
     server.add_masks()
     scores, out = evaluate(segmentation=[[0, 0, 28, 0, 28, 30, 0, 30]])
     assert scores["ap"] == pytest.approx(1)
-    # 20 or 21 columns are found, and 28 are annotated: IoU 0.71 or 0.75, right at 0.50 to 0.70.
+    # 20 or 21 columns are found, and 28 are annotated: the IoU is 0.71 or 0.75, which matches at 0.50 to 0.70.
     assert scores["segm"]["ap"] == pytest.approx(0.5) and scores["segm"]["ap75"] == pytest.approx(0)
     assert scores["segm"]["classes"]["class 3"]["num_boxes"] == 1
     assert "COCO average precision of boxes" in out and "COCO average precision of masks" in out
@@ -89,7 +89,7 @@ def test_keypoints_are_scored(evaluate, server, tmp_path):
         ),
     ],
 )
-def test_what_is_not_scored_is_said(evaluate, server, tmp_path, fields, said):
+def test_shapes_that_are_not_scored_are_reported(evaluate, server, tmp_path, fields, said):
     server.add_masks()
     server.add_keypoints(3)
     scores, out = evaluate(**fields)
@@ -104,7 +104,9 @@ def test_what_is_not_scored_is_said(evaluate, server, tmp_path, fields, said):
         ({"keypoints": [1, 2, 3]}, "have keypoints with a visibility other than 0"),
     ],
 )
-def test_what_cannot_be_used_ends_before_the_first_picture(server, tmp_path, evaluate, capsys, fields, said):
+def test_unusable_annotations_end_the_run_before_the_first_picture(
+    server, tmp_path, evaluate, capsys, fields, said
+):
     server.add_masks()
     server.add_keypoints(3)
     evaluate()
@@ -118,7 +120,7 @@ def test_what_cannot_be_used_ends_before_the_first_picture(server, tmp_path, eva
 
 
 def test_boxes_without_a_mask_are_left_out_as_in_training(evaluate, server):
-    """The second box would be missed; for a model of boxes alone it is."""
+    """The detector would miss the second box. For a model with only boxes, that box counts as missed."""
     server.add_masks()
     other = {"id": 2, "image_id": 1, "category_id": 11, "bbox": [0, 0, 5, 5]}
     scores, out = evaluate(other, segmentation=[LEFT_HALF])
@@ -137,7 +139,7 @@ def rle(mask):
 
 
 def made_up(num_points):
-    """Two pictures with objects of two classes, all kinds of annotation, and detections near them."""
+    """Two pictures with objects of two classes, all kinds of annotations, and detections near them."""
     random, truth, found = np.random.default_rng(1), [], []
     for number in range(40):
         left, top = random.uniform(0, 200, 2).round(1)
@@ -167,7 +169,7 @@ def made_up(num_points):
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm", "keypoints"])
-def test_scores_are_pycocotools(kind):
+def test_scores_equal_those_of_pycocotools(kind):
     images, categories, truth, found = made_up(17)
     scores = score(images, categories, truth, found, kind)
     coco = COCO()

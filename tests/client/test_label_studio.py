@@ -1,4 +1,4 @@
-"""What Label Studio asks rcnn-ui, by a real HTTP connection and a real gRPC one."""
+"""The requests of Label Studio to rcnn-ui, over a real HTTP connection and a real gRPC connection."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def task(number, place):
 
 
 def post(url, path, body, model="faster_rcnn", **settings):
-    """Status, reason and JSON of a POST; an answer that is no error is as described."""
+    """Status, reason and JSON of a POST; checks that an answer without an error matches its schema."""
 
     async def use(client):
         data = body if isinstance(body, bytes) else None

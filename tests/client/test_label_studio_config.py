@@ -1,4 +1,4 @@
-"""Labelling configs of Label Studio: which of their labels a detector knows."""
+"""Labelling configs of Label Studio: which of their labels a detector can predict."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def test_labels_stand_for_the_classes_of_their_name_or_those_they_list():
     }
 
 
-def test_classes_whose_names_differ_in_case_alone():
+def test_classes_whose_names_differ_only_in_case():
     names = ["__background__", "dog", "Dog"]
     two = dataclasses.replace(info(), class_names=names)
     assert read_config(view(rectangles('<Label value="DOG"/>')), two)[0].labels == {
@@ -115,7 +115,7 @@ def test_controls_of_two_pictures():
         ),
     ],
 )
-def test_a_config_without_use_says_why(config, message):
+def test_a_useless_config_is_an_error_that_gives_the_reason(config, message):
     with pytest.raises(InvalidParameterError) as caught:
         read_config(config, info())
     assert message in str(caught.value)

@@ -18,7 +18,7 @@ PERSONAL = "head.body.signature"
 
 
 class Host(ThreadingHTTPServer):
-    """An HTTP server of files; `requests` are the path and the Authorization of each that came."""
+    """An HTTP file server; `requests` holds the path and the Authorization header of each request."""
 
     daemon_threads = True
 
@@ -31,7 +31,7 @@ class Host(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None]] = []
 
     def handle_error(self, request, client_address):
-        """Nothing is said of a client that closes its connection, as one does that has read enough."""
+        """Print nothing if a client closes its connection early, for example because it has read enough."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args):
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def hosts():
 
 
 def fetch(sources, *places, max_bytes=1000, timeout_s=5.0):
-    """The picture at the last place, after those before it; the task is number 7."""
+    """Fetches the pictures at these places, one after another, for task number 7; returns the last."""
 
     async def run():
         async with Pictures(sources, max_bytes=max_bytes, timeout_s=timeout_s) as opened:
@@ -112,7 +112,7 @@ def test_a_personal_token_is_exchanged_once_a_minute(hosts, monkeypatch):
     got = ("/data/upload/1/a.jpg", "Bearer short-lived")
     assert host.requests == [("/api/token/refresh", None), got, got]
     host.requests.clear()
-    monkeypatch.setattr(pictures, "LOGIN_S", 0.0)  # each is too old
+    monkeypatch.setattr(pictures, "LOGIN_S", 0.0)  # every access token is too old
     fetch(personal, "/data/upload/1/a.jpg", "/data/upload/1/a.jpg")
     assert host.requests == [("/api/token/refresh", None), got] * 2
     for token, message in {
@@ -130,7 +130,7 @@ def test_cloud_storage_is_resolved_by_label_studio(hosts):
     host.redirects[f"/tasks/7/presign/?fileuri={code}"] = f"{bucket.url}/a.jpg?signature=a%2Fb%7E"
     bucket.files["/a.jpg?signature=a%2Fb%7E"] = b"a picture"
     assert fetch(read_sources(host.url, "legacy", [bucket.name]), place) == b"a picture"
-    assert bucket.requests == [("/a.jpg?signature=a%2Fb%7E", None)]  # the token stays with Label Studio
+    assert bucket.requests == [("/a.jpg?signature=a%2Fb%7E", None)]  # only Label Studio gets the token
     said = refusal(read_sources(host.url, "legacy", []), place)
     assert (
         "signature" not in said
@@ -160,17 +160,17 @@ def test_cloud_storage_is_resolved_by_label_studio(hosts):
         ("s3:bucket", "expected an address of http or https"),
     ],
 )
-def test_other_places_are_not_asked(hosts, place, message):
+def test_pictures_are_not_fetched_from_other_places(hosts, place, message):
     host, _ = hosts
     said = refusal(read_sources(host.url, "secret", []), place.replace("HOST", host.name))
     assert message.replace("HOST", host.name) in said
     assert not host.requests
 
 
-def test_a_path_of_two_slashes_is_label_studios(hosts):
+def test_a_path_that_begins_with_two_slashes_goes_to_label_studio(hosts):
     host, _ = hosts
     assert "404" in refusal(read_sources(host.url, "secret", []), "//evil.example/a.jpg")
-    assert host.requests == [("/evil.example/a.jpg", "Token secret")]  # as http.server shows it
+    assert host.requests == [("/evil.example/a.jpg", "Token secret")]  # http.server drops the second slash
 
 
 def test_redirects_are_checked_and_end(hosts):

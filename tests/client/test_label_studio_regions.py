@@ -1,4 +1,4 @@
-"""Detections as regions of Label Studio: percent, labels, run-length codes, polygons."""
+"""Detections as regions of Label Studio: percentages, labels, run-length codes, polygons."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from rcnn_client.ui.label_studio.regions import make_regions
 
 
 def decode(code: list[int]) -> list[int]:
-    """The values of a code, by the decoder of rle-pack 2: a head of 53 bits, then runs and single values."""
+    """The values of a code, decoded as by rle-pack 2: a header of 53 bits, then runs and single values."""
     bits = iter(np.unpackbits(np.array(code, np.uint8)).tolist())
 
     def read(count: int) -> int:
@@ -34,7 +34,7 @@ def control(kind, labels, name="tag", score_thresh=0.5, point_thresh=None):
 
 @pytest.fixture
 def found():
-    """A dog at the left and a cat that is less sure, in a picture of 200x100 pixels."""
+    """A dog at the left, and a cat with a lower score, in a picture of 200x100 pixels."""
     return Detections(
         np.array([[20, 10, 60, 90], [100, 50, 150, 75]], np.float32),
         np.array([0.875, 0.5], np.float32),
@@ -120,14 +120,14 @@ def test_run_lengths_of_every_size():
         full = np.zeros((height, width), np.int64)
         full[top:, left:] = 255 * mask
         assert decode(encode_brush(MaskCrop(mask, top, left), (height, width))) == np.repeat(full, 4).tolist()
-    # 16384 pixels, 65536 values, are the longest run; the mask is the last pixel.
+    # The longest run is 16384 pixels, which are 65536 values. The mask is the last pixel.
     for num_pixels in (16384, 16385, 16386, 40000):
         values = decode(encode_brush(MaskCrop(np.ones((1, 1), bool), 0, num_pixels - 1), (1, num_pixels)))
         assert values == [0] * (4 * num_pixels - 4) + [255] * 4
 
 
 def test_a_code_by_hand():
-    # 4 values of 255 in a picture of one pixel: 32 bits for 4, 8 - 1, the sizes less 1, then 1, 00, 4 - 1, 255.
+    # 4 values of 255 in a picture of one pixel: 4 in 32 bits, 8 - 1, each size minus 1, then 1, 00, 4 - 1, 255.
     bits = f"{4:032b}" + "00111" + "0010" + "0011" + "0111" + "1111" + "1" + "00" + "011" + "11111111"
     code = encode_brush(MaskCrop(np.ones((1, 1), bool), 0, 0), (1, 1))
     assert "".join(f"{byte:08b}" for byte in code) == bits.ljust(72, "0")

@@ -1,4 +1,4 @@
-"""Masks pasted as torchvision pastes them, their run-length codes and their outlines."""
+"""Masks pasted as in torchvision, their run-length codes and their outlines."""
 
 import time
 import tracemalloc
@@ -68,14 +68,14 @@ def test_pasted_as_by_torchvision(kind, thresh):
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ([0, 0, 1, 1], (0, 0, 2, 2)),  # torchvision's frame of one pixel is two pixels wide
+        ([0, 0, 1, 1], (0, 0, 2, 2)),  # torchvision pastes into two pixels here, not one
         ([5, 5, 5, 5], (5, 5, 6, 6)),  # no width and no height
-        ([0, 0, 28, 28], (0, 0, 29, 29)),  # the frame holds 31 pixels, not 30
+        ([0, 0, 28, 28], (0, 0, 29, 29)),  # the padded box is 31 pixels wide, not 30
         ([-40, -40, -20, -20], None),
         ([90, 90, 120, 130], None),
     ],
 )
-def test_a_sure_mask_by_hand(box, expected):
+def test_a_mask_of_ones_by_hand(box, expected):
     found = detections(np.ones((1, 28, 28)), [box], (60, 80))
     by_hand = np.zeros((60, 80), np.bool_)
     if expected:
@@ -92,7 +92,7 @@ def test_nothing_found():
     assert found.rle() == found.polygons() == list(found.mask_crops()) == []
 
 
-def test_what_has_no_masks_says_so():
+def test_detections_without_masks_say_so():
     found = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), [])
     for method in (found.masks, found.mask_crops, found.rle, found.polygons):
         with pytest.raises(ValueError, match="no masks; detect with a Mask R-CNN"):
@@ -129,7 +129,7 @@ def coco_encoded(mask: np.ndarray) -> dict:
 
 @pytest.mark.parametrize("rows", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("margin", [0, 3])
-def test_run_lengths_are_cocos(rows, margin):
+def test_run_lengths_equal_those_of_coco(rows, margin):
     mask = picture(rows)
     full = np.pad(mask, margin)
     assert encode_rle(MaskCrop(mask, margin, margin), full.shape) == coco_encoded(full)
@@ -176,7 +176,7 @@ def test_outlines_enclose_the_mask(rows):
     full = np.pad(picture(rows), 2)
     polygons = trace_polygons(MaskCrop(full[2:-2, 2:-2], 2, 2))
     assert np.array_equal(filled(polygons, full.shape), binary_fill_holes(full, np.ones((3, 3))))
-    for polygon in polygons:  # corners only, and every side along pixels
+    for polygon in polygons:  # every point is a corner, and every side is horizontal or vertical
         sides = np.abs(np.diff(polygon, axis=0, append=polygon[:1])) > 0
         assert (sides.sum(axis=1) == 1).all() and (sides != np.roll(sides, 1, axis=0)).all()
 
@@ -199,7 +199,7 @@ def test_outlines_of_noise(seed):
 
 
 def test_a_hundred_masks_on_twelve_megapixels():
-    """Run lengths never hold more than a few pictures' worth of bytes; `masks` little more than its result."""
+    """Time and memory for 100 masks: codes and outlines never take more bytes than a few pictures."""
     size_hw, random = (3000, 4000), np.random.default_rng(0)
     boxes = np.sort(random.random((100, 2, 2)) * (4000, 3000), axis=1).reshape(100, 4)
     found = detections(np.repeat(blob()[None], 100, axis=0), boxes, size_hw)
@@ -207,7 +207,7 @@ def test_a_hundred_masks_on_twelve_megapixels():
         (found.masks, 3),
         (found.rle, 3),
         (found.polygons, 3),
-    ):  # 0.5, 0.3 and 0.3 s alone
+    ):  # 0.5, 0.3 and 0.3 s if nothing else runs
         start = time.perf_counter()
         method()
         assert time.perf_counter() - start < limit_s

@@ -1,4 +1,4 @@
-"""Cutting and merging are SAHI's: on what was recorded of it, and on values worked out by hand."""
+"""Cutting and merging equal those of SAHI, on its recorded results and on values worked out by hand."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_nothing_to_merge():
         assert group_by_object(*columns, Merging(method, "ios", 0.5)) == []
 
 
-def test_masks_are_united_where_they_lie():
+def test_masks_are_united_at_their_places():
     square = MaskCrop(np.ones((2, 2), np.bool_), top=3, left=4)
     column = MaskCrop(np.ones((3, 1), np.bool_), top=1, left=6)
     empty = MaskCrop(np.zeros((0, 0), np.bool_), top=0, left=0)

@@ -1,4 +1,4 @@
-"""Whatever a picture raises is that picture's error, and ends no stream."""
+"""Any exception that a picture raises becomes the error of that picture and does not end a stream."""
 
 import asyncio
 import io
@@ -13,13 +13,13 @@ from rcnn_client import BatchError, Detector, InvalidImageError, aio
 from rcnn_client._images import encode_image
 from rcnn_client._orientation import upright_size
 
-# Orientation 6, and a rational of -1/0, which Pillow reads and cannot write.
+# Orientation 6, and the rational -1/0, which Pillow can read but not write.
 BROKEN_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHLHH", 0x0112, 3, 1, 6, 0)
 BROKEN_EXIF += struct.pack(">HHLL", 0x9201, 10, 1, 38) + struct.pack(">Lll", 0, -1, 0)
 
 
 class Raising(Image.Image):
-    """A picture of a caller's own class, whose pixels raise an exception."""
+    """A picture of a class of the caller's own; loading its pixels raises an exception."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def test_a_batch_names_each_fault(server, png):
     assert "cannot be encoded: error: too short" in str(first) and "MemoryError" in str(third)
 
 
-def test_an_array_of_a_subclass_is_its_values(server):
+def test_an_array_of_a_subclass_is_sent_as_its_values(server):
     server.add_pixels_model()
     values = np.full((30, 40, 3), 9, np.uint8)
     masked = np.ma.masked_array(values, mask=True)
@@ -144,7 +144,7 @@ def test_broken_exif_beside_an_orientation(kind):
     assert upright_size(turned_photo(kind)) == (30, 40)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it skips
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about tags that it skips
 @pytest.mark.parametrize("orientation", [b"\0\0", b"\0\x09", b"\xff\xff"])
 @pytest.mark.parametrize("length", [20, 24, 28, 64])
 def test_an_orientation_that_cannot_be_read(orientation, length):

@@ -1,4 +1,4 @@
-"""Which files of a folder are sent, file names that are not UTF-8, and pictures that only the server reads easily."""
+"""Which files of a folder are sent, file names that are not UTF-8, and pictures that Pillow refuses by default."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_the_formats_are_the_servers():
     assert not picture_suffixes() & OTHER_SUFFIXES
 
 
-def test_a_folder_of_every_ending(server, tmp_path, capsys):
+def test_a_folder_of_every_suffix(server, tmp_path, capsys):
     photos = tmp_path / "photos"
     (photos / "folder.jpg").mkdir(parents=True)
     suffixes = sorted(picture_suffixes())
@@ -79,7 +79,7 @@ def test_a_folder_of_other_pictures(server, tmp_path, capsys):
 
 @pytest.fixture
 def oddly_named(tmp_path, png):
-    """Two pictures, the first of a name in Latin-1."""
+    """Two pictures; the name of the first is in Latin-1."""
     names = [os.fsdecode(b"caf\xe9.png"), "plain.png"]
     (tmp_path / "photos").mkdir()
     for label, name in enumerate(names, start=1):
@@ -123,7 +123,7 @@ def test_a_name_that_is_not_utf_8_is_printed(server, oddly_named, arguments, enc
 
 @pytest.fixture
 def turned_png(tmp_path):
-    """A PNG of 30x20 upright pixels that Pillow refuses: text of 2 MB, a broken profile; its EXIF comes last."""
+    """A PNG of 30x20 px when upright, which Pillow refuses: 2 MB of text, a broken profile, and EXIF at the end."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     path = tmp_path / "turned.png"

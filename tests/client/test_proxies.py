@@ -1,4 +1,4 @@
-"""Proxies in the environment: none for this host itself, and an error through one names the variable."""
+"""Proxies in the environment: none is used for this host, and an error through a proxy names the variable."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ async def _detect(url: str, image: bytes) -> int:
         return len(await detector.detect(image))
 
 
-def test_so_does_the_asynchronous_client(server, png, monkeypatch):
+def test_the_asynchronous_client_calls_it_directly_too(server, png, monkeypatch):
     monkeypatch.setenv("http_proxy", NO_PROXY_THERE)
     assert asyncio.run(_detect(server.url, png(1))) == 3
 
@@ -54,7 +54,7 @@ def test_which_variable_counts(monkeypatch):
     assert proxy_variable("gpu.example:8001") == "grpc_proxy"
     monkeypatch.setenv("no_proxy", "other.example, .example")
     assert proxy_variable("gpu.example:8001") == ""
-    monkeypatch.setenv("no_grpc_proxy", "other.example")  # then no_proxy does not count
+    monkeypatch.setenv("no_grpc_proxy", "other.example")  # overrides no_proxy
     assert proxy_variable("gpu.example:8001") == "grpc_proxy"
     assert proxy_variable("localhost:8001") == ""
 

@@ -9,7 +9,7 @@ from rcnn_client.tools.detect_cli import main
 from rcnn_client.tools.detect_outputs import table
 from rich.cells import cell_len
 
-RED = 3  # what the fake server labels "class 3"
+RED = 3  # the fake server labels this red "class 3"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rcnn_client.tools.detect_cli import main
 
 @pytest.fixture
 def folder(tmp_path, png):
-    """Pictures 1.png to 6.png, which the fake server labels so; two of them in a subfolder."""
+    """Pictures 1.png to 6.png, which the fake server labels 1 to 6; two of them are in a subfolder."""
     photos = tmp_path / "photos"
     (photos / "sub").mkdir(parents=True)
     for label in range(1, 7):
@@ -88,7 +88,7 @@ def test_headers_and_several_servers(server, other_server, folder):
     assert {sent["authorization"] for sent in server.metadata} == {"Bearer a:b"}
 
 
-def test_certificates_that_are_none(server, folder, capsys):
+def test_a_file_that_is_not_a_certificate(server, folder, capsys):
     assert main([str(folder), "--url", server.url, "--tls-ca", str(folder / "notes.txt")]) == 2
     assert "notes.txt" in capsys.readouterr().err
 
@@ -101,7 +101,7 @@ def test_resume(server, folder, tmp_path, png, capsys):
     assert [("error" in line) for line in lines_of(journal)] == [False, True, False, False, False, False]
     assert lines_of(journal)[1]["error"] == "in ensemble 'faster_rcnn', not an image"
 
-    # The run was stopped while it wrote the line of sub/6.png, and 2.png has been mended.
+    # The run was stopped while it wrote the line of sub/6.png. Then 2.png was replaced by a good picture.
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:5]) + '{"file": "')
     (folder / "2.png").write_bytes(png(2))
     sent_before = len(server.requests)
@@ -115,7 +115,7 @@ def test_resume(server, folder, tmp_path, png, capsys):
     resumed = json.loads(coco.read_text())
 
     journal.unlink()
-    assert main([*command, "--resume"]) == 0  # nothing to resume: a run from the start
+    assert main([*command, "--resume"]) == 0  # there is nothing to resume, so it starts from the beginning
     assert labels(lines_of(journal)) == [1, 2, 3, 4, 5, 6]
     assert sorted(map(str, resumed)) == sorted(map(str, json.loads(coco.read_text())))
 
@@ -142,7 +142,7 @@ def test_a_journal_of_another_run_is_refused(server, folder, tmp_path, capsys):
 
 def test_coco_by_order_and_label(server, folder, tmp_path):
     out = tmp_path / "results.json"
-    (folder / "2.png").write_bytes(b"not a picture")  # keeps its number
+    (folder / "2.png").write_bytes(b"not a picture")  # the others keep their numbers
     assert main([str(folder), "--url", server.url, "--coco", str(out), "--score-thresh", "0.8"]) == 1
     records = json.loads(out.read_text())
     assert [(record["image_id"], record["category_id"]) for record in records] == [
@@ -174,7 +174,7 @@ def test_coco_with_the_ids_of_an_annotation_file(server, folder, tmp_path, capsy
         (106, 60)
     ] * 2
 
-    # The lines of JSON need no ids.
+    # For --json, a picture needs no id.
     pictures = [f"{folder}/1.png", f"{folder}/2.png", f"{folder}/sub", "--url", server.url]
     journal = ["--json", str(tmp_path / "found.jsonl"), "--resume"]
     for num_sent in (4, 0):
@@ -203,7 +203,7 @@ def test_file_names_of_any_bytes(server, tmp_path, png, capsys):
     journal, drawn = tmp_path / "found.jsonl", tmp_path / "drawn"
     command = [str(folder), "--url", server.url, "--json", str(journal), "--out", str(drawn), "--resume"]
     assert main(command) == 0
-    journal.read_text(encoding="utf-8")  # is UTF-8
+    journal.read_text(encoding="utf-8")  # the file is valid UTF-8
     assert [line["file"] for line in lines_of(journal)] == [str(folder / os.fsdecode(name)) for name in names]
     assert sorted(os.fsencode(path.name) for path in drawn.iterdir()) == names
     assert main(command) == 0

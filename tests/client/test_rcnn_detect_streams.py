@@ -1,4 +1,4 @@
-"""The command rcnn-detect beside other programs and on videos: pipes, a terminal, Ctrl-C, OpenCV."""
+"""The command rcnn-detect with other programs and on videos: pipes, a terminal, Ctrl-C, OpenCV."""
 
 import io
 import json
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "rcnn_client.tools.detect_cli"]
 
 @pytest.fixture
 def folder(tmp_path, png):
-    """Pictures 1.png to 6.png, which the fake server labels so."""
+    """Pictures 1.png to 6.png, which the fake server labels 1 to 6."""
     (tmp_path / "photos").mkdir()
     for label in range(1, 7):
         (tmp_path / "photos" / f"{label}.png").write_bytes(png(label))
@@ -57,7 +57,7 @@ def test_a_server_that_goes_away_ends_the_run(server, tmp_path, png, capsys):
     assert len(server.requests) < 40
 
 
-def test_whoever_reads_may_stop(server, folder):
+def test_the_reader_of_a_pipe_may_stop_early(server, folder):
     run = subprocess.run(
         f"{' '.join(COMMAND)} {folder} --url {server.url} | head -n 1",
         shell=True,
@@ -67,7 +67,7 @@ def test_whoever_reads_may_stop(server, folder):
     assert run.stdout == f"{folder}/1.png: 2 detections\n" and run.stderr == ""
 
 
-def test_ctrl_c_and_on_again(server, folder, tmp_path):
+def test_ctrl_c_and_resume(server, folder, tmp_path):
     server.delay_s = lambda label: 0.0 if label < 4 else 30.0
     journal = tmp_path / "found.jsonl"
     command = [str(folder), "--url", server.url, "--json", str(journal)]
@@ -85,7 +85,7 @@ def test_ctrl_c_and_on_again(server, folder, tmp_path):
 
 
 def test_progress_at_a_terminal_does_not_take_stdout(server, folder):
-    """With stderr at a terminal and stdout in a pipe, the bar is at the one and the table in the other."""
+    """With stderr at a terminal and stdout in a pipe, the progress bar is on stderr and the table on stdout."""
     leader, terminal = pty.openpty()
     run = subprocess.run(
         [*COMMAND, str(folder), "--url", server.url], stdout=subprocess.PIPE, stderr=terminal, text=True
@@ -99,13 +99,13 @@ def test_progress_at_a_terminal_does_not_take_stdout(server, folder):
 
 @pytest.fixture
 def clip(tmp_path):
-    """Five frames that the fake server labels 40, 80, ... 200, up to what MJPG loses."""
+    """Five frames that the fake server labels 40, 80, ... 200, except for the loss of MJPG."""
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
     for red in (40, 80, 120, 160, 200):
         frame = np.zeros((48, 64, 3), np.uint8)
-        frame[:, :, 2] = red  # OpenCV has blue first
+        frame[:, :, 2] = red  # OpenCV's order is BGR
         writer.write(frame)
     writer.release()
     return path

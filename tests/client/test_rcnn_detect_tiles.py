@@ -1,4 +1,4 @@
-"""rcnn-detect --tiles: its outputs are those of `detect_tiled`, in pixels of the whole picture."""
+"""rcnn-detect --tiles: its outputs equal those of `detect_tiled`, in pixels of the whole picture."""
 
 import json
 
@@ -14,13 +14,13 @@ TILES = ["--tiles", "60x80", "--overlap", "0.5"]
 
 @pytest.fixture(autouse=True)
 def pillows_limit(monkeypatch):
-    """The command raises it; it is set back after each test."""
+    """Set Pillow's limit of pixels, which the command raises, and restore it after each test."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
 
 
 @pytest.fixture
 def photo(tmp_path):
-    """Two halves, which the fake server labels 3 and 4."""
+    """A picture of two halves, which the fake server labels 3 and 4."""
     pixels = np.full((60, 160, 3), (3, 0, 0), np.uint8)
     pixels[:, 80:] = (4, 0, 0)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -56,7 +56,7 @@ def test_the_whole_picture_is_sent_as_well(server, photo):
     assert server.most_in_flight == 1
 
 
-def test_large_pictures_are_no_bombs(server, photo, recwarn):
+def test_large_pictures_are_not_refused_as_decompression_bombs(server, photo, recwarn):
     assert main([str(photo), "--url", server.url, *TILES]) == 0
     assert not recwarn
 
@@ -113,7 +113,7 @@ def test_wrong_usage(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_what_concerns_every_picture_ends_the_run(server, photo, capsys):
+def test_an_error_that_concerns_every_picture_ends_the_run(server, photo, capsys):
     server.add_keypoints(2)
     command = [str(photo), str(photo), "--url", server.url, *TILES]
     assert main([*command, "--merge", "nmm"]) == 2

@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-m", "rcnn_client.tools.detect_cli"]
 
 @pytest.fixture
 def clip(tmp_path):
-    """30 frames of 0.1 s; the fake server finds three objects in each."""
+    """30 frames of 0.1 s each; the fake server finds three objects in each frame."""
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
     for _ in range(30):
@@ -49,7 +49,7 @@ def test_tracked_and_drawn(server, clip, tmp_path, shapes):
     assert main([str(clip), "--url", server.url, "--track", "--json", str(journal), "--out", str(drawn)]) == 0
     lines = lines_of(journal)
     assert [line["frame"] for line in lines] == list(range(30))
-    for line in lines:  # the fake's objects are at one place, and so one
+    for line in lines:  # the objects of the fake server are all at the same place, so they count as one
         (found,) = line["detections"]
         assert found["track_id"] == 1 and found["score"] == 0.9
         assert ("segmentation" in found) == (shapes == "masks")
@@ -57,7 +57,7 @@ def test_tracked_and_drawn(server, clip, tmp_path, shapes):
     assert {request.parameters["score_thresh"].double_param for request in server.requests} == {0.1}
     frames = frames_of(drawn)
     assert len(frames) == 30 and frames[0].shape == (48, 64, 3)
-    assert frames[0].std() > 20  # it was of one grey
+    assert frames[0].std() > 20  # before drawing, the frame was a single grey
 
 
 def test_without_track_a_video_is_drawn_too(server, clip, tmp_path, capsys):
@@ -75,7 +75,7 @@ def test_each_video_has_ids_of_its_own(server, clip, tmp_path, capsys):
     assert {each["track_id"] for line in lines for each in line["detections"]} == {1}
 
 
-def test_live_drops_what_comes_too_fast_and_says_so(server, clip, tmp_path, capsys):
+def test_live_drops_frames_that_come_too_fast_and_says_so(server, clip, tmp_path, capsys):
     server.delay_s = lambda label: 0.3
     journal, drawn = tmp_path / "found.jsonl", tmp_path / "drawn.mp4"
     options = ["--live", "--track", "--json", str(journal), "--out", str(drawn)]
@@ -87,8 +87,8 @@ def test_live_drops_what_comes_too_fast_and_says_so(server, clip, tmp_path, caps
     assert capsys.readouterr().err == (
         f"rcnn-detect: {clip}: {30 - len(frames)} of 30 frames were dropped, to keep up with the video\n"
     )
-    assert 2.9 <= took_s < 8  # not the nine seconds of 30 answers
-    assert len(frames_of(drawn)) == 30 - frames[0]  # it lasts as long as the video
+    assert 2.9 <= took_s < 8  # 30 answers would take nine seconds
+    assert len(frames_of(drawn)) == 30 - frames[0]  # the drawn video lasts as long as the original
     assert server.most_in_flight == 1
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_closes_the_video(server, clip, tmp_path):
 
 
 def test_bad_videos_are_a_line_each(server, clip, tmp_path):
-    """Nothing of what OpenCV and FFmpeg print about them is seen."""
+    """The messages that OpenCV and FFmpeg print about them are hidden."""
     content = clip.read_bytes()
     contents = {
         "empty": b"",

@@ -1,6 +1,7 @@
-"""The command rcnn-eval: COCO results worked out by hand, its files, and what it says to what is wrong.
+"""The command rcnn-eval: COCO results worked out by hand, its output files, and its error messages.
 
-The fake detector finds three boxes over the whole picture, with scores 0.9, 0.6 and 0.3, labelled by its red.
+The fake detector finds three boxes over the whole picture, with scores 0.9, 0.6 and 0.3. Their label is the red value
+of the picture.
 """
 
 import json
@@ -14,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 @pytest.fixture
 def dataset(tmp_path, png):
-    """Writes pictures and annotations: (red, size, bbox) each; categories are the names, ids from 11 on."""
+    """Writes pictures and annotations, (red, size, bbox) for each; `categories` are names, with ids from 11 on."""
 
     def write(pictures, categories=("class 3", "class 5")):
         ids = {category: number for number, category in enumerate(categories, start=11)}
@@ -46,7 +47,7 @@ def run(server, tmp_path):
     return evaluate
 
 
-# The second is annotated as 72% of the picture: IoU 0.72 counts at 0.50, 0.55, 0.60, 0.65 and 0.70.
+# The second box covers 72% of the picture: its IoU of 0.72 matches at 0.50, 0.55, 0.60, 0.65 and 0.70.
 TWO = [(3, (20, 20), [0, 0, 20, 20]), (5, (100, 50), [0, 0, 72, 50])]
 
 
@@ -73,7 +74,7 @@ def test_scores_by_hand(dataset, run, server, tmp_path, capsys):
     assert "over 2 of 2 pictures\n" in out
 
 
-def test_results_are_cocos(dataset, run, server, tmp_path):
+def test_results_are_in_coco_format(dataset, run, server, tmp_path):
     dataset(TWO)
     run("--score-thresh", "0.5", "--in-flight", "1")
     assert {request.parameters["score_thresh"].double_param for request in server.requests} == {0.5}
@@ -87,7 +88,7 @@ def test_results_are_cocos(dataset, run, server, tmp_path):
         assert plot.width > 1000
 
 
-def test_no_more_than_so_many_in_flight(dataset, run, server):
+def test_in_flight_is_the_limit(dataset, run, server):
     server.delay_s = lambda label: 0.02
     dataset([(3, (20, 20), [0, 0, 20, 20])] * 20)
     assert run("--in-flight", "3") == 0
@@ -108,7 +109,7 @@ def test_classes_that_are_not_annotated_are_left_out(dataset, run, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {record["image_id"] for record in results} == {100, 101}
     (scores,) = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert scores["classes"]["class 3"]["ap"] == pytest.approx(51 / 101)  # one of two found
+    assert scores["classes"]["class 3"]["ap"] == pytest.approx(51 / 101)  # one of two is found
 
 
 def test_categories_that_the_model_lacks_are_named(dataset, run, server, tmp_path, capsys):
@@ -126,7 +127,7 @@ def test_a_category_that_nothing_uses_is_left_out(dataset, run, tmp_path, capsys
     content = dataset(TWO, ("class 3", "class 5", "animals"))
     content["categories"].append(
         {"id": 0, "name": "class 3", "supercategory": "none"}
-    )  # a root, as Roboflow's
+    )  # a root category, as in Roboflow's files
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     assert run() == 0
     out = capsys.readouterr().out
@@ -143,7 +144,7 @@ def test_failed_pictures_are_named_and_the_rest_is_scored(dataset, run, tmp_path
     (tmp_path / "103.png").unlink()
     (tmp_path / "104.png").write_bytes(png(3, (20, 30)))
     whole = (tmp_path / "105.png").read_bytes()
-    (tmp_path / "105.png").write_bytes(whole[:45])  # its header can be read, its pixels cannot
+    (tmp_path / "105.png").write_bytes(whole[:45])  # its header can be read, but not its pixels
     assert run() == 1
     out, err = capsys.readouterr()
     for said in (
@@ -163,7 +164,7 @@ def test_when_every_picture_fails_nothing_is_scored(dataset, run, server, tmp_pa
     assert run() == 1
     out, err = capsys.readouterr()
     assert "out of memory" in err and "none of the 2 pictures was answered" in err
-    assert len(out.splitlines()) == 1  # what the file holds
+    assert len(out.splitlines()) == 1  # the summary of the annotation file
     assert not (tmp_path / "out" / "results.json").exists()
 
 
@@ -211,7 +212,7 @@ def test_against_another_model(dataset, run, server, tmp_path, capsys):
 
     def narrow_in_the_second_picture(tensors):
         if server.requests[-1].model_name == "other" and tensors["labels"][0, 0] == 5:
-            tensors["boxes"][0, :, 2] *= 0.8  # with one request at a time the last is this one
+            tensors["boxes"][0, :, 2] *= 0.8  # requests[-1] is this request, as only one is in flight
 
     server.spoil = narrow_in_the_second_picture
     dataset(TWO)
@@ -219,13 +220,13 @@ def test_against_another_model(dataset, run, server, tmp_path, capsys):
     (tmp_path / "out" / "differences" / "01_stale.png").touch()
     assert run("--against", "other", "--in-flight", "1") == 0
     first, second = json.loads((tmp_path / "out" / "scores.json").read_text())
-    # 80 of 100 px, 72 annotated: IoU 0.9, right at all but 0.95.
+    # 80 of 100 px are found, and 72 are annotated: the IoU is 0.9, which matches at all thresholds but 0.95.
     assert (first["ap"], second["ap"]) == (pytest.approx(0.75), pytest.approx(0.95))
     out = capsys.readouterr().out
     assert f"first: {server.url}/faster_rcnn\nsecond: {server.url}/other\n" in out
     assert "│ class 5 │     1 │    0.500 │     0.900 │     +0.400 │" in out
     assert "boxes differ in 1 of 2 pictures" in out
-    # Two boxes of score 0.5 or more, each with IoU 0.8, their right edges 20 px apart.
+    # Two boxes have a score of 0.5 or more; for each the IoU is 0.8 and the right edges are 20 px apart.
     said = "101.png: difference 0.40: 0 only in the first, 0 only in the second, edges moved by up to 20.0 px"
     assert said in out.splitlines()[-2]
     (drawing,) = (tmp_path / "out" / "differences").iterdir()
@@ -241,7 +242,7 @@ def test_a_picture_that_one_of_two_models_failed_on_is_scored_for_neither(datase
 
     def fail_once(label):
         asked.append(label)
-        if len(asked) == 3:  # after the first model's two pictures comes the second's first
+        if len(asked) == 3:  # the first picture of the second model
             raise RuntimeError
         return 0.0
 

@@ -1,6 +1,6 @@
-"""The command rcnn-perf without a server: perf_analyzer found, fed and read, and what it says otherwise.
+"""The command rcnn-perf without a server: how it finds and feeds perf_analyzer, reads its report and reports errors.
 
-Programs that stand in for perf_analyzer are shell scripts; the real one runs in end_to_end.
+Shell scripts stand in for perf_analyzer here; the real program runs in end_to_end.
 """
 
 import base64
@@ -31,7 +31,7 @@ HEADER = (
 
 
 def script(folder: Path, body: str) -> Path:
-    """A program named perf_analyzer."""
+    """A shell script named perf_analyzer."""
     folder.mkdir(exist_ok=True)
     program = folder / "perf_analyzer"
     program.write_text(f"#!/bin/sh\n{body}\n")
@@ -40,7 +40,7 @@ def script(folder: Path, body: str) -> Path:
 
 
 def lacking(library: str) -> str:
-    """What a program says and does that the linker cannot start."""
+    """Shell code that prints and exits like a program for which the dynamic linker lacks a library."""
     return (
         f'echo "perf_analyzer: error while loading shared libraries: {library}: cannot open shared object file: '
         'No such file or directory" >&2; exit 127'
@@ -169,7 +169,7 @@ def test_no_perf_analyzer(tmp_path, monkeypatch, capsys):
 
 
 def reading(requests: int, batches: int, queue_ms: float, infer_ms: float, copies_ms: float):
-    """Triton's counters: sums over all requests."""
+    """Triton's counters, which are sums over all requests."""
     statistics = service_pb2.ModelStatistics(inference_count=requests, execution_count=batches)
     parts = {
         "queue": queue_ms,
@@ -185,7 +185,7 @@ def reading(requests: int, batches: int, queue_ms: float, infer_ms: float, copie
 
 def test_step_time_by_hand():
     before, after = reading(100, 60, 50, 400, 10), reading(110, 64, 70, 450, 15)
-    # Of 10 requests: 20 ms queued; 50 ms computing and 2 x 5 ms copying; 4 batches.
+    # 10 requests in 4 batches: 20 ms in the queue, 50 ms of computing and 2 x 5 ms of copying.
     assert step_time("rpn", before, after) == StepTime("rpn", 2, 6, 2.5)
     assert step_time("rpn", before, before) == StepTime("rpn", 0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""client/README.md: its examples run, and its reference is that of the docstrings."""
+"""client/README.md: its examples run, and its reference matches the docstrings."""
 
 import copy
 import importlib.util

@@ -1,4 +1,4 @@
-"""`detect_tiled` of the sync and of the async detector: what is sent, where the answers lie, what becomes of faults."""
+"""`detect_tiled` of the sync and of the async detector: what is sent, where the objects are, how errors are handled."""
 
 import asyncio
 import io
@@ -39,7 +39,7 @@ each_detector = pytest.mark.parametrize("run", [run_sync, run_async])
 
 
 def paint(size_hw: tuple[int, int], spots: dict[tuple[int, int], int]) -> np.ndarray:
-    """Pixels whose red is given at some (x, y): the fake server labels a tile by the red of its first pixel."""
+    """Black pixels with a given red at some (x, y): the fake server labels a tile by the red of its first pixel."""
     pixels = np.zeros((*size_hw, 3), np.uint8)
     for (x, y), label in spots.items():
         pixels[y, x, 0] = label
@@ -57,7 +57,7 @@ FOUR = paint((80, 100), {(0, 0): 1, (40, 0): 2, (0, 20): 3, (40, 20): 4})
 
 
 @each_detector
-def test_boxes_lie_in_the_picture(server, run):
+def test_boxes_are_in_pixels_of_the_whole_picture(server, run):
     found = run(server.url, encode(FOUR), TILE_HW, 1 / 3, whole=False, score_thresh=0.5)
     boxes = {label: box.tolist() for label, box in zip(found.labels.tolist(), found.boxes, strict=True)}
     assert boxes == {1: [0, 0, 60, 60], 2: [40, 0, 100, 60], 3: [0, 20, 60, 80], 4: [40, 20, 100, 80]}
@@ -69,7 +69,7 @@ def test_boxes_lie_in_the_picture(server, run):
 
 
 @each_detector
-def test_so_many_tiles_are_in_flight_and_the_whole_picture_is_one(server, run):
+def test_in_flight_is_the_limit_and_the_whole_picture_counts_as_a_tile(server, run):
     server.delay_s = lambda label: 0.05
     picture = encode(np.full((60, 400, 3), 7, np.uint8))
     found = run(server.url, picture, TILE_HW, 0.5, in_flight=3, merge="nmm", merge_metric="iou")
@@ -87,7 +87,7 @@ def test_a_slow_server_is_asked_for_many_tiles_at_once(server, run):
         started = time.monotonic()
         run(server.url, picture, TILE_HW, 0, in_flight=in_flight)
         seconds.append(time.monotonic() - started)
-    assert seconds[0] >= 16 * 0.05  # the whole picture is one
+    assert seconds[0] >= 16 * 0.05  # 15 tiles and the whole picture
     assert seconds[1] < seconds[0] / 3
 
 
@@ -121,7 +121,7 @@ def test_options_hold_for_each_tile_and_top_k_for_the_picture(server):
 @pytest.mark.parametrize(
     ("options", "left_and_right"),
     [
-        ({"merge_thresh": 0.3}, [(0, 60), (60, 120)]),  # nms by iou: score_thresh is the model's
+        ({"merge_thresh": 0.3}, [(0, 60), (60, 120)]),  # nms by iou, because score_thresh is the model's
         ({"score_thresh": 0.05, "merge_thresh": 0.4}, [(0, 60), (30, 90), (60, 120)]),
         ({"score_thresh": 0.05, "merge_metric": "ios"}, [(0, 60), (60, 120)]),
         ({"score_thresh": 0.05, "merge": "greedy_nmm"}, [(0, 90), (60, 120)]),
@@ -131,7 +131,7 @@ def test_options_hold_for_each_tile_and_top_k_for_the_picture(server):
     ],
 )
 def test_the_default_merging_is_that_of_sahi(server, options, left_and_right):
-    """Three tiles of one class; the intersection of two neighbours is 1/2 by ios and 1/3 by iou."""
+    """The objects of three tiles have one class; the overlap of two neighbours is 1/2 by ios and 1/3 by iou."""
     picture = encode(np.full((60, 120, 3), 1, np.uint8))
     found = run_sync(server.url, picture, TILE_HW, 0.5, whole=False, **options)
     assert [tuple(box) for box in found.boxes[:, [0, 2]].tolist()] == left_and_right
@@ -140,7 +140,7 @@ def test_the_default_merging_is_that_of_sahi(server, options, left_and_right):
 @each_detector
 @pytest.mark.parametrize("form", ["rle", "probabilities"])
 def test_masks_are_united_in_the_picture(server, run, form):
-    """The fake's masks are the left halves of what is sent: columns 0-29 and 40-69, and 0-49 of the whole."""
+    """The fake server's masks are the left halves: columns 0-29 and 40-69 of the tiles, and 0-49 of the whole."""
     server.add_masks()
     pixels = np.full((60, 100, 3), 5, np.uint8)
     found = run(server.url, encode(pixels), TILE_HW, 1 / 3, merge_thresh=0.3, score_thresh=0.5, masks=form)
@@ -151,7 +151,7 @@ def test_masks_are_united_in_the_picture(server, run, form):
     )
     expected = np.zeros((1, 60, 100), np.bool_)
     expected[:, :, :70] = True
-    expected[0, 0, 0] = form == "rle"  # pasting as torchvision leaves out the corner of the picture
+    expected[0, 0, 0] = form == "rle"  # pasting as in torchvision leaves out the corner of the picture
     np.testing.assert_array_equal(found.masks(), expected)
     assert found.rle() == [{"size": [60, 100], "counts": found.rles[0]}]
 
@@ -181,13 +181,13 @@ def test_keypoints_are_those_of_the_better_detection(server):
         InvalidParameterError, match='those of two detections cannot be merged; give merge="nms"'
     ):
         run_sync(server.url, picture, TILE_HW, merge="greedy_nmm")
-    assert len(server.requests) == 2  # it was refused before a tile was sent
+    assert len(server.requests) == 2  # the last call was refused before it sent a tile
 
 
 @each_detector
 def test_a_rotated_photo_is_cut_upright(server, run, tmp_path):
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # turned by 90 degrees clockwise to be upright
+    exif[ExifTags.Base.Orientation] = 6  # must be turned by 90 degrees clockwise to be upright
     upright = paint((120, 60), {(0, 0): 1, (0, 60): 2})
     Image.fromarray(np.rot90(upright)).save(tmp_path / "phone.png", exif=exif)
     for image in (tmp_path / "phone.png", Image.open(tmp_path / "phone.png")):
@@ -265,7 +265,7 @@ def test_what_is_no_picture(server, run, image, message):
     assert not server.requests
 
 
-def test_a_picture_that_pillow_holds_for_a_bomb(server, monkeypatch):
+def test_a_picture_that_pillow_takes_for_a_decompression_bomb(server, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3999)
     with pytest.raises(
         InvalidImageError, match=r"more than twice PIL\.Image\.MAX_IMAGE_PIXELS, .* as an array"

@@ -1,4 +1,4 @@
-"""The parts of rcnn-eval and rcnn-perf that need no server, and what they may import."""
+"""The parts of rcnn-eval and rcnn-perf that need no server, and the packages that they may import."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_against_names_a_server_a_model_or_both():
 
 
 def detections(*rows):
-    """Rows of box, score and class name."""
+    """Detections from rows of box, score and class name."""
     boxes, scores, names = zip(*rows, strict=True) if rows else ((), (), ())
     return Detections(
         np.array(boxes, np.float32).reshape(-1, 4),
@@ -42,16 +42,16 @@ def test_difference_by_hand():
     cat = ((0, 0, 10, 10), 0.9, "cat")
     same = difference(detections(cat), detections(cat))
     assert (same.total, same.only_first, same.only_second, same.largest_shift_px) == (0, 0, 0, 0)
-    # A dog on the cat's place is no counterpart; neither is a cat with IoU 1/3.
+    # A dog at the place of the cat is no counterpart, and neither is a cat with an IoU of 1/3.
     for other in (((0, 0, 10, 10), 0.9, "dog"), ((5, 0, 15, 10), 0.9, "cat")):
         apart = difference(detections(cat), detections(other))
         assert (apart.total, apart.only_first, apart.only_second) == (2, 1, 1)
-    # The nearer of two is the counterpart, the other has none; IoU 80/100.
+    # The nearer of the two is the counterpart, with an IoU of 80/100; the other one has no counterpart.
     two = detections(((0, 0, 6, 10), 0.95, "cat"), ((0, 0, 10, 8), 0.6, "cat"))
     near = difference(detections(cat), two)
     assert (near.total, near.only_second) == (pytest.approx(1.2), 1)
     assert near.largest_shift_px == pytest.approx(2)
-    # A counterpart with a low score is one; without a counterpart low scores do not count.
+    # A counterpart may have a low score. Boxes with a low score and without a counterpart do not count.
     low = detections(((0, 0, 10, 10), 0.4, "cat"), ((50, 50, 60, 60), 0.4, "cat"))
     assert difference(detections(cat), low).total == 0
     assert difference(detections(), detections(cat)).total == 1

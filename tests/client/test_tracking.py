@@ -1,4 +1,4 @@
-"""`Tracker`: ids that stay with their objects, and what shows them."""
+"""`Tracker`: ids that stay with their objects, and how outputs show them."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from rcnn_client.tools.detect_outputs import as_json, table
 
 
 def found(*objects: tuple[float, float, float], labels: tuple[int, ...] = ()) -> Detections:
-    """Boxes of 40x60 pixels; of each object its left and top, and its score."""
+    """Detections with boxes of 40x60 pixels; each object is (left, top, score)."""
     corners = np.array([(x, y, x + 40, y + 60) for x, y, _ in objects], np.float32).reshape(-1, 4)
     numbers = np.array(labels or [1] * len(objects), np.int64)
     names = [f"class {number}" for number in numbers]
@@ -37,7 +37,7 @@ def test_a_weak_box_continues_a_track_and_begins_none():
     tracker.update(found((10, 10, 0.9)))
     tracked = tracker.update(found((12, 10, 0.2), (300, 10, 0.4)))
     assert ids(tracked) == [1] and tracked.scores == np.float32(0.2)
-    assert ids(tracker.update(found((14, 10, 0.05)))) == []  # less than ByteTrack looks at
+    assert ids(tracker.update(found((14, 10, 0.05)))) == []  # ByteTrack ignores scores this low
     assert ids(tracker.update(found((16, 10, 0.9)))) == [1]
 
 
@@ -58,7 +58,7 @@ def test_an_object_of_another_class_keeps_its_id():
 
 
 def test_an_object_found_as_two_classes_has_one_id():
-    """Boxes of 40x60: moved by 12 pixels their IoU is 28/52 = 0.54, by 15 it is 25/55 = 0.45."""
+    """Boxes of 40x60: at a distance of 12 pixels their IoU is 28/52 = 0.54, and at 15 pixels 25/55 = 0.45."""
     tracked = Tracker().update(found((10, 10, 0.7), (22, 10, 0.9), labels=(1, 2)))
     assert ids(tracked) == [1] and tracked.class_names == ["class 2"]
     assert ids(Tracker().update(found((10, 10, 0.9), (25, 10, 0.7), labels=(1, 2)))) == [1, 2]

@@ -1,4 +1,4 @@
-"""A user's project under mypy --strict: the types of the public names, and mistakes that it finds."""
+"""A user's project under mypy --strict: the types of the public names, and the mistakes that mypy finds."""
 
 import re
 import subprocess

@@ -32,7 +32,7 @@ def basic(user, password):
 
 
 def send(url, method, path, headers, **settings):
-    """Status, headers and body of a request."""
+    """Status, headers and body of the answer to a request."""
 
     async def use(client):
         async with client.request(method, path, headers=headers) as response:
@@ -52,7 +52,7 @@ def test_names_of_this_machine(server, host):
     "host",
     ["evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example", "0.0.0.0", "10.0.0.1", "[", ""],
 )
-def test_another_name_that_leads_here_is_refused(server, host):
+def test_another_host_name_is_refused(server, host):
     for path in ("/", "/models"):
         status, _, body = send(server.url, "GET", path, {"Host": host})
         assert status == 403 and "expected localhost or 127.0.0.1" in body
@@ -194,7 +194,7 @@ def test_the_command_serves_until_it_is_interrupted(server, png):
         request = urllib.request.Request(f"{address}/detect?model=faster_rcnn", png(7))
         with pytest.raises(TimeoutError):
             urllib.request.urlopen(request, timeout=0.3)
-        while not server.num_cancelled:  # the client that went away
+        while not server.num_cancelled:  # until the request of the client that timed out is cancelled
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
         assert running.wait(30) == 0 and running.stderr.read() == ""

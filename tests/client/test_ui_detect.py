@@ -1,4 +1,4 @@
-"""POST /detect of rcnn-ui: JSON out, by a real HTTP connection and a real gRPC one."""
+"""POST /detect of rcnn-ui: its JSON answers, over a real HTTP connection and a real gRPC connection."""
 
 import asyncio
 import io
@@ -169,14 +169,14 @@ def test_a_picture_that_does_not_arrive_is_a_408(server, monkeypatch):
         (StatusCode.INVALID_ARGUMENT, "the picture is too large", 400),
     ],
 )
-def test_the_status_tells_whose_fault_it_is(server, png, code, said, status):
+def test_the_status_shows_whose_fault_it_is(server, png, code, said, status):
     server.status = (code, said)
     got, answer = post(server.url, png(7), timeout_s=2.0)
     assert (got, list(answer)) == (status, ["error"])
     assert "Traceback" not in answer["error"]
 
 
-def test_the_server_is_away_and_back(server, png):
+def test_the_server_stops_and_starts_again(server, png):
     async def use(client):
         statuses = []
         for step in (None, server.stop, server.start):
@@ -255,7 +255,7 @@ def test_an_upright_picture_for_browsers_that_do_not_turn_it(server, file_format
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:10, :10] = 100
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # must be turned clockwise to be upright
     buffer = io.BytesIO()
     lossless = {"lossless": True} if file_format == "WEBP" else {}
     Image.fromarray(pixels).save(buffer, file_format, exif=exif, **lossless)

@@ -1,4 +1,4 @@
-"""The detectors that rcnn-ui finds on its server, and how it says to draw them."""
+"""The detectors that rcnn-ui finds on its server, and the colours and limbs that it gives for drawing."""
 
 from rcnn_client._contract import COCO_KEYPOINTS
 from rcnn_client._draw_shapes import LIMBS, class_colour
@@ -34,7 +34,7 @@ def test_a_model_and_its_colours(server):
     assert len(info["keypoint_colours"]) == 17
 
 
-def test_keypoints_of_ones_own_have_no_limbs(server):
+def test_keypoints_other_than_cocos_have_no_limbs(server):
     server.add_keypoints(2, ["head", "tail"])
     info = get(server.url, "/models/faster_rcnn")[1]
     assert info["limbs"] == [] and len(set(info["keypoint_colours"])) == 2

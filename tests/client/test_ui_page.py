@@ -1,4 +1,4 @@
-"""The page of rcnn-ui in a headless browser, in front of the fake server."""
+"""The page of rcnn-ui in a headless browser; rcnn-ui uses the fake server."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ PIXELS = """(canvas) => Array.from(
 
 @pytest.fixture
 def open_page(browser, start_ui):
-    """open_page(url): the page in front of that server; `faults` are those that its console shows."""
+    """open_page(url): the page for the server at `url`; `page.faults` are the errors that it raises or logs."""
     pages = []
 
     def open_(url, *arguments, path="", **settings):
@@ -85,8 +85,8 @@ def test_detections_are_drawn_and_chosen_without_asking_again(server, png, open_
     assert (pixels[250, 300] == plain).all()  # right of the mask
     once = plain + (colour - plain) * 110 / 255
     twice = once + (colour - once) * 110 / 255
-    np.testing.assert_allclose(pixels[250, 100], twice, atol=3)  # in both masks
-    assert np.ptp(pixels[5:40, 5:20], axis=(0, 1)).any()  # keypoints, which lie at (k, 2k)
+    np.testing.assert_allclose(pixels[250, 100], twice, atol=3)  # inside both masks
+    assert np.ptp(pixels[5:40, 5:20], axis=(0, 1)).any()  # keypoints, which are at (k, 2k)
 
     move_slider(page, 0.75)
     shows(page, 1, 3)
@@ -143,21 +143,21 @@ def test_a_picture_of_the_camera(server, open_page):
     assert page.locator("#video").evaluate("(video) => video.srcObject") is None
 
 
-def test_a_broken_file_is_told_and_the_next_is_shown(server, png, open_page):
+def test_a_broken_file_is_reported_and_the_next_is_shown(server, png, open_page):
     page = open_page(server.url)
     give(page, png(7, SIZE))
     shows(page, 2, 3)
     give(page, b"no picture")
     expect(page.get_by_role("alert")).to_contain_text("not an image")
     expect(page.locator("#canvas")).to_be_hidden()
-    expect(page.locator("#retry")).to_be_hidden()  # it would not help
+    expect(page.locator("#retry")).to_be_hidden()  # trying again would not help
     assert page.locator("#save-json").is_disabled()
     give(page, png(8, SIZE))
     shows(page, 2, 3)
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_the_server_is_away_and_back(server, png, open_page):
+def test_the_server_stops_and_starts_again(server, png, open_page):
     server.stop()
     page = open_page(server.url)
     expect(page.get_by_role("alert")).to_contain_text("Is the server running there")
@@ -171,13 +171,13 @@ def test_the_server_is_away_and_back(server, png, open_page):
         "does not serve model 'faster_rcnn' now", timeout=20_000
     )
     server.start()
-    time.sleep(2.5)  # gRPC connects again
+    time.sleep(2.5)  # until gRPC connects again
     page.get_by_role("button", name="Try again").click()
     shows(page, 2, 3)
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_the_next_picture_cancels_the_one_that_is_looked_at(server, png, open_page):
+def test_the_next_picture_cancels_the_one_in_progress(server, png, open_page):
     server.delay_s = lambda label: 0.8 if label == 7 else 0.0
     page = open_page(server.url)
     expect(page.locator("#status")).to_have_text("Ready.")

@@ -12,7 +12,7 @@ def grey(value: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 def values(path) -> list[int]:
-    """Of each frame its grey, to the nearest multiple of 20."""
+    """The grey of each frame, rounded to a multiple of 20."""
     video = cv2.VideoCapture(str(path))
     frames = []
     while (frame := video.read()[1]) is not None:
@@ -33,8 +33,8 @@ def test_every_frame_is_in_the_file(tmp_path, suffix):
     [
         ([0, 0.1, 0.4, 0.5], [0, 40, 40, 40, 80, 120]),  # two frames are missing
         ([3, 3.1, 3.2], [0, 40, 80]),  # the first frames are missing
-        ([0, 0.02, 0.14, 0.3], [0, 40, 80, 120]),  # the rate varies about 10 frames a second
-        ([0, 0.1, 5000, 5000.1], [0] + 100 * [40] + [80, 120]),  # a wrong time; ten seconds at most
+        ([0, 0.02, 0.14, 0.3], [0, 40, 80, 120]),  # the rate varies around 10 frames a second
+        ([0, 0.1, 5000, 5000.1], [0] + 100 * [40] + [80, 120]),  # a wrong time: ten seconds at most
         ([0], [0]),
     ],
 )
@@ -52,7 +52,7 @@ def test_frames_have_the_size_of_the_first(tmp_path):
     assert values(tmp_path / "drawn.mp4") == [100, 200]
 
 
-def test_it_has_its_colours_and_no_file_without_a_frame(tmp_path):
+def test_colours_are_kept_and_no_file_is_written_without_a_frame(tmp_path):
     with VideoFile(tmp_path / "red.mp4") as video:
         video.write(Image.new("RGB", (64, 48), (200, 0, 0)), 0, fps=10)
     blue, green, red = cv2.VideoCapture(str(tmp_path / "red.mp4")).read()[1].mean(axis=(0, 1))

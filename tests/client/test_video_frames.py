@@ -1,4 +1,4 @@
-"""The frames of files, streams and cameras: their order, their times, and what can be wrong with them."""
+"""The frames of files, streams and cameras: their order, their times, and the errors that can occur."""
 
 import contextlib
 import http.server
@@ -18,7 +18,7 @@ cv2 = pytest.importorskip("cv2")
 
 
 def write_clip(path, num_frames=10, fps=10, size=(64, 48)):
-    """Frames whose red grows by 20; the lower half is blue."""
+    """A video whose red grows by 20 with each frame; the lower half is blue."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
     for number in range(num_frames):
         frame = np.zeros((size[1], size[0], 3), np.uint8)
@@ -30,7 +30,7 @@ def write_clip(path, num_frames=10, fps=10, size=(64, 48)):
 
 
 def read(given, **options):
-    """All frames, and the sentences that were said."""
+    """All frames, and the messages that were reported."""
     said = []
     frames = list(read_frames(str(given), **{"in_real_time": False, "say": said.append} | options))
     return frames, said
@@ -49,23 +49,23 @@ def test_frames_in_their_order_with_their_times(tmp_path):
 
 def test_a_video_filmed_with_the_phone_turned_is_upright(tmp_path):
     content = bytearray(write_clip(tmp_path / "clip.mp4").read_bytes())
-    matrix = content.index(b"tkhd") + 44  # 0, 1, -1, 0: a quarter turn clockwise
+    matrix = content.index(b"tkhd") + 44  # the matrix 0, 1, -1, 0 is a quarter turn clockwise
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
     (tmp_path / "turned.mp4").write_bytes(content)
     frames, _ = read(tmp_path / "turned.mp4")
     assert frames[0].pixels.shape == (64, 48, 3)
     blue = frames[0].pixels[:, :, 2]
-    assert blue[:, :20].mean() > 150 and blue[:, -20:].mean() < 20  # what was below is at the left
+    assert blue[:, :20].mean() > 150 and blue[:, -20:].mean() < 20  # the lower half is now at the left
 
 
 def test_a_variable_frame_rate(tmp_path):
-    """Five frames of 0.1 s, then five of 0.05 s."""
+    """Five frames of 0.1 s each, then five of 0.05 s each."""
     content = bytearray(write_clip(tmp_path / "clip.mp4").read_bytes())
     times = content.index(b"stts")
     count, ticks = struct.unpack_from(">II", content, times + 12)
     assert content[times + 8 : times + 12] == b"\0\0\0\1" and count == 10
     content[times + 8 : times + 20] = struct.pack(">5I", 2, 5, ticks, 5, ticks // 2)
-    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):  # all of them hold it, and grow by 8
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):  # each grows by 8 bytes
         start = content.index(box) - 4
         struct.pack_into(">I", content, start, struct.unpack_from(">I", content, start)[0] + 8)
     (tmp_path / "varies.mp4").write_bytes(content)
@@ -74,7 +74,7 @@ def test_a_variable_frame_rate(tmp_path):
     assert [frame.time_s for frame in frames] == pytest.approx(expected, abs=1e-3) and said == []
 
 
-def test_a_file_without_times_has_those_of_its_rate(tmp_path, monkeypatch):
+def test_a_file_without_times_gets_times_from_its_frame_rate(tmp_path, monkeypatch):
     class Timeless(video_frames._Capture):
         def read(self):
             return ((pixels, 0.0) for pixels, _ in super().read())
@@ -119,7 +119,7 @@ def test_a_file_in_real_time_takes_as_long_as_it_plays(tmp_path):
 
 @pytest.fixture
 def ip_camera():
-    """Sends three frames at each of the first two connections and then none; yields its URL."""
+    """A camera that sends three frames on each of the first two connections and then none; yields its URL."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), (200, 0, 0)).save(buffer, "JPEG")
     part = b"--next\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"
@@ -196,7 +196,7 @@ def test_the_newest_is_taken_and_the_others_are_dropped():
     assert counts == [(8, 10)] and closed == [True]
 
 
-def test_the_newest_without_haste_is_everything():
+def test_newest_drops_nothing_if_there_is_time_for_every_frame():
     def items():
         for number in range(5):
             time.sleep(0.05)
@@ -207,7 +207,7 @@ def test_the_newest_without_haste_is_everything():
     assert [frame.number for frame in taken] == list(range(5)) and counts == [(0, 5)]
 
 
-def test_whoever_stops_taking_ends_the_reading():
+def test_a_caller_that_stops_taking_frames_ends_the_reading():
     closed = threading.Event()
 
     def items():

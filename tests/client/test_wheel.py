@@ -1,4 +1,4 @@
-"""The client stands alone: its wheel, in an environment of its own, without torch, ONNX or CuPy."""
+"""The client is independent: its wheel works in an environment of its own, without torch, ONNX or CuPy."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""rcnn-ui in this process, in front of a server, and a client of its HTTP."""
+"""Runs rcnn-ui in this process, with an HTTP client for it."""
 
 import asyncio
 import contextlib
@@ -24,12 +24,12 @@ async def opened(
 ) -> AsyncIterator[TestClient]:
     server = TritonServer(url, None, {})
     app = make_app(server, in_flight=in_flight, timeout_s=timeout_s, token=token, sources=sources)
-    async with TestClient(TestServer(app)) as client:  # which cancels the handler of a client that goes away
+    async with TestClient(TestServer(app)) as client:  # cancels the handler if its client goes away
         yield client
 
 
 def ask(url: str, use: Callable[[TestClient], Awaitable[T]], **settings: object) -> T:
-    """What `use` returns for a client of rcnn-ui."""
+    """Run rcnn-ui for the server at `url`; returns what `use` returns for an HTTP client of it."""
 
     async def run() -> T:
         async with opened(url, **settings) as client:

@@ -1,4 +1,4 @@
-"""The sample detector on the real tritonserver, both of its ensembles, and pictures for it."""
+"""The sample detector with both of its ensembles on the real tritonserver, and pictures for it."""
 
 import io
 import subprocess
@@ -16,8 +16,8 @@ PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "picture
 
 @pytest.fixture(scope="module")
 def both_ensembles(digits_repository: Path) -> Iterator[RunningServer]:
-    """A server of ``digits`` and ``digits_pixels``; mark its users with the xdist_group of
-    their folder.
+    """A server of ``digits`` and ``digits_pixels``. Mark tests that use it with the xdist_group of their
+    folder.
     """
     with running_server(digits_repository, ["digits", "digits_pixels"]) as running:
         yield running
@@ -25,7 +25,7 @@ def both_ensembles(digits_repository: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def strips() -> list[np.ndarray]:
-    """Twelve thin parts of the sample pictures: quick to detect in, of two sizes, each unlike the others."""
+    """Twelve different thin parts of the sample pictures, in two sizes; detection in them is fast."""
     parts = []
     for path in sorted(PICTURES.glob("*.jpg")):
         pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -35,7 +35,7 @@ def strips() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def expected(both_ensembles: RunningServer, strips: list[np.ndarray]) -> list[Detections]:
-    """Each strip's answer at score_thresh 0 (so that one without a digit has boxes, too), sent as a PNG."""
+    """The answer to each strip, sent as a PNG. With score_thresh 0 a strip without a digit has boxes, too."""
     encoded = []
     for strip in strips:
         buffer = io.BytesIO()
@@ -47,7 +47,7 @@ def expected(both_ensembles: RunningServer, strips: list[np.ndarray]) -> list[De
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the authority ``ca``: server and client; of the authority ``other``: stranger; each .pem and .key."""
+    """A .pem and a .key each for server and client, signed by ``ca``, and for stranger, signed by ``other``."""
     folder = tmp_path_factory.mktemp("certificates")
 
     def openssl(*arguments: str) -> None:

@@ -1,9 +1,9 @@
-"""What a user of Label Studio does, by its own package; runs in the environment of Label Studio.
+"""Does what a user of Label Studio does, with Label Studio's own package; runs in the environment of Label Studio.
 
 label_studio_client.py token URL USER PASSWORD: prints a personal token of that user.
-label_studio_client.py check: reads predictions and masks on stdin, prints what Label Studio finds wrong with them.
-label_studio_client.py predict URL TOKEN MODEL PASSWORD CONFIG PLACE...: makes a project of these pictures, files of which
-are uploaded, connects the model and retrieves predictions; prints those of each task.
+label_studio_client.py check: reads predictions and masks from stdin and prints the errors that Label Studio finds.
+label_studio_client.py predict URL TOKEN MODEL PASSWORD CONFIG PLACE...: creates a project with these pictures, of which
+files are uploaded, connects the model, retrieves predictions and prints those of each task.
 """
 
 import json
@@ -34,7 +34,7 @@ def check() -> list[str]:
         decoded = brush.decode_rle(code).reshape(*mask.shape, 4)
         if not (decoded == mask[..., None]).all():
             wrong.append(f"a mask of {mask.shape} is not what was encoded")
-        theirs = brush.mask2rle(mask)  # which may end in one byte more
+        theirs = brush.mask2rle(mask)  # may have one more byte at the end
         if theirs[: len(code)] != code or len(theirs) > len(code) + 1:
             wrong.append(f"a mask of {mask.shape} is encoded otherwise")
     return wrong

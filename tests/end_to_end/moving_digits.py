@@ -1,6 +1,7 @@
-"""A video of held-out digits that run to and fro, each in a lane of its own, and where they are.
+"""A video of held-out digits that move back and forth, each in its own lane, with their boxes.
 
-Neighbours touch in passing. None hides another: ByteTrack, which looks at motion alone, may then swap them.
+Neighbours may touch when they pass each other. No digit hides another, because ByteTrack, which uses only motion, might
+then swap them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Digit(NamedTuple):
 
 
 def held_out_digits(count: int) -> list[Digit]:
-    """The first whole digits of the held-out pictures that are large enough."""
+    """The first digits in the held-out pictures that overlap no other digit and have a suitable size."""
     digits: list[Digit] = []
     index = 0
     while len(digits) < count:

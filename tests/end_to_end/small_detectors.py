@@ -1,4 +1,4 @@
-"""What the tests of small served detectors share: the detectors' boxes, pictures, and the comparisons."""
+"""Shared by the tests of small served detectors: the parts for boxes, the pictures, and the comparisons."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ CLASS_NAMES = ["__background__", "a", "b", "c", "d"]
 
 
 def small_parts() -> dict[str, Any]:
-    """The arguments of a small FasterRCNN; what is built of them has the same random weights each time."""
+    """The arguments of a small FasterRCNN; a model built from them has the same random weights each time."""
     torch.manual_seed(0)
     plain = digits_detector()
     return {
@@ -41,13 +41,13 @@ def small_parts() -> dict[str, Any]:
 
 
 def calibrated(model: FasterRCNN) -> Detector:
-    """The detector in eval mode, with scores on either side of its threshold."""
+    """The detector in eval mode, with scores on both sides of its threshold."""
     calibrate(model.eval())
     return Detector(model, "small", "random", CLASS_NAMES)
 
 
 def pixels_of(numbers: list[int]) -> list[np.ndarray]:
-    """Pictures by their numbers, uint8 RGB [h, w, 3]."""
+    """The pictures with these numbers, uint8 RGB [h, w, 3]."""
     return [decode_image(PICTURES[number], 10**8) for number in numbers]
 
 
@@ -58,7 +58,7 @@ def assert_served_as_in_process(
     parameters: Mapping[str, float],
     answers: Collection[str],
 ) -> None:
-    """The model gives those answers of the pipeline, for every one of BATCHES."""
+    """Check that the served model gives the same of these answers as the pipeline, for each of BATCHES."""
     for numbers in BATCHES:
         encoded = np.array([[PICTURES[number]] for number in numbers], np.object_)
         image = triton.InferInput("image", list(encoded.shape), "BYTES")
@@ -73,7 +73,7 @@ def assert_served_as_in_process(
 def assert_verified(
     detector: Detector, pipeline: Pipeline, server: triton.InferenceServerClient, model: str, stage: str
 ) -> None:
-    """rcnn-verify holds in process and served, and compares the stage in each way."""
+    """Check that the verification holds in process and served, and that it compares the stage in each way."""
     verification = Verification(detector.model, PipelineStages(pipeline), served=True)
     for numbers in BATCHES:
         served = ask_server(server, model, [PICTURES[number] for number in numbers])
@@ -85,7 +85,7 @@ def assert_verified(
 
 
 def pixels_answer(server: triton.InferenceServerClient, model: str, number: int) -> triton.InferResult:
-    """What the model answers for a picture sent as pixels."""
+    """The model's answer to a picture that is sent as pixels."""
     (pixels,) = pixels_of([number])
     tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
     tensor.set_data_from_numpy(pixels[None])

@@ -1,4 +1,4 @@
-"""A detector that cannot be served as it is: each fault is one sentence at the start, and what to do."""
+"""A detector that cannot be served: at the start, one sentence names the fault and says what to do."""
 
 import re
 import shutil
@@ -56,7 +56,7 @@ def replace(model: str, old: str, new: str) -> Callable[[Path], None]:
     ],
     ids=["engine cut short", "and fused", "file missing", "wrong parameter", "wrong wiring"],
 )
-def test_each_fault_is_told_at_the_start(
+def test_each_fault_is_reported_at_the_start(
     digits_repository: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

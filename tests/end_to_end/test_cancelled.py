@@ -1,4 +1,4 @@
-"""Clients that give up: Triton takes their requests out of the queues, so that no step computes them."""
+"""Clients that give up: Triton removes their requests from the queues, so that no step computes them."""
 
 import asyncio
 import io
@@ -19,14 +19,14 @@ CANCELLED = re.compile(r'^nv_inference_request_failure\{.*reason="CANCELED".*\} 
 
 
 def noise(side: int) -> bytes:
-    """A square picture that has to be computed for a while."""
+    """A square picture of noise, which takes a while to compute."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def read_counts(server: RunningServer) -> np.ndarray:
-    """How many requests went through all steps, and how many were taken out of the queue of any."""
+    """How many requests went through all steps, and how many were removed from a queue."""
     with urllib.request.urlopen(f"http://{server.urls['metrics']}/metrics") as answer:
         text = answer.read().decode()
     return np.array([sum(map(int, kind.findall(text))) for kind in (SUCCESS, CANCELLED)])
@@ -53,4 +53,4 @@ def test_requests_that_are_cancelled_while_they_wait_are_not_computed(both_ensem
         time.sleep(0.2)
     computed, cancelled = gained
     assert computed + cancelled == 18
-    assert cancelled >= 8  # a busy machine may be late with the others
+    assert cancelled >= 8  # on a busy machine the others may be cancelled too late

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Seconds are compared, and other tests may take the processors meanwhile.
+# These tests compare times, and other tests may keep the processors busy.
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("server"), pytest.mark.flaky(reruns=1)]
 
 CHAOS = Path(__file__).resolve().parents[1] / "chaos" / "chaos.py"
@@ -23,7 +23,7 @@ CHAOS = Path(__file__).resolve().parents[1] / "chaos" / "chaos.py"
 def test_every_answer_is_right_and_every_fault_recovered_from(
     behind: str, seed: int, faults: list[str], digits_repository: Path
 ) -> None:
-    """By these seeds both come at once; a step is killed while the server that runs all steps starts again."""
+    """With these seeds the first turn has both faults; in the first case a step is killed while its server restarts."""
     options = ["--seconds", "20", "--seed", str(seed), "--behind", behind, "--repository", digits_repository]
     command = [sys.executable, CHAOS, *options]
     result = subprocess.run([*command, "--faults", *faults], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A server is killed and started again, or stopped by a signal, under load: the callers notice little."""
+"""A server under load is killed and started again, or frozen by SIGSTOP: callers lose no answer and little time."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def assert_same(ours: Detections, theirs: Detections) -> None:
 
 
 class Load:
-    """A thread that streams pictures to the servers until it is told to stop, and keeps the answers."""
+    """A thread that streams pictures to the servers until `stop` is called, and keeps the answers."""
 
     def __init__(self, urls: list[str], strips: list[np.ndarray], transport: str) -> None:
         self.answers: list[Result] = []
@@ -76,7 +76,7 @@ def test_a_server_killed_and_started_again_under_load(
     assert not list(Path("/dev/shm").glob("rcnn_client_*"))
 
 
-@pytest.mark.flaky(reruns=2)  # seconds are compared, and other tests may take the processors meanwhile
+@pytest.mark.flaky(reruns=2)  # it compares times, and other tests may keep the processors busy
 def test_a_server_that_hangs_under_load(
     digits_repository: Path,
     both_ensembles: RunningServer,
@@ -105,7 +105,7 @@ def test_a_server_that_hangs_under_load(
 
 
 def wait_until_it_has_served(count: int, server: RunningServer) -> None:
-    """So many pictures."""
+    """Wait until the server has answered `count` pictures."""
     deadline = time.monotonic() + 20
     with triton.InferenceServerClient(server.grpc_url) as client:
         while True:

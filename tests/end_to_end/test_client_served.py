@@ -1,4 +1,4 @@
-"""The client against the real server: what it tells, pixels, streams, tiles, asyncio, the examples."""
+"""The client with the real server: server info, pixels, streams, tiles, asyncio, the examples."""
 
 import asyncio
 import importlib
@@ -108,7 +108,7 @@ def test_the_preprocess_step_takes_one_of_its_two_inputs(
 def test_a_stream_of_arrays_and_encoded_pictures_of_mixed_sizes(
     strips: list[np.ndarray], both_ensembles: RunningServer, expected: list[Detections]
 ) -> None:
-    """240 pictures, three of them corrupt: their order, their errors, and how many are held."""
+    """Checks the order, the errors and how many pictures are held for 240 pictures, three of them corrupt."""
     corrupt = {17: b"no picture", 99: png(strips[0])[:300], 200: np.zeros((1, 9000, 3), np.uint8)}
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
@@ -155,11 +155,11 @@ def test_async(strips: list[np.ndarray], both_ensembles: RunningServer, expected
 
 @pytest.mark.long
 def test_the_streaming_benchmark(both_ensembles: RunningServer, tmp_path: Path) -> None:
-    """A small version: that it runs, and judges the answers; how fast is not judged here."""
+    """Checks with a small version that the benchmark runs and checks the answers, but not how fast it is."""
     spec = importlib.util.spec_from_file_location("stream", ROOT / "tests" / "benchmarks" / "stream.py")
     assert spec and spec.loader
     benchmark = importlib.util.module_from_spec(spec)
-    sys.modules["stream"] = benchmark  # its dataclass looks there
+    sys.modules["stream"] = benchmark  # its dataclass needs this entry
     spec.loader.exec_module(benchmark)
     files, corrupt = benchmark.write_pictures(tmp_path, 25)
     done = benchmark.measure(both_ensembles.grpc_url, "digits", files, corrupt, in_flight=4)
@@ -196,7 +196,7 @@ def test_the_async_example(both_ensembles: RunningServer) -> None:
 def test_small_digits_in_a_large_picture(
     both_ensembles: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The benchmark, small: AP at least 0.1 above the untiled one, and one at a time finds the same."""
+    """In a small benchmark, tiles raise AP by at least 0.1, and sending one tile at a time gives the same AP."""
     monkeypatch.syspath_prepend(ROOT / "tests" / "benchmarks")
     benchmark = importlib.import_module("tiles")
     picture = benchmark.compose_large_picture((800, 1100))

@@ -1,4 +1,4 @@
-"""Shared memory with the real server: used again, and gone however the client ends."""
+"""Shared memory with the real server: it is used again, and it is removed however the client ends."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ def assert_same(ours: Detections, theirs: Detections) -> None:
 
 
 def regions(both_ensembles: RunningServer) -> list[str]:
-    """The shared memory that the server has open."""
+    """The names of the shared memory regions that the server has open."""
     with triton.InferenceServerClient(both_ensembles.grpc_url) as client:
         return sorted(client.get_system_shared_memory_status().regions)
 
@@ -62,16 +62,16 @@ def test_no_end_of_the_process_leaves_shared_memory(
     before = regions(both_ensembles)
     done = in_another_process(both_ensembles.grpc_url, code)
     assert done.returncode == return_code, done.stderr
-    if return_code == -signal.SIGKILL:  # perhaps while the server opened a region: the next client tidies up
+    if return_code == -signal.SIGKILL:  # a region may be left, which the next client removes
         Region(1).unlink()
     assert left_in_shared_memory() == []
-    if return_code != -signal.SIGKILL:  # nobody was left to tell the server
+    if return_code != -signal.SIGKILL:  # a killed client cannot tell the server to close its regions
         assert regions(both_ensembles) == before
     with Detector(both_ensembles.grpc_url, "digits") as detector:
         assert detector.is_ready()
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_client() -> None:
+def test_the_next_client_removes_the_memory_of_a_killed_process() -> None:
     code = "from rcnn_client._shm import Region; import os; Region(10); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     assert len(left_in_shared_memory()) == 1
@@ -110,10 +110,10 @@ def test_shared_memory_is_reused(
         assert len(regions(both_ensembles)) - len(before) == 1
 
 
-def test_shared_memory_that_cannot_be_had(
+def test_shared_memory_that_is_not_available(
     strips: list[np.ndarray], both_ensembles: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another folder than the server's, as in a container of its own; and one that is not there."""
+    """The client uses another folder than the server, as in a container of its own, or a folder that does not exist."""
     for folder, message in (
         (tmp_path, "Unable to open shared memory.*on this host"),
         (tmp_path / "none", "No such"),
@@ -123,4 +123,4 @@ def test_shared_memory_that_cannot_be_had(
             with pytest.raises(ServerError, match=message):
                 detector.detect(strips[0])
             assert list(tmp_path.iterdir()) == []
-            assert len(detector.detect(PICTURE)) > 0  # encoded pictures need none
+            assert len(detector.detect(PICTURE)) > 0  # encoded pictures need no shared memory

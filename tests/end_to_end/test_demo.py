@@ -1,4 +1,4 @@
-"""What `make demo` runs: a table with the right digits, a picture, and no process left."""
+"""The demo of `make demo` prints a table with digits, draws a picture, and leaves no process behind."""
 
 import subprocess
 import sys
@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of the processes that name ``folder``."""
+    """The command lines of processes that contain ``folder``."""
     lines = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = cmdline.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
         if str(folder) in line:
             lines.append(line)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("client")
 
 
 def test_a_folder_drawn_as_json_and_as_coco(both_ensembles: RunningServer, tmp_path: Path) -> None:
-    """The answers are the library's, under the ids of the sample's annotation file."""
+    """The answers equal those of the library and have the ids of the sample's annotation file."""
     journal, coco, drawn = tmp_path / "found.jsonl", tmp_path / "results.json", tmp_path / "drawn"
     annotations = PICTURES / "annotations.json"
     server = ["--url", both_ensembles.grpc_url, "--model", "digits"]
@@ -66,7 +66,7 @@ def test_a_folder_drawn_as_json_and_as_coco(both_ensembles: RunningServer, tmp_p
 
 
 def test_a_video(both_ensembles: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Frames go as pixels to the ensemble that takes them, with blue and red where they belong."""
+    """Frames are sent as pixels to the ensemble that takes pixels, with blue and red in the right order."""
     cv2 = pytest.importorskip("cv2")
     picture = sorted(PICTURES.glob("*.jpg"))[0]
     frame = cv2.imread(str(picture))
@@ -94,7 +94,7 @@ def test_a_video(both_ensembles: RunningServer, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("num_frames", [40, pytest.param(300, marks=pytest.mark.long)])
 def test_a_tracked_video(num_frames: int, both_ensembles: RunningServer, tmp_path: Path) -> None:
-    """The ids stay with the digits: IDF1 is at least 0.9, and the drawn video has every frame."""
+    """Digits keep their ids, so that IDF1 is at least 0.9, and the drawn video has every frame."""
     cv2 = pytest.importorskip("cv2")
     clip, drawn, journal = tmp_path / "clip.mp4", tmp_path / "drawn.mp4", tmp_path / "tracked.jsonl"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"mp4v"), 25, SIZE_HW[::-1])
@@ -114,9 +114,10 @@ def test_a_tracked_video(num_frames: int, both_ensembles: RunningServer, tmp_pat
 
 
 def idf1(truth: list[np.ndarray], found: list[list[dict]]) -> float:
-    """Twice the boxes that carry the right id, over all true and all found boxes (Ristani et al., ECCV 2016).
+    """Twice the number of boxes with the right id, divided by the number of true plus found boxes.
 
     Ids are assigned to objects one to one, such that as many boxes as possible (IoU at least 0.5) are right.
+    Source: Ristani et al., ECCV 2016.
     """
     together: Counter[tuple[int, int]] = Counter()
     for boxes, detections in zip(truth, found, strict=True):

@@ -20,7 +20,7 @@ from rcnn_export.train.coco_eval import Detected, detect, score
 
 pytestmark = pytest.mark.xdist_group("client")
 
-# Without picture 21: of two boxes of equal score in it, rounding decides which one suppresses the other.
+# Picture 21 is left out: it has two boxes of equal score, and rounding decides which one suppresses the other.
 PICTURES = [index for index in range(61) if index != 21]
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium")  # no held-out digit is large
 
@@ -33,7 +33,7 @@ def server(digits_repository: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The annotation file of held-out pictures, which lie beside it."""
+    """The annotation file of held-out pictures, which are in the same folder."""
     return write_coco(tmp_path_factory.mktemp("held-out"), "held-out", PICTURES)
 
 
@@ -47,7 +47,7 @@ def perf_analyzer_runs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def in_training(digits: torch_detector.Detector, annotations: Path) -> tuple[Detected, list[str]]:
-    """What torchvision finds in the pictures when rcnn-train evaluates; image ids are positions."""
+    """The detections of torchvision in an evaluation of rcnn-train; image ids are positions."""
     data = CocoDataset(annotations, annotations.parent)
     samples = ((position, data[position]) for position in range(len(data)))
     return detect(digits.model, samples), data.class_names
@@ -55,7 +55,7 @@ def in_training(digits: torch_detector.Detector, annotations: Path) -> tuple[Det
 
 @pytest.fixture(scope="module")
 def served(server: RunningServer, annotations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of rcnn-eval."""
+    """The output folder of rcnn-eval."""
     out = tmp_path_factory.mktemp("rcnn-eval")
     arguments = [str(annotations), str(annotations.parent), "--url", server.grpc_url, "--model", "digits"]
     assert eval_cli.main([*arguments, "--out", str(out)]) == 0
@@ -67,8 +67,8 @@ def test_scores_equal_pycocotools_on_torchvisions_own_results(
 ) -> None:
     (ours,) = json.loads((served / "scores.json").read_text())
     truth = COCO(str(annotations))
-    truth.dataset["info"] = {}  # loadRes wants one
-    image_ids = truth.getImgIds()  # the file has them in order
+    truth.dataset["info"] = {}  # loadRes needs it
+    image_ids = truth.getImgIds()  # in the order of the file
     results = [{**record, "image_id": image_ids[record["image_id"]]} for record in in_training[0].found]
     found = truth.loadRes(results)
     expected = COCOeval(truth, found, "bbox")
@@ -125,7 +125,7 @@ def test_perf(
     for each in measured:
         latencies = each["latencies"]
         assert 0 < latencies["p50_ms"] <= latencies["p90_ms"] <= latencies["p99_ms"]
-        # Little's law: in flight = throughput x latency.
+        # Little's law: requests in flight = throughput x latency.
         in_flight = latencies["images_per_s"] * latencies["p50_ms"] / 1000
         assert in_flight == pytest.approx(each["in_flight"], rel=0.5)
         assert each["num_failed"] == 0

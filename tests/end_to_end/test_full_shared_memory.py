@@ -1,4 +1,4 @@
-"""A /dev/shm that is full while a server runs: what finds no room is an error, and all goes on once there is room."""
+"""/dev/shm is full while a server runs: only a picture that finds no room gets an error, until there is room again."""
 
 import contextlib
 import importlib

@@ -1,4 +1,4 @@
-"""The whole detector in one process, on the real tritonserver: the ensemble's answers and refusals."""
+"""The whole detector in one process on the real tritonserver gives the answers and the errors of the ensemble."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,7 +100,7 @@ def test_pixels_go_in_as_they_are(server: RunningServer, fused: Detector) -> Non
 
 
 def test_under_the_detector_s_own_name(digits_repository: Path, expected: list[Detections]) -> None:
-    """``--fused on``: clients of the detector, and of its pixels model, stay as they are."""
+    """With ``--fused on``, clients of the detector and of its pixels model need no change."""
     picture = np.asarray(Image.open(PICTURES[0]).convert("RGB"))
     with running_server(digits_repository, ["digits"], fused="on") as server:
         assert server.models and server.models.served == ["digits", "digits_pixels"]
@@ -120,7 +120,7 @@ def test_under_the_detector_s_own_name(digits_repository: Path, expected: list[D
     assert server.process.returncode == 0
 
 
-def test_a_detector_without_its_fused_model_is_told(digits_repository: Path, tmp_path: Path) -> None:
+def test_a_detector_without_its_fused_model_is_reported(digits_repository: Path, tmp_path: Path) -> None:
     for path in digits_repository.iterdir():
         if path.name != "digits_fused":
             (tmp_path / path.name).symlink_to(path)

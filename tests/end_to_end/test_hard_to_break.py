@@ -1,4 +1,4 @@
-"""The served ensemble under overload and hostile input, and what its metrics tell of it."""
+"""The served ensemble under overload and hostile input, and its metrics."""
 
 import http.client
 import importlib
@@ -20,7 +20,7 @@ PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pi
 
 
 def metrics(server: RunningServer) -> dict[str, float]:
-    """Every time series of ours, by its name with the labels."""
+    """Every time series of this project, by its name with the labels."""
     connection = http.client.HTTPConnection(server.urls["metrics"])
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -43,7 +43,7 @@ def test_fuzzed_requests_get_boxes_or_invalid_argument(
     assert fuzz.is_ready(both_ensembles)
 
 
-def test_metrics_tell_what_was_found_and_what_was_refused(both_ensembles: RunningServer) -> None:
+def test_metrics_count_what_was_found_and_what_was_refused(both_ensembles: RunningServer) -> None:
     before = metrics(both_ensembles)
     with Detector(both_ensembles.grpc_url, "digits") as detector:
         found = [len(detector.detect(PICTURE)), len(detector.detect(PICTURE, score_thresh=1.0))]
@@ -98,13 +98,13 @@ def test_too_many_requests_are_refused_at_once_and_the_server_recovers(
         for client in clients:
             client.join()
         assert set(answers) <= {"boxes", "refused"} and answers["boxes"] > 3
-        assert answers["refused"] or narrow_step == "detections"  # which seldom has to wait
+        assert answers["refused"] or narrow_step == "detections"  # its queue is seldom full
         assert max(waits_s) < 20
         with Detector(server.grpc_url, "digits", retries=0) as detector:
             assert len(detector.detect(PICTURE))
 
 
-def test_nobody_waits_longer_than_a_request_says(digits_repository: Path, tmp_path: Path) -> None:
+def test_requests_do_not_wait_longer_than_the_config_permits(digits_repository: Path, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     shutil.copytree(digits_repository, repository)
     for config in repository.glob("*/config.pbtxt"):

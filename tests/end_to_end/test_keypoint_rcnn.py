@@ -1,4 +1,4 @@
-"""A small Keypoint R-CNN, exported, in process and served: boxes and keypoints as torchvision gives them."""
+"""A small Keypoint R-CNN is exported, and in process and served it gives the boxes and keypoints of torchvision."""
 
 from collections.abc import Iterator
 from pathlib import Path

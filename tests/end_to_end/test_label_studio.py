@@ -1,4 +1,4 @@
-"""The real Label Studio, in an environment of its own: its tasks get predictions of the served sample detector.
+"""The real Label Studio, in an environment of its own: its tasks get predictions from the served sample detector.
 
 Its package needs NumPy 2, so `label_studio_client.py` runs in that environment.
 """
@@ -39,7 +39,7 @@ START_S = 400
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment with Label Studio."""
+    """The folder with the programs of an environment for Label Studio."""
     folder = tmp_path_factory.mktemp("label_studio") / "venv"
     uv = [str(Path(sys.executable).with_name("uv"))]
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
@@ -50,7 +50,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ask(environment: Path) -> Callable[..., Any]:
-    """ask(command, *arguments, given): what `label_studio_client.py` answers; it reads `given` as JSON."""
+    """ask(command, *arguments, given): the output of `label_studio_client.py`, which reads `given` as JSON."""
 
     def run(*arguments: str, given: Any = None) -> Any:
         command = [environment / "python", Path(__file__).with_name("label_studio_client.py"), *arguments]
@@ -71,7 +71,7 @@ def readme_lines() -> list[str]:
 
 
 def free_port() -> int:
-    """A port that no other program gets while Label Studio starts: the system hands out higher ones."""
+    """A free port, which no other program is given while Label Studio starts: the system assigns higher ports."""
     while True:
         with suppress(OSError), socket.create_server(("127.0.0.1", random.randrange(15000, 30000))) as free:
             return int(free.getsockname()[1])
@@ -81,7 +81,7 @@ def free_port() -> int:
 def label_studio(
     environment: Path, readme_lines: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of a Label Studio that was started as the README says, with one user."""
+    """The address of a Label Studio with one user, started as the README says."""
     folder = tmp_path_factory.mktemp("data")
     port = free_port()
     *variables, _, command = shlex.split(readme_lines[0])
@@ -145,7 +145,7 @@ def test_its_own_code_finds_nothing_wrong(ask: Callable[..., Any]) -> None:
     assert ask("check", given=given) == []
     given["prediction"]["result"][0]["value"]["rectanglelabels"] = ["another"]
     given["codes"][0][-2] ^= 255
-    assert len(ask("check", given=given)) >= 2  # the check itself
+    assert len(ask("check", given=given)) >= 2  # the check finds errors
 
 
 def test_a_project_gets_predictions(
@@ -173,7 +173,7 @@ def test_a_project_gets_predictions(
     places = [*map(str, pictures), uri, "http://169.254.169.254/latest/meta-data"]
     model = f"{ui}/label-studio/digits"
     *answered, refused = ask("predict", label_studio, personal, model, "of-rcnn-ui", config, *places)
-    assert refused == []  # and the others are there
+    assert refused == []  # the refused picture does not affect the others
 
     with Detector(both_ensembles.grpc_url, "digits") as detector:
         expected = [detector.detect(path, score_thresh=0.5) for path in [*pictures, pictures[0]]]

@@ -1,4 +1,4 @@
-"""A small Mask R-CNN, exported, in process and served: boxes and masks as torchvision gives them."""
+"""A small Mask R-CNN is exported, and in process and served it gives the boxes and masks of torchvision."""
 
 import io
 import time
@@ -47,7 +47,7 @@ def detector() -> Detector:
 
 @torch.no_grad()
 def smooth_masks(model: MaskRCNN) -> MaskRCNN:
-    """Masks with an inside and an outside, as objects have them: random ones are noise."""
+    """Make masks smooth, with an inside and an outside like those of objects, because random masks are noise."""
     heads = model.roi_heads
     heads.mask_head.append(nn.AvgPool2d(9, 1, 4))
     deconvolution = heads.mask_predictor.conv5_mask.weight  # [in, out, 2, 2]
@@ -159,7 +159,7 @@ def ask(
     outputs: list[str] | None = None,
     **parameters: float,
 ) -> triton.InferResult:
-    """Everything, without ``outputs``."""
+    """The answer for a picture, with all outputs if ``outputs`` is not given."""
     image = triton.InferInput("image", [1, 1], "BYTES")
     image.set_data_from_numpy(np.array([[encoded]], np.object_))
     wanted = outputs and [triton.InferRequestedOutput(name) for name in outputs]
@@ -186,7 +186,7 @@ def test_run_lengths_are_those_of_the_masks_as_the_client_pastes_them(
 
 
 def test_run_lengths_of_a_large_picture_are_small(server: triton.InferenceServerClient) -> None:
-    """12 megapixels; 100 detections would make less than 1 MB."""
+    """On 12 megapixels, 30 detections take less than 0.3 MB; 100 would take less than 1 MB."""
     large = io.BytesIO()
     Image.fromarray(pixels_of([3])[0]).resize((4000, 3000)).save(large, "JPEG")
     answer = ask(server, "masked", large.getvalue(), [*ANSWERS[:4], "rles"], score_thresh=0.0)

@@ -1,4 +1,4 @@
-"""Every command on files that cannot be used: one sentence on stderr, a non-zero exit code, never a traceback."""
+"""Every command with unusable files: one sentence on stderr, a non-zero exit code, and never a traceback."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Refused = Callable[[Callable[[list[str]], int], list[str]], str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that must refuse its input; returns what it says."""
+    """Runs a command that must refuse its input and returns its error message."""
 
     def run(command: Callable[[list[str]], int], arguments: list[str]) -> str:
         code: object

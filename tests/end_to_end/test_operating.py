@@ -1,4 +1,4 @@
-"""``rcnn-serve`` with the sample detector: how it ends, what it traces, and whom it lets in."""
+"""``rcnn-serve`` with the sample detector: how it ends, what it traces, and how it controls access."""
 
 import http.client
 import json
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.xdist_group("server")
 PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
 STEPS = ("preprocess", "rpn", "proposals", "header", "detections")
 TIMEOUT_S = 15.0
-ACCEPTED_S = 0.1  # until the server has a request
+ACCEPTED_S = 0.1  # time after which the server has accepted a request
 GRPC, HTTP = "--grpc-restricted-protocol", "--http-restricted-api"
 DANGEROUS = {"model-repository", "shared-memory", "trace", "logging"}
 CLIENTS = {"inference", "metadata", "model-config", "statistics"}
 
 
 class Serving:
-    """``rcnn-serve`` as a process of its own, ready, and clients that never stop asking it."""
+    """``rcnn-serve``, ready, as a process of its own, and clients that send requests without a pause."""
 
     def __init__(self, repository: Path, *options: str | Path) -> None:
         command = [Path(sys.executable).with_name("rcnn-serve"), repository, "--models", "digits", *options]
@@ -42,11 +42,11 @@ class Serving:
         assert self.process.stdout is not None
         serving = next(line for line in self.process.stdout if line.startswith("Serving"))
         self.urls = dict(re.findall(r"(http|grpc|metrics) (\S+?:\d+)", serving))
-        self.waiting: dict[int, float] = {}  # client -> when it asked
-        self.answers: list[tuple[float, float, str]] = []  # when asked, when answered, and what
+        self.waiting: dict[int, float] = {}  # client -> time of its last request
+        self.answers: list[tuple[float, float, str]] = []  # when sent, when answered, the answer
 
     def stubs(self) -> dict[str, int]:
-        """The process of each model instance."""
+        """The process id of each model instance."""
         server, *_ = (
             int(folder.name)
             for folder in Path("/proc").glob("[0-9]*")
@@ -56,7 +56,7 @@ class Serving:
         return {stub.instance: pid for pid, stub in find_stubs(server).items()}
 
     def start_clients(self, count: int) -> list[threading.Thread]:
-        """Each asks until it gets another answer than boxes."""
+        """Start clients, each of which sends requests until it gets an answer other than boxes."""
 
         def ask(client: int) -> None:
             with Detector(self.urls["grpc"], "digits", retries=0, timeout_s=TIMEOUT_S) as detector:
@@ -75,14 +75,14 @@ class Serving:
         return clients
 
     def finish(self) -> tuple[int, str]:
-        """Exit code and stderr."""
+        """Wait for the end; returns the exit code and stderr."""
         _, stderr = self.process.communicate(timeout=60)
         return self.process.returncode, stderr
 
 
 def test_sigterm_under_load_answers_what_was_accepted(digits_repository: Path, tmp_path: Path) -> None:
     serving = Serving(digits_repository, "--fused", "off", "--trace", tmp_path / "traces")
-    idle = http.client.HTTPConnection(serving.urls["http"])  # stays open, which Triton's own end waits for
+    idle = http.client.HTTPConnection(serving.urls["http"])  # Triton alone would wait for open connections
     idle.request("GET", "/v2/health/ready")
     assert idle.getresponse().read() == b""
     clients = serving.start_clients(8)
@@ -139,7 +139,7 @@ def test_a_step_killed_under_load_ends_the_command(digits_repository: Path) -> N
 def test_a_step_killed_while_the_server_starts_ends_the_command(
     digits_repository: Path, after_s: float
 ) -> None:
-    """In the first milliseconds Triton waits for it for ever; once its model is loaded, it does not notice."""
+    """In the first milliseconds Triton would wait for it for ever; after loading its model it would not notice."""
     program = Path(sys.executable).with_name("rcnn-serve")
     ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
     command = [program, digits_repository, "--models", "digits", "--fused", "off", *ports]
@@ -199,7 +199,7 @@ def test_dangerous_apis_are_locked(digits_repository: Path) -> None:
 
 
 def locked(access: Access, *flags: str, host: str = "0.0.0.0") -> dict[str, dict[str, set[str]]]:
-    """The APIs that each restriction's header names open."""
+    """For each restriction: which APIs each of its headers unlocks."""
     found: dict[str, dict[str, set[str]]] = {}
     for flag in lock(access, flags, host=host).flags:
         restriction, _, value = flag.partition("=")
@@ -228,7 +228,7 @@ def test_loading_models_is_locked_unless_the_mode_is_explicit(host: str, flags: 
 
 
 def test_in_explicit_mode_the_token_loads_models(certificates: Path) -> None:
-    """Without a token, only this host's clients do; over HTTP beside TLS, nobody does."""
+    """Without a token, only clients on this host load models; over HTTP, nobody does if gRPC uses TLS."""
     explicit, loading = "--model-control-mode=explicit", {"model-repository"}
     rest = {"rcnn-serve": DANGEROUS - loading}
     with_token = {**rest, "token": CLIENTS | loading}
@@ -262,6 +262,6 @@ def test_in_explicit_mode_the_token_loads_models(certificates: Path) -> None:
         ({"token": "two words"}, "openssl rand"),
     ],
 )
-def test_access_that_cannot_be(options: dict, message: str) -> None:
+def test_impossible_options_for_access(options: dict, message: str) -> None:
     with pytest.raises(ServerError, match=message):
         Access(**options)

@@ -1,7 +1,7 @@
-"""The blocks of the READMEs, pasted one after the other into a shell, as a new user does.
+"""The blocks of the READMEs, pasted into a shell one after another, as a new user would do.
 
-A block is marked ``sh`` or ``python``. A second word names what it needs that is not at hand here; such a block is only
-parsed. The servers take the ports 8000 to 8002, as the READMEs say.
+A block is marked ``sh`` or ``python``. A second word names something that the block needs and that is not available
+here; such a block is only parsed. The servers use the ports 8000 to 8002, as the READMEs say.
 """
 
 import json
@@ -35,7 +35,7 @@ NEEDS = {None, "docker", "gpu", "kubernetes", "labelstudio", "tensorrt", "ui"}
 
 
 class Block(NamedTuple):
-    """A fenced block: ``sh`` or ``python``, what it needs beyond this machine, and its text."""
+    """A fenced block: its language, ``sh`` or ``python``, what it needs that is not available here, and its text."""
 
     language: str
     needs: str | None
@@ -50,7 +50,7 @@ def blocks_of(readme: Path) -> list[Block]:
 
 
 def script_of(readme: Path, substitutions: dict[str, str]) -> str:
-    """What a user pastes: Python's blocks go to ``python``."""
+    """The script that a user would paste; blocks of Python are piped into ``python``."""
     lines = ["set -em"]
     for block in blocks_of(readme):
         if block.needs is None:
@@ -64,7 +64,7 @@ def script_of(readme: Path, substitutions: dict[str, str]) -> str:
 
 
 def paste(script: str, folder: Path, timeout_s: float, **environment: str) -> str:
-    """Runs the script in a shell of its own, without the environment of the tests, and stops what it leaves running."""
+    """Run the script in a shell without the environment of the tests, and stop the processes that it leaves running."""
     for port in (8000, 8001, 8002):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -76,7 +76,7 @@ def paste(script: str, folder: Path, timeout_s: float, **environment: str) -> st
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "VIRTUAL_ENV"))
     }
-    # The last line stops whatever runs in the background.
+    # When the shell exits, this stops the processes in the background.
     trap = "trap 'kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT\n"
     shell = subprocess.run(
         ["bash", "-c", trap + script],
@@ -94,7 +94,7 @@ def paste(script: str, folder: Path, timeout_s: float, **environment: str) -> st
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An R50 of the sample's ten digits that was never trained."""
+    """The weights of an untrained R50-FPN with the classes of the sample, ten digits."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "my.pth"
     torch.save(
@@ -117,7 +117,7 @@ def test_every_block_names_its_language_and_can_be_parsed(readme: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.xdist_group("ports")
-def test_the_first_page_ends_with_the_drawn_picture_of_ones_own_detector(
+def test_the_first_page_ends_with_a_picture_drawn_by_the_users_own_detector(
     weights: Path, tmp_path: Path
 ) -> None:
     script = script_of(
@@ -201,7 +201,7 @@ def test_the_messages_of_the_troubleshooting_page_exist() -> None:
         for package in ("client/rcnn_client", "python_backend/rcnn_backend", "export/rcnn_export")
         for path in (ROOT / package).rglob("*.py")
     )
-    joined = re.sub(r'"\s*\n\s*f?"', "", sources)  # messages are strings in several pieces
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)  # messages may be split into several strings
     rows = re.findall(r"^\| `([^`]+)`", (ROOT / "TROUBLESHOOTING.md").read_text(), re.MULTILINE)
     assert rows
     for message in rows:

@@ -1,4 +1,4 @@
-"""The sample detector on the real tritonserver: the answers, and what it says to bad input."""
+"""The sample detector on the real tritonserver: its answers, and its errors for bad input."""
 
 import http.client
 import io
@@ -53,7 +53,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def ask(
     server: RunningServer, pictures: list[bytes], parameters: dict | None = None
 ) -> dict[str, np.ndarray]:
-    """One request that holds several pictures, as no client of ours sends it."""
+    """Send several pictures in one request, which the project's client never does."""
     tensor = triton.InferInput("image", [len(pictures), 1], "BYTES")
     tensor.set_data_from_numpy(np.array(pictures, object).reshape(-1, 1))
     with triton.InferenceServerClient(server.grpc_url) as client:
@@ -92,7 +92,7 @@ def test_the_pipeline_in_process_gives_the_served_answers(
 
 def test_a_batch_of_8_equals_8_requests(server: RunningServer, detector: Detector) -> None:
     picture = Image.open(PICTURES[0]).convert("RGB")
-    turned = [encode(picture.rotate(angle)) for angle in range(0, 40, 5)]  # same size, other contents
+    turned = [encode(picture.rotate(angle)) for angle in range(0, 40, 5)]  # the same size, different contents
     batch = ask(server, turned)
     for index, data in enumerate(turned):
         single = detector.detect(data)

@@ -1,4 +1,4 @@
-"""A head of another kind is carried by the chain: six files, and it is exported, run in process and served."""
+"""The chain supports a head of another kind: with changes to six files it exports and runs in process and served."""
 
 import shutil
 import subprocess
@@ -44,7 +44,7 @@ def test_a_third_head_touches_six_files(tmp_path: Path) -> None:
 
 
 def make_environment(folder: Path, sources: list[str]) -> Path:
-    """The Python of a virtual environment with those folders on its path, which Triton's stubs use as well."""
+    """Make a virtual environment with these folders on its path, which Triton's stubs use, too; returns its Python."""
     venv.create(folder, symlinks=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     (site_packages / "sources.pth").write_text("".join(f"{source}\n" for source in sources))

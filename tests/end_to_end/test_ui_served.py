@@ -1,4 +1,4 @@
-"""rcnn-ui in front of the real server: its page in a browser, and the lines of its README."""
+"""rcnn-ui with the real server: its page in a browser, and the commands in the README."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_six_digits_are_found_and_drawn(
         x1, y1, x2, y2 = np.round(detection.box).astype(int)
         is_line = np.abs(drawn - class_colour(detection.label)).max(axis=2) < 3
         edges = [is_line[y1, x1:x2], is_line[y2 - 1, x1:x2], is_line[y1:y2, x1], is_line[y1:y2, x2 - 1]]
-        assert sum(edge.mean() > 0.9 for edge in edges) >= 2  # labels may lie on the others
+        assert sum(edge.mean() > 0.9 for edge in edges) >= 2  # labels may cover the others
     said = page.inner_text("#timing").split()
     parts = {name: float(said[said.index(name) + 1]) for name in ("Network", "Queue", "Compute")}
     assert min(parts.values()) >= 0 and parts["Compute"] > 1

@@ -1,4 +1,4 @@
-"""A step whose GPU fails for good, on the real tritonserver; the GPU is a stand-in."""
+"""A step on the real tritonserver whose GPU fails permanently; a stand-in replaces the GPU."""
 
 import re
 import subprocess
@@ -54,7 +54,7 @@ ABOUT_TO_END = "its process is about to end"
 
 @contextmanager
 def serving(repository: Path, device: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``rcnn-serve`` with the model ``doubling``, and the address of its gRPC endpoint."""
+    """The process of ``rcnn-serve`` with the model ``doubling``, and the address of its gRPC endpoint."""
     folder = repository / "doubling" / "1"
     folder.mkdir(parents=True)
     (folder.parent / "config.pbtxt").write_text(CONFIG)
@@ -71,7 +71,7 @@ def serving(repository: Path, device: str) -> Iterator[tuple[subprocess.Popen[st
 
 
 def ask(url: str, *values: float) -> list[str]:
-    """What each of several requests at once is answered with: ``y`` or the error's message."""
+    """Send these values as simultaneous requests; returns for each the answer ``y`` or the error's message."""
     answers = [""] * len(values)
 
     def infer(index: int) -> None:
@@ -118,7 +118,7 @@ def test_under_load_every_request_is_answered(tmp_path: Path) -> None:
         assert process.poll() == 1
     refused = [answer for answer in answers if answer.endswith(ABOUT_TO_END)]
     assert len(refused) >= 8
-    assert answers[: len(refused)] == refused  # then the process had ended
+    assert answers[: len(refused)] == refused  # after these the process had ended
 
 
 def test_an_error_on_a_cpu_ends_nothing(tmp_path: Path) -> None:

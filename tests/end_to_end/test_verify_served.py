@@ -1,4 +1,4 @@
-"""rcnn-verify on what the real tritonserver answers, single pictures and several in a request."""
+"""rcnn-verify on the answers of the real tritonserver, with one picture and with several pictures in a request."""
 
 import re
 from pathlib import Path

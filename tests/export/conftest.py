@@ -1,4 +1,4 @@
-"""What tests of several rooms count."""
+"""Fixtures for the tests of several subpackages."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from rcnn_backend.engines.tensorrt_package import ErrorLog, trt
 
 @pytest.fixture(scope="session")
 def count_int8_layers() -> Callable[[bytes], int]:
-    """Counts the convolutions and matrix products of TensorRT's network, parsed from an ONNX file, whose data and weights
-    are both dequantised.
+    """Parses an ONNX file with TensorRT and counts the convolutions and matrix products whose data and weights are both
+    dequantised.
     """
 
     def count(graph: bytes) -> int:

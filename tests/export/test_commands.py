@@ -1,4 +1,4 @@
-"""The commands as a person meets them: --help at once, --version, Ctrl-C."""
+"""The commands as a user sees them: a fast --help, --version, Ctrl-C."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_the_family_is_optional_and_stands_anywhere(given: list[str], family: st
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_and_version_import_nothing_slow(command: str) -> None:
-    """The time itself depends on how busy the machine is, so the best of three counts."""
+    """The time depends on how busy the machine is, so the best of three counts."""
     program = Path(sys.executable).with_name(command)
     times_s = []
     for _ in range(3):

@@ -1,8 +1,8 @@
-"""Records what SAHI's slicing and merging make of random pictures and detections, in `recorded.json`.
+"""Records the results of SAHI's slicing and merging for random pictures and detections in `recorded.json`.
 
     python -m venv sahi && sahi/bin/pip install sahi==0.12.8 && sahi/bin/python tests/client/sahi/record.py
 
-SAHI is not among the tests' own packages: its OpenCV needs NumPy 2, and the server NumPy 1.
+SAHI is not installed with the test packages: its OpenCV needs NumPy 2, and the server needs NumPy 1.
 """
 
 import itertools
@@ -19,7 +19,7 @@ METHODS = {"greedy_nmm": GreedyNMMPostprocess, "nmm": NMMPostprocess, "nms": NMS
 
 
 def main() -> None:
-    """Writes the file."""
+    """Write the file."""
     rng = np.random.default_rng(0)
     slices = []
     for size_hw, tile_hw, overlap in itertools.product(

@@ -1,4 +1,4 @@
-"""What a third head adds to the project: text at the end of four modules, and two files of its own step."""
+"""What a third head adds to the project: text at the end of four modules, and two files for its own step."""
 
 CHAIN = """
 ANGLE_VECTORS = Tensor("angle_vectors", FP32, ("head_detections", "axes"))
@@ -72,7 +72,7 @@ output { name: "angles" data_type: TYPE_FP32 dims: [ 100 ] }
 dynamic_batching { }
 """
 
-FILES = {  # the path, and whether the text is added at the end of a module
+FILES = {  # path -> text, and whether it is added at the end of an existing module
     "python_backend/rcnn_backend/contract/chain.py": (CHAIN, True),
     "python_backend/rcnn_backend/operators/heads.py": (HEADS, True),
     "export/rcnn_export/detector/split.py": (SPLIT, True),

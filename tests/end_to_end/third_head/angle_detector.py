@@ -1,4 +1,4 @@
-"""A detector of a made-up family: a third head finds an angle for each detection."""
+"""A detector of a made-up family, whose third head finds an angle for each detection."""
 
 from angle_rcnn import AngleRCNN
 from rcnn_export.detector.load import Detector
@@ -8,7 +8,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 
 def angle_detector() -> Detector:
-    """A small one with random weights."""
+    """A small detector with random weights."""
     model = AngleRCNN(**small_parts())
     heads, channels = model.roi_heads, model.backbone.out_channels
     heads.angle_roi_pool = MultiScaleRoIAlign(heads.box_roi_pool.featmap_names, 6, 2)

@@ -1,4 +1,4 @@
-"""The made-up family's class."""
+"""The class of the made-up family."""
 
 from torchvision.models.detection import FasterRCNN
 

@@ -1,4 +1,4 @@
-"""Exports the made-up detector, and compares its angles in process and served with those of its torch modules.
+"""Exports the made-up detector and compares its angles, in process and served, with those of its torch modules.
 
 python answers.py FOLDER
 """

@@ -14,7 +14,7 @@ Build = Callable[..., FasterRCNN]
 
 @pytest.fixture
 def build() -> Build:
-    """Builds a detector of one feature map of stride 8 and 3 classes; the arguments are FasterRCNN's."""
+    """Builds a detector with one feature map of stride 8 and 3 classes; the arguments are those of FasterRCNN."""
 
     def detector(**settings: object) -> FasterRCNN:
         backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1))

@@ -1,4 +1,4 @@
-"""What is no weights file is said to be what it is, in one sentence, without a traceback or torch's advice."""
+"""An error about a bad weights file says in one sentence what the file is, without a traceback or torch's advice."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""A function of the user's own is called and its detector taken out of wrappers, or the true cause is told."""
+"""A user's function is called and its detector is taken out of wrappers, or the error names the true cause."""
 
 import sys
 from pathlib import Path
@@ -70,7 +70,7 @@ a_model = build()
 
 @pytest.fixture(autouse=True)
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The module ``own_models`` in the working directory."""
+    """Write the module ``own_models`` into the working directory."""
     (tmp_path / "own_models.py").write_text(SOURCE)
     (tmp_path / "own_broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
@@ -87,7 +87,7 @@ def test_a_wrapped_detector_is_the_plain_one(function: str) -> None:
     assert all(tensor.dtype == plain[name].dtype for name, tensor in unwrapped.items())
 
 
-def test_the_number_of_classes_goes_to_whatever_takes_it() -> None:
+def test_the_number_of_classes_is_passed_to_functions_that_take_it() -> None:
     assert len(load_detector("own_models:any_arguments", num_classes=6).class_names) == 6
     with pytest.raises(ExportError, match="returned a detector of 3 classes, but 6 were asked for"):
         build_detector("own_models:three_classes", 6)
@@ -118,7 +118,7 @@ def test_the_weights_that_a_function_gives_are_kept() -> None:
         ("own_broken:build", "cannot import own_broken:build: ZeroDivisionError: division by zero"),
     ],
 )
-def test_the_true_cause_is_told(path: str, message: str) -> None:
+def test_the_true_cause_is_named(path: str, message: str) -> None:
     with pytest.raises(ExportError, match=message) as refused:
         build_detector(path)
     assert "\n" not in str(refused.value)

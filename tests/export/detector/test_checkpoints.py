@@ -1,4 +1,4 @@
-"""Every checkpoint that people have loads as the plain state dict inside does, and runs no code."""
+"""Every common kind of checkpoint loads like the plain state dict inside it, and runs no code."""
 
 import argparse
 import collections
@@ -28,7 +28,7 @@ State = dict[str, Tensor]
 
 
 class Config(dict):  # type: ignore[type-arg]
-    """A class that only the training code has."""
+    """A class that exists only in the training code."""
 
 
 class Empty:
@@ -50,7 +50,7 @@ def other(state: State) -> State:
 
 
 def reference(state: State) -> dict[str, Any]:
-    """As torchvision's references/detection/train.py saves it."""
+    """A checkpoint as torchvision's references/detection/train.py saves it."""
     parameters = [nn.Parameter(torch.ones(2))]
     optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
     parameters[0].grad = torch.ones(2)
@@ -67,7 +67,7 @@ def reference(state: State) -> dict[str, Any]:
 
 
 def average(state: State) -> State:
-    """As torch.optim.swa_utils.AveragedModel's state dict."""
+    """The state dict of a torch.optim.swa_utils.AveragedModel."""
     return {"n_averaged": torch.tensor(9), **prefixed("module.", state)}
 
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_exports_to_the_engine_of_the_plain_state_dict(
 ) -> None:
     torch.save(KINDS["reference_with_average.pth"](state), tmp_path / "checkpoint.pth")
     model = load_detector(DIGITS, str(tmp_path / "checkpoint.pth")).model
-    header = list(engine_stages(model, FP32))[-1]  # the lightest
+    header = list(engine_stages(model, FP32))[-1]  # the smallest stage
     expected = (digits_repository / f"digits_{header.name}" / "1" / "model.onnx").read_bytes()
     assert clean_graph(export_onnx(header)).SerializeToString() == expected
 
@@ -228,7 +228,7 @@ def test_a_key_chooses(state: State, digits: Detector, tmp_path: Path) -> None:
 
 
 class Hostile:
-    """Runs a function when it is unpickled as pickle does."""
+    """Runs a function when pickle loads it."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -254,7 +254,7 @@ def test_nothing_in_a_file_is_run(new_format: bool, state: State, digits: Detect
     assert not proof.exists()
 
 
-def test_a_whole_model_brings_its_eps(state: State, tmp_path: Path) -> None:
+def test_a_whole_model_keeps_its_eps(state: State, tmp_path: Path) -> None:
     model = copy.deepcopy(whole_model(state))
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""What an export would leave out is refused by the name of its class and method; what it takes along is not."""
+"""Code that an export would leave out is refused, naming its class and method; code that it includes is accepted."""
 
 import functools
 import re
@@ -112,7 +112,7 @@ def test_a_hook_is_refused_where_it_would_not_run(build: Build, path: str) -> No
         check_detector(model)
 
 
-def test_what_is_exported_through_its_own_code_may_be_anything(build: Build) -> None:
+def test_code_that_is_exported_may_be_anything(build: Build) -> None:
     model = build(rpn_anchor_generator=OwnCells(((16, 32),), ((1.0,),)))
     model.roi_heads.__class__ = OwnTraining
     model.roi_heads.box_coder.__class__ = OwnDecoding
@@ -205,7 +205,7 @@ def test_a_backbone_may_make_its_own_channels_of_three(build: Build) -> None:
 
 
 class Predictor(nn.Module):
-    """Keeps torchvision's contract, but not the names of its layers."""
+    """Keeps torchvision's contract but has other layer names."""
 
     def __init__(self, num_classes: int, box_numbers: int) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ def test_a_predictor_gives_four_numbers_for_each_class(build: Build) -> None:
         check_detector(build(box_predictor=Predictor(5, 4)))
 
 
-def test_what_does_not_fit_together_is_refused(build: Build) -> None:
+def test_parts_that_do_not_fit_together_are_refused(build: Build) -> None:
     two_levels = AnchorGenerator(((16,), (32,)), ((1.0,),) * 2)
     with pytest.raises(ExportError, match="anchors for 2 feature maps, but the backbone returns 1"):
         check_detector(build(rpn_anchor_generator=two_levels))

@@ -1,4 +1,4 @@
-"""The keypoint header as it is exported, beside torchvision's; and the keypoint branches that are refused."""
+"""The exported keypoint header compared with torchvision's, and the keypoint branches that are refused."""
 
 import numpy as np
 import pytest

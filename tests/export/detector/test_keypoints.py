@@ -1,4 +1,4 @@
-"""Keypoint R-CNNs load like the other detectors, with as many keypoints as their weights have, and with names."""
+"""Keypoint R-CNNs load like other detectors, with the number of keypoints that their weights have, and with names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ Build = Callable[..., FasterRCNN]
 
 @pytest.fixture
 def model(build: Build) -> KeypointRCNN:
-    """Finds 3 keypoints in each box."""
+    """A model that finds 3 keypoints in each box."""
     plain = build()
     return KeypointRCNN(
         plain.backbone,
@@ -52,7 +52,7 @@ def test_a_detector_has_the_keypoints_of_its_weights(tmp_path: Path) -> None:
         ExportError, match=r"names\.txt names 2 keypoints, but .* finds 5: give one name a line"
     ):
         load_detector(DIGITS, str(tmp_path / "w.pth"), keypoints=tmp_path / "names.txt")
-    # Without weights, the names decide.
+    # Without weights, the number of names is used.
     built = load_detector(DIGITS, "builder", keypoints=tmp_path / "names.txt")
     assert num_keypoints_of(built.model) == 2 and built.keypoint_names == ["a", "b"]
 
@@ -64,7 +64,7 @@ def test_torchvisions_builder_has_any_number_of_keypoints() -> None:
     assert len(COCO_KEYPOINTS) == 17 and COCO_KEYPOINTS[:2] == ["nose", "left_eye"]
 
 
-def test_what_is_known_of_the_published_weights() -> None:
+def test_the_eps_of_the_published_weights() -> None:
     weights = KeypointRCNN_ResNet50_FPN_Weights
     assert _trained_eps(weights.COCO_V1) == 0 and _trained_eps(weights.COCO_LEGACY) is None
 
@@ -79,7 +79,7 @@ def test_published_weights_call_label_0_the_background(
     assert detector.class_names == [BACKGROUND, "person"] and detector.keypoint_names == COCO_KEYPOINTS
 
 
-def test_keypoints_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
+def test_keypoint_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\nb\n")
     with pytest.raises(ExportError, match=r"names 2 keypoints, but .* finds none: leave the names out"):
         load_detector(BOXES, "builder", keypoints=tmp_path / "names.txt")

@@ -1,4 +1,4 @@
-"""The labels file: its encodings, and what is refused with a sentence."""
+"""The labels file: its encodings, and the contents that are refused with an error."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def read(folder: Path, content: str | bytes) -> list[str]:
         TEXT.encode("utf-32"),
         TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
         TEXT.replace("\n", "\r").encode(),
-        TEXT.replace("\n", " \t\n\n").encode() + b"\xe3\x80\x80\n",  # blanks, also an ideographic one
+        TEXT.replace("\n", " \t\n\n").encode() + b"\xe3\x80\x80\n",  # spaces, including an ideographic one
         "".join(f"\ufeff{name}\n" for name in NAMES).encode(),  # files joined by cat
         f"\ufeff{BACKGROUND}\n{TEXT}".encode(),
     ],
@@ -72,7 +72,7 @@ def test_a_separator_within_a_name_ends_no_line(tmp_path: Path) -> None:
         ("<?xml version='1.0'?>\n<a/>\n", "look like XML"),
     ],
 )
-def test_what_is_no_list_of_names_is_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
+def test_bad_lists_of_names_are_refused(content: str | bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         read(tmp_path, content)
 

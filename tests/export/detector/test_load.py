@@ -1,4 +1,4 @@
-"""Models and weights load as torchvision would load them, or the message says what does not fit."""
+"""Models and weights load as in torchvision, or the error says what does not fit."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ MOBILE = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same five-class weights as .pth, as .safetensors and as a training checkpoint."""
+    """The same weights for five classes as .pth, as .safetensors and as a training checkpoint."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(7)
     state = fasterrcnn_mobilenet_v3_large_320_fpn(

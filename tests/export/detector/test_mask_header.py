@@ -1,4 +1,4 @@
-"""The mask header as it is exported, beside torchvision's; and the mask branches that are refused."""
+"""The exported mask header compared with torchvision's, and the mask branches that are refused."""
 
 import numpy as np
 import pytest

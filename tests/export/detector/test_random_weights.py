@@ -1,4 +1,4 @@
-"""Random weights detect: nothing saturates, nothing ties, and rounding is not amplified."""
+"""A detector with random weights finds objects: nothing saturates, few scores tie, and rounding is not amplified."""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Strides are those that torchvision infers, whatever pictures are padded to."""
+"""Strides equal those that torchvision infers, whatever size pictures are padded to."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ SIZES_DIVISIBLE = [1, 3, 20, 32, 48]
 
 @pytest.fixture
 def model(digits: Detector, monkeypatch: pytest.MonkeyPatch) -> FasterRCNN:
-    """The sample, whose transform a test may change."""
+    """The sample detector; a test may change its transform."""
     monkeypatch.setattr(digits.model.transform, "size_divisible", digits.model.transform.size_divisible)
     return digits.model
 
@@ -55,9 +55,9 @@ def test_a_stride_that_is_no_power_of_two_is_rounded_as_torchvision_rounds_it(bu
     assert model.roi_heads.box_roi_pool.scales == [1 / 32]
 
 
-def test_strides_that_the_first_picture_decides_are_refused(build: Build) -> None:
+def test_strides_that_depend_on_the_first_picture_are_refused(build: Build) -> None:
     model = build(min_size=96, max_size=128)
-    model.backbone[0] = nn.Conv2d(3, 4, 11, 48, 5)  # 2 rows of 96 px, 3 of 128
+    model.backbone[0] = nn.Conv2d(3, 4, 11, 48, 5)  # 96 px become 2 rows, and 128 px become 3
     with pytest.raises(
         ExportError,
         match=r"infers other strides from pictures of other sizes \(\[64\] at 96x128, \[64\] at 96x96, \[32\] at 128x96\)",

@@ -1,4 +1,4 @@
-"""Weights that do not fit: the message names the tensors, whose weights they are, or the builder that they fit."""
+"""Weights that do not fit: the error names the tensors, the family of the weights, or the builder that they fit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.detection import FasterRCNN_MobileNet_V3_Large_320_FPN_Weights
 
-# A model on the meta device shows names and shapes without the time and the memory of its weights.
+# A model on the meta device has names and shapes but needs no time and no memory for its weights.
 pytestmark = pytest.mark.filterwarnings("ignore:.*which is a no-op:UserWarning")
 
 DIGITS = "rcnn_export.digits.detector:digits_detector"
@@ -41,7 +41,7 @@ def state_of(builder: str, num_classes: int = 91) -> dict[str, Tensor]:
     [
         (V1, [V1]),
         (V2, [V2]),
-        (MOBILE, [MOBILE, "fasterrcnn_mobilenet_v3_large_fpn"]),  # they differ in sizes alone
+        (MOBILE, [MOBILE, "fasterrcnn_mobilenet_v3_large_fpn"]),  # these two differ only in picture sizes
         ("maskrcnn_resnet50_fpn", []),
     ],
 )
@@ -97,7 +97,7 @@ def _renamed(state: dict[str, Tensor]) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(
+def test_tensors_that_do_not_fit_are_named(
     change: Callable[[dict[str, Tensor]], None], message: str, digits: Detector
 ) -> None:
     state = dict(digits.model.state_dict())
@@ -127,7 +127,7 @@ def test_eps_that_is_no_number_is_refused(digits: Detector, tmp_path: Path) -> N
         set_batch_norm_eps(nn.Conv2d(1, 1, 1), 0.0)
 
 
-def test_an_open_eps_is_said_of_the_v1_builder_alone(digits: Detector) -> None:
+def test_an_unknown_eps_is_reported_only_for_the_v1_builder(digits: Detector) -> None:
     lines: list[str] = []
     for model in (on_meta(V2), on_meta(MOBILE), digits.model):
         report_open_eps(model, "w.pth", lines.append)
@@ -155,7 +155,7 @@ def test_a_name_before_a_file_and_a_file_by_its_path(tmp_path: Path, monkeypatch
     with pytest.raises(ExportError, match=r"has no weights 'FasterRCNN_ResNet50_FPN_Weights\.COCO_V1'"):
         weights_module.find_weights(MOBILE, "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", None, print)
     found = weights_module.find_weights(V1, "DEFAULT", None, print)
-    assert found and found.batch_norm_eps == 0.0  # torchvision overwrites it for these
+    assert found and found.batch_norm_eps == 0.0  # torchvision overwrites the eps for these weights
 
 
 def test_a_function_has_no_published_weights() -> None:

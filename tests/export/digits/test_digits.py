@@ -56,7 +56,7 @@ def test_keypoints_are_the_middles_of_the_farthest_ink() -> None:
         [1, 0, 0, 1, 0, 0, 0],
         [0, 1, 0, 1, 0, 0, 0],
     ], bool)  # fmt: skip
-    # The top row has a longer run, the bottom row two equal ones; the left column has one of three pixels.
+    # In the top row one run is longer, in the bottom row two runs are equal; the left column has a run of three pixels.
     assert extreme_points(ink).tolist() == [[4, 0], [6, 2], [1, 4], [0, 2]]
     assert extreme_points(np.ones((1, 4), bool)).tolist() == [[1, 0], [3, 0], [1, 0], [0, 0]]
 
@@ -78,7 +78,7 @@ def test_keypoints_touch_the_boxes_and_are_hidden_under_later_digits(pictures: l
 
 
 def test_the_ink_is_where_the_picture_differs_from_its_surroundings(pictures: list[DigitPicture]) -> None:
-    """The masks are not beside the digits: within most boxes ink and background differ in colour."""
+    """The masks are at the right place: in most boxes the colours of ink and background differ."""
     contrasts = []
     for picture in pictures:
         for (left, top, right, bottom), mask in zip(picture.boxes.astype(int), picture.masks, strict=True):
@@ -134,7 +134,7 @@ def test_the_coco_folder_holds_the_same_annotations(
         assert np.array_equal(target["boxes"].numpy(), picture.boxes)
         assert np.array_equal(target["labels"].numpy(), picture.labels)
         assert target["area"].tolist() == [mask.sum() for mask in picture.masks]
-        loss = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - picture.pixels)  # JPEG's
+        loss = np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - picture.pixels)  # of JPEG
         assert loss.mean() < 5
 
     with_keypoints = CocoDataset(read(tmp_path / "annotations.json", "keypoints"), tmp_path)

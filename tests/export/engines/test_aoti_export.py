@@ -1,4 +1,4 @@
-"""AOTInductor packages equal torch, and refuse what they were not compiled for. Here: the CPU's."""
+"""AOTInductor packages, here for the CPU, equal torch and run only on what they were compiled for."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def stage(digits: Detector) -> Stage:
 
 @pytest.fixture(scope="module")
 def version_dir(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The header, which compiles ten times faster than the RPN, with its manifest."""
+    """The compiled header with its manifest. It compiles ten times faster than the RPN."""
     folder = tmp_path_factory.mktemp("header")
     target = compile_package(stage, folder / "model.pt2")
     manifest = {
@@ -56,7 +56,7 @@ def test_the_package_equals_torch_at_any_batch_and_number_of_rois(stage: Stage, 
 
 
 class Upsample(nn.Module):
-    """As torchvision's FeaturePyramidNetwork does."""
+    """Upsamples as torchvision's FeaturePyramidNetwork does."""
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         return fine + nn.functional.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
@@ -70,7 +70,7 @@ def test_upsampling_by_integers_is_torchs(size_hw: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 1.5])
-def test_so_is_upsampling_by_a_factor(factor: float) -> None:
+def test_upsampling_by_a_factor_is_torchs(factor: float) -> None:
     upsample, x = nn.Upsample(scale_factor=factor), torch.rand(2, 3, 7, 11)
     program = upsample_by_integers(torch.export.export(upsample, (x,)))
     assert torch.equal(program.module()(x), upsample(x))
@@ -78,7 +78,7 @@ def test_so_is_upsampling_by_a_factor(factor: float) -> None:
 
 
 def test_no_ratio_of_two_sizes_is_left_to_the_compiler(digits: Detector) -> None:
-    """A GPU divides floats approximately: of a ratio a little below 1/2, the FPN would take wrong pixels."""
+    """A GPU divides floats approximately: with a ratio slightly below 1/2, the FPN would take wrong pixels."""
     exported = export_program(engine_stage(digits.model, "rpn"))
     calls = [str(node.target) for node in upsample_by_integers(exported).graph.nodes]
     assert any("upsample" in str(node.target) for node in exported.graph.nodes)
@@ -102,7 +102,7 @@ def test_a_package_for_something_else_is_refused(
         load_engine(tmp_path)
 
 
-def test_a_broken_package_and_a_missing_manifest_are_told(version_dir: Path, tmp_path: Path) -> None:
+def test_a_broken_package_and_a_missing_manifest_are_reported(version_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes((version_dir / "model.pt2").read_bytes()[:1000])
     with pytest.raises(RepositoryError, match=r"cannot read .*manifest\.json"):
         load_engine(tmp_path)

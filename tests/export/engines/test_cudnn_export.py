@@ -97,7 +97,7 @@ def test_a_header_in_fp16_takes_and_gives_its_types(digits: Detector, tmp_path: 
         np.testing.assert_allclose(ours, theirs.numpy(), atol=0.02)
 
 
-def test_a_broken_program_is_told(version_dir: Path, tmp_path: Path) -> None:
+def test_a_broken_program_is_reported(version_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "model.cudnn.pt2").write_bytes((version_dir / "model.cudnn.pt2").read_bytes()[:1000])
     manifest = json.loads((version_dir / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))

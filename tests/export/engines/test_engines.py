@@ -1,7 +1,7 @@
-"""Both halves of every torchvision Faster R-CNN and the header of every mask or keypoint head export, equal torch, and build as TensorRT engines.
+"""The networks of torchvision's models export, equal torch and build as TensorRT engines.
 
-TensorRT-RTX stands in for TensorRT here: it parses with TensorRT's own parser and builds without a GPU,
-at once for the kinds of GPU that it is told.
+These networks are both halves of every Faster R-CNN, and the header of every mask or keypoint head. TensorRT-RTX stands
+in for TensorRT here: it parses with TensorRT's own parser, and builds without a GPU, for several kinds of GPU at once.
 """
 
 import shutil
@@ -45,7 +45,7 @@ def model(request: pytest.FixtureRequest) -> FasterRCNN:
 
 @pytest.fixture(scope="module")
 def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage, Path]]:
-    """The networks of the model that no other test exports, and their ONNX files."""
+    """The networks of the model that are not tested with another model, and their ONNX files."""
     folder = tmp_path_factory.mktemp("stages")
     exported = []
     for stage in own_stages(model):
@@ -56,7 +56,7 @@ def stages(model: FasterRCNN, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def own_stages(model: FasterRCNN, precision: Precision = FP32) -> list[Stage]:
-    """The RPN and the header, or of a family that has the same and one more, that one."""
+    """The RPN and the header; for a family with a third network, that one alone."""
     stages = engine_stages(model, precision)
     return stages[2:] or stages
 
@@ -78,10 +78,10 @@ def inputs_of(stage: Stage, batch: int, sides: tuple[int, int]) -> tuple[torch.T
 
 
 def assert_within_bounds(name: str, ours: np.ndarray, reference: np.ndarray) -> None:
-    """Holds an output to the bound of FP32 for its kind, as rcnn-verify does."""
+    """Check an output against the FP32 bound for its kind, as rcnn-verify does."""
     bounds = FP32.bounds
     differences = np.abs(ours - reference)
-    if name == "rpn_boxes":  # near ties may swap rows: the sorted scores stay
+    if name == "rpn_boxes":  # scores that nearly tie may swap rows, but the sorted scores stay the same
         assert differences[:, :, 0].max() <= bounds.score
         np.testing.assert_array_equal(ours[:, :, 5], reference[:, :, 5])
     elif name == "class_scores":
@@ -134,7 +134,7 @@ def test_tensorrt_parses_and_builds(
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> None:
-    """The sample's FP16 plans, which other tests build, take a few seconds; these minutes."""
+    """These plans take minutes. Other tests build the sample's FP16 plans in a few seconds."""
     for stage in own_stages(model, FP16):
         onnx.save(clean_graph(export_onnx(stage)), tmp_path / "model.onnx")
         build(model, stage, tmp_path)
@@ -145,7 +145,7 @@ def test_tensorrt_parses_and_builds_fp16(model: FasterRCNN, tmp_path: Path) -> N
 def test_tensorrt_parses_and_builds_int8(
     model: FasterRCNN, tmp_path: Path, count_int8_layers: Callable[[bytes], int]
 ) -> None:
-    """With ranges that were not measured: they change no kernel."""
+    """The ranges are not measured here: they do not affect which kernels are built."""
     for stage in own_stages(model, INT8):
         graph = clean_graph(export_onnx(stage))
         layers = find_layers(graph)

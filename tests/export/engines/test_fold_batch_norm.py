@@ -1,4 +1,4 @@
-"""Batch normalisation is what it was, and nothing of it is left in the graph."""
+"""Batch normalisation gives the same results, but no node for it remains in the graph."""
 
 import onnx
 import pytest

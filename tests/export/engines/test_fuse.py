@@ -1,4 +1,4 @@
-"""Which convolutions are fused with what, and that the fused network computes the same."""
+"""Which operators are fused into convolutions, and that the fused network computes the same."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ aten, rcnn = torch.ops.aten, torch.ops.rcnn
 
 
 class Network(nn.Module):
-    """A convolution 4 -> 4, a batch normalisation, and what ``then`` makes of them: then(self, x)."""
+    """A convolution 4 -> 4 and a batch normalisation; the output is ``then(self, x)``."""
 
     def __init__(
         self, then: Callable[["Network", Tensor], Tensor], norm: type = nn.BatchNorm2d, **kwargs: Any
@@ -43,7 +43,7 @@ class Network(nn.Module):
 
 
 def fuse(network: nn.Module, *shape: int) -> tuple[fx.GraphModule, Fusions]:
-    """The network traced with open batch, height and width, and fused."""
+    """The network, traced with dynamic batch, height and width, and then fused."""
     dims = {0: Dim("batch", min=1, max=8), 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     example = (torch.rand(*(shape or (2, 4, 10, 12))),)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def fuse(network: nn.Module, *shape: int) -> tuple[fx.GraphModule, Fusions]:
 
 
 def calls(module: fx.GraphModule) -> list[str]:
-    """The operators in the order of the graph, without their overload; a size's arithmetic left out."""
+    """The operators in graph order, without their overload names and without arithmetic on sizes."""
     return [
         str(node.target).split(".")[1]
         for node in module.graph.nodes
@@ -61,7 +61,7 @@ def calls(module: fx.GraphModule) -> list[str]:
 
 
 def detect_parts(module: fx.GraphModule) -> tuple[bool, bool, bool]:
-    """Whether the one fused convolution has a bias, a residual and ReLU."""
+    """Whether the only fused convolution has a bias, a residual and a ReLU."""
     (node,) = (node for node in module.graph.nodes if node.target == rcnn.convolution.default)
     return node.args[2] is not None, node.args[3] is not None, node.args[-1]
 
@@ -84,18 +84,18 @@ def assert_same(network: nn.Module, fused: nn.Module, channels: int = 4) -> None
         (lambda net, x: x + net.norm(net.conv(x)), [], (True, True, False)),
         (lambda net, x: 2 * net.conv(x) * net.table + 1, [], (True, False, False)),
         (lambda net, x: nn.functional.hardswish(net.norm(net.conv(x))), ["hardswish"], (True, False, False)),
-        # a normalisation behind the residual or behind ReLU is not the convolution's
+        # a normalisation after the residual or after ReLU does not belong to the convolution
         (lambda net, x: net.norm(net.conv(x) + x), ["batch_norm"], (True, True, False)),
         (lambda net, x: net.norm(torch.relu(net.conv(x))), ["batch_norm"], (True, False, True)),
-        # what is added has another shape, or is no input of the convolution's type
+        # the added tensor has another shape or another type than the convolution
         (lambda net, x: net.conv(x) + x[:, :1], ["slice", "add"], (True, False, False)),
         (lambda net, x: net.conv(x) + x.double(), ["_assert_tensor_metadata", "to", "add"], (True, False, False)),
-        # a table for each column, not for each channel
+        # the factors are for columns, not for channels
         (lambda net, x: net.conv(x[..., :4]) * net.table.flatten(), ["slice", "flatten", "mul"], (True, False, False)),
-        # something else uses the convolution, too
+        # another operator uses the result of the convolution, too
         (lambda net, x: (y := net.conv(x)) * torch.relu(y), ["relu", "mul"], (True, False, False)),
         (lambda net, x: (y := net.conv(x)) + y, ["add"], (True, False, False)),
-        # what the convolution read, or the residual, is overwritten before it is added
+        # the input of the convolution, or the residual, is overwritten before it is added
         (lambda net, x: net.conv(z := x + 1) + z.relu_(), ["add", "relu_", "add"], (True, False, False)),
         (lambda net, x: (z := x + 1).add_(net.conv(z)) + z, ["add", "add_", "add"], (True, False, False)),
     ],
@@ -132,7 +132,7 @@ def test_every_geometry_and_normalisation(norm: type, geometry: dict[str, Any]) 
 
 
 def test_constants_of_any_origin_go_into_the_weight() -> None:
-    """Here the weight is standardised, as in ResNetV2 and NFNet."""
+    """The weight is standardised here, as in ResNetV2 and NFNet."""
 
     def then(net: Network, x: Tensor) -> Tensor:
         weight = (net.conv.weight - net.conv.weight.mean()) / net.conv.weight.std()
@@ -153,7 +153,7 @@ def test_only_the_tensors_in_use_are_kept() -> None:
 
 
 def test_weights_used_twice_stay_apart() -> None:
-    """As in the head of an RPN, which runs on each level."""
+    """The head of an RPN uses its weights several times: it runs on each level."""
 
     def then(net: Network, x: Tensor) -> Tensor:
         return net.norm(net.conv(x)) + torch.relu(net.conv(2 * x))
@@ -164,7 +164,7 @@ def test_weights_used_twice_stay_apart() -> None:
     assert_same(network, module)
 
 
-def test_depthwise_convolutions_stay_torchs_without_their_normalisation() -> None:
+def test_depthwise_convolutions_stay_in_torch_with_their_normalisation_folded() -> None:
     network = Network(lambda net, x: torch.relu(net.norm(net.conv(x))), groups=4)
     module, fusions = fuse(network)
     assert (fusions, calls(module)) == (Fusions(0, {"depthwise": 1}), ["conv2d", "relu"])
@@ -192,7 +192,7 @@ def test_other_convolutions_are_left_and_named() -> None:
 
 
 def test_a_view_of_channels_in_another_order_copies() -> None:
-    """A head of one's own may flatten by ``view``, which channels-last order forbids."""
+    """A user's own head may flatten with ``view``, which fails for tensors in channels-last order."""
     network = Network(lambda net, x: net.conv(x).view(x.shape[0], -1))
     module, _ = fuse(network)
     assert_same(network, module)
@@ -215,7 +215,7 @@ RESNET = 53 + 8 + 3 * 5  # backbone, FPN, and the RPN's head on each of five lev
     ("build", "fused", "left"),
     [
         (lambda: fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None), RESNET, {}),
-        # two convolutions in the RPN's head before the predictors
+        # its RPN's head has two convolutions before the predictors
         (lambda: fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None), RESNET + 5, {}),
         (resnext50, RESNET, {}),
         (
@@ -245,8 +245,8 @@ def test_the_deconvolution_of_a_mask_head_is_left() -> None:
     assert calls(module) == ["convolution"] * 4 + ["conv_transpose2d", "relu_", "convolution"]
 
 
-def test_who_asks_for_a_size_does_not_keep_it_from_being_fused() -> None:
-    """As in the FPN: what is added is upsampled to the size of the convolution's result."""
+def test_an_operator_that_reads_only_the_size_does_not_prevent_fusion() -> None:
+    """In the FPN, the added tensor is upsampled to the size of the convolution's result."""
 
     def then(net: Network, x: Tensor) -> Tensor:
         lateral = net.norm(net.conv(x))

@@ -1,4 +1,4 @@
-"""Which pooling, upsampling and choice of boxes become operators with kernels, and that they compute the same."""
+"""Which pooling, upsampling and box selection is replaced by operators with kernels, and that they compute the same."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ rcnn = torch.ops.rcnn
 
 
 class Network(nn.Module):
-    """What ``compute`` makes of the input."""
+    """Applies ``compute`` to its input."""
 
     def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
 
 def use_kernels(compute: Callable[[Tensor], Tensor], example: Tensor) -> tuple[nn.Module, list[Any]]:
-    """The traced network with what is replaced, and the calls of our operators."""
+    """The traced network after the replacement, and the calls of our operators."""
     dims = {0: Dim("batch", min=1, max=8)} | dict.fromkeys(range(2, example.ndim), Dim.DYNAMIC)
     traced = torch.export.export(Network(compute), (example,), dynamic_shapes=(dims,)).module(
         check_guards=False
@@ -70,8 +70,8 @@ def test_what_is_replaced(compute: Callable[[Tensor], Tensor], target: Any) -> N
         torch.testing.assert_close(module(x), compute(x), rtol=0, atol=0)
 
 
-def test_an_upsampled_map_is_a_residual_still(digits: Detector) -> None:
-    """The FPN adds what it upsampled to a convolution, which takes it in."""
+def test_an_upsampled_map_is_still_fused_as_a_residual(digits: Detector) -> None:
+    """The FPN adds an upsampled map to the result of a convolution, and the convolution takes it as its residual."""
     program, fusions = export_fused(engine_stage(digits.model, "rpn"))
     nodes = program.graph.nodes
     targets = [node.target for node in nodes if node.op == "call_function"]
@@ -89,7 +89,7 @@ class OwnDecoding(BoxCoder):
         return super().decode_single(rel_codes, boxes) + 1
 
 
-def test_a_decoding_of_ones_own_stays(digits: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_decoding_is_not_replaced(digits: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     rpn = RpnModule(digits.model)
     assert isinstance(with_best_boxes(rpn), FusedRpn)
     other = nn.Identity()

@@ -1,4 +1,4 @@
-"""A graph that no engine takes is refused with the operator, the node and the module it came from."""
+"""A graph that no engine accepts is refused; the error names the operator, the node and the module of its origin."""
 
 import numpy as np
 import onnx
@@ -78,7 +78,7 @@ class Pool(nn.Module):
 
 
 def test_a_mean_over_a_plane_is_taken_row_by_row() -> None:
-    """ONNX Runtime's mean over two axes at once is 2e-5 off on these values."""
+    """On these values, ONNX Runtime's mean over two axes at once has an error of 2e-5."""
     plane = np.full((160, 150), 0.1, np.float32)
     program = torch.onnx.export(Pool().eval(), (torch.from_numpy(plane),), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(clean_graph(program.model_proto).SerializeToString())

@@ -1,4 +1,4 @@
-"""The RPN's graph takes pictures of every size that the detector's transform makes."""
+"""The RPN's graph takes pictures of every size that the detector's transform can produce."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From --shapes to the profiles of both plans."""
+"""The profiles of both plans that --shapes gives."""
 
 import re
 
@@ -42,7 +42,7 @@ def profiles(digits: Detector, *texts: str) -> dict:
 
 
 def test_one_profile_of_each_plan(digits: Detector) -> None:
-    """The digits detector has at most 150 proposals of 64 channels."""
+    """The digits detector has at most 150 proposals, with 64 channels each."""
     found = profiles(digits, "1x320x320,4x320x416,8x416x416")
     assert found["rpn"] == [{"input": ((1, 3, 320, 320), (4, 3, 320, 416), (8, 3, 416, 416))}]
     assert found["header"] == [
@@ -53,8 +53,8 @@ def test_one_profile_of_each_plan(digits: Detector) -> None:
     ]
 
 
-def test_by_default_what_the_transform_makes(digits: Detector) -> None:
-    """Resized to sides of 384 to 768, padded to a multiple of 32; a thin picture can be one of 32."""
+def test_the_default_profile_fits_the_sizes_that_the_transform_makes(digits: Detector) -> None:
+    """Sides are resized to 384 to 768 and padded to a multiple of 32; a narrow picture can have a side of only 32."""
     assert (digits.model.transform.min_size, digits.model.transform.max_size) == ((384,), 768)
     (profile,) = plan_profiles(digits.model)["rpn"]
     assert profile["input"] == ((1, 3, 32, 32), (4, 3, 384, 768), (8, 3, 768, 768))

@@ -1,4 +1,4 @@
-"""FP16 is a property of the module: half networks, FP32 boxes and scores, near the FP32 answers."""
+"""FP16 is a property of the module: networks in FP16, boxes and scores in FP32, and answers near those of FP32."""
 
 import shutil
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_batch_norm_becomes_its_scale_and_shift(norm: nn.Module) -> None:
 
 
 def test_a_batch_norm_of_small_variance_is_not_rounded_before_it_is_inverted() -> None:
-    """In half, a variance of 2e-8 is zero; its scale, 7071 with a weight of 1, is not."""
+    """In FP16 a variance of 2e-8 is zero, but its scale, which is 7071 with a weight of 1, can be represented."""
     norm = FrozenBatchNorm2d(1, eps=0.0)
     norm.running_var.fill_(2e-8)
     half = to_half(nn.Sequential(norm))
@@ -78,7 +78,7 @@ def test_verify_holds_by_the_bounds_of_fp16(
 def test_verify_finds_a_wrong_stage_in_fp16(
     plan_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A head whose weights are a quarter too large, beyond what rounding does."""
+    """The weights of a head are a quarter too large, which is more than a rounding error."""
     shutil.copytree(plan_repository, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "digits_header" / "1" / "model.onnx"
     model = onnx.load(path)

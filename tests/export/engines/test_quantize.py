@@ -1,4 +1,4 @@
-"""Where Q/DQ nodes go, what scales they have, and what stays in FP32."""
+"""Where Q/DQ nodes are inserted, which scales they have, and what stays in FP32."""
 
 import itertools
 from pathlib import Path
@@ -47,7 +47,7 @@ def make_model() -> onnx.ModelProto:
     random = np.random.default_rng(0)
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"
-        node.input[:] = [name.replace("__", ".") for name in node.input]  # the parser takes no dots
+        node.input[:] = [name.replace("__", ".") for name in node.input]  # the parser accepts no dots
     rows = {
         "body.a.weight": 2,
         "body.b.weight": 2,
@@ -64,7 +64,7 @@ def make_model() -> onnx.ModelProto:
 
 
 def reads_int8(model: onnx.ModelProto, op_type: str) -> list[list[str]]:
-    """Of each node of that type, the inputs that were quantised."""
+    """The quantised inputs of each node of this type."""
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     return [
         [name for name in node.input if makers.get(name) == "DequantizeLinear"]
@@ -73,7 +73,7 @@ def reads_int8(model: onnx.ModelProto, op_type: str) -> list[list[str]]:
     ]
 
 
-def test_layers_are_those_that_do_not_predict() -> None:
+def test_predictors_are_no_layers() -> None:
     model = make_model()
     layers = find_layers(model)
     assert {name: len(nodes) for name, nodes in layers.items()} == {
@@ -126,7 +126,7 @@ def test_everything_is_symmetric_and_weights_have_a_scale_for_each_channel() -> 
     assert found["bias"].dtype == np.float32
 
 
-def test_what_is_not_a_layer_reads_fp32_and_the_residual_reads_what_its_block_reads() -> None:
+def test_other_operators_read_fp32_and_a_residual_reads_the_input_of_its_block() -> None:
     quantized = quantize(make_model(), RANGES)
     a, b, squeezed, h, h2, scores = reads_int8(quantized, "Conv")
     assert [len(inputs) for inputs in (a, b, squeezed, h, h2, scores)] == [2, 2, 0, 2, 2, 0]
@@ -164,7 +164,7 @@ def test_a_layer_without_a_bias_gets_one_that_changes_nothing() -> None:
         if node.op_type == "Conv"
     ]
     assert biases[0] is not None and biases[0].tolist() == [0.5, -0.25]
-    for given in (1, 3, 4):  # those that are quantised
+    for given in (1, 3, 4):  # the quantised ones
         assert biases[given].tolist() == [pytest.approx(1e-20)] * 2
     assert biases[2] is None and biases[5] is None
 
@@ -177,7 +177,7 @@ def test_a_layer_that_only_ever_reads_zeros_is_quantised_too() -> None:
 
 @pytest.mark.parametrize("bias", [None, 0.0])
 def test_openvino_computes_what_the_nodes_say(bias: float | None, tmp_path: Path) -> None:
-    """But for rounding: a sum that is halfway between two INT8 numbers may become either."""
+    """Except for rounding: a sum halfway between two INT8 numbers may be rounded to either."""
     names = ["input", "a", "b", "c", "feature_0"]
     nodes, weights = [], []
     random = np.random.default_rng(0)

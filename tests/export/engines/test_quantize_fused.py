@@ -1,4 +1,4 @@
-"""Which convolutions of a fused network become INT8, what they read and make, and that the network computes the same."""
+"""Which convolutions of a fused network become INT8, their types, and that the network computes nearly the same."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,11 +12,11 @@ from torch.nn import functional
 
 rcnn = torch.ops.rcnn
 Forward = Callable[["Network", Tensor], Tensor | tuple[Tensor, ...]]
-RANGE = 6.0  # of every activation, more or less
+RANGE = 6.0  # approximately that of every activation
 
 
 class Network(nn.Module):
-    """Convolutions 16 -> 16 by the names a to e, and what ``then`` makes of them: then(self, x)."""
+    """Convolutions 16 -> 16 with the names a to e; the output is ``then(self, x)``."""
 
     def __init__(self, then: Forward) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def quantize(network: Network, layers: dict[str, Sequence[float]]) -> tuple[fx.G
 
 
 def describe(module: fx.GraphModule) -> list[str]:
-    """The operators of convolutions in the order of the graph: what they make, and the type of the residual."""
+    """The convolutions and quantisations in graph order, with the types of input, residual and output."""
     lines = []
     types = {}
     for node in module.graph.nodes:
@@ -80,15 +80,15 @@ def name(dtype: torch.dtype) -> str:
             lambda net, x: net.d(torch.relu(net.c(net.b(y := torch.relu(net.a(x)))) + y)),
             ["quantize", "int8 -> int8", "int8 -> int8", "int8 + int8 -> int8", "int8 -> float32"],
         ),
-        (  # the residual is what another convolution makes for it alone
+        (  # the residual comes from another convolution and has no other reader
             lambda net, x: net.d(torch.relu(net.b(y := torch.relu(net.a(x))) + net.c(y))),
             ["quantize", "int8 -> int8", "int8 -> float32", "int8 + float32 -> int8", "int8 -> float32"],
         ),
-        (  # the first reader adds it, before another one reads it as its input
+        (  # one convolution adds the pooled map as its residual before another one reads it as its input
             lambda net, x: (net.b(net.a(x)) + (y := functional.max_pool2d(x, 1)), net.c(y)),
             ["quantize", "int8 -> int8", "quantize", "int8 + int8 -> float32", "int8 -> float32"],
         ),
-        (  # two convolutions read what is given back, too
+        (  # the first result is an output of the network, and two convolutions read it, too
             lambda net, x: (y := torch.relu(net.a(x)), net.b(y), net.c(y)),
             ["quantize", "int8 -> float32", "quantize", "int8 -> float32", "int8 -> float32"],
         ),
@@ -100,7 +100,7 @@ def name(dtype: torch.dtype) -> str:
         (lambda net, x: net.b(net.grouped(net.a(x))), ["quantize", "int8 -> float32", "float", "quantize"]),
     ],
 )
-def test_what_int8_layers_alone_read_is_made_in_int8(then: Forward, expected: list[str]) -> None:
+def test_results_that_only_int8_layers_read_are_int8(then: Forward, expected: list[str]) -> None:
     torch.manual_seed(0)
     network = Network(then)
     layers = {each: [RANGE] for each in (*"abcde", "odd", "grouped")}
@@ -137,8 +137,8 @@ def test_a_layer_that_runs_on_several_levels_has_a_range_for_each_and_one_set_of
             assert (found - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-def test_numbers_are_those_of_whole_sums() -> None:
-    """Of one layer: what the definition of its numbers gives, to the last bit but for the order of the roundings."""
+def test_results_equal_those_of_exact_integer_sums() -> None:
+    """The result of one layer follows from the definition of its scales exactly, except for the order of roundings."""
     torch.manual_seed(0)
     network = Network(lambda net, x: torch.relu(net.a(x) + functional.max_pool2d(x, 1)))
     module, _ = quantize(network, {"a": [0.5]})

@@ -1,4 +1,4 @@
-"""Ranges measured while a graph runs, one batch after another, of any sizes."""
+"""Ranges that are measured while a graph runs on one batch after another, of any size."""
 
 from pathlib import Path
 

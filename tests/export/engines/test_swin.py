@@ -1,4 +1,4 @@
-"""Swin backbones answer as torchvision's, at sizes that one window covers too, and are traced for all of them."""
+"""Swin backbones equal torchvision's, even at sizes that one window covers, and one trace serves all sizes."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ SIZES_HW = [
     (224, 56),
     (64, 320),
     (160, 288),
-]  # a window covers 28 px, and 56 px after the first merging
+]  # a window covers 28 px, and after the first patch merging 56 px
 
 
 def swin(kind: str) -> nn.Module:

@@ -1,6 +1,6 @@
-"""Plans of the sample detector: what is written, what is refused, what is built again.
+"""Plans of the sample detector: which files are written, what is refused, and which plans are built again.
 
-TensorRT-RTX stands in for TensorRT: it builds without a GPU. No plan runs here.
+TensorRT-RTX stands in for TensorRT, because it builds without a GPU. No plan runs here.
 """
 
 import dataclasses
@@ -43,12 +43,12 @@ HAS_GPU = Path("/dev/nvidiactl").exists()
 
 @pytest.fixture
 def editable(plan_repository: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """A copy of the repository that a test may change."""
     return Path(shutil.copytree(plan_repository, tmp_path / "models"))
 
 
 def describe(version_dir: Path) -> list[PlanTensor]:
-    """The graph's inputs and outputs as TensorRT understands them."""
+    """The inputs and outputs of the graph as TensorRT parses them."""
     log = ErrorLog()
     network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -224,12 +224,12 @@ def test_the_runner_refuses_before_tensorrt_sees_the_plan(editable: Path) -> Non
         load_engine(folder)
 
 
-@pytest.mark.skipif(HAS_GPU, reason="with a GPU the plan goes on to TensorRT")
+@pytest.mark.skipif(HAS_GPU, reason="with a GPU TensorRT loads the plan")
 @pytest.mark.parametrize(
     ("size", "message"),
     [(None, "runs on an NVIDIA GPU only"), (1000, "is 1000 bytes and was .* --models digits --rebuild`")],
 )
-def test_the_server_tells_why_it_does_not_load_a_plan(editable: Path, size: int | None, message: str) -> None:
+def test_the_server_says_why_it_does_not_load_a_plan(editable: Path, size: int | None, message: str) -> None:
     plan = editable / "digits_header" / "1" / "model.plan"
     plan.write_bytes(plan.read_bytes()[:size])
     with (

@@ -1,4 +1,4 @@
-"""AP of an exported detector, in process: torchvision's, of boxes, masks and keypoints; and the pictures it is measured on."""
+"""AP of boxes, masks and keypoints of an exported detector, measured in process, and the pictures that it needs."""
 
 import json
 import re
@@ -23,7 +23,7 @@ POINTS = [5, 3, 2, 9, 5, 2]
 
 
 def write(folder: Path, count: int = 2, category: str = "cat", **shapes: Any) -> Path:
-    """A file with one object in each picture."""
+    """Write an annotation file with one object in each picture, and the pictures."""
     images, annotations = [], []
     for number in range(count):
         pixels = np.full((12, 20, 3), number, np.uint8)
@@ -37,7 +37,7 @@ def write(folder: Path, count: int = 2, category: str = "cat", **shapes: Any) ->
 
 
 def detector(kind: type[FasterRCNN] = FasterRCNN, keypoints: tuple[str, ...] = ()) -> Detector:
-    """As far as it is looked at: its heads and its names."""
+    """A stand-in for a detector that has only its heads and its names."""
     model = SimpleNamespace(
         roi_heads=SimpleNamespace(
             has_mask=lambda: kind is MaskRCNN, has_keypoint=lambda: kind is KeypointRCNN
@@ -50,7 +50,7 @@ def detector(kind: type[FasterRCNN] = FasterRCNN, keypoints: tuple[str, ...] = (
 
 
 class FindsTheBox:
-    """A pipeline that finds the box in the pictures of these grey values, and nothing in others."""
+    """A pipeline that finds the box in pictures of these grey values, and nothing in other pictures."""
 
     def __init__(self, *values: int, **of_head: Any) -> None:
         self._values, self._of_head = values, of_head
@@ -68,7 +68,7 @@ class FindsTheBox:
         )
 
 
-def test_every_box_found_is_a_hundred_points_and_half_of_them_are_half(tmp_path: Path) -> None:
+def test_all_boxes_found_give_ap_100_and_half_of_them_about_50(tmp_path: Path) -> None:
     annotated = read_annotated(write(tmp_path), tmp_path, detector(), print)
     both: Any = FindsTheBox(0, 1)
     one: Any = FindsTheBox(1)
@@ -97,7 +97,7 @@ def test_masks_and_keypoints_are_scored_where_detector_and_file_have_them(tmp_pa
     }
 
 
-def test_what_is_not_scored_and_too_few_pictures_are_said(tmp_path: Path) -> None:
+def test_shapes_that_are_not_scored_and_too_few_pictures_are_reported(tmp_path: Path) -> None:
     lines: list[str] = []
     path = write(tmp_path, keypoints=POINTS, num_keypoints=2)
     assert read_annotated(path, tmp_path, detector(MaskRCNN), lines.append).kind == "bbox"
@@ -155,7 +155,7 @@ def test_annotations_that_cannot_be_used(
     assert re.search(message, str(raised.value)), raised.value
 
 
-def test_the_loss_is_that_of_what_lost_most() -> None:
+def test_the_loss_is_the_largest_of_boxes_and_masks() -> None:
     expected, found = {"boxes": 83.25, "masks": 74.5}, {"boxes": 83.5, "masks": 74.0}
     assert largest_loss(expected, found) == 0.5
     assert describe(expected) == "AP 83.25 of boxes, 74.50 of masks"

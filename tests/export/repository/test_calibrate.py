@@ -1,4 +1,4 @@
-"""Which pictures an INT8 export is calibrated on, and what is refused before anything is exported."""
+"""Which pictures an INT8 export is calibrated on, and which folders are refused before anything is exported."""
 
 import re
 from pathlib import Path
@@ -89,7 +89,7 @@ def remove(folder: Path) -> None:
         (fill_with_a_large_one, r"cannot calibrate on .*000\.png: the image .*200x100 pixels"),
     ],
 )
-def test_what_is_no_set_of_pictures_is_refused(tmp_path: Path, fill, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_unusable_folder_is_refused(tmp_path: Path, fill, message: str) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / "pictures"
     folder.mkdir()
     fill(folder)

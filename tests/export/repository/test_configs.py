@@ -1,4 +1,4 @@
-"""Every config parses, the ensemble's wiring agrees, and export derives what a detector needs."""
+"""Every config parses, the ensembles' tensors match, and export derives the configs that a detector needs."""
 
 import functools
 import json
@@ -54,7 +54,7 @@ def derived(model: FasterRCNN, name: str, names: list[str]) -> dict[str, ModelCo
 
 
 def walk(configs: dict[str, ModelConfig], name: str) -> dict[str, Tensor]:
-    """Follows every tensor of the ensemble from its producer to each consumer."""
+    """Follow every tensor of the ensemble from its producer to each consumer; returns its type and shape."""
     ensemble = configs[name]
     known: dict[str, Tensor] = {t.name: (t.data_type, list(t.dims)) for t in ensemble.input}
     for step in ensemble.ensemble_scheduling.step:
@@ -85,7 +85,7 @@ def test_the_repository_in_git_is_wired() -> None:
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
 def test_r50_fpns_configs_are_what_the_chain_declares(chain: Chain) -> None:
-    """Models, wiring, and the type and shape of every tensor: 4 pooled levels."""
+    """Compares models, ensemble steps, and the type and shape of every tensor; 4 levels are pooled."""
     model = R50_FPN[chain.family](weights=None, weights_backbone=None).eval()
     classes = model.roi_heads.box_predictor.cls_score.out_features
     configs = derived(model, chain.family, [f"class_{label}" for label in range(classes)])
@@ -140,7 +140,7 @@ def derived_from_r50_fpn(family: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", R50_FPN)
 def test_the_repository_in_git_is_r50_fpns(family: str) -> None:
-    """All of Faster R-CNN's models are in git, and of another family those that differ by more than their tensors."""
+    """Git has all models of Faster R-CNN; of the other families, only those that differ in more than their tensors."""
     texts = derived_from_r50_fpn(family)
     in_git = {path.parent.name: path.read_text() for path in template_dir().glob(f"{family}*/config.pbtxt")}
     assert in_git == {name: texts[name] for name in in_git}
@@ -148,7 +148,7 @@ def test_the_repository_in_git_is_r50_fpns(family: str) -> None:
 
 
 def two_level_detector(num_classes: int = 4) -> FasterRCNN:
-    """Other channels, levels, anchors, sizes and thresholds than R50-FPN's."""
+    """A detector with other channels, levels, anchors, sizes and thresholds than R50-FPN."""
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
     body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 8, 1), torch.nn.Conv2d(8, 16, 3, 2, 1))
@@ -223,8 +223,8 @@ def test_mobilenets_two_levels_of_one_stride(model: str) -> None:
 
 
 @pytest.mark.parametrize("family", R50_FPN)
-def test_what_holds_weights_is_one_process(family: str) -> None:
-    """By Triton's own choice it would be two on a CPU."""
+def test_models_with_weights_have_one_instance(family: str) -> None:
+    """Triton's default on a CPU would be two instances."""
     configs = [text_format.Parse(text, ModelConfig()) for text in derived_from_r50_fpn(family).values()]
     heavy = [
         config for config in configs if config.backend == "onnxruntime" or config.name.endswith("_fused")
@@ -234,7 +234,7 @@ def test_what_holds_weights_is_one_process(family: str) -> None:
         assert [group.count for group in config.instance_group] == [1]
 
 
-def test_clients_wait_in_queues_that_are_as_long_as_the_engines_are_fast() -> None:
+def test_queues_are_longer_for_faster_engines() -> None:
     model = R50_FPN["faster_rcnn"](weights=None, weights_backbone=None).eval()
     coco = get_model_weights(R50_FPN["faster_rcnn"].__name__)["COCO_V1"].meta["categories"]
     on_gpu = derive_configs(Detector(model, "r50", "COCO_V1", coco), "m", EngineOptions("cudnn"))

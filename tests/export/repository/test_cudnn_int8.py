@@ -1,6 +1,6 @@
-"""The sample exported in INT8 for cuDNN: what is INT8 in it, and how near it is to FP32 and to the ONNX graph in INT8.
+"""The sample exported in INT8 for cuDNN: which parts are INT8, and how near it is to FP32 and to the INT8 ONNX graph.
 
-On a CPU, where torch's own operators stand in for cuDNN's graphs.
+The tests run on a CPU, where torch's own operators stand in for cuDNN's graphs.
 """
 
 from collections import Counter
@@ -27,11 +27,11 @@ from rcnn_export.verify.sensitivity import measure_costs
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("export")]
 
 PICTURES = Path(__file__).resolve().parents[3] / "export" / "samples" / "pictures"
-LARGEST_ERROR = 0.1  # of a level's largest magnitude: INT8's own, which the two sum up in another order
+LARGEST_ERROR = 0.1  # relative to a level's largest magnitude: INT8 rounding, and sums in another order
 
 
 class Export:
-    """``repository``: with the sample; ``lines``: what was reported; ``calibrated``: the ONNX graphs, ranges and all."""
+    """The ``repository`` with the sample, the ``lines`` reported, and the ONNX graphs with ranges, ``calibrated``."""
 
     def __init__(self, digits: Detector, repository: Path) -> None:
         self.repository = repository
@@ -68,10 +68,10 @@ def test_all_but_the_stem_and_what_is_kept_is_int8(export: Export) -> None:
     )
     calls = [node for node in program.graph.nodes if node.target in operators]
     counts = [sum(node.target == operator for node in calls) for operator in operators]
-    # Quantised: what the stem makes, and the pyramid before its last convolutions, but for the finest level.
+    # The stem's output is quantised, and so are all levels of the pyramid but the finest before their last convolution.
     assert counts == [13, 20, 4]
     made = Counter(node.args[-1] for node in calls if node.target == operators[1])
-    # Downsampled residuals, the pyramid, and what is upsampled in it are FP16.
+    # Downsampled residuals, the pyramid, and the maps that are upsampled in it are FP16.
     assert made == {torch.int8: 10, torch.float16: 10}
 
 
@@ -90,7 +90,7 @@ def test_the_manifest_and_the_configs_are_those_of_int8_in_fp16(export: Export) 
 
 
 def onnx_pipeline(export: Export, digits_repository: Path) -> Pipeline:
-    """The ONNX graphs with the same layers in INT8 by the same ranges."""
+    """The ONNX graphs with the same layers in INT8 and the same ranges."""
     calibrated = export.calibrated
     graphs = {
         step: quantize(graph, calibrated.ranges[step], calibrated.kept)
@@ -136,6 +136,6 @@ def test_verify_judges_by_the_bounds_of_int8(export: Export, capsys: pytest.Capt
     assert "within the bounds of int8" in capsys.readouterr().out
 
 
-def test_sensitivity_wants_an_onnx_export(export: Export, digits: Detector) -> None:
+def test_sensitivity_needs_an_onnx_export(export: Export, digits: Detector) -> None:
     with pytest.raises(ExportError, match=r"was exported with --engine cudnn: export it with --engine onnx"):
         measure_costs(digits.model, export.repository, "digits", [], None, print)

@@ -1,6 +1,6 @@
-"""An INT8 export of the sample: calibrated on pictures, quantised, near FP32, and built as TensorRT plans.
+"""An INT8 export of the sample: it is calibrated on pictures, quantised, near FP32, and built as TensorRT plans.
 
-The graphs are those of the FP32 export, which another fixture makes.
+The graphs come from the FP32 export, which another fixture makes.
 """
 
 import json
@@ -38,7 +38,7 @@ Count = Callable[[bytes], int]
 
 @pytest.fixture(scope="module")
 def export(digits: Detector, digits_repository: Path) -> Export:
-    """Exports the sample in INT8 into a folder and returns what was reported."""
+    """Exports the sample in INT8 into a folder and returns the reported lines."""
 
     def run(repository: Path, calibration: Calibration, engine: str = ONNX) -> list[str]:
         plan = PlanOptions(compute_capabilities=CAPABILITIES if engine == TENSORRT else ())
@@ -60,7 +60,7 @@ def export(digits: Detector, digits_repository: Path) -> Export:
 
 @pytest.fixture(scope="module")
 def int8_repository(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample in INT8."""
+    """A repository with the sample in INT8."""
     repository = tmp_path_factory.mktemp("int8")
     export(repository, Calibration(PICTURES))
     return repository
@@ -214,7 +214,7 @@ def test_sensitivity_ranks_the_layers(
 def test_layers_stay_in_fp32_until_the_loss_is_allowed(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = iter([0.6, 0.5])  # the sample loses nothing on its four pictures
+    losses = iter([0.6, 0.5])  # made up, because the sample loses nothing on its four pictures
     monkeypatch.setattr(keep_float, "largest_loss", lambda *_: next(losses))
     goal = ApGoal(0.5, PICTURES / "annotations.json", PICTURES)
     lines = export(tmp_path, Calibration(PICTURES, ap_goal=goal))

@@ -1,4 +1,4 @@
-"""Which layers stay in FP32 for a loss of AP that is allowed. What a layer costs is made up here."""
+"""Which layers stay in FP32 to keep the loss of AP within a limit. The loss of each layer is made up here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ from rcnn_export.repository import keep_float
 from rcnn_export.repository.keep_float import Quantization, reach_goal
 from rcnn_export.repository.sensitivity import LayerCost
 
-COSTS = {"stem": 0.1, "a": 0.9, "b": 0.5, "c": 0.2, "d": 0.05, "head": 0.3}  # points of AP, and the ranking
+COSTS = {"stem": 0.1, "a": 0.9, "b": 0.5, "c": 0.2, "d": 0.05, "head": 0.3}  # in points of AP
 
 
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of layers in FP32 for which AP was measured; what is quantised is its layers in INT8."""
+    """Replaces quantisation and measurement by COSTS; lists, for each measurement, how many layers were in FP32."""
     measured: list[int] = []
 
     def aps(int8: Sequence[str], *_: object) -> dict[str, float]:

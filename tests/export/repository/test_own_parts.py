@@ -1,4 +1,4 @@
-"""A detector of the user's own parts is exported through their own code, and answers as torchvision does."""
+"""A detector with a user's own parts is exported through their code, and answers as torchvision does."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SIZES_HW = [(240, 320), (320, 200), (100, 180), (500, 400)]
 
 
 class Predictor(nn.Module):
-    """Other names of layers than FastRCNNPredictor's."""
+    """A predictor with other layer names than FastRCNNPredictor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Predictor(nn.Module):
 
 
 class RpnHead(nn.Module):
-    """One convolution for everything."""
+    """An RPN head with a single convolution for scores and boxes."""
 
     def __init__(self, anchors: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RpnHead(nn.Module):
 
 
 def strided_detector() -> FasterRCNN:
-    """AlexNet's kernels and strides in eight channels: a picture's 256 rows become 7, which are pooled at 1/32."""
+    """A detector with AlexNet's kernels and strides and 8 channels: 256 rows become 7, which are pooled at 1/32."""
     torch.manual_seed(0)
     backbone = nn.Sequential(
         nn.Conv2d(3, 8, 11, 4, 2),

@@ -1,4 +1,4 @@
-"""A long step says that it is at work, and says no more once it has ended."""
+"""A long step reports regularly that it is still running, and stops reporting when it ends."""
 
 import time
 

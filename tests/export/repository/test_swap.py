@@ -1,4 +1,4 @@
-"""Whatever fails while an export takes the place of an older one, the older one survives."""
+"""If anything fails while an export replaces an older one, the older one survives."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from rcnn_export.repository.swap import swap_folders
 
 NAMES = ["one", "one_rpn", "one_header", "one_added"]
 OUTDATED = ["one_masks"]
-OLD_NAMES = [*NAMES[:3], *OUTDATED]  # the older export lacks the last, and has one that the new one lacks
+OLD_NAMES = [*NAMES[:3], *OUTDATED]  # the older export lacks the last model and has an outdated one
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """An older export, and beside it the new one in ``.new``."""
+    """A repository with an older export, and the new export in ``.new``."""
     for name in OLD_NAMES:
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "1" / "engine").write_text(f"old {name}")
@@ -33,7 +33,7 @@ NEW = {name: f"new {name}" for name in NAMES}
 
 
 def failing_rename(fails: Callable[[int], bool], error: BaseException, moves_first: bool) -> object:
-    """``Path.rename`` that raises ``error`` at each call, counted from 1, for which ``fails`` holds."""
+    """A ``Path.rename`` that raises ``error`` at each call, counted from 1, for which ``fails`` is true."""
     rename, calls = Path.rename, 0
 
     def rename_or_fail(path: Path, target: Path) -> Path:
@@ -54,7 +54,7 @@ def test_the_new_folders_take_their_places(repository: Path) -> None:
     assert {path.name for path in repository.iterdir()} == {*NAMES, ".new"}
 
 
-# A move out and one in for each of three, one in for the last, one out for the outdated.
+# Three models are moved out and their new versions in, the last one is moved in, and the outdated one out: 8 moves.
 @pytest.mark.parametrize("call", range(1, 9))
 @pytest.mark.parametrize("error", [OSError("disk failed"), KeyboardInterrupt()])
 @pytest.mark.parametrize("moves_first", [False, True])
@@ -75,7 +75,7 @@ def test_one_failed_move_puts_everything_back(
 def test_what_cannot_be_put_back_is_kept_and_named(
     repository: Path, monkeypatch: pytest.MonkeyPatch, first: int, count: int, error: BaseException
 ) -> None:
-    """The moves that should undo the others fail too."""
+    """The moves that should undo the earlier ones fail, too."""
     fails = failing_rename(lambda number: first <= number < first + count, error, moves_first=False)
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises((ExportError, type(error))) as raised:

@@ -1,4 +1,4 @@
-"""An export is complete or does not happen, and detectors live side by side."""
+"""An export is complete or does not happen, and one repository can hold several detectors."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 
 def detector_of(kind: type[FasterRCNN], **heads: nn.Module) -> Detector:
-    """A detector of one feature map and two classes, which is exported in a moment."""
+    """A detector with one feature map and two classes, which exports quickly."""
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1))
     backbone.out_channels = 4
     model = kind(
@@ -56,7 +56,7 @@ def masks() -> Detector:
 
 @pytest.fixture
 def instant_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small graph in place of each engine: what is tested here is the folders around it."""
+    """Export a small graph in place of each engine, because these tests are about the folders around it."""
     graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { y = Neg (x) }")
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     monkeypatch.setattr(repository_module, "export_onnx", lambda stage: model)
@@ -89,7 +89,7 @@ def test_everything_is_written(digits_repository: Path, digits: Detector) -> Non
         onnx.checker.check_model(written[f"digits_{stage}/1/model.onnx"])
 
 
-def test_detectors_live_side_by_side_and_replace_their_own_older_export(
+def test_detectors_share_a_repository_and_replace_only_their_own_older_export(
     boxes: Detector, instant_onnx: None, tmp_path: Path
 ) -> None:
     export_repository(boxes, tmp_path, "one")
@@ -110,7 +110,7 @@ def test_detectors_live_side_by_side_and_replace_their_own_older_export(
 def test_another_family_under_an_old_name_leaves_nothing_of_it(
     boxes: Detector, masks: Detector, instant_onnx: None, tmp_path: Path
 ) -> None:
-    """Detectors whose names begin alike stay as they are."""
+    """Detectors whose names begin the same stay as they are."""
     for name in ("x_mask", "x_other"):
         export_repository(boxes, tmp_path, name)
     others = snapshot(tmp_path)
@@ -162,7 +162,7 @@ def test_a_name_that_would_replace_a_model_of_another_detector_is_refused(
 
 
 def test_what_is_no_export_is_not_removed(boxes: Detector, instant_onnx: None, tmp_path: Path) -> None:
-    """An ensemble of the user's own, with a step that is named as one of Mask R-CNN's, and a model beside it."""
+    """A user's own model with the name of a step of Mask R-CNN is kept, because the ensemble there is no export."""
     for model, config in (
         ("one", 'ensemble_scheduling { step { model_name: "one_tokens" } }'),
         ("one_masks", ""),

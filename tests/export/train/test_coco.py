@@ -38,13 +38,13 @@ def _dataset(folder: Path, content: Any) -> CocoDataset:
 
 def test_boxes_labels_and_crowds(folder: Path) -> None:
     dataset = _dataset(folder, _content())
-    assert dataset.class_names == ["cat", "dog"]  # by id, not by place
+    assert dataset.class_names == ["cat", "dog"]  # in the order of ids, not of the file
     picture, target = dataset[0]
     assert picture.shape == (3, 30, 40) and picture.dtype == torch.uint8
     assert target["boxes"].tolist() == [
         [1, 2, 11, 22],
         [30, 20, 40, 30],
-    ]  # the second clipped, the third flat
+    ]  # the second is clipped, the third has no height or width and is left out
     assert target["bbox"].tolist() == [[1, 2, 10, 20], [30, 20, 12, 11]]  # as annotated, for scoring
     assert target["labels"].tolist() == [2, 1]
     assert target["area"].tolist() == [150, 132]
@@ -61,7 +61,7 @@ def test_a_picture_without_annotation_has_empty_boxes(folder: Path) -> None:
 
 
 def _categories(*names: str, used: str) -> dict[str, Any]:
-    """A file with these categories, ids from 1 on, and a box of each that is in ``used``."""
+    """A file with these categories, with ids from 1 on, and a box of each category in ``used``."""
     content = _content()
     content["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
     content["annotations"] = [
@@ -80,7 +80,7 @@ def _read(folder: Path, name: str, content: Any) -> Annotations:
 def test_classes_are_what_training_or_evaluation_uses(folder: Path) -> None:
     train = _read(folder, "train.json", _categories("root", "a", "b", "c", "d", used="abc"))
     val = _read(folder, "val.json", _categories("c", "x", "a", "d", used="ad"))
-    assert used_names(train, val) == ["a", "b", "c", "d"]  # by the ids in the first file
+    assert used_names(train, val) == ["a", "b", "c", "d"]  # in the order of the ids in the first file
     dataset = CocoDataset(val, folder, used_names(train, val))
     assert dataset[0][1]["labels"].tolist() == [1, 4]
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_classes_are_what_training_or_evaluation_uses(folder: Path) -> None:
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned by 90 degrees
+    exif[0x0112] = 6  # the stored pixels are turned by 90 degrees
     Image.new("RGB", (30, 40)).save(tmp_path / "a.png", exif=exif)
     assert _dataset(tmp_path, _content())[0][0].shape == (3, 30, 40)
 
@@ -137,7 +137,7 @@ def _detected(
 
 
 def test_average_precision_by_hand() -> None:
-    # IoU 0.72: right at the thresholds 0.50, 0.55, 0.60, 0.65 and 0.70, five of ten.
+    # The IoU is 0.72, which matches at the thresholds 0.50, 0.55, 0.60, 0.65 and 0.70, five of ten.
     metrics = score([_detected([0, 0, 100, 50], [([0, 0, 72, 50], 0.9)])], ["a", "b"])
     assert metrics["ap"] == pytest.approx(0.5)
     assert (metrics["ap50"], metrics["ap75"]) == (pytest.approx(1), 0)
@@ -150,7 +150,7 @@ def test_parts_of_a_dataset_are_joined() -> None:
     parts = [_detected([0, 0, 50, 50], [right]), _detected([0, 0, 50, 50], [wrong], image_id=1)]
     metrics = score(parts, ["a"])
     assert metrics == score(parts[::-1], ["a"])
-    # Half of the objects are found: precision 1 up to recall 0.5, which 51 of 101 points reach.
+    # Half of the objects are found: the precision is 1 up to a recall of 0.5, at 51 of 101 points.
     assert metrics["ap"] == pytest.approx(51 / 101)
     assert metrics["num_pictures"] == 2
 

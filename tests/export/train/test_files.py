@@ -13,7 +13,7 @@ BIG = {"tensor": torch.zeros(100_000)}
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """A file may hold 64 kB: what is written beyond fails, as on a full disk."""
+    """Files are limited to 64 kB: writing more fails, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
     yield
@@ -31,7 +31,7 @@ def _save_weights(path: Path) -> None:
 
 @pytest.mark.parametrize("save", [_save_checkpoint, _save_weights])
 @pytest.mark.usefixtures("small_files")
-def test_what_cannot_be_written_leaves_the_old(tmp_path: Path, save: Callable[[Path], None]) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, save: Callable[[Path], None]) -> None:
     path, other = tmp_path / "checkpoint.pt", tmp_path / "labels.txt"
     path.write_text("old")
     said = r"cannot write .*checkpoint\.pt: .*File too large.*left as it was"

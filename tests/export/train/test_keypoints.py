@@ -38,7 +38,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a COCO file of three pictures: one object with keypoints, then one of each of ``keypoints``, then none."""
+    """Writes a COCO file of three pictures: one object, then an object for each of ``keypoints``, then none."""
 
     def write(*keypoints: Any, name: str = "a.json", **category: Any) -> Path:
         for number in (1, 2, 3):
@@ -117,7 +117,7 @@ def test_keypoints_that_cannot_be_used_are_an_error(write: Write, keypoints: Any
     with pytest.raises(ExportError, match=message) as raised:
         read(path, "keypoints")
     assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
-    assert len(read(path).boxes.bbox) == 2  # of boxes alone
+    assert len(read(path).boxes.bbox) == 2  # only the boxes are read here
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_keypoints_in_another_unit_than_pixels_are_an_error(write: Write) -> Non
         r"the bbox is \[4\.0, 5\.0, 20\.0, 10\.0\]",
     ):
         read(write(doubled, doubled), "keypoints")
-    assert read(write(doubled), "keypoints").num_keypoints == 2  # one of two may be
+    assert read(write(doubled), "keypoints").num_keypoints == 2  # one of two is allowed
 
 
 def test_categories_and_files_with_other_keypoints_are_an_error(write: Write) -> None:
@@ -204,7 +204,7 @@ def test_counterparts_of_coco() -> None:
     assert describe_mirroring(["0"]) == "mirrored pictures: no keypoints change places"
 
 
-def test_what_has_no_counterpart_is_not_mirrored() -> None:
+def test_a_keypoint_without_a_counterpart_is_an_error() -> None:
     with pytest.raises(ExportError, match="makes 'left_eye' a keypoint 'right_eye', and there is none"):
         counterparts(["left_eye", "nose"])
     with pytest.raises(ExportError, match="must know which keypoints are left and right"):
@@ -219,7 +219,7 @@ def test_mirroring_exchanges_left_and_right_keypoints() -> None:
     assert changed["boxes"].tolist() == [[1, 0, 5, 2]]
 
 
-def test_what_a_model_finds_beside_boxes() -> None:
+def test_a_model_that_finds_keypoints_is_recognised() -> None:
     assert kind_built_by("keypointrcnn_resnet50_fpn") == kind_built_by(KEYPOINTS) == "keypoints"
 
 
@@ -250,7 +250,7 @@ def test_steps_without_a_labelled_keypoint_are_finite() -> None:
 
 
 def _detected(found: Tensor, offset_px: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is annotated and found in a picture: two objects of 400 square pixels; one has no labelled keypoints."""
+    """The annotations and detections of two objects of 400 square pixels; one object has no labelled keypoints."""
     true = found.clone()
     true[0, :, 0] += offset_px
     true[0, 1, 2], true[1, :, 2] = 1, 0
@@ -271,7 +271,7 @@ def _detected(found: Tensor, offset_px: float) -> tuple[dict[str, Tensor], dict[
     }
 
 
-def test_keypoints_are_scored_beside_boxes_as_the_client_scores_them() -> None:
+def test_keypoints_are_scored_in_addition_to_boxes_as_the_client_scores_them() -> None:
     found = torch.tensor([[[12.3, 15, 1], [25.1, 18, 1]], [[45.7, 20, 1], [50, 22, 1]]])
     # OKS of each keypoint: exp(-d^2 / (2 area (2 sigma)^2)) = exp(-1.5^2 / 8) = 0.755.
     target, detections = _detected(found, offset_px=1.5)
@@ -331,7 +331,7 @@ def test_a_keypoint_rcnn_is_trained_from_a_faster_rcnn(
     with safe_open(tmp_path / "weights.safetensors", "pt") as weights:
         assert json.loads(weights.metadata()["keypoint_names"]) == ["top", "right", "bottom", "left"]
 
-    # Its files go into the export; other keypoints start anew.
+    # An export can load the files of this run.
     trained = tmp_path / "weights.safetensors"
     names = tmp_path / "keypoints.txt"
     detector = load_detector(KEYPOINTS, str(trained), labels=tmp_path / "labels.txt", keypoints=names)

@@ -55,7 +55,7 @@ def test_targets_have_the_masks_of_each_picture(tmp_path: Path) -> None:
     assert "masks" not in CocoDataset(tmp_path / "annotations.json", tmp_path)[0][1]
 
 
-def test_mirroring_takes_the_masks_along() -> None:
+def test_mirroring_mirrors_the_masks_too() -> None:
     masks = torch.zeros((1, 2, 5), dtype=torch.uint8)
     masks[0, :, 0] = 1
     objects = {"boxes": torch.tensor([[0.0, 0, 1, 2]]), "labels": torch.tensor([3]), "masks": masks}
@@ -73,16 +73,16 @@ def test_the_sample_gives_the_ink_as_masks(tmp_path: Path) -> None:
         inside = mask[top:bottom, left:right]
         assert inside.sum() == mask.sum() and inside.any(0).all() and inside.any(1)[[0, -1]].all()
     assert "masks" not in DigitsDataset("held-out", 4)[3][1]
-    # The same through a COCO file.
+    # A COCO file gives the same masks.
     written = CocoDataset(read(write_coco(tmp_path, "held-out", [3]), kind="segm"), tmp_path)
     assert torch.equal(written[0][1]["masks"], target["masks"]) and written[0][0].shape == pixels.shape
 
 
 def _detected(rows_found: int) -> Detected:
-    """An object of ten rows and what is found of it: its box, and a mask of some rows."""
+    """An object of ten rows, of which the box and a mask of some rows are found."""
     true, probabilities = torch.zeros((1, 20, 20), dtype=torch.uint8), torch.zeros((1, 1, 20, 20))
     true[0, :10], probabilities[0, 0, :rows_found] = 1, 0.6
-    probabilities[0, 0, rows_found:] = 0.5  # no part of the object
+    probabilities[0, 0, rows_found:] = 0.5  # 0.5 does not count as part of the object
     box, labels, area = torch.tensor([[0.0, 0, 20, 10]]), torch.tensor([1]), torch.tensor([200.0])
     target = {"labels": labels, "bbox": box, "area": area, "iscrowd": torch.tensor([False]), "masks": true}
     found = {"labels": labels, "boxes": box, "scores": torch.tensor([0.9]), "masks": probabilities}
@@ -90,7 +90,7 @@ def _detected(rows_found: int) -> Detected:
     return Detected(images, truth_records(0, target), found_records(0, found))
 
 
-def test_masks_are_scored_beside_boxes() -> None:
+def test_masks_are_scored_in_addition_to_boxes() -> None:
     metrics = score([_detected(rows_found=7)], ["a"], kind="segm")
     assert metrics["ap"] == pytest.approx(1) and metrics["segm_ap"] == pytest.approx(0.5)  # IoU 0.7
     assert (metrics["segm_ap50"], metrics["segm_ap75"]) == (pytest.approx(1), 0)
@@ -114,7 +114,7 @@ def test_a_mask_rcnn_is_trained_from_a_faster_rcnn_and_chosen_by_its_masks(
     files = [str(written), str(data)]
     run = ["--train", *files, "--val", *files, "--model", MASKS, "--batch-size", "1", "--horizontal-flip"]
     run += ["--device", "cpu", "--workers", "0", "--out", str(tmp_path)]
-    scores = iter([(0.2, 0.5), (0.9, 0.4)])  # of boxes, of masks
+    scores = iter([(0.2, 0.5), (0.9, 0.4)])  # of boxes and of masks
 
     def evaluate(*_: object) -> dict[str, object]:
         names = ("", "50", "75")
@@ -139,7 +139,7 @@ def test_a_mask_rcnn_is_trained_from_a_faster_rcnn_and_chosen_by_its_masks(
     assert torch.equal(tuned[name], given[name])
 
 
-def test_what_a_model_finds_beside_boxes() -> None:
+def test_a_model_that_finds_masks_is_recognised() -> None:
     assert kind_built_by("maskrcnn_resnet50_fpn_v2") == kind_built_by(MASKS) == "segm"
     assert kind_built_by("fasterrcnn_resnet50_fpn") == kind_built_by(BOXES) == "bbox"
 

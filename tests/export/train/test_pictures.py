@@ -1,4 +1,4 @@
-"""A detector is trained on the pixels that the server sees, whatever the kind of the picture file."""
+"""A detector is trained on the same pixels that the server decodes, for every kind of picture file."""
 
 import io
 import json
@@ -35,7 +35,7 @@ PREPROCESS = PreprocessParameters(
 def saved(
     kind: str, mode: str = "RGB", orientation: int = 0, more_frames: int = 0, **options: object
 ) -> bytes:
-    """The picture as Pillow writes it."""
+    """The picture as a file that Pillow writes."""
     buffer = io.BytesIO()
     if orientation:
         exif = Image.Exif()
@@ -49,7 +49,7 @@ def saved(
 
 
 def adobe(transform: int) -> bytes:
-    """A JPEG of four colours, as Adobe marks it: 0 is CMYK, 2 is YCCK."""
+    """A JPEG of four colours with Adobe's marker: 0 is CMYK, 2 is YCCK."""
     data = saved("JPEG", "CMYK")
     place = data.index(b"Adobe") + 11
     return data[:place] + bytes([transform]) + data[place + 1 :]
@@ -61,7 +61,7 @@ def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
 
 
 def png(values: npt.NDArray[np.uint8], bits: int, colour_type: int, *, interlaced: bool = False) -> bytes:
-    """A PNG of grey or colour values [H, W, C]; Pillow writes few depths. Each byte holds ``8 // bits`` values."""
+    """A PNG of the upper ``bits`` bits of grey or colour values [H, W, C]; Pillow can write only few bit depths."""
     rows = values[None]
     if interlaced:  # Adam7
         places = (
@@ -82,18 +82,18 @@ def png(values: npt.NDArray[np.uint8], bits: int, colour_type: int, *, interlace
 
 def pack(row: npt.NDArray[np.uint8], bits: int) -> bytes:
     if bits == 16:
-        return np.stack([row, row[::-1]], -1).tobytes()  # each value, then lower 8 bits of any kind
+        return np.stack([row, row[::-1]], -1).tobytes()  # each value, then arbitrary lower 8 bits
     bits_of_each = np.unpackbits(row.reshape(-1, 1), axis=1)[:, :bits]
     return np.packbits(bits_of_each).tobytes()
 
 
 def with_chunks(data: bytes, *chunks: bytes) -> bytes:
-    """The PNG with chunks behind its header."""
+    """The PNG with these chunks inserted after its header."""
     return data[:33] + b"".join(chunks) + data[33:]
 
 
 def tiff(order: str, tags: dict[int, tuple[int, ...]], pixels: bytes) -> bytes:
-    """A TIFF by hand: all values are LONG, the pixels start at byte 8."""
+    """A TIFF written by hand: all values are LONG, and the pixels start at byte 8."""
     directory, more = b"", b""
     end = 8 + len(pixels) + 2 + 12 * len(tags) + 4
     for tag, values in sorted(tags.items()):
@@ -213,7 +213,7 @@ def as_pillow_sees_it(data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def trained_on(folder: Path, data: bytes, size: tuple[int, int] = (WIDTH, HEIGHT)) -> npt.NDArray[np.uint8]:
-    """The pixels [H, W, 3] that rcnn-train gets of a picture annotated as ``size``."""
+    """The pixels [H, W, 3] that rcnn-train reads from a picture whose annotated size is ``size``."""
     (folder / "picture").write_bytes(data)
     content = {
         "images": [{"id": 1, "file_name": "picture", "width": size[0], "height": size[1]}],

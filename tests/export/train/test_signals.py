@@ -8,7 +8,7 @@ from rcnn_export.errors import INTERRUPTED
 from rcnn_export.train.signals import StopSignals
 from rich.console import Console
 
-# One long call outside Python, in which it runs no signal handler: as a backward pass, but longer.
+# One long call in C, during which Python runs no signal handler, as in a backward pass, but longer.
 STEP = """
 import hashlib
 from rcnn_export.train.signals import StopSignals

@@ -67,7 +67,7 @@ def test_a_stopped_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one
     with safe_open(stopped / "weights.safetensors", "pt") as weights:
         assert weights.metadata()["model"] == LIGHT
 
-    # A folder with a run in it is only continued, and only with the settings it was begun with.
+    # A run in a folder can only be continued, and only with the settings with which it began.
     assert train.main([*SMALL_RUN, "--out", str(stopped)]) == 1
     assert "belongs to an earlier run: add --resume" in capsys.readouterr().err
     assert train.main([*SMALL_RUN, "--out", str(stopped), "--resume", "--seed", "5"]) == 1
@@ -87,10 +87,10 @@ def test_a_run_is_resumed_with_more_epochs_and_starts_with_an_evaluation_that_wa
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Processes, "share_buffers", interrupt)  # the evaluation's first call
+        patch.setattr(Processes, "share_buffers", interrupt)  # the first call of the evaluation
         assert run(1) == train.INTERRUPTED
     out = capsys.readouterr().out
-    assert "epoch 1/1: step 1/2  loss " in out and "  learning rate 1.0e-03  " in out  # no terminal: lines
+    assert "epoch 1/1: step 1/2  loss " in out and "  learning rate 1.0e-03  " in out  # no terminal, so lines
     assert (
         "stopping after this step" in out and "stopped during the evaluation: --resume starts with it" in out
     )
@@ -105,7 +105,7 @@ def test_a_run_is_resumed_with_more_epochs_and_starts_with_an_evaluation_that_wa
     assert run(2, "--resume") == 0
     out = capsys.readouterr().out
     assert "resuming at step 2 of 4" in out and "epoch 2/2  loss " in out
-    # The second of the three steps that follow the one of the warm-up.
+    # After the single warm-up step there are three steps; this is the second.
     half_way = 1e-3 * (0.01 + 0.99 * (1 + math.cos(math.pi / 3)) / 2)
     assert "epoch 2/2: step 1/2  loss" in out and f"learning rate {half_way:.1e}" in out
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -117,7 +117,7 @@ def test_a_run_is_resumed_with_more_epochs_and_starts_with_an_evaluation_that_wa
 
 @pytest.fixture(scope="module")
 def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures whose digits are odd or even: two classes."""
+    """Two pictures of digits with two classes, even and odd."""
     folder = tmp_path_factory.mktemp("coco")
     path = write_coco(folder, "train", range(2))
     content = json.loads(path.read_text())
@@ -185,9 +185,9 @@ def test_several_processes_train_one_detector(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("epoch 1/1  loss") == 1  # one process prints
+    assert finished.stdout.count("epoch 1/1  loss") == 1  # only one process prints
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["num_pictures"] == 2  # both shares evaluated
+    assert metrics["num_pictures"] == 2  # the shares of both processes were evaluated
     assert metrics["command"].startswith("torchrun --nproc-per-node=2")
 
 
@@ -205,7 +205,7 @@ def test_without_weights_it_starts_from_the_published_ones(
     assert "training fasterrcnn_mobilenet_v3_large_320_fpn from the weights DEFAULT" in printed.out
     assert "cannot download FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1" in printed.err
     assert "no route" in printed.err and "train from scratch with --weights random" in printed.err
-    # A function has none: it starts as the function builds it.
+    # A function has no published weights: training starts from the weights that it builds.
     for chosen, expected in (([], "random"), (["--weights", "DEFAULT"], "DEFAULT")):
         arguments = train.parse([*options, "--model", LIGHT, *chosen])
         settings = train._settings(arguments, LIGHT, CocoDataset(*arguments.train), Processes("cpu"))
@@ -254,7 +254,7 @@ def test_data_must_come_with_its_evaluation(capsys: pytest.CaptureFixture[str]) 
     assert "--train and --val go together" in capsys.readouterr().err
 
 
-def test_a_loader_that_dies_is_a_sentence() -> None:
+def test_a_loader_that_dies_gives_a_short_error() -> None:
     def batches() -> Iterator[list[Sample]]:
         yield []
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nmore")
@@ -314,7 +314,7 @@ def test_a_bad_annotation_file_is_one_sentence_from_training_and_evaluation(
         assert train.main([*data, "--device", "cpu", *out]) == 1
         said.add(capsys.readouterr().err.removeprefix("rcnn-train: "))
     assert eval_cli.main([str(bad), good[1], "--url", "127.0.0.1:1", *out]) == 1
-    (sentence,) = {*said, capsys.readouterr().err.removeprefix("rcnn-eval: ")}  # the same from all three
+    (sentence,) = {*said, capsys.readouterr().err.removeprefix("rcnn-eval: ")}  # all three say the same
     assert str(bad) in sentence and sentence.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -342,7 +342,7 @@ def test_the_demo_pictures_are_detected(sample: Detector) -> None:
     content = json.loads((SAMPLES / "pictures" / "annotations.json").read_text())
     assert len(content["images"]) == len(list((SAMPLES / "pictures").glob("*.jpg")))
     pictures = CocoDataset(SAMPLES / "pictures" / "annotations.json", SAMPLES / "pictures")
-    shares = [  # of two processes
+    shares = [  # as for two processes
         detect(sample.model, ((index, pictures[index]) for index in range(rank, len(pictures), 2)))
         for rank in (0, 1)
     ]
@@ -350,4 +350,4 @@ def test_the_demo_pictures_are_detected(sample: Detector) -> None:
     assert metrics["ap50"] > 0.95
     whole = detect(sample.model, ((index, pictures[index]) for index in range(len(pictures))))
     assert score([whole], pictures.class_names) == metrics
-    assert sample.model.roi_heads.score_thresh == 0.05  # as it was
+    assert sample.model.roi_heads.score_thresh == 0.05  # it is restored

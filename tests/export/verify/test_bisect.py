@@ -1,4 +1,4 @@
-"""Of a graph with one layer changed, that layer is named. ONNX Runtime stands in for TensorRT."""
+"""If one layer of a graph is changed, that layer is named. ONNX Runtime stands in for TensorRT."""
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ def make_model(factor: float, offset: float) -> onnx.ModelProto:
 
 
 def test_the_first_layer_that_differs() -> None:
-    """At x = 2 and 4 the first model has b = 7 and 13; with an offset of 1.5 each is 0.5 more."""
+    """At x = 2 and 4 the first model has b = 7 and 13; an offset of 1.5 makes each 0.5 larger."""
     x = {"x": np.array([[2, 4, 2, 4]], np.float16)}
     model = make_model(3, 1)
     assert first_difference(model, keep_all_outputs(make_model(3, 1)), x, 0) is None
@@ -36,7 +36,7 @@ def test_the_first_layer_that_differs() -> None:
     )
 
 
-def test_no_number_is_a_difference() -> None:
+def test_nan_is_a_difference() -> None:
     found = first_difference(
         make_model(1, 0), keep_all_outputs(make_model(np.nan, 0)), {"x": np.ones((1, 4), np.float16)}, 0.5
     )

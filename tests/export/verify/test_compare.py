@@ -1,4 +1,4 @@
-"""What is within bounds, what is explained, and that neither hides an error."""
+"""Which differences are within bounds or explained, and that neither hides an error."""
 
 import numpy as np
 import pytest
@@ -54,8 +54,8 @@ def test_a_row_that_nothing_explains_shows_how_far_the_nearest_is() -> None:
 
 
 @pytest.mark.parametrize(("top", "holds"), [(5.04, True), (5.06, False)])
-def test_rows_that_differ_beyond_the_picture_alone_are_explained(top: float, holds: bool) -> None:
-    """The box is 10,000 pixels wide, so 0.1 pixels are allowed; its left edge differs by 0.2."""
+def test_rows_that_differ_only_beyond_the_picture_are_explained(top: float, holds: bool) -> None:
+    """The box is 10,000 pixels wide, so a difference of 0.1 pixels is allowed; its left edge differs by 0.2."""
     comparison = Comparison()
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, -5000, 5, 5000, 50, 0]])
     exported = array([[0.9, 0, 0, 50, 50, 0], [0.8, -5000.2, top, 5000, 50, 0]])
@@ -66,7 +66,7 @@ def test_rows_that_differ_beyond_the_picture_alone_are_explained(top: float, hol
 
 
 def test_proposals_follow_the_links_of_the_rpn_boxes() -> None:
-    """Row 1 of torchvision is at the cut of the RPN's top 2 and missing on the other side."""
+    """Row 1 of torchvision is at the cut of the RPN's top 2, and the other side lacks it."""
     reference = array([[0.9, 0, 0, 50, 50, 0], [0.8, 100, 0, 150, 50, 0]])
     exported = array([[0.9, 0, 0, 50, 50, 0], [0.79995, 200, 0, 250, 50, 0]])
     link = compare_rpn_boxes(Comparison(), "picture", reference, exported, array([60, 300]), 2)
@@ -96,7 +96,7 @@ def pooled_comparison(box: list[float], other: list[float], difference: float) -
 @pytest.mark.parametrize(
     ("side", "explained"), [(112.0, True), (224.01, True), (111.98, False), (448.0, False)]
 )
-def test_level_of_a_roi_may_flip_at_a_boundary_alone(side: float, explained: bool) -> None:
+def test_the_level_of_a_roi_may_change_only_at_a_boundary(side: float, explained: bool) -> None:
     box = [0, 0, side, side]
     comparison, link = pooled_comparison(box, box, 0.5)
     assert comparison.holds is explained
@@ -106,8 +106,8 @@ def test_level_of_a_roi_may_flip_at_a_boundary_alone(side: float, explained: boo
 
 
 @pytest.mark.parametrize(("difference", "holds"), [(0.0019, True), (0.0022, False)])
-def test_features_may_move_as_far_as_their_roi_did(difference: float, holds: bool) -> None:
-    """0.001 px at stride 4 of features up to 2: 4 * 0.001 / 4 * 2 = 0.002."""
+def test_features_may_differ_in_proportion_to_their_roi(difference: float, holds: bool) -> None:
+    """For a move of 0.001 px at stride 4 with features up to 2, the limit is 4 * 0.001 / 4 * 2 = 0.002."""
     comparison, _ = pooled_comparison([0, 0, 50, 50], [0, 0, 50.001, 50], difference)
     assert comparison.holds is holds
 
@@ -131,7 +131,7 @@ def test_header_compares_linked_rows_only() -> None:
     [(0.9, 2, 0.04, True), (0.9, 2, 0.06, False), (0.9002, 2, 0, False), (0.9, 1, 0, False)],
 )
 def test_detections(score: float, label: int, shift: float, holds: bool) -> None:
-    """One proposal, two classes, a picture sent at twice its resized size."""
+    """One proposal and two classes; the picture is twice as large as after resizing."""
     class_scores = array([[0.01, 0.9]])
     class_boxes = array([[[0, 0, 10, 10], [20, 20, 40, 40]]])
     expected = ImageDetections(array([[40, 40, 80, 80]]), array([0.9]), np.array([2]))
@@ -177,7 +177,7 @@ def test_no_proposals_and_no_detections() -> None:
 
 
 def test_fp16_counts_rows_and_explains_none() -> None:
-    """Nine of ten rows must match: of 20, 18 do and 17 do not suffice. A shape must."""
+    """Nine of ten rows must match: of 20 rows, 18 are enough and 17 are not. Shapes must always match."""
     comparison = Comparison(FP16.bounds, matched=18, rows=20, unexplained=["two rows"])
     assert comparison.holds
     comparison.matched = 17
@@ -188,7 +188,7 @@ def test_fp16_counts_rows_and_explains_none() -> None:
 
 
 def moved_header(bounds: Bounds, torchvision_boxes: Float | None) -> tuple[Comparison, Link]:
-    """One of ten RoIs has a box that is 4 px off; ``torchvision_boxes``: what its header makes of that RoI."""
+    """The box of one of ten RoIs differs by 4 px; for that RoI torchvision's header gives ``torchvision_boxes``."""
     comparison = Comparison(bounds)
     scores, boxes = np.zeros((10, 1), np.float32), np.tile(array([0, 0, 9, 9]), (10, 1, 1))
     moved = boxes.copy()
@@ -203,7 +203,7 @@ def moved_header(bounds: Bounds, torchvision_boxes: Float | None) -> tuple[Compa
 
 
 def test_a_header_row_out_of_bounds_needs_an_explanation() -> None:
-    """It has one where torchvision makes the same of the exported RoI, and not where both had the same RoI."""
+    """It is explained if torchvision's header agrees on the exported RoI, but not if both sides had the same RoI."""
     comparison, link = moved_header(FP32.bounds, array([[[0, 0, 13.04, 9]]]))
     assert comparison.holds and (comparison.matched, comparison.rows) == (9, 10)
     assert comparison.explained == {"both headers agree on the exported RoI": 1}
@@ -236,14 +236,14 @@ def keypoints(x: float, score: float) -> dict[str, Float]:
     ("x", "score", "holds", "explained"),
     [
         (10.04, 8, True, {}),
-        (13, 8.005, True, {"tie of the heatmap": 1}),  # two places of the same height
-        (13, 8.02, False, {}),  # the higher place was missed
+        (13, 8.005, True, {"tie of the heatmap": 1}),  # two maxima of the same height
+        (13, 8.02, False, {}),  # the higher maximum was missed
         (10, 8.02, False, {}),
         (np.nan, 8, False, {}),
         (10, np.nan, False, {}),
     ],
 )
-def test_a_keypoint_may_move_to_a_place_as_high(
+def test_a_keypoint_may_move_to_a_maximum_of_the_same_height(
     x: float, score: float, holds: bool, explained: dict[str, int]
 ) -> None:
     comparison = Comparison()

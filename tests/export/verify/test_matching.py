@@ -44,7 +44,7 @@ def test_bounds_and_groups(box: list[float], score: float, group: int, pairs: bo
 
 
 def test_no_row_is_left_over_because_a_nearer_one_took_its_place() -> None:
-    """Row 0 of a fits both rows of b, the first better; row 1 fits the first alone."""
+    """Row 0 of a fits both rows of b, and the first one better; row 1 fits only the first."""
     a = rows([[0.02, 0, 9, 9], [-0.04, 0, 9, 9]], [0.5, 0.5])
     b = rows([[0, 0, 9, 9], [0.06, 0, 9, 9]], [0.5, 0.5])
     assert match(a, b) == ([1, 0], [1, 0])
@@ -59,7 +59,7 @@ def test_box_is_found_among_candidates_best_of_each_group_first() -> None:
     full, other = [0, 0, 8, 8], [1, 1, 2, 2]
     candidates = rows([full, other, full, full, full], [0.7, 0.6, 0.9, 0.8, 0.95], [0, 0, 0, 1, 1])
     boxes = np.array([full, full, other, [0, 0, 8, 8.01], full], np.float32)
-    # Group 1's best is candidate 4, group 0's candidate 2; there is no third group.
+    # The best of group 1 is candidate 4, and the best of group 0 is candidate 2; there is no third group.
     assert find_boxes(boxes, candidates).tolist() == [4, 2, 1, UNMATCHED, UNMATCHED]
 
 

@@ -1,7 +1,7 @@
-"""A row on one side alone is explained by what decided it, and by nothing else.
+"""A row that only one side has is explained by the decision that selected or dropped it, and by nothing else.
 
-In every case side a is torchvision and side b is the export; boxes are 100 pixels high, so that
-two of the same left edge and widths w <= 100 have IoU w / 100.
+In every case side a is torchvision and side b is the export. Boxes are 100 pixels high, so that a box of width
+w <= 100 and a box of width 100 with the same left edge have IoU w / 100.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def explain(
     lost_a: tuple[int, ...] = (),
     lost_b: tuple[int, ...] = (),
 ) -> tuple[dict[int, tuple[bool, str]], dict[int, tuple[bool, str]]]:
-    """Candidate i of a is candidate i of b, but for those that are lost or beyond the other's end.
+    """Candidate i of a is candidate i of b, except for those that are lost or that the other side lacks.
 
     Returns:
         for each side, by candidate, whether it was explained and why.
@@ -86,7 +86,7 @@ def test_iou_decides(width: float, expected: tuple[bool, str]) -> None:
 
 
 def test_iou_at_the_threshold_on_the_side_that_kept_the_row() -> None:
-    """Boxes of 0.05 px difference may have IoUs further apart than the tolerance."""
+    """The IoUs of boxes that differ by 0.05 px may differ by more than the tolerance."""
     a = candidates([wide(100), wide(50.005)], [0.9, 0.8])
     b = candidates([wide(100), wide(50.04)], [0.9, 0.8])
     assert explain(a, b, [0, 1], [0])[0][1] == (True, "IoU at the threshold")
@@ -136,7 +136,7 @@ def test_side_at_the_smallest_size(width: float, explained: bool) -> None:
 
 
 def test_chain() -> None:
-    """b has candidate 0 for a reason upstream; there it suppresses 1, which here suppresses 2, which there stays."""
+    """b has candidate 0 for a reason upstream. In b it suppresses 1, so 2 stays there; in a, 1 suppresses 2."""
     boxes = [wide(100), wide(80), wide(45)]
     a, b = same(boxes, [0.9, 0.8, 0.7])
     only_a, only_b = explain(a, b, [1], [0, 2], lost_b=(0,))
@@ -151,7 +151,7 @@ def test_chain_from_a_row_that_nothing_explains() -> None:
 
 
 def test_every_suppressor_needs_an_excuse() -> None:
-    """Candidate 2 is suppressed by an explained row and by one that both sides keep."""
+    """Candidate 2 is suppressed by an explained row and by a row that both sides keep."""
     a, b = same([wide(100), [30, 0, 100, 100], [20, 0, 100, 100]], [0.9, 0.85, 0.8])
     rules = SelectionRules(0.05, False, 0.75, 1e-2, 100)
     only_a, _ = explain(a, b, [1, 2], [0, 1], rules, lost_b=(0,))
@@ -171,7 +171,7 @@ def test_displaced_by_as_many_explained_rows() -> None:
 
 
 def test_displaced_by_fewer_explained_rows() -> None:
-    """One extra row cannot push out two; the better of them is counted as pushed out."""
+    """One extra row cannot displace two rows; only the better of them counts as displaced."""
     rules = SelectionRules(0.05, False, 0.5, 1e-2, max_kept=2)
     rows = same(spread(4), [0.9, 0.8, 0.7, 0.6])
     only_a, _ = explain(*rows, [2, 3], [0, 1], rules, lost_b=(0,))
@@ -219,7 +219,7 @@ def test_a_source_that_the_other_side_lacks() -> None:
     ("score", "k", "explained"), [(0.70005, 2, True), (0.7002, 2, False), (0.70005, 3, False)]
 )
 def test_top_k(score: float, k: int, explained: bool) -> None:
-    """Row 1 of a is on level 0, where b's lowest is 0.7; b's level 1, and a level not full, do not matter."""
+    """Row 1 of a is on level 0, where b's lowest score is 0.7. b's level 1 and levels that are not full do not matter."""
     a = candidates([FAR, wide(100), FAR], [0.9, score, 0.6], [0, 0, 1])
     b = candidates([FAR, wide(50), FAR], [0.9, 0.7, 0.6], [0, 0, 1])
     matching = Matching(np.array([0, UNMATCHED, 2]), np.array([0, UNMATCHED, 2]))

@@ -1,4 +1,4 @@
-"""rcnn-verify holds for a right pipeline, and names the first wrong stage of a wrong one."""
+"""rcnn-verify accepts a correct pipeline and names the first wrong stage of a wrong one."""
 
 import json
 import re
@@ -26,7 +26,7 @@ PICTURES = Path(__file__).resolve().parents[3] / "export" / "samples" / "picture
 
 @pytest.fixture(scope="module")
 def images() -> list[np.ndarray]:
-    """Two pictures of digits of different sizes."""
+    """Two pictures of digits, with different sizes."""
     paths = sorted(PICTURES.glob("*.jpg"))[:2]
     landscape, portrait = (np.asarray(Image.open(path).convert("RGB")) for path in paths)
     return [landscape, np.rot90(portrait[:, :200]).copy()]
@@ -116,7 +116,7 @@ def test_holds(digits_repository: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_holds_on_generated_pictures(digits: Detector, digits_repository: Path) -> None:
-    """From a thumbnail to the largest, in one batch padded to a common size."""
+    """The pictures go from a thumbnail to the largest size, in one batch padded to a common size."""
     pipeline = Pipeline.load(digits_repository, "digits")
     verification = Verification(digits.model, PipelineStages(pipeline))
     decoded = [decode_image(encoded, 10**7) for encoded in sample_pictures(4).values()]
@@ -199,7 +199,7 @@ def test_swapped_levels_of_the_pyramid_are_found(
 
 
 def test_too_few_matches_do_not_hold(digits: Detector, digits_repository: Path) -> None:
-    """Mismatches are explained one by one, but they may not be the rule."""
+    """Each mismatch may have an explanation, but there must not be many."""
     verification = Verification(digits.model, PipelineStages(Pipeline.load(digits_repository, "digits")))
     comparison = verification.comparisons["detections", END_TO_END]
     comparison.matched, comparison.rows = 99, 100
@@ -246,7 +246,7 @@ def test_other_weights_are_refused(editable: Path, capsys: pytest.CaptureFixture
     assert "is not what" in capsys.readouterr().err
 
 
-def test_weights_are_found_from_any_folder_and_asked_for_where_they_are_gone(
+def test_weights_are_found_from_any_folder_and_asked_for_if_they_are_gone(
     editable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = editable / "digits_rpn" / "1" / "manifest.json"
@@ -281,7 +281,7 @@ def test_a_precision_of_another_version_is_refused(
         (["--server", "localhost:1"], r"rcnn-verify: the server localhost:1: .*UNAVAILABLE"),
     ],
 )
-def test_what_cannot_be_tried(
+def test_unusable_arguments(
     digits_repository: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert run(digits_repository, *arguments) == verify.UNUSABLE
