@@ -158,7 +158,7 @@ def _readable(size: int) -> str:
 
 
 def _largest_size_hw(parameters: PreprocessParameters) -> tuple[int, int]:
-    """The padded size of the largest image; one that fits none of padded_sizes_hw keeps its own."""
+    """The padded size of the largest image; an image that fits none of padded_sizes_hw keeps its own size."""
     sides = parameters.fixed_size_hw or (min(parameters.min_size, parameters.max_size), parameters.max_size)
     divisor = parameters.size_divisible
     height, width = (math.ceil(side / divisor) * divisor for side in sides)

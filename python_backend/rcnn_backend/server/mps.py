@@ -39,7 +39,7 @@ def running_mps(folder: Path) -> Iterator[Mapping[str, str]]:
         folder: for the daemon's pipes and logs.
 
     Raises:
-        ServerError: there is no such daemon here, it does not start, or no program can compute through it.
+        ServerError: the daemon is not installed, it does not start, or no program can compute through it.
     """
     if os.environ.get(PIPES):
         _probe({})

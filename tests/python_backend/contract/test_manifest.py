@@ -1,4 +1,4 @@
-"""The manifest makes sure that a plan that cannot run is refused. The error names the cause and the command to run."""
+"""A plan that cannot run is refused, based on its manifest. The error names the cause and the command to run."""
 
 import dataclasses
 import json
