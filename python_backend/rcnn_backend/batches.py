@@ -1,4 +1,4 @@
-"""Runs requests in batches such that a bad one fails alone."""
+"""Runs requests in batches. A request that fails does not fail the rest of its batch."""
 
 import itertools
 import logging
@@ -14,15 +14,15 @@ Result = TypeVar("Result")
 def run_batches(
     run: Callable[[list[int]], Sequence[Result]], batches: Iterable[list[int]], device: Device
 ) -> dict[int, Result | Exception]:
-    """Runs each batch; one that fails runs again request by request.
+    """Runs each batch. If a batch fails, its requests run again one by one.
 
     A smaller batch can succeed where the larger one ran out of memory. Nothing runs on a device that
-    is no longer usable: every request that has no result by then gets the error.
+    is no longer usable: every request without a result gets the error.
 
     Args:
         run: computes the requests of a batch, given by their numbers, and returns a result for each.
         batches: the numbers of the requests that run together.
-        device: what ``run`` computes on.
+        device: the device that ``run`` computes on.
 
     Returns:
         Each request's result, or the exception that ``run`` raised for this request.

@@ -1,4 +1,4 @@
-"""Where a step computes: on the CPU, or on one GPU on a stream of its own."""
+"""Where a step computes: on the CPU, or on one GPU with its own stream."""
 
 import contextlib
 import importlib
@@ -18,29 +18,29 @@ class Device(Protocol):
     is_gpu: bool
 
     def active(self) -> contextlib.AbstractContextManager[None]:
-        """While this is entered, arrays are made and kernels run there."""
+        """A context in which arrays are made and kernels run on the device."""
 
     def synchronize(self) -> None:
-        """Waits until everything that was started there is done."""
+        """Waits until all work that was started on the device is done."""
 
     def is_usable(self) -> bool:
-        """Whether it still computes after a failure; a GPU may refuse everything from then on."""
+        """Whether the device still works after a failure; a GPU may refuse all further calls."""
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """Copies the array to the device."""
 
     def download(self, arrays: Sequence[Array]) -> list[npt.NDArray[Any]]:
-        """Copies the arrays to the CPU once they are computed."""
+        """Copies the arrays to the CPU after they have been computed."""
 
     def import_array(self, tensor: Any) -> Array:
-        """An array from any object with DLPack. It shares the object's memory if that lies on the device."""
+        """An array from any object with DLPack. It shares the object's memory if that is on the device."""
 
     def concatenate(self, arrays: list[Array]) -> Array:
         """Joins arrays along their first axis."""
 
 
 class Cpu:
-    """NumPy arrays; nothing to wait for."""
+    """NumPy arrays; all work is synchronous."""
 
     is_gpu = False
 
@@ -80,14 +80,14 @@ class Gpu:
         os.environ.setdefault("CUPY_CACHE_IN_MEMORY", "1")  # a server writes no compiled kernels to disk
         importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib(
             "nvrtc"
-        )  # CuPy knows no wheel of it
+        )  # CuPy does not find it in NVIDIA's wheel
         self._cupy = importlib.import_module("cupy")
         self._empty_pinned = importlib.import_module("cupyx").empty_pinned
         self.device_id = device_id
         self._device = self._cupy.cuda.Device(device_id)
         with self._device:
             self.stream = self._cupy.cuda.Stream(non_blocking=True)
-        self.has_graphs = False  # CUDA graphs, which point into the memory that engines work in
+        self.has_graphs = False  # whether there are CUDA graphs, which hold pointers into the engines' memory
 
     @property
     def compute_capability(self) -> str:
@@ -107,7 +107,7 @@ class Gpu:
         """Asks the GPU itself.
 
         Some errors, such as an illegal access or an uncorrectable memory error, destroy the process's
-        CUDA context: every later call returns them. Others, such as a lack of memory, are returned once.
+        CUDA context: every later call returns the same error. Others, such as lack of memory, are returned once.
         """
         try:
             with self._device:
@@ -128,7 +128,7 @@ class Gpu:
 
     def import_array(self, tensor: Any) -> Array:
         array = self._cupy.from_dlpack(tensor)
-        return self._cupy.asarray(array)  # copies it if another GPU has it
+        return self._cupy.asarray(array)  # copies it if it is on another GPU
 
     def concatenate(self, arrays: list[Array]) -> Array:
         return self._cupy.concatenate(arrays)

@@ -4,7 +4,7 @@
 class InvalidInputError(ValueError):
     """The request cannot be served as sent; the message says what was wrong and how to fix it.
 
-    A server answers it with INVALID_ARGUMENT, and counts it by ``reason``, one of a few words.
+    A server answers such a request with INVALID_ARGUMENT and counts it by ``reason``, one of a few fixed words.
     """
 
     def __init__(self, message: str, reason: str = "other") -> None:
@@ -21,8 +21,8 @@ class ServerError(RuntimeError):
 
 
 class LostTensorError(RuntimeError):
-    """A tensor that the step before sent did not arrive; the message says which setting to change."""
+    """A tensor that the previous step sent did not arrive; the message says which setting to change."""
 
 
 class UnusableDeviceError(RuntimeError):
-    """The GPU failed before the request came; another server can answer it."""
+    """The GPU failed before the request arrived; another server can answer the request."""

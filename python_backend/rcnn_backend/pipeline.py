@@ -1,4 +1,4 @@
-"""The whole detector in one process: the order of calls that the ensemble spreads over its steps."""
+"""The whole detector in one process: the same sequence of calls that the ensemble distributes over its steps."""
 
 import dataclasses
 import functools
@@ -45,20 +45,20 @@ from rcnn_backend.operators.proposals import propose
 from rcnn_backend.operators.sizes import batch_size_hw, group_by_size, padded_size_hw, resized_size_hw
 
 VERSION = "1"
-# On a CPU. While an engine takes all cores for one image, NumPy on one core works on the other.
+# On a CPU. While an engine uses all cores for one image, NumPy processes the other image on one core.
 IMAGES_AT_ONCE = 2
 
 
 class Options(NamedTuple):
-    """What a request chooses."""
+    """The settings of one request."""
 
     detections: DetectionParameters
-    rles: RleParameters | None  # of a family with masks
-    wanted: frozenset[str]  # the answers by name; of a head's, others are not computed
+    rles: RleParameters | None  # only for a family with masks
+    wanted: frozenset[str]  # names of the requested answers; a head computes only these
 
 
 def load_configured_engine(version_dir: Path, device: Device) -> Engine:
-    """The engine of a version folder, with the threads that the model's config gives it."""
+    """The engine of a version folder, with the number of threads from the model's config."""
     return load_engine(version_dir, device, read_threads(read_config(version_dir.parent)))
 
 
@@ -78,7 +78,7 @@ class Pipeline:
     proposal_parameters: ProposalParameters
     pool_parameters: PoolParameters
     detection_parameters: DetectionParameters
-    head: Head | None  # of a family with one on the final detections
+    head: Head | None  # only for a family with a head on the final detections
     input_dtype: np.dtype[Any]
     class_names: list[str]
 
@@ -93,11 +93,11 @@ class Pipeline:
         """Reads the configs and engines that rcnn-export wrote for the detector ``name``.
 
         Args:
-            device: ``rcnn_backend.devices.Gpu(0)``, say; the CPU by default.
-            load_engine: what loads the engine of a version folder for that device.
+            device: for example ``rcnn_backend.devices.Gpu(0)``; the CPU by default.
+            load_engine: loads the engine of a version folder for that device.
 
         Raises:
-            RepositoryError: one of them is missing or wrong.
+            RepositoryError: a config or an engine is missing or wrong.
         """
         device = device or Cpu()
         config = read_config(repository / name)
@@ -141,8 +141,8 @@ class Pipeline:
         """The options of a request.
 
         Args:
-            request: its parameters: score_thresh, nms_thresh, detections_per_img, mask_thresh.
-            wanted: the names of the answers that it asks for; None for all.
+            request: the request's parameters: score_thresh, nms_thresh, detections_per_img, mask_thresh.
+            wanted: the names of the answers that the request asks for; None for all.
 
         Raises:
             InvalidInputError: a parameter cannot be used.
@@ -161,14 +161,14 @@ class Pipeline:
         overrides: Mapping[str, Any] | None = None,
         wanted: Collection[str] | None = None,
     ) -> Detections:
-        """Detects in one batch of images, encoded or uint8 RGB [h, w, 3].
+        """Detects objects in one batch of images, encoded or uint8 RGB [h, w, 3].
 
         Args:
             overrides: score_thresh, nms_thresh, detections_per_img or mask_thresh for this call.
             wanted: the names of the answers to compute; None for all.
 
         Returns:
-            NumPy arrays; of masks and keypoints those that the family has and that are wanted.
+            NumPy arrays; masks and keypoints only if the family has them and they are wanted.
 
         Raises:
             InvalidInputError: an image or an override cannot be used.
@@ -181,11 +181,11 @@ class Pipeline:
     def detect_requests(
         self, requests: Sequence[tuple[Sequence[Array], Options]]
     ) -> list[Detections | Exception]:
-        """Detects in the pixels of several requests, in one batch for all that are padded to the same size.
+        """Detects objects in the pixels of several requests. Requests padded to the same size share one batch.
 
         Returns:
-            For each request what ``run`` gives for it alone, as NumPy arrays, or why it cannot run. It may also get
-            what only another request of its batch wants.
+            For each request, what ``run`` returns for it alone, as NumPy arrays, or the error. A request may also get
+            answers that only another request of its batch wants.
         """
         groups = group_by_size([pixels for pixels, _ in requests], self.preprocess_parameters)
         results = run_batches(
@@ -194,7 +194,7 @@ class Pipeline:
         return [results[number] for number in range(len(requests))]
 
     def _detect_group(self, requests: Sequence[tuple[Sequence[Array], Options]]) -> list[Detections]:
-        """Detects in one batch, and gives each request its part of the arrays."""
+        """Runs one batch and gives each request its part of the arrays."""
         pixels = [image for images, _ in requests for image in images]
         found = self.run(pixels, [options for images, options in requests for _ in images])
         arrays = self._download(found)
@@ -205,20 +205,20 @@ class Pipeline:
         ]
 
     def _download(self, found: Detections) -> dict[str, npt.NDArray[Any]]:
-        """What was computed for clients, on the host."""
+        """The answers as arrays on the host."""
         arrays = found.answers
         on_device = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
         hosts = self.device.download([arrays[name] for name in on_device])
         return arrays | dict(zip(on_device, hosts, strict=True))
 
     def run(self, pixels: Sequence[Array], options: Sequence[Options]) -> Detections:
-        """The order of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
+        """The sequence of calls, from uint8 RGB [h, w, 3] on the device to detections on the device.
 
-        A GPU runs the images as one batch. A CPU runs each by itself, padded to the batch's size: the features of
-        several together take more memory and time.
+        A GPU runs the images as one batch. A CPU runs each image separately, padded to the batch's size, because the
+        features of several images together take more memory and time.
 
         Args:
-            options: of each image's request; what one of them wants is computed for all.
+            options: the options of each image's request. Every answer that one of them wants is computed for all.
         """
         wanted = frozenset[str]().union(*(each.wanted for each in options))
         if self.device.is_gpu:
@@ -277,15 +277,15 @@ class Pipeline:
         return all(engine.is_capturable for engine in self.engines.values())
 
     def warm_up(self, max_batch_size: int) -> None:
-        """On a GPU, compiles what ``run`` runs, and runs the networks on each size that is known beforehand.
+        """On a GPU, compiles the kernels of ``run`` and runs the networks on each size that is known beforehand.
 
-        These are ``padded_sizes_hw``, or the size of the largest landscape picture if there are none. Engines
-        that become CUDA graphs are captured for every batch up to ``max_batch_size`` of each size; others
-        run one picture of each. What is not warmed: any other size of pictures, such as upright ones without
-        ``padded_sizes_hw``. The first batches of such a size wait for their kernels and their graph.
+        These sizes are ``padded_sizes_hw``, or the size of the largest landscape picture if there are none. For
+        each size, engines that become CUDA graphs are captured for every batch size up to ``max_batch_size``; others
+        run one picture. No other size is warmed up, such as that of portrait pictures without ``padded_sizes_hw``.
+        The first batches of such a size wait for their kernels and their graph.
 
         Raises:
-            InvalidInputError: an engine takes none of these sizes.
+            InvalidInputError: an engine accepts none of these sizes.
         """
         if not self.device.is_gpu:
             return
@@ -297,17 +297,17 @@ class Pipeline:
         refusals = []
         for size_hw in sizes_hw:
             try:
-                for batch in range(largest_batch, 0, -1):  # the largest first: the others run in its memory
+                for batch in range(largest_batch, 0, -1):  # the largest first: the others reuse its memory
                     self._run_blank(batch, *size_hw)
-            except InvalidInputError as error:  # which requests of this size get too
+            except InvalidInputError as error:  # requests of this size get the same error
                 refusals.append(error)
         if len(refusals) == len(sizes_hw):
             raise refusals[0]
 
     def _run_blank(self, batch: int, height: int, width: int) -> None:
-        """Runs the networks twice on pictures of zeros, padded to that size: the second run is captured.
+        """Runs the networks twice on black pictures of this padded size: the second run is captured.
 
-        A head of the final detections runs for each number of them that it pads to.
+        A head on the final detections runs once for each number of detections that it pads to.
         """
         network_input = self.device.upload(np.zeros((batch, 3, height, width), self.input_dtype))
         image_sizes = np.tile(np.array([height, width, height, width], np.float32), (batch, 1))
@@ -327,23 +327,23 @@ class Pipeline:
 
 
 def _read_chain(config: Mapping[str, Any]) -> Chain:
-    """The family of a detector, from the outputs of the model that bears its name.
+    """The family of a detector, found by the outputs of the model with the detector's name.
 
     Raises:
-        RepositoryError: they are no family's.
+        RepositoryError: no family has these outputs.
     """
     outputs = [output["name"] for output in config["output"]]
     chain = chain_of_answers(outputs)
     if chain is None:
         raise RepositoryError(
-            f"{config['name']}/config.pbtxt has the outputs {', '.join(outputs)}, which are no detector's: export it "
-            "again with rcnn-export"
+            f"{config['name']}/config.pbtxt has the outputs {', '.join(outputs)}, which no kind of detector has: "
+            "export it again with rcnn-export"
         )
     return chain
 
 
 def _sizes_to_warm(parameters: PreprocessParameters) -> list[tuple[int, int]]:
-    """Heights and widths of batches, the largest first."""
+    """The (height, width) of each batch to warm up, largest first."""
     landscape = resized_size_hw((parameters.min_size, parameters.max_size), parameters)
     known = [(height, width) for height, width in parameters.padded_sizes_hw]
     return sorted(known or [padded_size_hw([landscape], parameters)], key=math.prod, reverse=True)
@@ -357,7 +357,7 @@ def run_networks(
     network_input: Array,
     image_sizes: Array,
 ) -> list[Array]:
-    """RPN, header and what lies between them: -> class_scores, class_boxes, num_proposals, and on demand the pyramid."""
+    """RPN, proposals and header -> class_scores, class_boxes, num_proposals and, if ``keeps_features``, the pyramid."""
     rpn_outputs = engines["rpn"].run({"input": network_input})
     features = pyramid(rpn_outputs)
     proposals = propose(rpn_outputs["rpn_boxes"], features, image_sizes, parameters, pooling)

@@ -1,4 +1,4 @@
-"""Modules that need CuPy, on a machine without it."""
+"""Loads modules that need CuPy on a machine without CuPy."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def load_with_fakes(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Any]], ModuleType]:
-    """Gives a copy of a module that imports fakes, by name, in the place of other modules."""
+    """Loads a copy of a module in which the given fakes, by name, replace imported modules."""
 
     def load(name: str, fakes: dict[str, Any]) -> ModuleType:
         for fake in fakes:

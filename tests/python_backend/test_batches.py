@@ -1,4 +1,4 @@
-"""Of requests that run together, a bad one fails alone, and a lost GPU is left alone."""
+"""A bad request in a batch fails alone, and nothing runs on a GPU that failed."""
 
 import pytest
 from rcnn_backend.batches import run_batches

@@ -1,4 +1,4 @@
-"""The pipeline in one process: what it runs before the first request, and which request an error is for."""
+"""The pipeline in one process: what it runs before the first request, and which requests get an error."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def warm_up(
     padded_sizes_hw: list[list[int]],
     refused: Sequence[tuple[int, int]] = (),
 ) -> list[tuple[int, ...]]:
-    """B, H and W of the batches that the networks run, of up to three pictures and without those refused."""
+    """B, H and W of the batches that ``warm_up(3)`` runs through the networks, without the ``refused`` sizes."""
     device, ran = Cpu(), []
     device.is_gpu = True
 
@@ -53,7 +53,7 @@ def warm_up(
 
 
 class NarrowEngine:
-    """An engine that refuses what lies outside its profile, as a plan does, and breaks a device if told so."""
+    """An engine that refuses inputs outside its profile, as a plan does. With ``breaks`` it makes the device unusable."""
 
     is_capturable = False
 
@@ -80,14 +80,14 @@ class NarrowEngine:
 
 @pytest.fixture
 def narrow(digits_repository: Path) -> Pipeline:
-    """On a device that takes a batch at once."""
+    """A pipeline on a device that runs a batch at once."""
     device = Cpu()
     device.is_gpu = True
     return Pipeline.load(digits_repository, "digits", device, load_engine=NarrowEngine)
 
 
 def requests_of(narrow: Pipeline, *sizes_hw: tuple[int, int]) -> list[Any]:
-    """A request of one blank picture for each size."""
+    """A request with one blank picture for each size."""
     return [([np.full((*size, 3), 99, np.uint8)], narrow.read_options({})) for size in sizes_hw]
 
 
@@ -162,7 +162,7 @@ def test_a_cpu_prepares_an_image_while_it_computes_another(digits_repository: Pa
 def test_every_batch_is_warmed_where_it_becomes_a_graph(
     monkeypatch: pytest.MonkeyPatch, is_capturable: bool, batches: list[int]
 ) -> None:
-    """Elsewhere a large batch would cost time, or lie outside a plan's profiles."""
+    """Otherwise a large batch would cost time, or be outside a plan's profiles."""
     assert warm_up(monkeypatch, is_capturable, []) == [(batch, *LARGE) for batch in batches]
 
 
@@ -170,7 +170,7 @@ def test_every_batch_is_warmed_where_it_becomes_a_graph(
 def test_every_padded_size_is_warmed_the_largest_first(
     monkeypatch: pytest.MonkeyPatch, is_capturable: bool, batches: list[int]
 ) -> None:
-    """Also one that only pictures of different shapes together are padded to."""
+    """This includes a size to which only a batch of pictures with different shapes is padded."""
     ran = warm_up(monkeypatch, is_capturable, [list(SMALL), [96, 96], list(LARGE)])
     assert ran == [(batch, *size_hw) for size_hw in ((96, 96), LARGE, SMALL) for batch in batches]
 

@@ -1,4 +1,4 @@
-"""What all sides agree on: the chain of steps and its tensors, parameters, configs, manifests, samples.
+"""The contract between all packages: the chain of steps and its tensors, parameters, configs, manifests, samples.
 
-Everybody may import it; it imports ``errors`` alone. No arrays, no Triton, no torch enter here.
+Every module may import it; it imports only ``errors``. It must not import NumPy, Triton's stub or torch.
 """

@@ -1,18 +1,18 @@
-"""The steps of each family of detectors. They are declared here and nowhere else.
+"""The steps of each family of detectors. They are declared only here.
 
-Derived from these declarations: the wiring of the ensembles, the names of the models, the samples by which a step
-finds lost tensors, the size of the memory pool, the engines to export, and the stages of rcnn-verify.
+Everything else is derived from these declarations: the wiring of the ensembles, the names of the models, the samples
+by which a step finds lost tensors, the size of the memory pool, the engines to export, and the stages of rcnn-verify.
 
-Shapes are those of one image, without the batch axis. A word stands for a size that is not the same everywhere:
+Shapes are those of one image, without the batch axis. A word stands for a size that varies:
 
     picture_height, picture_width   a picture as sent, in pixels
     height, width                   a padded batch, in pixels
     level_height, level_width       one level of the feature pyramid
     channels                        of the feature pyramid
-    anchors, proposals, detections  rows an image
+    anchors, proposals, detections  rows per image
     classes                         foreground classes
     pooled_height, pooled_width     one pooled RoI
-    head_detections                 detections an image, padded to one of a few sizes
+    head_detections                 detections per image, padded to one of a few sizes
     head_pooled_height, ..._width   one RoI pooled for the head that runs on the detections
     map_height, map_width           one mask or heatmap
     keypoints                       of one detection
@@ -50,7 +50,7 @@ SCORES = Tensor("scores", FP32, ("detections",))
 LABELS = Tensor("labels", INT64, ("detections",))
 NUM_DETECTIONS = Tensor("num_detections", INT32, (1,))
 
-# The detections for the steps behind them.
+# The detections as inputs of later steps.
 DETECTED_BOXES = Tensor("detected_boxes", FP32, ("detections", 4))  # in pixels of the resized image
 DETECTED_LABELS = Tensor("detected_labels", INT64, ("detections",))
 NUM_DETECTED = Tensor("num_detected", INT32, (1,))
@@ -84,14 +84,14 @@ FASTER_RCNN = Chain("faster_rcnn", (*TO_CLASS_BOXES, DETECTIONS), DETECTIONS.out
 def with_head(
     family: str, head: str, also: tuple[Tensor, ...], made: Tensor, stage: str, *last: ChainStep
 ) -> Chain:
-    """Faster R-CNN, and a head that runs on the final detections.
+    """Faster R-CNN with a head that runs on the final detections.
 
     Args:
-        also: what its engine takes of the detections, beside their pooled features.
-        made: what the engine makes of them.
-        stage: what rcnn-verify calls that.
-        last: the steps that answer. An engine ends no chain: its successor compares what it got and made with what
-            arrived.
+        also: tensors of the detections that the head's engine takes in addition to their pooled features.
+        made: the output of the engine.
+        stage: the name of this output in rcnn-verify.
+        last: the steps that answer. An engine is never the last step of a chain, because the step after it compares
+            the engine's inputs and outputs with what arrived.
     """
     shape = ("head_detections", "channels", "head_pooled_height", "head_pooled_width")
     features = Tensor(f"{head}_features", NETWORK, shape)

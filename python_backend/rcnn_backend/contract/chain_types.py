@@ -1,4 +1,4 @@
-"""What a chain of steps is made of: its tensors, its steps, and what follows from them."""
+"""The parts of a chain of steps: its tensors, its steps, and what is derived from them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +10,13 @@ from rcnn_backend.contract.samples import NUM_SAMPLES, SUFFIX
 FP32, FP16, INT32, INT64 = "TYPE_FP32", "TYPE_FP16", "TYPE_INT32", "TYPE_INT64"
 UINT8, BYTES = "TYPE_UINT8", "TYPE_STRING"
 NETWORK = "network"  # FP32, or FP16 in an FP16 export
-LEVEL = "feature_"  # feature_0 is the finest level that RoIs are pooled from
+LEVEL = "feature_"  # feature_0 is the finest level from which RoIs are pooled
 PIXELS, FUSED = "pixels", "fused"  # <name>_pixels takes pixels, <name>_fused runs all steps in one process
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """``is_pyramid``: one such tensor for each pooled level, ``feature_0`` and so on."""
+    """A tensor of a chain. ``is_pyramid``: there is one for each pooled level, ``feature_0`` and so on."""
 
     name: str
     data_type: str
@@ -29,7 +29,7 @@ class Tensor:
 class ChainStep:
     """One model of the ensemble.
 
-    ``stages``: what rcnn-verify compares of the step with torchvision, in this order.
+    ``stages``: what rcnn-verify compares with torchvision for this step, in this order.
     """
 
     name: str
@@ -40,20 +40,20 @@ class ChainStep:
 
     @property
     def counted(self) -> str:
-        """The output that says how many rows of the others are real; empty without one."""
+        """The output that says how many rows of the other outputs are real; empty if there is none."""
         return next((tensor.name for tensor in self.outputs if tensor.name.startswith("num_")), "")
 
     @property
     def sampled(self) -> tuple[Tensor, ...]:
-        """The tensors whose samples the step sends: what it made, and for an engine also what it got."""
+        """The tensors whose samples the step sends: its outputs, and for an engine also its inputs."""
         return (*self.inputs, *self.outputs) if self.is_engine else self.outputs
 
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison that a Python step makes: ``receiver`` got ``tensor`` from ``sender``.
+    """A comparison that a Python step makes: did ``receiver`` get ``tensor`` as ``sender`` sent it?
 
-    Both send samples of it; a ``receiver`` of None is the step that checks, which samples the tensor itself.
+    Both send samples of the tensor. If ``receiver`` is None, the checking step received the tensor and samples it.
     """
 
     tensor: Tensor
@@ -63,11 +63,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of one family, in the order the data flows.
+    """The steps of one family, in the order in which data flows through them.
 
-    ``answers``: what clients get; its ensembles and its fused model have these outputs. No step takes one of them:
-    Triton leaves out the steps that no wanted answer needs, and with them any answer that only they take, wanted or not.
-    ``head``: what runs on the final detections, such as ``mask``; the names of its steps begin with it.
+    ``answers``: what clients get; these are the outputs of the family's ensembles and its fused model. No step takes an
+    answer as its input: Triton skips the steps that no requested answer needs, and then also drops every answer that
+    only such a step takes, even if it was requested.
+    ``head``: the head that runs on the final detections, such as ``mask``; the names of its steps begin with it.
     """
 
     family: str
@@ -82,17 +83,17 @@ class Chain:
 
     @property
     def stages(self) -> list[str]:
-        """What rcnn-verify compares with torchvision."""
+        """The stages that rcnn-verify compares with torchvision."""
         return [stage for step in self.steps for stage in step.stages]
 
     @property
     def head_steps(self) -> tuple[ChainStep, ...]:
-        """The steps of the head that runs on the final detections; none without one."""
+        """The steps of the head that runs on the final detections; empty without a head."""
         detections = [step.name for step in self.steps].index("detections")
         return self.steps[detections + 1 :]
 
     def step(self, name: str) -> ChainStep:
-        """The step of that name.
+        """The step with this name.
 
         Raises:
             KeyError: the family has no such step.
@@ -100,7 +101,7 @@ class Chain:
         return {step.name: step for step in self.steps}[name]
 
     def model_names(self, detector: str) -> list[str]:
-        """The models of a detector, those that answer clients first."""
+        """The models of a detector. Those that answer clients come first."""
         return [detector, *(f"{detector}_{part}" for part in (PIXELS, FUSED)), *self.step_names(detector)]
 
     def step_names(self, detector: str) -> list[str]:
@@ -108,11 +109,11 @@ class Chain:
         return [f"{detector}_{step.name}" for step in self.steps]
 
     def inputs(self, step: ChainStep, levels: int) -> list[Tensor]:
-        """All inputs of the step's model, with those that carry samples, for a pyramid of so many levels."""
+        """All inputs of the step's model, including those with samples, for a pyramid with ``levels`` levels."""
         return [*expand(step.inputs, levels), *(samples_of(sender, levels) for sender in self._senders(step))]
 
     def outputs(self, step: ChainStep, levels: int) -> list[Tensor]:
-        """All outputs of the step's model, with its samples where a later step compares them."""
+        """All outputs of the step's model, including its samples if a later step compares them."""
         samples = [samples_of(step, levels)] if self.sends_samples(step) else []
         return [*expand(step.outputs, levels), *samples]
 
@@ -121,7 +122,7 @@ class Chain:
         return any(step in self._senders(other) for other in self.steps)
 
     def checks(self, step: ChainStep) -> list[Check]:
-        """What a Python step compares: all that it got, and all that an engine before it got."""
+        """The comparisons of a Python step: all tensors that it got, and all that an engine before it got."""
         if step.is_engine:
             return []
         found = []
@@ -145,7 +146,7 @@ class Chain:
         return Check(tensor, receiver, sender)
 
     def _sender(self, tensor: Tensor) -> ChainStep | None:
-        """The step that makes the tensor; None for what a client sends."""
+        """The step that makes the tensor; None if a client sends it."""
         return next((step for step in self.steps if tensor in step.outputs), None)
 
     def _senders(self, step: ChainStep) -> list[ChainStep]:
@@ -164,7 +165,7 @@ def expand(tensors: Collection[Tensor], levels: int) -> list[Tensor]:
 
 
 def level_names(levels: int) -> list[str]:
-    """The tensors of a pyramid of so many pooled levels, finest first."""
+    """The names of the tensors of a pyramid with ``levels`` pooled levels, finest first."""
     return [f"{LEVEL}{level}" for level in range(levels)]
 
 
@@ -179,17 +180,17 @@ def pyramid(tensors: Mapping[str, Any]) -> list[Any]:
 
 
 def samples_of(step: ChainStep, levels: int) -> Tensor:
-    """The tensor of all samples that the step sends: NUM_SAMPLES of each tensor in ``step.sampled``, side by side."""
+    """The tensor with all samples that the step sends: NUM_SAMPLES of each tensor in ``step.sampled``, concatenated."""
     return Tensor(step.name + SUFFIX, FP32, (NUM_SAMPLES * len(expand(step.sampled, levels)),))
 
 
-@cache  # it is asked for every batch
+@cache  # it is needed for every batch
 def sample_columns(step: ChainStep, levels: int) -> Mapping[str, slice]:
-    """Where the samples of each tensor stand in those that the step sends."""
+    """The columns of each tensor's samples among all samples that the step sends."""
     names = [tensor.name for tensor in expand(step.sampled, levels)]
     return {name: slice(first * NUM_SAMPLES, (first + 1) * NUM_SAMPLES) for first, name in enumerate(names)}
 
 
 def bind(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> list[int]:
-    """The shape in numbers; -1 for a word that has no size here."""
+    """The shape in numbers; -1 for a word that is not in ``sizes``."""
     return [size if isinstance(size, int) else sizes.get(size, -1) for size in shape]

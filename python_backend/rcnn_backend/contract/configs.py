@@ -13,7 +13,7 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     """A model's config.pbtxt in the JSON form that Triton gives its Python models.
 
     Raises:
-        RepositoryError: there is none, or it cannot be parsed.
+        RepositoryError: the file does not exist or cannot be parsed.
     """
     path = model_dir / "config.pbtxt"
     try:
@@ -21,7 +21,7 @@ def read_config(model_dir: Path) -> dict[str, Any]:
     except OSError as error:
         raise RepositoryError(f"cannot read {path}: {error.strerror}. Write it with rcnn-export") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path} is no valid model config: {error}") from error
+        raise RepositoryError(f"{path} is not a valid model config: {error}") from error
     return to_json(config)
 
 
@@ -29,7 +29,7 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
     """The config of each model of the repository, by the model's name.
 
     Raises:
-        RepositoryError: no such folder, no model in it, or a config that cannot be read.
+        RepositoryError: the folder does not exist, has no model, or has a config that cannot be read.
     """
     if not repository.is_dir():
         raise RepositoryError(
@@ -50,7 +50,7 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
 
 
 def read_steps(repository: Path, name: str) -> list[str]:
-    """The models of an ensemble's steps; none for any other name, or where the config cannot be read."""
+    """The models of an ensemble's steps; empty for any other name, or if the config cannot be read."""
     try:
         config = read_config(repository / name)
     except RepositoryError:

@@ -1,6 +1,6 @@
-"""A number by which the process of a model instance shows that it executes, and that it goes on; and its GPU.
+"""A counter that shows whether the process of a model instance is executing and makes progress; and its GPU.
 
-They lie in shared memory: a step writes them in no time, and ``rcnn-serve`` can read them when the step hangs.
+Both are in shared memory: a step writes them at almost no cost, and ``rcnn-serve`` can read them when the step hangs.
 """
 
 import mmap
@@ -8,19 +8,19 @@ import os
 import struct
 from pathlib import Path
 
-VARIABLE = "RCNN_EXECUTIONS"  # of the environment: how the paths of the files begin. The process id ends them
+VARIABLE = "RCNN_EXECUTIONS"  # environment variable: the path of each file, without the process id at its end
 NUMBER = struct.Struct("=Q")
-GPU = struct.Struct("=i")  # behind the number
+GPU = struct.Struct("=i")  # after the number
 ON_CPU = -1
 
 
 class Executions:
-    """A context for each execution. It adds 1 to the number at the start and at the end, so it is odd in between.
+    """A context for each execution. It adds 1 to the number at the start and at the end: in between, it is odd.
 
-    Without the variable nobody else sees the number.
+    If the environment variable is not set, no other process can read the number.
 
     Args:
-        gpu: the one that the instance computes on, as CUDA numbers it; None for the CPU.
+        gpu: CUDA's number of the GPU that the instance computes on; None for the CPU.
 
     Raises:
         OSError: the file cannot be written.
@@ -46,14 +46,14 @@ def _map_number(prefix: str, told: bytes) -> mmap.mmap:
     if not prefix:
         return mmap.mmap(-1, NUMBER.size)
     with Path(f"{prefix}{os.getpid()}").open("wb+") as file:
-        # Takes the room now: without any, this is an error, and writing to the map would be a SIGBUS.
+        # Allocates the space now: if there is none, this is an error here and not a SIGBUS on a later write to the map.
         file.write(bytes(NUMBER.size) + told)
         file.flush()
         return mmap.mmap(file.fileno(), NUMBER.size)
 
 
 def read_executions(prefix: str, pid: int) -> int:
-    """The number of a process; 0 where it has none."""
+    """The number of a process; 0 if it has none."""
     try:
         number: int = NUMBER.unpack_from(Path(f"{prefix}{pid}").read_bytes())[0]
     except (OSError, struct.error):
@@ -62,7 +62,7 @@ def read_executions(prefix: str, pid: int) -> int:
 
 
 def read_gpu(prefix: str, pid: int) -> int | None:
-    """The GPU of a process; None where it computes on the CPU or has told nothing."""
+    """The GPU of a process; None if it computes on the CPU or has not written its GPU."""
     try:
         gpu: int = GPU.unpack_from(Path(f"{prefix}{pid}").read_bytes(), NUMBER.size)[0]
     except (OSError, struct.error):
@@ -71,5 +71,5 @@ def read_gpu(prefix: str, pid: int) -> int | None:
 
 
 def remove_executions(prefix: str, pid: int) -> None:
-    """Removes the number of a process that has ended."""
+    """Removes the file of a process that has ended."""
     Path(f"{prefix}{pid}").unlink(missing_ok=True)

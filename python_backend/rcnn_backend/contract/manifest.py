@@ -1,7 +1,7 @@
-"""``manifest.json`` beside an engine: what it was made from, and for a plan what it runs on.
+"""``manifest.json`` next to an engine: what the engine was made from and, for a plan, what it runs on.
 
-rcnn-export writes it. Of a plan it is read before TensorRT sees the file, so that one that cannot
-run here is refused in words.
+rcnn-export writes it. A plan's manifest is read before TensorRT loads the plan, so that a plan that cannot
+run here is refused with a clear message.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from rcnn_backend.errors import RepositoryError
 
 MANIFEST = "manifest.json"
 PLAN, ONNX = "model.plan", "model.onnx"
-OLDEST_COMPATIBLE = (8, 0)  # Ampere: what TensorRT's hardware compatibility begins with
+OLDEST_COMPATIBLE = (8, 0)  # Ampere, the oldest that TensorRT's hardware compatibility supports
 
 
 @dataclass(frozen=True)
 class InstalledTensorRT:
-    """``package``: ``tensorrt`` or ``tensorrt_rtx``, each with plans of its own kind."""
+    """The TensorRT of this Python. ``package``: ``tensorrt`` or ``tensorrt_rtx``; each has its own kind of plan."""
 
     package: str
     version: str
@@ -34,10 +34,10 @@ class InstalledTensorRT:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """How a plan is built beside its graph and its profiles.
+    """How a plan is built, apart from its graph and its profiles.
 
-    ``version_compatible``: it runs on later TensorRTs, too. ``hardware_compatible``: on any GPU from
-    Ampere on, slower. ``compute_capabilities``: of the GPUs to build for; by default the one here.
+    ``version_compatible``: it also runs on later versions of TensorRT. ``hardware_compatible``: it runs on any GPU
+    from Ampere on, but slower. ``compute_capabilities``: those of the GPUs to build for; by default that of this GPU.
     """
 
     version_compatible: bool = False
@@ -47,11 +47,11 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What the manifest says of ``model.plan``.
+    """What the manifest says about ``model.plan``.
 
-    ``onnx_sha256``: of the graph it was built from, which lies beside it. ``package`` and ``version``: as
-    of InstalledTensorRT. ``compute_capabilities``: of the GPUs it was built for, such as ``8.9``.
-    ``profiles``: for each, the smallest, best and largest shape of each input.
+    ``onnx_sha256``: of the graph that it was built from, which is in the same folder. ``package`` and ``version``: as
+    in InstalledTensorRT. ``compute_capabilities``: those of the GPUs that it was built for, such as ``8.9``.
+    ``profiles``: for each profile, the smallest, best and largest shape of each input.
     """
 
     sha256: str
@@ -78,7 +78,7 @@ def read_manifest(version_dir: Path) -> dict[str, Any]:
     """The manifest of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
 
     Raises:
-        RepositoryError: there is none, or it is no JSON.
+        RepositoryError: the manifest does not exist or is not JSON.
     """
     path = version_dir / MANIFEST
     try:
@@ -91,17 +91,17 @@ def read_manifest(version_dir: Path) -> dict[str, Any]:
 
 
 def write_manifest(version_dir: Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces the manifest in one step."""
+    """Replaces the manifest atomically."""
     new = version_dir / f".{MANIFEST}.new"
     new.write_text(json.dumps(manifest, indent=2) + "\n")
     new.replace(version_dir / MANIFEST)
 
 
 def read_plan_record(version_dir: Path) -> PlanRecord | None:
-    """What the manifest says of the plan; None for a plan that came without a manifest.
+    """What the manifest says about the plan; None if there is no manifest.
 
     Raises:
-        RepositoryError: the manifest is broken or says nothing of the plan.
+        RepositoryError: the manifest is broken or does not describe the plan.
     """
     if not (version_dir / MANIFEST).exists():
         return None
@@ -116,10 +116,10 @@ def read_plan_record(version_dir: Path) -> PlanRecord | None:
 
 
 def check_files(version_dir: Path, record: PlanRecord) -> None:
-    """Refuses a plan that is not the one recorded, or whose graph is not the one it was built from.
+    """Refuses a plan that is not the recorded one, or whose graph is not the one that it was built from.
 
     Raises:
-        RepositoryError: says which, and the command that rebuilds it.
+        RepositoryError: the message says which, and gives the command that rebuilds the plan.
     """
     plan, onnx = version_dir / PLAN, version_dir / ONNX
     if not plan.is_file():
@@ -127,29 +127,29 @@ def check_files(version_dir: Path, record: PlanRecord) -> None:
     if plan.stat().st_size != record.size_bytes:
         raise RepositoryError(
             f"{plan} is {plan.stat().st_size} bytes and was {record.size_bytes} when it was built: it is cut "
-            f"short or another file. {rebuild_hint(version_dir)}"
+            f"short or a different file. {rebuild_hint(version_dir)}"
         )
     if (found := sha256_of(plan)) != record.sha256:
         raise RepositoryError(
-            f"{plan} is not as it was built: its sha256 is {found[:12]}, the manifest has {record.sha256[:12]}. "
-            f"{rebuild_hint(version_dir)}"
+            f"{plan} has changed since it was built: its sha256 is {found[:12]}, the manifest has "
+            f"{record.sha256[:12]}. {rebuild_hint(version_dir)}"
         )
     if onnx.is_file() and (found := sha256_of(onnx)) != record.onnx_sha256:
         raise RepositoryError(
-            f"{plan} is stale: it was built from a graph of sha256 {record.onnx_sha256[:12]}, and {onnx.name} beside "
-            f"it has {found[:12]}. {rebuild_hint(version_dir)}"
+            f"{plan} is stale: it was built from a graph with sha256 {record.onnx_sha256[:12]}, and {onnx.name} next "
+            f"to it has {found[:12]}. {rebuild_hint(version_dir)}"
         )
 
 
 def check_version(version_dir: Path, record: PlanRecord, here: InstalledTensorRT) -> None:
-    """Refuses a plan of another TensorRT than the one here.
+    """Refuses a plan that the TensorRT installed here cannot run.
 
     Raises:
-        RepositoryError: names both versions, and the command that rebuilds it.
+        RepositoryError: the message names both versions and the command that rebuilds the plan.
     """
     later = record.version_compatible and _numbers(record.version) <= _numbers(here.version)
     if record.package != here.package or not (record.version == here.version or later):
-        which = "one older than its builder" if record.version_compatible else "another one"
+        which = "an older version than its own" if record.version_compatible else "any other version"
         raise RepositoryError(
             f"{version_dir / PLAN} was built by {record.package} {record.version}, and this is {here}: a plan "
             f"does not run on {which}. {rebuild_hint(version_dir)}"
@@ -157,10 +157,10 @@ def check_version(version_dir: Path, record: PlanRecord, here: InstalledTensorRT
 
 
 def check_gpu(version_dir: Path, record: PlanRecord, compute_capability: str) -> None:
-    """Refuses a plan for other GPUs than one of ``compute_capability``, such as ``8.9``.
+    """Refuses a plan that cannot run on a GPU of ``compute_capability``, such as ``8.9``.
 
     Raises:
-        RepositoryError: names both, and the command that rebuilds it.
+        RepositoryError: the message names both capabilities and the command that rebuilds the plan.
     """
     ampere_on = record.hardware_compatible and _numbers(compute_capability) >= OLDEST_COMPATIBLE
     if compute_capability not in record.compute_capabilities and not ampere_on:
@@ -172,7 +172,7 @@ def check_gpu(version_dir: Path, record: PlanRecord, compute_capability: str) ->
 
 
 def rebuild_hint(version_dir: Path) -> str:
-    """The command that rebuilds the plan from the graph beside it, on the machine that serves it."""
+    """A sentence with the command that rebuilds the plan from its graph, on the machine that serves it."""
     repository, model = version_dir.resolve().parents[1], version_dir.resolve().parent.name
 
     def steps_of(name: str) -> list[str]:
@@ -184,7 +184,7 @@ def rebuild_hint(version_dir: Path) -> str:
 
 
 def write_plan_record(version_dir: Path, record: PlanRecord) -> None:
-    """Puts the plan's record into the manifest that is there."""
+    """Adds the plan's record to the existing manifest."""
     manifest = read_manifest(version_dir)
     manifest["engines"][PLAN] = dataclasses.asdict(record)
     write_manifest(version_dir, manifest)

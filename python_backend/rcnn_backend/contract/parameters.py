@@ -1,7 +1,7 @@
-"""What a detector's steps need to know, read from the ``parameters`` of its Triton configs.
+"""The settings of a detector's steps, read from the ``parameters`` of its Triton configs.
 
-The configs are the only home of these values: export writes them from the torch model,
-the server and the in-process pipeline read them here. Each value is JSON.
+These values are stored only in the configs: the export writes them from the torch model,
+and the server and the in-process pipeline read them here. Each value is JSON.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ FLOATS = {"TYPE_FP32": "float32", "TYPE_FP16": "float16"}
 
 @dataclass(frozen=True)
 class PreprocessParameters:
-    """torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1.
+    """The parameters of torchvision's GeneralizedRCNNTransform. Sizes in pixels; mean and std of RGB in 0..1.
 
-    ``max_image_bytes``: of an encoded picture. ``padded_sizes_hw``: the heights and widths that a
+    ``max_image_bytes``: the limit for an encoded picture. ``padded_sizes_hw``: the heights and widths that a
     batch is padded to, each a multiple of ``size_divisible``; see ``preprocess.padded_size_hw``.
 
     Raises:
@@ -37,7 +37,7 @@ class PreprocessParameters:
     size_divisible: int
     max_image_pixels: int
     padded_sizes_hw: list[list[int]] = dataclasses.field(default_factory=list)
-    max_image_bytes: int = 160_000_000  # as a BMP, a picture of 50 megapixels has 150
+    max_image_bytes: int = 160_000_000  # a picture of 50 megapixels has 150 million bytes as a BMP
 
     def __post_init__(self) -> None:
         if not isinstance(self.padded_sizes_hw, list) or not all(map(self._can_pad_to, self.padded_sizes_hw)):
@@ -58,11 +58,11 @@ class PreprocessParameters:
 
 @dataclass(frozen=True)
 class ProposalParameters:
-    """torchvision's RegionProposalNetwork.filter_proposals.
+    """The parameters of torchvision's RegionProposalNetwork.filter_proposals.
 
     ``padded_counts``: the sizes that the number of proposals is padded to, ascending;
-    the last is the most proposals an image can have. ``max_rpn_boxes``: the most rows that ``rpn_boxes`` can
-    have, by which Triton's memory pool is sized.
+    the last is the largest number of proposals per image. ``max_rpn_boxes``: the largest number of rows of
+    ``rpn_boxes``, from which the size of Triton's memory pool is computed.
     """
 
     score_thresh: float
@@ -74,10 +74,10 @@ class ProposalParameters:
 
 @dataclass(frozen=True)
 class PoolParameters:
-    """torchvision's MultiScaleRoIAlign.
+    """The parameters of torchvision's MultiScaleRoIAlign.
 
-    ``feature_strides``: pixels a cell of each pooled level, finest first. ``canonical_scale``: the size in
-    pixels, sqrt(area), of the RoIs that are pooled from ``canonical_level``, which is log2 of its stride.
+    ``feature_strides``: pixels per cell of each pooled level, finest first. ``canonical_scale``: the size in
+    pixels, sqrt(area), of the RoIs that are pooled from ``canonical_level``, which is log2 of that level's stride.
     """
 
     feature_strides: list[int]
@@ -89,7 +89,7 @@ class PoolParameters:
 
 @dataclass(frozen=True)
 class DetectionParameters:
-    """torchvision's RoIHeads.postprocess_detections."""
+    """The parameters of torchvision's RoIHeads.postprocess_detections."""
 
     score_thresh: float
     nms_thresh: float
@@ -99,7 +99,7 @@ class DetectionParameters:
 
 @dataclass(frozen=True)
 class HeadParameters:
-    """A head that runs on the final detections.
+    """The parameters of a head that runs on the final detections.
 
     ``padded_counts``: the sizes that the number of an image's detections is padded to, ascending; the last is
     ``detections_per_img``.
@@ -119,7 +119,7 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
     """Fills the dataclass ``cls`` from a Triton model config in its JSON form.
 
     Raises:
-        RepositoryError: a parameter is missing, no JSON, of another type, or a value that ``cls`` refuses.
+        RepositoryError: a parameter is missing, is not JSON, has the wrong type, or has a value that ``cls`` refuses.
     """
     model, given = model_config.get("name", "?"), model_config.get("parameters", {})
     values = {}
@@ -149,7 +149,7 @@ def read_parameters(cls: type[P], model_config: Mapping[str, Any]) -> P:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether JSON gave what an annotation asks for: int, float, list[...], or one of several."""
+    """Whether a value from JSON has the annotated type: int, float, list[...], or a union of these."""
     if isinstance(kind, types.UnionType):
         return any(_is_a(value, each) for each in get_args(kind))
     if get_origin(kind) is list:
@@ -160,7 +160,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def read_threads(config: Mapping[str, Any]) -> int:
-    """How many threads one run of a network takes on the CPU: Triton's ``intra_op_thread_count``; 0 for one a core."""
+    """How many threads one run of a network uses on the CPU: Triton's ``intra_op_thread_count``; 0 for one per core."""
     return int(config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value", 0))
 
 
@@ -168,7 +168,7 @@ def read_dtype(model_config: Mapping[str, Any], tensor: str) -> str:
     """NumPy's name for the type of a floating-point tensor that a model declares: float32 or float16.
 
     Raises:
-        RepositoryError: it declares none of that name, or another type than FP32 or FP16.
+        RepositoryError: the model declares no tensor of this name, or its type is neither FP32 nor FP16.
     """
     declared = {each["name"]: each["data_type"] for each in (*model_config["input"], *model_config["output"])}
     try:

@@ -1,7 +1,7 @@
-"""What makes detectors fast: on a GPU MPS for the processes of their steps, and anywhere their fused models.
+"""Makes detectors fast: with MPS for the processes of their steps on a GPU, or with their fused models anywhere.
 
-Without either, the five steps of an ensemble take turns on the GPU. On a CPU, handing tensors from process to process
-takes a seventh of a request's time, and the processes take more than twice the memory.
+Without either, the five steps of an ensemble take turns on the GPU. On a CPU, passing tensors between processes
+takes a seventh of a request's time, and the processes need more than twice the memory.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ AUTO, ON, OFF = "auto", "on", "off"
 
 @dataclass(frozen=True)
 class Acceleration:
-    """``environment``: variables for the server. ``fused``: the detectors that are served by their fused models.
+    """What was chosen for the server.
 
-    ``notes``: lines that say so.
+    ``environment``: variables for the server. ``fused``: the detectors that are served by their fused models.
+    ``notes``: lines for the user about these choices.
     """
 
     environment: Mapping[str, str]
@@ -36,15 +37,15 @@ def accelerate(
     """Starts MPS and chooses the detectors to serve by their fused models.
 
     Args:
-        mps: AUTO: on a GPU, where it can be started; ON: or else an error.
+        mps: AUTO: on a GPU, start MPS if possible; ON: start it or raise an error.
         fused: AUTO: wherever MPS is off; ON: always.
-        models: what is served; None where that is not known here, and nothing is fused.
-        folder: for MPS.
-        opened: what ends MPS.
+        models: the models to serve; None if they are not known here, and then nothing is fused.
+        folder: for the files of MPS.
+        opened: ends MPS when it is closed.
 
     Raises:
-        ServerError: MPS is wanted and cannot be started.
-        RepositoryError: the fused model of a detector is wanted and not there.
+        ServerError: MPS is ON and cannot be started.
+        RepositoryError: the fused models are ON and one is missing.
     """
     on_gpu = AUTO in (mps, fused) and steps_use_gpu()
     environment: Mapping[str, str] | None = None
@@ -52,7 +53,7 @@ def accelerate(
     if mps == ON or (mps == AUTO and on_gpu):
         try:
             environment = opened.enter_context(running_mps(folder))
-            notes.append("MPS is on: the processes of the steps compute side by side on the GPU")
+            notes.append("MPS is on: the processes of the steps run concurrently on the GPU")
         except ServerError as error:
             if mps == ON:
                 raise ServerError(f"MPS cannot be started: {error}. --mps auto serves without it") from error
@@ -63,7 +64,7 @@ def accelerate(
     if fused == ON and (lacking := [name for name, is_fusible in ensembles.items() if not is_fusible]):
         raise RepositoryError(
             f"--fused on needs {lacking[0]}_{FUSED}, which is missing or served by its own name: export the "
-            "detector again, or leave --fused out"
+            "detector again, or omit --fused"
         )
     fusible = [name for name, is_fusible in ensembles.items() if is_fusible]
     if fused == ON or (fused == AUTO and environment is None):

@@ -9,10 +9,10 @@ from rcnn_backend.errors import ServerError
 from rcnn_backend.server.addresses import Endpoint, is_for_this_host
 from rcnn_backend.server.flags import get_flag
 
-# What a client needs. Health stays open to all, for whoever checks it has no token.
+# The APIs that clients need. Health stays open to everyone, because health checks send no token.
 FOR_CLIENTS = ("inference", "metadata", "model-config", "statistics")
-# What runs any Python sent to it, reads and writes the server's memory, or writes any file it may.
-# Triton cannot open the repository's index alone: clients list the loaded models by their statistics.
+# The APIs that can run any Python code, read and write the server's memory, or write any file that the server can.
+# Triton cannot open only the repository's index: clients list the loaded models through their statistics.
 DANGEROUS = ("model-repository", "shared-memory", "trace", "logging")
 RESTRICTIONS = {"grpc": "--grpc-restricted-protocol", "http": "--http-restricted-api"}
 LOCK_HEADER = "rcnn-serve"  # over gRPC: triton-grpc-protocol-rcnn-serve
@@ -22,12 +22,12 @@ OPEN = ""  # needs no header
 
 @dataclass(frozen=True)
 class Access:
-    """What the server asks of its callers; by default nothing, with the dangerous APIs locked.
+    """What the server requires of its callers; by default nothing, but the dangerous APIs are locked.
 
-    ``shared_memory``: clients may register shared memory. Whoever reaches the server can then read
-    and write any of this host's that the server may. ``token``: to be sent with every call but
-    health. ``tls_certificate`` and ``tls_key``: PEM files, for gRPC over TLS; HTTP, which has none,
-    then answers health only. ``tls_client_ca``: clients show a certificate that it signed.
+    ``shared_memory``: clients may register shared memory. Anyone who can reach the server can then read
+    and write all of this host's shared memory that the server can. ``token``: must be sent with every call except
+    health. ``tls_certificate`` and ``tls_key``: PEM files, for gRPC over TLS; HTTP has no TLS and then
+    answers only health. ``tls_client_ca``: clients must present a certificate that it signed.
     """
 
     shared_memory: bool = False
@@ -40,19 +40,19 @@ class Access:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ServerError("TLS needs both a certificate and its key: give --tls-cert and --tls-key")
         if self.tls_client_ca and not self.tls_certificate:
-            raise ServerError("--tls-ca is of use with --tls-cert and --tls-key only: give these, too")
+            raise ServerError("--tls-ca has no effect without --tls-cert and --tls-key: give these, too")
         for path in (self.tls_certificate, self.tls_key, self.tls_client_ca):
             if path and not path.is_file():
                 raise ServerError(f"there is no file {path} for TLS")
         if self.token and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
             raise ServerError(
-                "the token has blanks or characters other than ASCII: make one by `openssl rand -hex 32`"
+                "the token contains blanks or non-ASCII characters: make one with `openssl rand -hex 32`"
             )
 
 
 @dataclass(frozen=True)
 class Locks:
-    """``flags`` for tritonserver; ``admin_headers``: what its model-repository API needs over HTTP."""
+    """``flags``: for tritonserver. ``admin_headers``: the headers that open its model-repository API over HTTP."""
 
     flags: list[str]
     admin_headers: dict[str, str]
@@ -61,11 +61,11 @@ class Locks:
 def lock(access: Access, flags: Sequence[str], *, host: str) -> Locks:
     """Restricts the APIs that the user's ``flags`` for tritonserver leave open.
 
-    Clients load and unload models only with ``--model-control-mode=explicit``, and only with the token.
-    Without a token they do so where the protocol listens to this host alone.
+    Clients can load and unload models only with ``--model-control-mode=explicit``, and only with the token.
+    If there is no token, they can do so only over a protocol that listens to this host alone.
 
     Args:
-        host: what the ports are opened at, unless the flags give another address.
+        host: the address that the ports listen on, unless the flags give another one.
     """
     keys = {LOCK_HEADER: secrets.token_hex(16), TOKEN_HEADER: access.token}
     explicit = get_flag(flags, "model-control-mode") == "explicit"
@@ -90,7 +90,7 @@ def lock(access: Access, flags: Sequence[str], *, host: str) -> Locks:
 
 
 def warn_of_others(access: Access, flags: Sequence[str], endpoints: Mapping[str, Endpoint]) -> str:
-    """A sentence where other hosts reach the server without TLS or without a token; empty where they do not."""
+    """A warning if other hosts can reach the server without TLS or without a token; otherwise empty."""
     has_tls = bool(access.tls_certificate) or _is_on(flags, "grpc-use-ssl")
     has_clients = bool(access.token or access.tls_client_ca) or _is_on(flags, "grpc-use-ssl-mutual")
     lacking = [] if has_tls else ["TLS (--tls-cert, --tls-key)"]
@@ -101,7 +101,7 @@ def warn_of_others(access: Access, flags: Sequence[str], endpoints: Mapping[str,
         if protocol in RESTRICTIONS and not endpoint.is_for_this_host
     ]
     if access.tls_certificate:
-        reached = [place for place in reached if not place.startswith("http")]  # which answers health only
+        reached = [place for place in reached if not place.startswith("http")]  # it answers only health
     if not (lacking and reached):
         return ""
     return f"Warning: other hosts may reach {' and '.join(reached)} without {' and without '.join(lacking)}"

@@ -1,4 +1,4 @@
-"""Where the server's ports listen: an address of IPv4 or IPv6 as a person, a client and tritonserver write it."""
+"""The IPv4 or IPv6 addresses that the server listens on, as users, clients and tritonserver write them."""
 
 import contextlib
 import errno
@@ -12,12 +12,12 @@ from rcnn_backend.server.flags import get_flag
 
 PROTOCOLS = ("http", "grpc", "metrics")
 LOOPBACK = "127.0.0.1"
-REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}  # by a program of this host. Triton's HTTP at :: has no IPv4
+REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}  # from this host. Triton's HTTP at :: has no IPv4
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``address``: in numbers, without brackets."""
+    """``address``: numeric, without brackets."""
 
     address: str
     port: int
@@ -27,16 +27,16 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """``host:port`` by which a program of this host reaches it, as tritonclient takes it."""
+        """``host:port`` for programs on this host, as tritonclient expects it."""
         return str(Endpoint(REACHED_AT.get(self.address, self.address), self.port))
 
     @property
     def is_for_this_host(self) -> bool:
-        """Whether only this host's programs reach it."""
+        """Whether only programs on this host can reach it."""
         return ipaddress.ip_address(self.address).is_loopback
 
     def flags(self, protocol: str) -> list[str]:
-        """Those by which tritonserver listens here. Its HTTP server marks IPv6 by a prefix, gRPC by brackets."""
+        """The flags with which tritonserver listens here. For IPv6, its HTTP server needs a prefix, gRPC brackets."""
         address = _bracketed(self.address)
         if ":" in self.address and protocol != "grpc":
             address = f"ipv6:{self.address}"
@@ -44,10 +44,10 @@ class Endpoint:
 
 
 def find_address(host: str, flags: Sequence[str], protocol: str) -> str:
-    """The address that the protocol's port listens on, in numbers: that of the flags, else that of ``host``.
+    """The numeric address that the protocol's port listens on: from the flags, or else from ``host``.
 
     Raises:
-        ServerError: no such address or name is known here.
+        ServerError: the address or the name is not known on this host.
     """
     given = get_flag(flags, f"{protocol}-address") or host
     name = given.removeprefix("ipv6:").removeprefix("ipv4:").strip("[]")
@@ -55,7 +55,7 @@ def find_address(host: str, flags: Sequence[str], protocol: str) -> str:
         found = socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ServerError(
-            f"{given!r} is no address of this host: give one in numbers, such as {LOOPBACK}, 0.0.0.0 or ::1"
+            f"{given!r} is not an address of this host: give a numeric one, such as {LOOPBACK}, 0.0.0.0 or ::1"
         ) from error
     addresses = sorted((family != socket.AF_INET, str(place[0])) for family, *_, place in found)
     address = addresses[0][1]
@@ -67,12 +67,12 @@ def find_address(host: str, flags: Sequence[str], protocol: str) -> str:
 
 
 def is_for_this_host(host: str, flags: Sequence[str], protocol: str) -> bool:
-    """Whether only this host's programs reach the protocol's port."""
+    """Whether only programs on this host can reach the protocol's port."""
     return Endpoint(find_address(host, flags, protocol), 0).is_for_this_host
 
 
 def choose_endpoints(host: str, ports: Mapping[str, int], flags: Sequence[str]) -> dict[str, Endpoint]:
-    """The endpoint of each protocol. Each port is tried here, so that a taken one is an error at once.
+    """The endpoint of each protocol. Each port is tried here, so that a taken port is reported at once.
 
     Raises:
         ServerError: an address or a port cannot be used.

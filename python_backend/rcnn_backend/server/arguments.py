@@ -1,4 +1,4 @@
-"""The arguments of rcnn-serve. Imports nothing slow, so that --help is quick."""
+"""The arguments of rcnn-serve. This module imports nothing slow, so that --help is fast."""
 
 import argparse
 import difflib
@@ -12,9 +12,9 @@ MODES = ("auto", "on", "off")
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of rcnn-serve, and the flags after ``--``, each as ``--name=value``, for tritonserver.
+    """The options of rcnn-serve, and the flags for tritonserver after ``--``, each as ``--name=value``.
 
-    Wrong ones end the program with exit code 2.
+    Invalid arguments end the program with exit code 2.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     own, passed_on = argv[:end], argv[end + 1 :]
@@ -27,17 +27,17 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     for flag in flags:
         name = flag.partition("=")[0]
         if not name.startswith("--"):
-            parser.error(f"{flag!r} is no flag of tritonserver: after -- each begins with --")
+            parser.error(f"{flag!r} is not a flag of tritonserver: its flags begin with --")
         if name in known:
             parser.error(f"{name} is an option of rcnn-serve: give it before the --")
     names = {flag.partition("=")[0] for flag in flags}
     if "--model-control-mode" in names:
         if options.models:
             parser.error(
-                "--models and --model-control-mode exclude each other: give --load-model=NAME instead"
+                "--models and --model-control-mode cannot be combined: give --load-model=NAME instead"
             )
         if options.fused == "on":
-            parser.error("--fused on and --model-control-mode exclude each other: load NAME_fused instead")
+            parser.error("--fused on and --model-control-mode cannot be combined: load NAME_fused instead")
     if not 0 <= options.hang_timeout_s < math.inf:
         parser.error(f"--hang-timeout-s is {options.hang_timeout_s:g}, expected seconds, or 0 for never")
     if options.images_in_flight < 1:
@@ -46,11 +46,11 @@ def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
 
 
 def _gpu_numbers(text: str) -> list[int]:
-    """Of ``0,1``."""
+    """The numbers in a list such as ``0,1``."""
     numbers: list[int] = []
     for entry in text.split(","):
         if not entry.strip().isdecimal():
-            raise argparse.ArgumentTypeError(f"{entry!r} is no number of a GPU, expected a list such as 0,1")
+            raise argparse.ArgumentTypeError(f"{entry!r} is not a GPU number, expected a list such as 0,1")
         if int(entry) in numbers:
             raise argparse.ArgumentTypeError(f"GPU {int(entry)} is named twice")
         numbers.append(int(entry))
@@ -60,12 +60,10 @@ def _gpu_numbers(text: str) -> list[int]:
 def _explain(argument: str, known: Sequence[str]) -> str:
     flag = argument.partition("=")[0]
     if not flag.startswith("-"):
-        return f"unexpected argument {argument!r}: one REPOSITORY is served"
+        return f"unexpected argument {argument!r}: give only one REPOSITORY"
     near = difflib.get_close_matches(flag, known, n=1)
     meant = f": did you mean {near[0]}?" if near else "."
-    return (
-        f"there is no option {flag}{meant} Flags of tritonserver go after --, as in: rcnn-serve -- {argument}"
-    )
+    return f"there is no option {flag}{meant} Flags for tritonserver go after --, as in: rcnn-serve -- {argument}"
 
 
 def _join_values(flags: Sequence[str]) -> list[str]:
@@ -83,10 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rcnn-serve",
         usage="%(prog)s [REPOSITORY] [options] [-- FLAGS OF TRITONSERVER]",
-        description="Serves a Triton model repository with the tritonserver that pip installed, else the one on PATH.",
-        epilog="Flags after -- go to tritonserver as they are: rcnn-serve -- --log-verbose=1. With a "
-        "--model-control-mode among them, its meaning decides which models are loaded. With "
-        "--model-control-mode=explicit, clients load models with the token of --token-file only; without a token, "
+        description="Serves a Triton model repository with the tritonserver from pip, or else with the one on PATH.",
+        epilog="Flags after -- are passed to tritonserver unchanged: rcnn-serve -- --log-verbose=1. If "
+        "--model-control-mode is among them, that mode decides which models are loaded. With "
+        "--model-control-mode=explicit, clients can load models only with the token of --token-file; without a token, "
         "only where the server listens to this host alone.",
         allow_abbrev=False,
     )
@@ -101,34 +99,42 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the models (default: %(default)s)",
     )
     parser.add_argument(
-        "--models", metavar="NAME", nargs="+", default=[], help="serve these (default: every complete model)"
+        "--models",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="serve these models (default: every complete model)",
     )
-    parser.add_argument("--log-file", metavar="FILE", type=Path, help="keep the server's whole log there")
+    parser.add_argument(
+        "--log-file", metavar="FILE", type=Path, help="write the server's whole log to this file"
+    )
     parser.add_argument(
         "--ready-timeout-s",
         metavar="S",
         type=float,
         default=300.0,
-        help="give up when the models have not loaded by then (default: %(default)g)",
+        help="give up if the models have not loaded after this time (default: %(default)g)",
     )
     parser.add_argument(
         "--hang-timeout-s",
         metavar="S",
         type=float,
         default=30.0,
-        help="end with code 1 when tritonserver has not answered for so long, or a step has been at the same requests. "
-        "A process that computes all the while gets ten times as long. 0: never (default: %(default)g)",
+        help="end with code 1 when, for S seconds, tritonserver has not answered or a step has been processing the "
+        "same requests. A process that computes during that time gets ten times as long. 0: never "
+        "(default: %(default)g)",
     )
     parser.add_argument(
         "--rebuild",
         action="store_true",
-        help="first build the TensorRT plans that cannot run here again, from the graphs beside them, and verify them",
+        help="first rebuild the TensorRT plans that cannot run here, from the graphs next to them, and verify them",
     )
     parser.add_argument(
         "--trace",
         metavar="FOLDER",
         type=Path,
-        help="write when each step of each request began and ended there; --fused off for those of a detector",
+        help="write to this folder when each step of each request began and ended; with --fused off, this includes the "
+        "steps of a detector",
     )
     _add_speed(parser.add_argument_group("speed"))
     _add_access(parser.add_argument_group("who can reach it"))
@@ -140,32 +146,31 @@ def _add_speed(group: argparse._ArgumentGroup) -> None:
         "--gpus",
         metavar="N,N",
         type=_gpu_numbers,
-        help="serve on these GPUs only, such as 0,1, by CUDA's numbers; where CUDA_VISIBLE_DEVICES is set, positions in "
-        "it. The server numbers them from 0 (default: all that a CUDA program sees)",
+        help="serve only on these GPUs, such as 0,1, by CUDA's numbers; if CUDA_VISIBLE_DEVICES is set, they are "
+        "positions in it. The server numbers the chosen GPUs from 0 (default: all that a CUDA program sees)",
     )
     group.add_argument(
         "--mps",
         choices=MODES,
         default="auto",
-        help="let the processes of the steps compute side by side by NVIDIA's Multi-Process Service, which more than "
-        "doubles what an ensemble serves. auto: where it can be started; on: fail where it cannot "
-        "(default: %(default)s)",
+        help="run the processes of the steps concurrently with NVIDIA's Multi-Process Service, which more than doubles "
+        "the throughput of an ensemble. auto: if it can be started; on: fail if it cannot (default: %(default)s)",
     )
     group.add_argument(
         "--fused",
         choices=MODES,
         default="auto",
-        help="serve each detector by its fused model, one process in the place of five steps, which is faster still. "
-        "It keeps its name, so clients stay as they are. Single steps have metrics and traces with off only. auto: on a "
-        "CPU, and on a GPU where MPS is off (default: %(default)s)",
+        help="serve each detector with its fused model, one process instead of five steps, which is even faster. The "
+        "detector keeps its name, so clients need no change. Single steps have metrics and traces only if the detector "
+        "is not fused. auto: on a CPU, and on a GPU where MPS is off (default: %(default)s)",
     )
     group.add_argument(
         "--images-in-flight",
         metavar="N",
         type=int,
         default=32,
-        help="size Triton's CUDA memory pool, for the tensors between steps, for so many images of the largest size "
-        "at once, over all requests; more still work, slower (default: %(default)s)",
+        help="size Triton's CUDA memory pool, which holds the tensors between steps, for N images of the largest size "
+        "at once, over all requests; more images still work, but slower (default: %(default)s)",
     )
 
 
@@ -174,8 +179,8 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
         "--host",
         metavar="ADDRESS",
         default="127.0.0.1",
-        help="listen on this address; 0.0.0.0 for all of this machine's, or :: for all of IPv6 "
-        "(default: %(default)s, for programs of this machine only)",
+        help="listen on this address; 0.0.0.0 for all addresses of this machine, or :: for all its IPv6 addresses "
+        "(default: %(default)s, which only programs on this machine can reach)",
     )
     for protocol, port in DEFAULT_PORTS.items():
         group.add_argument(
@@ -183,27 +188,27 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
             metavar="PORT",
             type=int,
             default=port,
-            help="0: a free one (default: %(default)s)",
+            help="0: any free port (default: %(default)s)",
         )
     group.add_argument(
-        "--tls-cert", metavar="FILE", type=Path, help="gRPC over TLS with this certificate (PEM)"
+        "--tls-cert", metavar="FILE", type=Path, help="serve gRPC over TLS with this certificate (PEM)"
     )
     group.add_argument("--tls-key", metavar="FILE", type=Path, help="the certificate's private key (PEM)")
     group.add_argument(
         "--tls-ca",
         metavar="FILE",
         type=Path,
-        help="clients must show a certificate that this one signed (PEM)",
+        help="clients must present a certificate that this one signed (PEM)",
     )
     group.add_argument(
         "--token-file",
         metavar="FILE",
         type=Path,
-        help="every call but health must bring the token in this file, over gRPC in the header "
+        help="every call except health must send the token in this file, over gRPC in the header "
         "triton-grpc-protocol-token",
     )
     group.add_argument(
         "--shared-memory",
         action="store_true",
-        help="let clients register shared memory of this host; for clients that you trust with the server",
+        help="let clients register shared memory of this host; only for clients that you trust with the whole server",
     )

@@ -30,12 +30,12 @@ MAX_OPEN_FILES = 65536  # of the server; each connection is one
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves until a signal comes or the server ends. Returns the server's exit code, or 1 if it did not start."""
+    """Serves until a signal arrives or the server ends. Returns the server's exit code, or 1 if it did not start."""
     options, flags = parse_arguments(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may contain any bytes
     _raise_open_files()
-    # It takes a second to import, and --help need not wait for it.
+    # These imports take a second, and --help should not wait for them.
     from rcnn_backend.server.gpus import VISIBLE, choose_gpus
     from rcnn_backend.server.local_server import running_server
 
@@ -74,13 +74,13 @@ def main(argv: list[str] | None = None) -> int:
                 code = server.stop()
             except _BrokenError as broken:
                 _write_error(f"rcnn-serve: {broken}\n")
-                server.kill()  # a server that drains refuses requests, and a balancer sends it ever more of them
+                server.kill()  # a draining server refuses requests quickly, so a load balancer would send it more
                 return 1
             else:
                 code = server.process.returncode
                 if code != 0:
                     _write_error(f"rcnn-serve: {server.failure()}\n")
-            return code if code >= 0 else 128 - code  # as a shell tells a death by signal
+            return code if code >= 0 else 128 - code  # as a shell reports a death by signal
     except (ServerError, RepositoryError, OSError) as error:
         _write_error(f"rcnn-serve: {error}\n")
         return 1
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _raise_open_files() -> None:
-    """Lets the server have as many connections as this user may. Many systems allow 1024 files until a program asks."""
+    """Lets the server open as many connections as the user may. Many systems allow only 1024 until a program asks."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -99,16 +99,16 @@ def _raise_open_files() -> None:
 
 
 class _BrokenError(RuntimeError):
-    """A process has ended or hangs, which Triton does not mend."""
+    """A process has ended or hangs, and Triton does not repair that."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what}: stopping, so that whoever started rcnn-serve (systemd, Docker, Kubernetes) starts it again"
+            f"{what}: stopping, so that whatever started rcnn-serve (systemd, Docker, Kubernetes) restarts it"
         )
 
 
 def read_access(options: argparse.Namespace) -> Access:
-    """Who may call which API, as the options say.
+    """Who may call which API, according to the options.
 
     Raises:
         ServerError: a file is missing or empty, or one option needs another.
@@ -122,7 +122,7 @@ def read_access(options: argparse.Namespace) -> Access:
 
 
 def _rebuild(repository: Path, models: list[str]) -> int:
-    """Returns 0 when the plans of these models can run here."""
+    """Rebuilds plans where needed. Returns 0 if the plans of these models can run here afterwards."""
     return subprocess.run(
         [sys.executable, "-m", "rcnn_backend.engines.rebuild", str(repository), *models]
     ).returncode
@@ -132,7 +132,7 @@ def _ready_message(server: RunningServer, options: argparse.Namespace) -> str:
     addresses = ", ".join(f"{protocol} {endpoint}" for protocol, endpoint in server.endpoints.items())
     lines = [*server.notes]
     if server.models is None:
-        served = f"{options.repository}, the models that --model-control-mode chooses,"
+        served = f"{options.repository} (models chosen by --model-control-mode)"
     else:
         lines += [f"Skipped {name}: {why}" for name, why in server.models.skipped.items()]
         served = ", ".join(server.models.served)
@@ -155,10 +155,10 @@ def _try_command(url: str, model: str, options: argparse.Namespace) -> str:
 
 
 def _relay_log(server: RunningServer, offset: int) -> None:
-    """Shows new lines of the server's log until it ends: warnings, errors and what models print.
+    """Shows new lines of the server's log until the server ends: warnings, errors and what models print.
 
     Raises:
-        _BrokenError: the process of a step ended and the server did not, or one of them hangs.
+        _BrokenError: the process of a step ended while the server still runs, or the server or a step hangs.
     """
     repeats = Repeats()
     with server.log.open("rb") if server.log else io.BytesIO() as log:
@@ -185,7 +185,7 @@ def _relay_log(server: RunningServer, offset: int) -> None:
 
 
 def _write_error(text: str | bytes) -> None:
-    """Writes to stderr if that can be written to: the server goes on where its disk is full or its reader is gone."""
+    """Writes to stderr and ignores failures: the server keeps running if a disk is full or the reader is gone."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text if isinstance(text, str) else text.decode(errors="replace"))
         sys.stderr.flush()

@@ -1,8 +1,8 @@
 """Lets a tritonserver answer the requests that it has accepted before it is told to end.
 
-On SIGTERM, Triton 24.10 refuses the next step of every ensemble request that it is working on. So the
-whole models are unloaded first: then new requests are refused, those in flight run to their
-end, and the server tells that it is not ready.
+On SIGTERM, Triton 24.10 refuses the next step of every ensemble request that is in progress. So the
+models are unloaded first: new requests are then refused, those in flight are completed, and the
+server reports that it is not ready.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ def drain(url: str, models: Sequence[str], headers: Mapping[str, str], timeout_s
 
     Args:
         url: ``host:port`` of the HTTP endpoint.
-        headers: what opens the model-repository API.
+        headers: the headers that open the model-repository API.
     """
     deadline = time.monotonic() + timeout_s
     with contextlib.suppress(*FAILURES):

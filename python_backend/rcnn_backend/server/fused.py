@@ -1,4 +1,4 @@
-"""A detector's own name served by its fused model, one process in the place of all steps, with clients unchanged."""
+"""Serves a detector's fused model under the detector's own name: one process for all steps, with clients unchanged."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from rcnn_backend.contract.configs import read_configs
 
 
 def write_view(repository: Path, detectors: Sequence[str], view: Path) -> Path:
-    """A model repository of links into ``repository``, in which each of ``detectors`` is its fused model.
+    """Makes a model repository of links into ``repository`` in which each of ``detectors`` is its fused model.
 
-    ``<name>_pixels`` hands its pixels on to ``<name>``, so that the engines are loaded once.
+    ``<name>_pixels`` passes its pixels to ``<name>``, so that the engines are loaded only once.
 
     Args:
         detectors: ensembles whose ``<name>_fused`` is complete.
@@ -43,7 +43,7 @@ def _hand_on(ensemble: ModelConfig, model: str) -> None:
 
 
 def _replace(link: Path, folder: Path, config: ModelConfig) -> None:
-    """Puts a folder with another config, and the rest of ``folder``, in the place of a link."""
+    """Replaces a link by a folder with the given config and links to all other files of ``folder``."""
     link.unlink()
     link.mkdir()
     (link / "config.pbtxt").write_text(text_format.MessageToString(config))

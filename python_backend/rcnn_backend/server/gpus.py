@@ -1,7 +1,7 @@
-"""The GPUs that a CUDA program started here sees, as nvidia-smi tells them.
+"""The GPUs that a CUDA program started here sees, as reported by nvidia-smi.
 
-A GPU in MIG mode is cut into slices, each with memory of its own. A CUDA program sees a slice, while
-nvidia-smi's ``memory.total`` is that of the whole GPU or, in a container, not told.
+A GPU in MIG mode is divided into slices, each with its own memory. A CUDA program sees one slice, while
+nvidia-smi's ``memory.total`` is that of the whole GPU or, in a container, not reported.
 https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
 """
 
@@ -23,7 +23,7 @@ UUIDS = ("GPU-", "MIG-")
 
 @dataclass(frozen=True)
 class Slice:
-    """A MIG device: ``gpu``: the position of the GPU that it is a part of; ``size``: its memory in bytes."""
+    """A MIG device. ``gpu``: the position of the GPU that it is part of. ``size``: its memory in bytes."""
 
     gpu: int
     uuid: str
@@ -31,11 +31,11 @@ class Slice:
 
 
 def find_gpus() -> tuple[int, int]:
-    """How many GPUs a CUDA program sees, and the bytes of the machine's smallest; (0, 0) without.
+    """How many GPUs a CUDA program sees, and the memory of the machine's smallest one in bytes; (0, 0) without a GPU.
 
-    CUDA's numbers are not nvidia-smi's where GPUs differ, hence the smallest. Memory that
-    nvidia-smi cannot tell counts as 0. Where any GPU is cut into MIG slices, one GPU counts, because a
-    CUDA program sees one slice only; its memory is that of the slice that CUDA_VISIBLE_DEVICES names.
+    It is the smallest because CUDA and nvidia-smi number the GPUs differently if they are of different kinds. Memory
+    that nvidia-smi does not report counts as 0. If any GPU is divided into MIG slices, one GPU counts, because a
+    CUDA program sees only one slice; its memory is that of the slice that CUDA_VISIBLE_DEVICES names.
     """
     answer = _ask("--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
     totals = [_bytes(line.split(",")[1]) for line in answer.splitlines() if "," in line]
@@ -46,13 +46,13 @@ def find_gpus() -> tuple[int, int]:
 
 
 def choose_gpus(numbers: Sequence[int]) -> str:
-    """The CUDA_VISIBLE_DEVICES by which a CUDA program sees only these of the GPUs that it would see here.
+    """The value of CUDA_VISIBLE_DEVICES with which a CUDA program sees only these of the GPUs that it sees here.
 
     Args:
-        numbers: CUDA's of these GPUs here, from 0. Where CUDA_VISIBLE_DEVICES is set, they are positions in it.
+        numbers: CUDA's numbers of these GPUs, from 0. If CUDA_VISIBLE_DEVICES is set, they are positions in it.
 
     Raises:
-        ServerError: there is no GPU of such a number.
+        ServerError: there is no GPU with one of these numbers.
     """
     num_gpus, _ = find_gpus()
     listed = _listed() or [str(number) for number in range(num_gpus)]
@@ -82,7 +82,7 @@ def _find_slice(totals: list[int], slices: list[Slice]) -> tuple[int, int]:
 
 
 def _num_visible(num_gpus: int) -> int:
-    """CUDA_VISIBLE_DEVICES lists indices or UUIDs, and CUDA stops at the first index that is none."""
+    """CUDA_VISIBLE_DEVICES lists indices or UUIDs, and CUDA stops at the first invalid index."""
     listed = _listed()
     if listed is None:
         return num_gpus
@@ -96,9 +96,9 @@ def _listed() -> list[str] | None:
 
 
 def _mig_slices() -> list[Slice]:
-    """``nvidia-smi -L`` lists each GPU's slices under it, by number and UUID.
+    """The slices of all GPUs. ``nvidia-smi -L`` lists them under their GPU, by number and UUID.
 
-    Their memory is in the XML alone, where not every driver has the UUIDs.
+    Only the XML has their memory, but not every driver writes the UUIDs there.
     """
     uuids: dict[tuple[int, str], str] = {}
     gpu = -1
@@ -118,7 +118,7 @@ def _mig_slices() -> list[Slice]:
 
 
 def _bytes(mebibytes: str) -> int:
-    """The number in ``4864`` or ``4864 MiB``; 0 where there is none, as in ``[N/A]``."""
+    """The bytes in ``4864`` or ``4864 MiB``; 0 if there is no number, as in ``[N/A]``."""
     number, *_ = [*mebibytes.split(), ""]
     return int(number) << 20 if number.isdecimal() else 0
 

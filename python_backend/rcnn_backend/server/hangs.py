@@ -1,6 +1,6 @@
-"""Tells that tritonserver or the process of a Python step hangs: it is there, and nothing goes on in it.
+"""Detects that tritonserver or the process of a Python step hangs: it exists but makes no progress.
 
-Triton 24.10 does not notice this itself, and says that it is ready all the same.
+Triton 24.10 does not notice this itself, and still reports that it is ready.
 """
 
 import contextlib
@@ -18,11 +18,14 @@ LOOK_S = 1.0
 ANSWER_S = 3.0  # how long one look waits for the server's answer
 GIVEN_UP_S = 2.0  # Triton fails the requests of a step's process that has been stopped for about a second
 COMPUTES = 0.03  # of one core: a process that uses this much is busy
-BUSY = 10  # times the timeout is what a busy process gets
+BUSY = 10  # a busy process gets this many times the timeout
 
 
 class Standstill(NamedTuple):
-    """``what``: a sentence. ``limit_s``: how long is too long. ``state``: is equal as long as nothing goes on."""
+    """A lack of progress. ``what``: a sentence about it. ``limit_s``: the seconds after which it is a hang.
+
+    ``state``: stays equal as long as there is no progress.
+    """
 
     what: str
     limit_s: float
@@ -31,12 +34,12 @@ class Standstill(NamedTuple):
 
 @dataclass
 class HangWatch:
-    """Looks whether the server answers and each execution goes on.
+    """Checks that the server answers and that each execution makes progress.
 
-    A process that computes is given ten times ``timeout_s``: a large picture on a slow machine is no hang.
+    A process that computes is given ten times ``timeout_s``: a large picture on a slow machine is not a hang.
 
-    ``url`` and ``path``: what tritonserver answers over HTTP to anyone, or empty. ``executions``: the prefix of the
-    numbers of the steps (see ``contract/executions.py``). ``hung``: a sentence, once something hangs.
+    ``url`` and ``path``: an HTTP address that tritonserver answers to anyone, or empty. ``executions``: the path prefix
+    of the steps' numbers (see ``contract/executions.py``). ``hung``: a sentence about the hang, once there is one.
     """
 
     server_pid: int
@@ -45,21 +48,21 @@ class HangWatch:
     executions: str
     timeout_s: float
     hung: str = ""
-    standstills: dict[Standstill, float] = field(default_factory=dict)  # and their seconds
+    standstills: dict[Standstill, float] = field(default_factory=dict)  # each with its duration in seconds
     looked: float = 0.0  # by time.monotonic
-    seen: set[int] = field(default_factory=set)  # the steps of the last look
+    seen: set[int] = field(default_factory=set)  # the process ids of the steps at the last look
 
     def look(self, stubs: Mapping[int, Stub]) -> str:
-        """Looks at the server and at ``stubs``, by process id, at most once a second; gives ``hung``."""
+        """Checks the server and ``stubs``, by process id, at most once a second; returns ``hung``."""
         now = time.monotonic()
         if self.hung or not self.timeout_s or now - self.looked < LOOK_S:
             return self.hung
-        # Where this process or the whole machine was paused, nothing could go on.
+        # While this process or the whole machine was paused, nothing could make progress.
         passed_s, self.looked = min(now - self.looked, LOOK_S + ANSWER_S), now
         for ended in self.seen - stubs.keys():
             remove_executions(self.executions, ended)
         self.seen = set(stubs)
-        # The steps of a server that hangs have nobody to go on for.
+        # Steps are not blamed while the server itself hangs, because they depend on it.
         found = [*self._server()] or [each for pid, stub in stubs.items() for each in self._step(pid, stub)]
         self.standstills = {each: self.standstills.get(each, -passed_s) + passed_s for each in found}
         for each, seconds in self.standstills.items():
@@ -81,7 +84,7 @@ class HangWatch:
             what = f"the process of {stub.name} was stopped by a signal"
             yield Standstill(what, min(GIVEN_UP_S, self.timeout_s), (pid,))
         elif (count := read_executions(self.executions, pid)) % 2:
-            what = f"{stub.name} has been at the same requests for {{:g}} s"
+            what = f"{stub.name} has been processing the same requests for {{:g}} s"
             yield from self._idle_or_busy(what, pid, (count,))
 
     def _idle_or_busy(self, what: str, pid: int, state: tuple[int, ...]) -> Iterator[Standstill]:
@@ -92,7 +95,7 @@ class HangWatch:
         yield Standstill(what.format(busy_s), busy_s, (pid, *state))
 
     def _answers(self) -> bool:
-        """Whether it answers anything, be it an error. Without a URL it is taken to."""
+        """Whether the server answers at all, even with an error. True without a URL."""
         if not self.url:
             return True
         with contextlib.closing(http.client.HTTPConnection(self.url, timeout=ANSWER_S)) as connection:
@@ -101,6 +104,6 @@ class HangWatch:
                 connection.getresponse().read()
             except TimeoutError:
                 return False
-            except FAILURES:  # no hang: it ends, or this process may open no more files
+            except FAILURES:  # not a hang: the server is ending, or this process can open no more files
                 return True
         return True

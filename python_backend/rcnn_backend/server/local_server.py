@@ -1,4 +1,4 @@
-"""Runs tritonserver on a model repository, for as long as a ``with`` block.
+"""Runs tritonserver on a model repository for the duration of a ``with`` block.
 
 with running_server("model_repository") as server:
     detector = rcnn_client.Detector(server.grpc_url)
@@ -40,13 +40,13 @@ from rcnn_backend.server.triton_install import (
     server_environment,
 )
 
-IDLE_EXIT_S = 15.0  # for the end of a server without requests; its stubs take a few seconds
+IDLE_EXIT_S = 15.0  # time for a server without requests to end; its stubs take a few seconds
 START_LOOK_S = 0.1
-ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # what anyone may ask, also with TLS and a token
+ANYONE = {"http": "/v2/health/live", "metrics": "/metrics"}  # paths open to anyone, even with TLS and a token
 
 # Removes folder $1 and shared memory $2* when this process is done with them or was killed. It reads the
-# server's process id, then a line once the server has stopped; without that line it kills the server first, so that
-# the ports are free for the next one, and callers try another server: one that is stopping refuses their requests.
+# server's process id, then a line once the server has stopped. Without that line, it kills the server first: then the
+# ports are free for the next server, and callers try another server (a server that is stopping refuses requests).
 CLEANER = f"""
 read -r pid && ! read -r stopped && {{
     kill -s KILL -- "-$pid"
@@ -60,12 +60,12 @@ rm -rf -- "$1" "/dev/shm/$2"*
 class RunningServer:
     """A tritonserver process.
 
-    ``endpoints``: by ``http``, ``grpc`` and ``metrics``, less those that the flags switch off. ``models``: None
-    where the flags choose them by a ``--model-control-mode`` of their own. ``notes``: lines about how the models
-    are served. ``warning``: a sentence, or empty. ``log``: None where it goes to stderr. ``admin_headers``:
-    what opens the HTTP API that unloads models. ``watch``: over the processes of Python models. ``hang_watch``: over
-    those and the server, from when the server is ready. ``repository``: the folder that holds the models.
-    ``served_from``: what Triton gets in its place, a link or a view.
+    ``endpoints``: by ``http``, ``grpc`` and ``metrics``, without those that the flags turn off. ``models``: None
+    if the user's flags have a ``--model-control-mode``, which chooses them. ``notes``: lines about how the models
+    are served. ``warning``: a sentence, or empty. ``log``: None if the log goes to stderr. ``admin_headers``:
+    the headers that open the HTTP API that unloads models. ``watch``: watches the processes of Python models.
+    ``hang_watch``: watches those and the server once the server is ready. ``repository``: the folder that holds the
+    models. ``served_from``: the path that Triton gets instead, a link or a view.
     """
 
     process: subprocess.Popen[bytes]
@@ -84,7 +84,7 @@ class RunningServer:
 
     @property
     def urls(self) -> dict[str, str]:
-        """``host:port`` of each endpoint, as tritonclient on this host takes it."""
+        """``host:port`` of each endpoint, as tritonclient on this host expects it."""
         return {protocol: endpoint.url for protocol, endpoint in self.endpoints.items()}
 
     @property
@@ -93,10 +93,10 @@ class RunningServer:
         return self.urls["grpc"]
 
     def stop(self) -> int:
-        """Lets the server answer what it accepted and end, or kills it. Returns its exit code.
+        """Lets the server answer the accepted requests and end, or else kills it. Returns its exit code.
 
-        That is 0 once every request is answered, also where Triton then fails to end in time, as it does
-        while a client of its HTTP endpoint keeps a connection open.
+        The exit code is 0 if every request was answered, even if Triton then does not end in time. Triton does not
+        end while a client keeps a connection to its HTTP endpoint open.
         """
         deadline = time.monotonic() + self.exit_timeout_s
         drained = False
@@ -116,14 +116,14 @@ class RunningServer:
         return 0 if drained else self.process.returncode
 
     def dead_steps(self) -> list[str]:
-        """The model instances whose process died, though their model is loaded.
+        """The model instances whose process died while their model is loaded.
 
-        Where models come and go (``--model-control-mode=explicit`` and ``poll``), none is told without HTTP.
+        If models can be unloaded (``--model-control-mode=explicit`` and ``poll``), none is reported without HTTP.
         """
         return self.watch.look()
 
     def hang(self) -> str:
-        """A sentence that names the process that hangs, and empty while none does."""
+        """A sentence that names the process that hangs; empty if none does."""
         return self.hang_watch.look(self.watch.stubs) if self.hang_watch else ""
 
     def kill(self) -> None:
@@ -133,12 +133,12 @@ class RunningServer:
         self.process.wait()
 
     def failure(self) -> str:
-        """Why the server ended or does not become ready, as its log says. The log is kept, and the text names it."""
+        """Why the server ended or is not ready, according to its log. The text names the log, which is kept."""
         code, log = self.process.poll(), self.log.read_text(errors="replace") if self.log else ""
         if reasons := load_failures(log):
             lines = [f"model {name} failed to load: {reason}" for name, reason in reasons.items()]
         elif code is None:
-            untold = "none" if self.log else "not told"
+            untold = "none" if self.log else "unknown"
             lines = [f"models still loading: {', '.join(still_loading(log)) or untold}"]
         else:
             lines = [f"tritonserver ended with exit code {code}", *(f"  {line}" for line in last_words(log))]
@@ -171,29 +171,29 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Starts tritonserver, waits until it serves, and stops it when the block is left.
 
-    Nothing remains, also when this process is killed: no process, and no file but ``log``.
+    No process and no file except ``log`` is left behind, even if this process is killed.
 
     Args:
         models: the names to serve; by default every complete model of the repository.
-        host: the address of IPv4 or IPv6 to listen on; ``0.0.0.0`` and ``::`` are all of this host's.
-        ports: by ``http``, ``grpc`` and ``metrics``; where none or 0 is given, a free one.
-        flags: more flags of tritonserver, each as ``--name=value``. A ``--model-control-mode``
-            among them leaves it to them which models are loaded.
+        host: the IPv4 or IPv6 address to listen on; ``0.0.0.0`` and ``::`` stand for all addresses of this host.
+        ports: by ``http``, ``grpc`` and ``metrics``; a free port is used if one is missing or 0.
+        flags: more flags of tritonserver, each as ``--name=value``. If ``--model-control-mode`` is
+            among them, the flags decide which models are loaded.
         access: who may call what; by default shared memory is open if gRPC and HTTP listen to this host alone.
-        trace: a folder for traces of every request, which is made if it is not there.
-        mps: ``on``, ``off`` or ``auto``: the steps run their kernels side by side on a GPU, by a daemon that is
+        trace: a folder for traces of every request; it is created if it does not exist.
+        mps: ``on``, ``off`` or ``auto``: the steps run their kernels concurrently on a GPU through a daemon that is
             started for them.
         fused: ``on``, ``off`` or ``auto``: the fused models are served under the names of the detectors.
         images_in_flight: how many images of the largest size, over all requests, Triton's CUDA
-            memory pool holds on a GPU, unless the flags size it. More than that are slower.
-        hang_timeout_s: from when on ``hang`` tells a process in which nothing goes on; 0: never.
-        log: file for the server's log; by default a temporary one, kept only when the start fails.
-        log_to_stderr: the server's log goes to stderr and to no file.
+            memory pool holds on a GPU, unless the flags set its size. More images are slower.
+        hang_timeout_s: how long a process may make no progress before ``hang`` reports it; 0: never.
+        log: file for the server's log; by default a temporary one, kept only if the start fails.
+        log_to_stderr: the server's log goes to stderr and not to a file.
 
     Raises:
         ServerError: the server cannot run in this environment, an address or a port cannot be used, a model
             failed to load, a process of one died, or the server was not ready within ``ready_timeout_s``.
-        RepositoryError: the models are not there or not complete (see ``select_models``).
+        RepositoryError: the models do not exist or are not complete (see ``select_models``).
     """
     install = find_triton()
     check_engine_packages()
@@ -272,7 +272,7 @@ def running_server(
             server.hang_watch = HangWatch(
                 process.pid, server.urls.get(asked, ""), ANYONE.get(asked, ""), executions, hang_timeout_s
             )
-            # On a GPU, only what a client sends and gets goes through shared memory.
+            # On a GPU, only the tensors that a client sends and gets go through shared memory.
             if not (pool.flags or find_gpus()[0]):
                 check_shared_memory(len(server.watch.stubs))
             yield server
@@ -285,10 +285,10 @@ def running_server(
 
 
 def _keep(log: Path) -> Path:
-    """A copy of the log that stays.
+    """Copies the log to a file that is not removed.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: there is no space for the copy.
     """
     with tempfile.NamedTemporaryFile(prefix="rcnn-serve-", suffix=".log", delete=False) as copy:
         kept = Path(copy.name)
@@ -301,13 +301,16 @@ def _keep(log: Path) -> Path:
 
 
 def _without_addresses(flags: Sequence[str]) -> list[str]:
-    """Those that stand in the endpoints."""
+    """The flags without the addresses, because the endpoints add those."""
     addresses = tuple(f"--{protocol}-address=" for protocol in PROTOCOLS)
     return [flag for flag in flags if not flag.startswith(addresses)]
 
 
 def _wait_until_ready(server: RunningServer, timeout_s: float) -> None:
-    """tritonserver opens its ports when every model is loaded. Where that fails, it is killed: it may load for ever."""
+    """Waits until tritonserver opens its ports, which it does when every model is loaded.
+
+    If that fails, tritonserver is killed, because it might go on loading forever.
+    """
     deadline = time.monotonic() + timeout_s
     waiting = list(server.urls.values())
     try:

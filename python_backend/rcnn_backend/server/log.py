@@ -4,10 +4,10 @@ import re
 
 
 def load_failures(log: str) -> dict[str, str]:
-    """Each model that failed to load and why, from the server's last words; empty when none are told.
+    """Each model that failed to load, and why, from the server's last words; empty if they name none.
 
-    The failure of an ensemble is told as that of the step which caused it; of a Python
-    traceback only the error and the innermost line remain.
+    The failure of an ensemble is reported as that of the step that caused it; only the error and the
+    innermost line of a Python traceback are kept.
     """
     reasons = {}
     failure = r"load failed for model '(.+?)': (.*?)(?=;?\nload failed for model|;?\s*\Z)"
@@ -35,19 +35,19 @@ def last_words(log: str, num_lines: int = 8) -> list[str]:
 def is_routine(line: bytes) -> bool:
     """Whether a line says nothing that needs attention: INFO and below, such as ``I1123 01:26:02.6 ...``.
 
-    Without a GPU there is no pinned memory, which the server's first request has it complain of.
+    Without a GPU there is no pinned memory, and the server warns about that at its first request.
     """
     return re.match(rb"[IV]\d{4} \d\d:\d\d:\d\d", line) is not None or b"no pinned memory pool" in line
 
 
 class Repeats:
-    """Leaves out lines that are the same as the one before, and says how many they were."""
+    """Leaves out lines that repeat the previous line, and reports their number."""
 
     def __init__(self) -> None:
         self._last, self._left_out = b"", 0
 
     def show(self, line: bytes) -> bytes:
-        """What to write when this line comes."""
+        """What to write for this line."""
         if line == self._last:
             self._left_out += 1
             return b""
@@ -56,6 +56,6 @@ class Repeats:
         return shown
 
     def rest(self) -> bytes:
-        """What to write when no more lines come."""
+        """What to write after the last line."""
         count, self._left_out = self._left_out, 0
         return b"(the same line %d more times)\n" % count if count else b""

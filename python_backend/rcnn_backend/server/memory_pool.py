@@ -1,8 +1,8 @@
-"""The size of Triton's CUDA memory pool, where the tensors between the steps of an ensemble lie.
+"""The size of Triton's CUDA memory pool, which holds the tensors between the steps of an ensemble.
 
-The pool is 64 MiB a GPU by default and does not grow. What finds no room in it goes to Triton's
-pinned memory, and there a tensor that a Python step made is lost. Without pinned memory it goes
-to ordinary memory, which is only slower: so the pool is made to fit, and pinned memory left out.
+The pool has 64 MiB on each GPU by default and does not grow. A tensor that does not fit goes to Triton's
+pinned memory, where the tensor of a Python step is lost. Without pinned memory it goes to ordinary memory,
+which is only slower. So the pool is made large enough, and pinned memory is turned off.
 """
 
 import math
@@ -28,7 +28,7 @@ from rcnn_backend.server.gpus import find_gpus
 
 TRITON_DEFAULT_BYTES = 64 << 20
 GPU_SHARE = 0.4  # the engines and the kernels need the rest
-COPIES = 2  # a tensor lies in the step that made it and, batched, in the next; and gaps lie between
+COPIES = 2  # the step that made a tensor holds it, and so does the next one, batched; and there are gaps
 ELEMENT_BYTES = {
     **dict.fromkeys(("TYPE_BOOL", "TYPE_INT8", "TYPE_UINT8"), 1),
     **dict.fromkeys(("TYPE_FP16", "TYPE_BF16", "TYPE_INT16", "TYPE_UINT16"), 2),
@@ -40,7 +40,7 @@ ELEMENT_BYTES = {
 
 @dataclass(frozen=True)
 class MemoryPool:
-    """``flags`` for tritonserver; ``summary``: a line about the pool, empty where none was sized."""
+    """``flags``: for tritonserver. ``summary``: a line about the pool; empty if no pool was sized."""
 
     flags: list[str]
     summary: str
@@ -52,8 +52,8 @@ def size_pool(
     """Fits the pool of each visible GPU to the largest detector.
 
     Args:
-        served: the models that are loaded; None for any of the repository.
-        flags: those given to tritonserver by the caller, which stand as they are.
+        served: the models that are loaded; None if any model of the repository may be loaded.
+        flags: the caller's flags for tritonserver, which take precedence.
 
     Returns:
         No flags on a machine without a GPU.
@@ -75,7 +75,7 @@ def size_pool(
 
 
 def pool_bytes(image_bytes: int, images_in_flight: int, gpu_bytes: int) -> int:
-    """Room for so many images, at most GPU_SHARE of the GPU's memory, at least Triton's default."""
+    """The size for that number of images, at most GPU_SHARE of the GPU's memory, at least Triton's default."""
     wanted = images_in_flight * COPIES * image_bytes
     return max(TRITON_DEFAULT_BYTES, min(wanted, int(GPU_SHARE * gpu_bytes)))
 
@@ -83,7 +83,7 @@ def pool_bytes(image_bytes: int, images_in_flight: int, gpu_bytes: int) -> int:
 def image_bytes(configs: Mapping[str, ModelConfig], ensemble: str) -> int:
     """Bytes of all tensors between the steps of a detector, for one image of the largest size.
 
-    0 for a model that is no ensemble of a declared chain's steps.
+    0 for a model that is not an ensemble with the steps of a declared chain.
 
     Raises:
         RepositoryError: a step has no config, or a config lacks a parameter or a tensor.
@@ -123,7 +123,7 @@ def _named_sides(prefix: str, size_hw: Sequence[int]) -> dict[str, int]:
 
 
 def _output(configs: Mapping[str, ModelConfig], model: str, name: str) -> ModelOutput:
-    """What a model declares of its output."""
+    """A model's declaration of one output."""
     outputs = {output.name: output for output in _config(configs, model).output}
     if name not in outputs:
         raise RepositoryError(
@@ -140,7 +140,7 @@ def _largest_image(repository: Path, served: Sequence[str] | None) -> int:
     except RepositoryError:
         if served is not None:
             raise
-        return 0  # one that Triton may never load
+        return 0  # the faulty model may never be loaded
 
 
 def _summary(size: int, per_image: int, images_in_flight: int, num_gpus: int) -> str:
@@ -158,7 +158,7 @@ def _readable(size: int) -> str:
 
 
 def _largest_size_hw(parameters: PreprocessParameters) -> tuple[int, int]:
-    """The padded size of the largest image; one that fits none of padded_sizes_hw keeps its own."""
+    """The padded size of the largest image; an image that fits none of padded_sizes_hw keeps its own size."""
     sides = parameters.fixed_size_hw or (min(parameters.min_size, parameters.max_size), parameters.max_size)
     divisor = parameters.size_divisible
     height, width = (math.ceil(side / divisor) * divisor for side in sides)
@@ -172,5 +172,5 @@ def _config(configs: Mapping[str, ModelConfig], model: str) -> ModelConfig:
 
 
 def _as_dict(configs: Mapping[str, ModelConfig], model: str) -> dict[str, Any]:
-    """The JSON form, as Triton gives it to a model."""
+    """A model's config in the JSON form that Triton gives its Python models."""
     return to_json(_config(configs, model))

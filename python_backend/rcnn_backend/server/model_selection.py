@@ -1,4 +1,4 @@
-"""Which models of a repository can be served: an ensemble's engines may not be exported yet."""
+"""Selects the models of a repository that can be served. The engines of an ensemble may not be exported yet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ from rcnn_backend.server.paths import PLAIN_CHARACTERS, is_plain
 class ModelSelection:
     """Which models are served, and which are not.
 
-    ``served``: the names to load. ``skipped``: why each other model is not served, and the command that mends it.
-    ``detectors``: those served that take pictures in files. ``ensembles``: the detectors among them that are ensembles,
-    and for each whether its fused model could be served in its place.
+    ``served``: the names to load. ``skipped``: why each other model is not served, and the command that fixes it.
+    ``detectors``: the served models that take picture files. ``ensembles``: the detectors that are ensembles, and for
+    each whether its fused model could be served in its place.
     """
 
     served: list[str]
@@ -28,7 +28,7 @@ class ModelSelection:
     ensembles: dict[str, bool]
 
     def fuse(self, detectors: Sequence[str]) -> "ModelSelection":
-        """The same where the fused models of ``detectors`` are served under these names."""
+        """The same selection if the fused models of ``detectors`` are served under the detectors' names."""
         fused = {f"{name}_{FUSED}" for name in detectors}
         return replace(self, skipped={name: why for name, why in self.skipped.items() if name not in fused})
 
@@ -36,15 +36,15 @@ class ModelSelection:
 def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection:
     """Chooses ``names``, or every complete model; Triton loads the steps of an ensemble with it.
 
-    A model is complete when its newest version folder holds a model file, an ensemble when all
-    its steps are. A ``<name>_fused`` needs the steps of ``<name>``, whose engines it loads once
-    more: it is served when it is named. With an ensemble goes its ``<name>_pixels``, which has
-    the same steps. Of a detector that was never exported, as the templates in git, nothing is said
-    unless it is named.
+    A model is complete if its newest version folder holds a model file, and an ensemble if all
+    its steps are complete. ``<name>_fused`` needs the steps of ``<name>`` and loads their engines a
+    second time, so it is served only if it is named. ``<name>_pixels`` is served together with its ensemble,
+    because it has the same steps. A detector that was never exported, such as the templates in git, is not
+    mentioned unless it is named.
 
     Raises:
-        RepositoryError: no such folder, no model in it, a config that cannot be read, a name
-            that is unknown or not complete, or no complete model at all.
+        RepositoryError: the folder does not exist or has no model, a config cannot be read, a name
+            is unknown or not complete, or no model is complete.
     """
     configs = read_configs(repository)
     if unknown := [name for name in names if name not in configs]:
@@ -66,7 +66,7 @@ def select_models(repository: Path, names: Sequence[str] = ()) -> ModelSelection
     faults = {name: _fault(repository, configs, name) for name in candidates}
     if not names:
         faults |= {
-            name: f"it loads the engines once more; serve it with --models {name}"
+            name: f"it loads the engines a second time; to serve it, give --models {name}"
             for name, fault in faults.items()
             if not fault and _fused_detector(configs, name)
         }
@@ -92,7 +92,7 @@ def _steps(config: ModelConfig) -> list[str]:
 
 
 def _detector_of(configs: dict[str, ModelConfig], name: str) -> str:
-    """The detector that has the model; empty if none has."""
+    """The detector that the model belongs to; empty if there is none."""
     return detector_of(name, lambda model: _steps(configs[model]) if model in configs else []) or ""
 
 
@@ -103,14 +103,14 @@ def _fused_detector(configs: dict[str, ModelConfig], name: str) -> str:
 
 
 def _chain_of(configs: dict[str, ModelConfig], detector: str) -> Chain | None:
-    """The family of a detector, also where some of its steps are missing; None for any other model."""
+    """The family of a detector, even if some of its steps are missing; None for any other model."""
     return nearest_chain(detector, _steps(configs[detector])) if detector in configs else None
 
 
 def _is_template(repository: Path, configs: dict[str, ModelConfig], name: str) -> bool:
-    """Whether no engine of the model's detector was ever exported: there is no version folder for any.
+    """Whether no engine of the model's detector was ever exported, so that no engine has a version folder.
 
-    A step without a detector is one, too: Mask R-CNN's templates are those steps that Faster R-CNN has not.
+    A step without a detector is also a template: Mask R-CNN's templates are only the steps that Faster R-CNN lacks.
     """
     detector = _detector_of(configs, name)
     if (chain := _chain_of(configs, detector)) is None:
@@ -119,9 +119,9 @@ def _is_template(repository: Path, configs: dict[str, ModelConfig], name: str) -
 
 
 def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
-    """What the model lacks and the command that writes it; empty when it is complete."""
+    """What the model lacks and the command that writes it; empty if the model is complete."""
     if odd := _odd_names(configs, name):
-        return f"Triton cannot start {', '.join(map(repr, odd))}: rename it, with {PLAIN_CHARACTERS} only"
+        return f"Triton cannot start {', '.join(map(repr, odd))}: rename it, using only {PLAIN_CHARACTERS}"
     missing = _missing_files(repository, configs, name)
     if not missing:
         return ""
@@ -135,7 +135,7 @@ def _fault(repository: Path, configs: dict[str, ModelConfig], name: str) -> str:
 
 
 def _odd_names(configs: dict[str, ModelConfig], name: str) -> list[str]:
-    """The names of models, and of their files, that the shell would change (see ``paths``)."""
+    """The names of models and of their files that the shell would not pass on unchanged (see ``paths``)."""
     models = [name, *_steps(configs[name])]
     files = [configs[model].default_model_filename for model in models if model in configs]
     return [each for each in (*models, *files) if each and not is_plain(each)]

@@ -1,6 +1,6 @@
-"""NVIDIA's Multi-Process Service: the steps' processes run their kernels side by side on a GPU.
+"""NVIDIA's Multi-Process Service: the steps' processes run their kernels concurrently on a GPU.
 
-Without it a GPU serves one process at a time, in slices of time.
+Without it a GPU serves one process at a time, in time slices.
 https://docs.nvidia.com/deploy/mps/
 """
 
@@ -18,8 +18,9 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 TIMEOUT_S = 30.0
 
-# A client of the daemon. Only a client's first context shows whether the service works: the daemon starts also
-# where the GPU is another's alone, in a mode that the service does not support, or out of reach in this container.
+# A client of the daemon. Only a client's first context shows whether the service works: the daemon also starts if
+# another process has exclusive use of the GPU, if the service does not support the GPU's mode, or if this container
+# has no access to the GPU.
 PROBE = """
 import ctypes
 cuda, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p()
@@ -30,15 +31,15 @@ raise SystemExit(f"CUDA error {code}" if code else 0)
 
 @contextlib.contextmanager
 def running_mps(folder: Path) -> Iterator[Mapping[str, str]]:
-    """Runs a daemon for this server alone while the block is open. Gives the environment variables of its clients.
+    """Runs a daemon for this server alone while the block is open. Yields the environment variables for its clients.
 
-    Where the environment names a daemon already, its clients use that one.
+    If the environment already names a daemon, the clients use that one.
 
     Args:
         folder: for the daemon's pipes and logs.
 
     Raises:
-        ServerError: there is no such daemon here, it does not start, or no program can compute through it.
+        ServerError: the daemon is not installed, it does not start, or no program can compute through it.
     """
     if os.environ.get(PIPES):
         _probe({})
@@ -66,18 +67,20 @@ def _probe(environment: Mapping[str, str]) -> None:
             timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired as error:
-        raise ServerError(f"a program that asked for the GPU got none within {TIMEOUT_S:g} s") from error
+        raise ServerError(
+            f"a program that asked for the GPU did not get it within {TIMEOUT_S:g} s"
+        ) from error
     if done.returncode:
         *_, reason = done.stderr.strip().splitlines() or ["it was killed"]
-        raise ServerError(f"no program can use the GPU through it ({reason})")
-    # Without a daemon, CUDA goes its own way.
+        raise ServerError(f"no program can use the GPU through MPS ({reason})")
+    # Without a daemon, CUDA uses the GPU directly.
     if not _control(environment, commands="get_server_list\n").strip():
-        raise ServerError("programs do not use the GPU through it")
+        raise ServerError("programs do not use the GPU through MPS")
 
 
 def _control(environment: Mapping[str, str], *arguments: str, commands: str = "") -> str:
-    """What the daemon's program answers."""
-    # The daemon numbers the GPUs that it sees anew, and its clients would apply their list to these numbers.
+    """Runs the daemon's control program and returns its output."""
+    # The daemon renumbers the GPUs that it sees, and its clients would apply their list to the new numbers.
     numbered = os.environ.get(VISIBLE, "").replace(",", "").replace(" ", "").isdecimal()
     inherited = {name: value for name, value in os.environ.items() if name != VISIBLE or not numbered}
     try:

@@ -1,4 +1,4 @@
-"""Which NumPy the Python models of the server will import, read from its files."""
+"""Finds out which NumPy the server's Python models will import, from the files of that NumPy."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from rcnn_backend.errors import ServerError
 
 
 def check_numpy_1() -> None:
-    """Triton 24.10's stub reads the arrays of NumPy 2 as garbage, without an error.
+    """Refuses NumPy 2, whose arrays Triton 24.10's stub reads as garbage, without an error.
 
-    A NumPy on PYTHONPATH, or among the user's own packages, stands before that of the environment.
+    A NumPy on PYTHONPATH or in the user's own site-packages takes precedence over that of the environment.
 
     Raises:
-        ServerError: NumPy is not installed or not 1; says where it lies and how to mend that.
+        ServerError: NumPy is not installed or is not version 1; the message says where it is and how to fix that.
     """
     needed = "this tritonserver's Python models need NumPy 1"
     spec = PathFinder.find_spec("numpy")
@@ -34,7 +34,7 @@ def check_numpy_1() -> None:
 
 
 def read_version(package: Path) -> str:
-    """The version that ``numpy/version.py`` states; empty where it states none."""
+    """The version in ``numpy/version.py``; empty if there is none."""
     try:
         found = re.search(
             r"""version\s*=\s*["'](\d[^"']*)["']""", (package / "version.py").read_text(errors="replace")
@@ -50,7 +50,7 @@ def _remedy(folder: Path) -> str:
         return f"run `{sys.executable} -m pip install 'numpy<2'`"
     listed = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if folder.resolve() in (entry.resolve() for entry in listed):
-        return f"take {folder} off PYTHONPATH"
+        return f"remove {folder} from PYTHONPATH"
     if str(folder) == site.getusersitepackages():
         return "set PYTHONNOUSERSITE=1, or install rcnn-backend in a virtual environment"
     return "install rcnn-backend in a virtual environment, and start rcnn-serve from another folder"

@@ -1,4 +1,4 @@
-"""Triton's model-repository API over HTTP: which models are loaded, and unloading one."""
+"""Triton's model-repository API over HTTP: lists the loaded models and unloads one."""
 
 import contextlib
 import http.client
@@ -9,24 +9,24 @@ FAILURES = (OSError, http.client.HTTPException, ValueError)  # no answer, a refu
 
 
 def model_states(url: str, headers: Mapping[str, str]) -> dict[tuple[str, str], str]:
-    """``READY``, ``UNLOADING``, ... by name and version, for each model that was loaded once.
+    """``READY``, ``UNLOADING``, ... by name and version, for each model that was ever loaded.
 
     Args:
         url: ``host:port`` of the HTTP endpoint.
-        headers: what opens the API.
+        headers: the headers that open the API.
 
     Raises:
-        OSError, HTTPException, ValueError: the server does not tell (``FAILURES``).
+        OSError, HTTPException, ValueError: the server does not give an answer (``FAILURES``).
     """
     index = json.loads(_post(url, "/v2/repository/index", headers))
     return {(each["name"], each["version"]): each["state"] for each in index if each.get("state")}
 
 
 def unload(url: str, model: str, headers: Mapping[str, str]) -> None:
-    """Unloads the model, which ends once its requests have been answered.
+    """Unloads the model, which Triton does once the model's requests have been answered.
 
     Raises:
-        OSError, HTTPException: the server does not do so.
+        OSError, HTTPException: the server does not answer or refuses.
     """
     _post(url, f"/v2/repository/models/{model}/unload", headers)
 

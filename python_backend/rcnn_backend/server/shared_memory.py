@@ -1,4 +1,4 @@
-"""Room in /dev/shm, through which Triton and the processes of Python models pass tensors."""
+"""Checks the space in /dev/shm, through which Triton and the processes of Python models pass tensors."""
 
 import os
 
@@ -11,16 +11,16 @@ ADVICE_BYTES = 1 << 30
 
 
 def check_shared_memory(num_processes: int) -> None:
-    """Refuses to serve where a first picture would not find room.
+    """Refuses to serve if there is not enough space for the first picture.
 
-    Each process begins with SHM_START_BYTES and takes SHM_GROWTH_BYTES more with the first tensor that does not fit.
-    More pictures at once, and larger ones, take more.
+    Each process starts with SHM_START_BYTES and takes SHM_GROWTH_BYTES more for the first tensor that does not fit.
+    Several pictures at once, or larger ones, take more.
 
     Args:
-        num_processes: how many will take a picture's tensors through shared memory, and have not yet.
+        num_processes: how many processes will pass a picture's tensors through shared memory and have not done so yet.
 
     Raises:
-        ServerError: says how much there is and how to get more.
+        ServerError: there is too little space; the message says how much there is and how to get more.
     """
     needed = num_processes * (SHM_START_BYTES + SHM_GROWTH_BYTES)
     try:

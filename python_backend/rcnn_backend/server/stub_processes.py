@@ -1,6 +1,6 @@
-"""The processes that run a server's Python models: one a model instance.
+"""The processes that run a server's Python models, one for each model instance.
 
-Triton 24.10 starts none again that has died, and says that it is ready all the same.
+Triton 24.10 does not restart a process that died, and still reports that it is ready.
 """
 
 import contextlib
@@ -16,19 +16,21 @@ from rcnn_backend.server.repository_api import FAILURES, model_states
 
 ENDED = "ZX"  # zombie, dead
 STOPPED = "T"
-EXIT_CODE = 49  # of the fields after the command's name, as waitpid gives it
+EXIT_CODE = 49  # its index in the fields after the command's name; in the form that waitpid gives
 MODEL_ARGUMENT, INSTANCE_ARGUMENT = 1, 8  # of the stub's command line
 RESCAN_S = 1.0
-# Of looks at a server that starts, 0.1 s apart. Triton collects at once what it kills, and within 2 s many that crash.
+# Numbers of looks, 0.1 s apart, at a server that is starting. Triton collects a process that it kills immediately, and
+# many crashed processes within 2 s.
 KILLED_LOOKS, CRASHED_LOOKS = 5, 30
 
 
 @dataclass(frozen=True)
 class Stub:
-    """``instance``: the model instance's name, or the model's where a Triton does not give that.
+    """The process of a model instance.
 
-    ``model`` and ``version``: the folders that the model's file lies in. ``gpu``: what tells apart the instances
-    on several GPUs, to which Triton gives the same name; None on the CPU, and where the process does not tell.
+    ``instance``: the model instance's name, or the model's name if this version of Triton does not give the former.
+    ``model`` and ``version``: the folders that contain the model's file. ``gpu``: distinguishes the instances on
+    several GPUs, to which Triton gives the same name; None on the CPU, or if the process does not report its GPU.
     """
 
     instance: str
@@ -38,7 +40,7 @@ class Stub:
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """The name in messages."""
         return self.instance if self.gpu is None else f"{self.instance} on GPU {self.gpu}"
 
 
@@ -47,13 +49,13 @@ UNKNOWN = Stub("a Python model", "", "")
 
 @dataclass
 class StubWatch:
-    """Tells the stubs that died from those which Triton ended with their model.
+    """Distinguishes stubs that died from those that Triton ended when it unloaded their model.
 
-    ``url``: ``host:port`` of the HTTP endpoint, empty without. ``headers``: what opens the model-repository
-    API there. ``models_stay``: models neither come nor go, so a stub that ended is dead also where the
-    server cannot be asked. ``executions``: where the processes tell their GPU (see ``contract/executions.py``).
-    ``dead``: the model instances whose process died. ``uncollected``: how many looks in a row found a process ended
-    that Triton had not collected, by process id, while the server starts.
+    ``url``: ``host:port`` of the HTTP endpoint; empty if there is none. ``headers``: the headers that open the
+    model-repository API there. ``models_stay``: models are neither loaded nor unloaded, so a stub that ended has died,
+    even if the server cannot be asked. ``executions``: the path prefix of the files in which processes report their
+    GPU (see ``contract/executions.py``). ``dead``: the model instances whose process died. ``uncollected``: for a
+    server that is starting, how many looks in a row found a process ended but not collected by Triton, by process id.
     """
 
     server_pid: int
@@ -67,10 +69,11 @@ class StubWatch:
     next_scan: float = 0.0  # by time.monotonic
 
     def look_at_start(self) -> list[str]:
-        """Looks at the processes of a server that loads its models; gives ``dead``.
+        """Looks at the processes of a server that is loading its models; returns ``dead``.
 
-        Triton collects a process that it ended, and one whose death it noticed, which fails the model's load. Any other
-        stays a zombie, also if it died before it ran the model: Triton waits for it for ever, or takes it to be ready.
+        Triton collects a process that it ended itself, and one whose death it noticed; the latter fails the model's
+        load. Any other process stays a zombie, even if it died before it ran the model: Triton waits for it forever,
+        or considers it ready.
         """
         children = find_children(self.server_pid)
         ended = [pid for pid, state in children.items() if state in ENDED]
@@ -83,7 +86,7 @@ class StubWatch:
         return self.dead
 
     def look(self) -> list[str]:
-        """Looks at the processes; gives ``dead``, to which a stub that ended is added if its model is still loaded."""
+        """Looks at the processes; returns ``dead``. A stub that ended is added to it if its model is still loaded."""
         if time.monotonic() >= self.next_scan:
             self._scan()
         if not (ended := [pid for pid in self.stubs if has_ended(pid)]):
@@ -94,7 +97,7 @@ class StubWatch:
                 states = model_states(self.url, self.headers)
         if not (states or self.models_stay):
             return self.dead  # the server is asked again at the next look
-        self._scan()  # after asking: a model that was loaded anew by then has its new process
+        self._scan()  # only now: a model that was reloaded before the server answered has its new process
         stubs = [self.stubs.pop(pid) for pid in ended]
         running, untold = set(self.stubs.values()), "READY" if self.models_stay else ""
         for stub in stubs:
@@ -108,22 +111,22 @@ class StubWatch:
 
 
 def find_stubs(server_pid: int, executions: str = "") -> dict[int, Stub]:
-    """What each stub of the server runs, by process id; none while this process can open no more files.
+    """The stubs of the server, by process id; none while this process can open no more files.
 
     Args:
-        executions: as in ``StubWatch``; without it no GPU is told.
+        executions: as in ``StubWatch``; if it is empty, no stub has a GPU.
     """
     return _read_stubs(find_children(server_pid), executions)
 
 
 def find_children(parent: int) -> dict[int, str]:
-    """The state of each process that the parent started, by process id; none where ``/proc`` cannot be read."""
+    """The state of each child process of ``parent``, by process id; none if ``/proc`` cannot be read."""
     children = {}
     pids: list[int] = []
     with contextlib.suppress(OSError):
         pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal()]
     for pid in pids:
-        with contextlib.suppress(OSError, IndexError):  # it ended meanwhile
+        with contextlib.suppress(OSError, IndexError):  # the process ended meanwhile
             state, its_parent = _stat(pid)[:2]
             if int(its_parent) == parent:
                 children[pid] = state
@@ -131,7 +134,7 @@ def find_children(parent: int) -> dict[int, str]:
 
 
 def _read_stubs(pids: Iterable[int], executions: str) -> dict[int, Stub]:
-    """Those that are stubs. A process that ended has no command line."""
+    """The processes that are stubs. A process that ended has no command line and is left out."""
     stubs = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -143,9 +146,9 @@ def _read_stubs(pids: Iterable[int], executions: str) -> dict[int, Stub]:
 
 
 def read_stub(arguments: list[str]) -> Stub:
-    """From the command line of a stub: ``stub <repository>/<model>/<version>/<file> ...``, at 8 the instance.
+    """Parses the command line of a stub: ``stub <repository>/<model>/<version>/<file> ...``, with the instance at 8.
 
-    Another Triton's may be shorter: what it does not tell is empty.
+    Other versions of Triton may have a shorter command line: the missing parts are then empty.
     """
     file = arguments[MODEL_ARGUMENT] if len(arguments) > MODEL_ARGUMENT else ""
     *_, model, version, _ = ["", "", "", *Path(file).parts]
@@ -155,7 +158,7 @@ def read_stub(arguments: list[str]) -> Stub:
 
 def tell_dead(instances: Sequence[str]) -> str:
     """The start of a sentence about model instances whose process died."""
-    return f"the process of {', '.join(instances)} ended, and tritonserver starts no other"
+    return f"the process of {', '.join(instances)} ended, and tritonserver does not restart it"
 
 
 def has_ended(pid: int) -> bool:
@@ -164,12 +167,12 @@ def has_ended(pid: int) -> bool:
         return _stat(pid)[0] in ENDED
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return True
-    except OSError:  # this process may open no more files, and cannot know
+    except OSError:  # this process may have too many open files, and cannot know
         return False
 
 
 def was_killed(pid: int) -> bool:
-    """Whether a process that ended, and was not collected, got SIGKILL, as from the kernel when memory runs out."""
+    """Whether an ended, uncollected process got SIGKILL, which the kernel sends when memory runs out."""
     try:
         return int(_stat(pid)[EXIT_CODE]) == signal.SIGKILL
     except (OSError, IndexError):
@@ -185,7 +188,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def cpu_seconds(pid: int) -> float:
-    """How long the process has computed, over all cores; 0 where that is not known."""
+    """The CPU time of the process, over all cores; 0 if it is not known."""
     try:
         user, system = _stat(pid)[11:13]
     except (OSError, ValueError):

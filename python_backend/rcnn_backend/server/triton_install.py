@@ -1,8 +1,8 @@
-"""The tritonserver of the nvidia-pytriton wheel or of the system: found, checked, made ready to start.
+"""Finds, checks and prepares the tritonserver of the nvidia-pytriton wheel or of the system.
 
-The wheel is never imported, only its files are used: the server, the libraries it needs, the
-Python backend, and one stub per Python version (the process that runs a ``model.py``). Without
-the wheel it is the ``tritonserver`` on PATH, as in NVIDIA's images, with that server's own backends.
+The wheel is never imported. Only its files are used: the server, the libraries that it needs, the
+Python backend, and one stub for each Python version (the program that runs a ``model.py``). Without
+the wheel, the ``tritonserver`` on PATH is used, as in NVIDIA's images, with that server's own backends.
 """
 
 import importlib.util
@@ -21,8 +21,8 @@ from rcnn_backend.server.numpy_version import check_numpy_1
 from rcnn_backend.server.paths import check_plain, check_separators
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-# glibc's malloc gives what a rare large batch took back to the system, and threads share what small ones took.
-# (A lower threshold would cost speed: each batch's memory would be asked of the system anew.)
+# With these settings, glibc's malloc returns the memory of a rare large batch to the system, and threads share the
+# memory of small batches. (A lower threshold would be slower, because each batch would request its memory again.)
 MALLOC = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
@@ -32,9 +32,9 @@ MALLOC = {
 
 @dataclass(frozen=True)
 class TritonInstall:
-    """Where the parts of a tritonserver lie.
+    """Where the parts of a tritonserver are.
 
-    ``stub``: in the ``python_backend`` folder of a server that has all its backends in place.
+    ``stub``: it is in the ``python_backend`` folder if the server has all its backends in place.
     """
 
     server: Path
@@ -44,15 +44,15 @@ class TritonInstall:
 
     @property
     def has_backends(self) -> bool:
-        """The folder that holds the Python backend is the server's whole ``--backend-directory``."""
+        """Whether the folder that holds the Python backend is the server's complete ``--backend-directory``."""
         return self.stub.parent == self.python_backend
 
 
 def check_engine_packages() -> None:
-    """Refuses to serve where no package can run a detector's networks and operators.
+    """Refuses to serve if no installed package can run a detector's networks and operators.
 
     Raises:
-        ServerError: names the extra that is missing.
+        ServerError: there is no such package; the message names the extra to install.
     """
     if not any(map(PathFinder.find_spec, ("openvino", "cupy"))):
         raise ServerError(
@@ -62,10 +62,10 @@ def check_engine_packages() -> None:
 
 
 def find_triton() -> TritonInstall:
-    """Finds the server: the wheel's in the environment of the running Python, else the one on PATH.
+    """Finds the server of the wheel in the environment of the running Python, or else the one on PATH.
 
     Raises:
-        ServerError: there is neither, or its stub cannot work in this environment.
+        ServerError: neither exists, or the stub cannot work in this environment.
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
@@ -91,19 +91,19 @@ def find_triton() -> TritonInstall:
 
 
 def _find_on_path() -> TritonInstall:
-    """A server with ``lib/`` and ``backends/`` beside its ``bin/``."""
+    """Finds the server on PATH, which must have ``lib/`` and ``backends/`` next to its ``bin/``."""
     server = shutil.which("tritonserver")
     if server is None:
         raise ServerError(
             f"tritonserver is not installed for {sys.executable}, and there is none on PATH: run "
-            "`pip install nvidia-pytriton==0.7.0`, the wheel that carries it"
+            "`pip install nvidia-pytriton==0.7.0`, the wheel that contains it"
         )
     root = Path(server).resolve().parents[1]
     python_backend = root / "backends" / "python"
     stub = python_backend / "triton_python_backend_stub"
     if not stub.is_file():
         raise ServerError(
-            f"{server} has no Python backend: there is no {stub}; use an image of Triton that has"
+            f"{server} has no Python backend: there is no {stub}; use an image of Triton that has one"
         )
     check_separators(Path(sys.executable).parent, root)
     check_plain(root)
@@ -112,7 +112,7 @@ def _find_on_path() -> TritonInstall:
 
 
 def _check_python3() -> None:
-    """The stub takes its site-packages from the first ``python3`` on PATH."""
+    """Checks the first ``python3`` on the server's PATH, because the stub uses its site-packages."""
     python3 = Path(sys.executable).with_name("python3")
     if python3.resolve() != Path(sys.executable).resolve():
         raise ServerError(
@@ -122,9 +122,9 @@ def _check_python3() -> None:
 
 
 def prepare_backends(install: TritonInstall, folder: Path) -> Path:
-    """A ``--backend-directory``: the server's own, or ``folder/backends`` of Triton's Python backend and ours.
+    """A ``--backend-directory``: the server's own, or ``folder/backends`` with Triton's Python backend and ours.
 
-    Copies, because Triton refuses a backend library that is a link out of the directory.
+    The files are copied, because Triton refuses a backend library that is a link out of the directory.
     """
     if install.has_backends:
         return install.python_backend.parent
@@ -142,8 +142,8 @@ def prepare_backends(install: TritonInstall, folder: Path) -> Path:
 def server_environment(install: TritonInstall, backends: Path, folder: Path) -> dict[str, str]:
     """The environment variables of the server, which its stubs inherit.
 
-    The wheel's libraries have names of their own (a hash in each), so that they stand in for none
-    that a model loads. Of this Python's library folder only libpython is put on the path.
+    The wheel's libraries have unique names (with a hash), so that they do not replace a library
+    that a model loads. Of the library folder of this Python, only libpython is put on the path.
 
     Raises:
         ServerError: a library that the server or the stub links is missing.
@@ -166,7 +166,7 @@ def server_environment(install: TritonInstall, backends: Path, folder: Path) -> 
 
 
 def _check_libraries(program: Path, environment: dict[str, str]) -> None:
-    """Lists the libraries that the loader finds for a program, as ``ldd`` does."""
+    """Checks that the loader finds all libraries of a program, as ``ldd`` does."""
     tracing = {**environment, "LD_TRACE_LOADED_OBJECTS": "1"}
     traced = subprocess.run([program], env=tracing, capture_output=True, text=True, errors="replace")
     lines = (traced.stdout + traced.stderr).splitlines()
@@ -175,9 +175,11 @@ def _check_libraries(program: Path, environment: dict[str, str]) -> None:
     if libpython:
         raise ServerError(
             f"{libpython[0]} is missing: Triton's Python models need the shared library of Python "
-            f"{PYTHON_VERSION}, and {sys.executable} comes without. Run "
+            f"{PYTHON_VERSION}, which {sys.executable} does not have. Run "
             f"`apt install libpython{PYTHON_VERSION}` (`dnf install python{PYTHON_VERSION}-libs`), "
             "or use a Python built with --enable-shared, as uv's and conda's are"
         )
     if missing:
-        raise ServerError(f"{program.name} cannot start on this system, it lacks: {'; '.join(missing)}")
+        raise ServerError(
+            f"{program.name} cannot start on this system, because libraries are missing: {'; '.join(missing)}"
+        )

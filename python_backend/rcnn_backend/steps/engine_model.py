@@ -14,8 +14,8 @@ from rcnn_backend.steps.step import Step, Tensors
 class TritonPythonModel:
     """Runs the requests of one execution as one batch, on the instance's GPU or on the CPU.
 
-    The config's parameter ``intra_op_thread_count`` means what it means to Triton's own onnxruntime
-    backend: how many threads one run takes on the CPU, 0 for one a core.
+    The config's parameter ``intra_op_thread_count`` has the same meaning as in Triton's own onnxruntime
+    backend: how many threads one run uses on the CPU, 0 for one per core.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -28,7 +28,7 @@ class TritonPythonModel:
         return self.step.answer_together(requests, self._run)
 
     def finalize(self) -> None:
-        del self.engine  # before the CUDA context that it lives in
+        del self.engine  # before its CUDA context is destroyed
 
     def _run(self, inputs: Tensors, options: list[Any]) -> Tensors:
         outputs = self.engine.run(inputs)

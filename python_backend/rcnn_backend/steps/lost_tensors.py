@@ -1,13 +1,13 @@
-"""Proof that a Python step got the tensors that were sent to it.
+"""Checks that a Python step got the tensors that were sent to it.
 
-On a GPU, Triton keeps what goes between the steps of an ensemble in a pool of fixed size. Once
-that is full, a tensor can arrive as memory that nobody wrote, without any error. So every step sends
-samples of the tensors that it makes along with them: of each image the first few elements, and the
-largest magnitude in the middle of its part. The latter is rarely zero, and memory that nobody wrote
-often is. An engine sends samples of its inputs, too. The next Python step takes samples of what
+On a GPU, Triton keeps the tensors between the steps of an ensemble in a pool of fixed size. When
+the pool is full, a tensor can arrive as uninitialised memory, without any error. So every step also sends
+samples of the tensors that it makes: for each image, the first few elements and the
+largest magnitude in the middle of its part. The latter is rarely zero, and uninitialised memory
+often is. An engine sends samples of its inputs, too. The next Python step takes samples of the tensors that
 arrived and compares them with those that were sent.
 
-Shapes: B images, S samples of one tensor, which are NUM_SAMPLES.
+Shapes: B images, S = NUM_SAMPLES samples of one tensor.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,27 +22,27 @@ from rcnn_backend.devices import Array, Device
 from rcnn_backend.errors import LostTensorError
 
 Float = npt.NDArray[np.floating[Any]]
-TINY = np.finfo(np.float32).tiny  # a GPU may make zero of what is smaller
+TINY = np.finfo(np.float32).tiny  # a GPU may flush smaller numbers to zero
 
 
 class Sent(NamedTuple):
     """Samples of one tensor: taken by the step that received it, and by the step that sent it."""
 
     name: str
-    arrived: Float  # [B, S], float16 of a tensor that is, otherwise float32
+    arrived: Float  # [B, S], float16 for a float16 tensor, otherwise float32
     sent: Float  # [B, S] float32
 
 
 def take_samples(tensors: Sequence[Array]) -> Array:
-    """The samples of several tensors [B, ...] side by side: float32 [B, sum of S]."""
+    """The samples of several tensors [B, ...], concatenated: float32 [B, sum of S]."""
     return _gather(tensors, [True] * len(tensors))
 
 
 def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
-    """Side by side, float32 [B, ...]: the samples of each tensor [B, ...], or, not ``sampled``, all of it [B, n].
+    """Concatenates the samples of each tensor [B, ...], or all of it [B, n] if not ``sampled``: float32 [B, ...].
 
-    The first elements are those along the last axis, at index 0 of the axes between it and the batch. The
-    middle is that of the last axis but one, at every index of the others.
+    The first elements are taken along the last axis, at index 0 of the axes between it and the batch. The
+    middle is the middle index of the last axis but one, with all indices of the other axes.
     """
     if not isinstance(tensors[0], np.ndarray):
         from rcnn_backend.operators.gpu.samples import gather  # needs CuPy
@@ -61,12 +61,12 @@ def _gather(tensors: Sequence[Array], sampled: Sequence[bool]) -> Array:
 
 
 def warm_up(device: Device) -> None:
-    """Compiles what ``take_samples`` runs on a GPU."""
+    """Compiles the GPU kernels of ``take_samples``."""
     take_samples([device.upload(np.zeros((1, 1), np.float32))])
 
 
 class Arrived:
-    """Samples of all tensors of a batch as they arrived, on their way to the host."""
+    """Samples of all tensors of a batch as they arrived. On a GPU, their copy to the host has only begun."""
 
     def __init__(self, tensors: Mapping[str, Array]) -> None:
         sampled = [not name.endswith(SUFFIX) for name in tensors]
@@ -79,9 +79,9 @@ class Arrived:
         self._halves = {name for name, tensor in tensors.items() if tensor.dtype == np.float16}
 
     def by_name(self) -> dict[str, Float]:
-        """The samples [B, S] of each tensor, and the whole [B, n] of a tensor that holds samples of others.
+        """The samples [B, S] of each tensor, or the whole tensor [B, n] if it holds samples of others.
 
-        Those of a float16 tensor are float16, all others float32. On a GPU, the stream must have been
+        Samples of a float16 tensor are float16, all others float32. On a GPU, the stream must have been
         synchronised before.
         """
         ends = np.cumsum(list(self._widths.values()))
@@ -102,7 +102,11 @@ def start_download(samples: Array) -> Any:
 
 
 def sent_to(chain: Chain, step: ChainStep, arrived: Mapping[str, Float]) -> Iterator[Sent]:
-    """What the step got from the steps before it, and what an engine among them got, from ``Arrived.by_name``."""
+    """The tensors that the step got from earlier steps, and those that an engine before it got.
+
+    Args:
+        arrived: the result of ``Arrived.by_name``.
+    """
     levels = count_levels(arrived)
 
     def samples(sender: ChainStep, name: str) -> Float:
@@ -115,10 +119,10 @@ def sent_to(chain: Chain, step: ChainStep, arrived: Mapping[str, Float]) -> Iter
 
 
 def find_lost(sent: Iterator[Sent], batch: int) -> list[list[str]]:
-    """For each of the ``batch`` images the tensors that are not what was sent.
+    """For each of the ``batch`` images, the names of the tensors that differ from what was sent.
 
     Raises:
-        ValueError: a sender took another number of samples.
+        ValueError: a sender took a different number of samples.
     """
     lost: list[list[str]] = [[] for _ in range(batch)]
     for name, arrived, expected in sent:
@@ -134,12 +138,12 @@ def find_lost(sent: Iterator[Sent], batch: int) -> list[list[str]]:
 
 
 def _are_same(arrived: Float, sent: Float) -> npt.NDArray[np.bool_]:
-    """Which samples [B, S] differ by one unit in the last place of the type that arrived, or less.
+    """Which samples [B, S] differ by at most one unit in the last place of the type that arrived.
 
-    An engine may take its samples before it rounds a tensor to float16, or compute them in another
-    order than the tensor. NaN is the same as NaN alone.
+    An engine may take its samples before it rounds a tensor to float16, or compute them in a different
+    order from the tensor. NaN equals only NaN.
     """
-    with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in the tensor
+    with np.errstate(over="ignore"):  # values too large for float16 become infinite, as in the tensor
         rounded = sent.astype(arrived.dtype)
     same = np.abs(_places(arrived) - _places(rounded)) <= 1
     same |= np.maximum(np.abs(arrived), np.abs(sent)) <= TINY
@@ -148,16 +152,16 @@ def _are_same(arrived: Float, sent: Float) -> npt.NDArray[np.bool_]:
 
 
 def _places(values: Float) -> npt.NDArray[np.int64]:
-    """The place of each value among all values of its type: neighbours are 1 apart, both zeros are at 0."""
+    """The rank of each value among all values of its type: neighbours are 1 apart, and both zeros are at 0."""
     magnitudes = np.abs(values).view(f"i{values.itemsize}").astype(np.int64)
     return np.where(np.signbit(values), -magnitudes, magnitudes)
 
 
 def raise_if_lost(names: Sequence[str]) -> None:
-    """Refuses a request of which tensors were lost.
+    """Refuses a request that lost the tensors ``names``.
 
     Raises:
-        LostTensorError: there is a name; the message says which setting of the server to change.
+        LostTensorError: ``names`` is not empty; the message says which setting of the server to change.
     """
     if names:
         raise LostTensorError(

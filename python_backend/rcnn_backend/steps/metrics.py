@@ -1,7 +1,7 @@
 """The metrics that a Python step adds to those that Triton reports for every model.
 
 Imported inside Triton's Python stub only. Each call costs about 25 microseconds, because the stub passes
-it on to the server. A metric vanishes when Python frees its family, so the families are kept.
+it on to the server. A metric disappears when Python frees its family, so the families are kept.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class StepMetrics:
         kinds = pb_utils.MetricFamily
         self._cpu_bytes = _family(
             "rcnn_cpu_tensor_bytes_total",
-            "Bytes of tensors that reached a step on a GPU by way of the CPU",
+            "Bytes of tensors that reached a step on a GPU through CPU memory",
             kinds.COUNTER,
         )
         self._rejected = _family(
@@ -60,11 +60,11 @@ class StepMetrics:
             self._counts.observe(float(count))
 
     def watch_cpu_bytes(self) -> None:
-        """Starts to report the bytes that reach a model on a GPU by way of the CPU, at 0."""
+        """Starts to report, at 0, the bytes that reach a model on a GPU through CPU memory."""
         self._cpu_counter = self._cpu_bytes.Metric(labels=self._labels)
 
     def count_cpu_bytes(self, num_bytes: int) -> None:
-        """Adds bytes that reached the model by way of the CPU."""
+        """Adds bytes that reached the model through CPU memory."""
         if self._cpu_counter is not None:
             self._cpu_counter.increment(num_bytes)
 

@@ -1,7 +1,7 @@
-"""Ends the process of a step that can compute nothing more.
+"""Ends the process of a step that can no longer compute anything.
 
-A GPU that has failed refuses everything that the process asks of it, for as long as the process lives.
-Triton reports the server as ready all the same. Once the process has ended, ``rcnn-serve`` stops.
+A GPU that has failed refuses every call of the process, for as long as the process lives.
+Triton still reports the server as ready. Once the process has ended, ``rcnn-serve`` stops.
 """
 
 import logging
@@ -18,7 +18,7 @@ class ProcessEnd:
     An execution cannot end the process itself, because Triton's stub sends the responses after
     ``execute`` has returned them. From then on, the stub keeps Python's interpreter lock until Triton has
     taken the responses, and it runs one execution at a time. So another thread can run again only when
-    every response is delivered, or during the next execution, whose end it waits for.
+    every response has been delivered, or during the next execution; in that case it waits for its end.
     """
 
     def __init__(self) -> None:
@@ -31,11 +31,11 @@ class ProcessEnd:
             return
         self.is_near = True
         logging.getLogger(__name__).critical(
-            "the GPU failed and this process cannot use it again: it ends now"
+            "the GPU failed and this process cannot use it again: the process ends now"
         )
         threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
         time.sleep(RETURN_S)
         with self.executing:
-            os._exit(1)  # nothing else runs: it would wait for the GPU
+            os._exit(1)  # skips all clean-up, which would wait for the GPU

@@ -1,4 +1,4 @@
-"""What a step computed, or why it did not, as Triton's response.
+"""Turns the outputs of a step, or its error, into Triton's response.
 
 Imported inside Triton's Python stub only.
 """
@@ -14,20 +14,20 @@ from rcnn_backend.errors import InvalidInputError, LostTensorError, UnusableDevi
 
 
 def make_response(outputs: dict[str, Array]) -> Any:
-    """Outputs by their names, C-contiguous copies where they are not contiguous."""
+    """A response with the outputs, by name. Arrays that are not C-contiguous are copied."""
     return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
 
 
 def _tensor(name: str, array: Array) -> Any:
     if isinstance(array, np.ndarray):
         return pb_utils.Tensor(name, np.ascontiguousarray(array))
-    contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton knows no strides
+    contiguous = array if array.flags.c_contiguous else array.copy(order="C")  # Triton ignores strides
     # Pass the array itself: Triton synchronises with an array's stream, but not with a raw DLPack capsule's.
     return pb_utils.Tensor.from_dlpack(name, contiguous)
 
 
 def make_error_response(error: Exception) -> Any:
-    """An error with the code that clients go by; one that nobody expected is also logged."""
+    """An error response with the code that clients act on. Unexpected errors are also logged."""
     code = pb_utils.TritonError.INTERNAL
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, InvalidInputError):

@@ -33,11 +33,11 @@ from rcnn_backend.steps.process_end import ProcessEnd
 from rcnn_backend.steps.responses import make_error_response, make_response
 
 Tensors = dict[str, Array]
-ReadOptions = Callable[[Mapping[str, Any]], Any]  # a request's parameters -> what the model makes of them
+ReadOptions = Callable[[Mapping[str, Any]], Any]  # a request's parameters -> the model's options
 
 
 class Request(NamedTuple):
-    """A request's tensors, what ``read_options`` made of its parameters, and the outputs that it asks for."""
+    """A request's tensors, the options that ``read_options`` returned for it, and the outputs that it asks for."""
 
     tensors: Tensors
     options: Any
@@ -45,7 +45,7 @@ class Request(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """How many images it holds."""
+        """How many images the request holds."""
         return len(next(iter(self.tensors.values())))
 
 
@@ -53,18 +53,18 @@ Run = Callable[[list[Request]], list[Tensors | Exception]]
 
 
 class Step:
-    """One instance of a model: the device it computes on, and how it answers requests.
+    """One instance of a model: the device that it computes on, and how it answers requests.
 
     Tensors are CuPy arrays on a GPU instance, wherever they come from, and NumPy arrays on the CPU.
     After an error that leaves the GPU unusable, the process ends as soon as its requests are answered.
 
     Args:
-        chain: the family that the step is declared in; None for an engine, which runs any network.
-        name: the step whose outputs the model gives, as the family declares it.
+        chain: the family that declares the step; None for an engine, which runs any network.
+        name: the family's name for the step whose outputs the model returns.
     """
 
     def __init__(self, args: Mapping[str, str], chain: Chain | None = None, name: str = "") -> None:
-        # Pillow warns about odd files, and each would add a line to the server's log.
+        # Pillow warns about odd files, and each warning would add a line to the server's log.
         warnings.filterwarnings("ignore", module="PIL")
         self.config: dict[str, Any] = json.loads(args["model_config"])
         self.device = _open_device(args)
@@ -80,7 +80,7 @@ class Step:
         self.run(warm_up, self.device)
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Runs a function on the step's device, such as a warm-up, and waits until it is done there."""
+        """Runs a function, such as a warm-up, on the step's device and waits until the device has finished it."""
         with self.device.active():
             function(*arguments)
             self.device.synchronize()
@@ -92,18 +92,18 @@ class Step:
         *,
         read_options: ReadOptions = dict,
     ) -> list[Any]:
-        """Computes all requests in one call, which gives each its own outputs or its own error.
+        """Computes all requests in one call, which returns each request's own outputs or its own error.
 
-        If the call itself fails, each request is computed by itself.
+        If the call itself fails, each request is computed separately.
 
         Args:
-            requests: Triton's.
-            compute: what the model does.
-            read_options: turns a request's parameters into its ``options``. A request whose parameters
-                it refuses is answered with that error.
+            requests: Triton's requests.
+            compute: the computation of the model.
+            read_options: turns a request's parameters into its ``options``. If it refuses them, the request
+                is answered with that error.
 
         Returns:
-            Triton's responses, one a request.
+            Triton's responses, one for each request.
         """
 
         def run(accepted: list[Request]) -> list[Tensors | Exception]:
@@ -125,20 +125,20 @@ class Step:
         *,
         read_options: ReadOptions = dict,
     ) -> list[Any]:
-        """Computes one batch joined from all requests, then splits it again.
+        """Joins all requests into one batch, computes it, then splits it again.
 
-        If the batch fails, each request is computed by itself. A request of which a tensor got lost on the way
-        here is answered with that error.
+        If the batch fails, each request is computed separately. A request that lost a tensor on the way
+        to this step is answered with that error.
 
         Args:
-            requests: Triton's.
-            compute: what the model does, from the tensors [B, ...] and the options of each of the B
+            requests: Triton's requests.
+            compute: the computation of the model, from the tensors [B, ...] and the options of each of the B
                 images to the outputs [B, ...].
-            read_options: turns a request's parameters into the options of each of its images. A request
-                whose parameters it refuses is answered with that error and leaves the batch.
+            read_options: turns a request's parameters into the options of each of its images. If it refuses
+                them, the request is answered with that error and left out of the batch.
 
         Returns:
-            Triton's responses, one a request.
+            Triton's responses, one for each request.
         """
 
         def run(accepted: list[Request]) -> list[Tensors | Exception]:
@@ -160,7 +160,7 @@ class Step:
         return self._answer(requests, read_options, run)
 
     def _answer(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
-        """The responses to all requests; ``run`` gives the outputs or the error of each one that can be read."""
+        """The responses to all requests; ``run`` returns the outputs or the error of each readable request."""
         with self._end.executing, self._executions:
             if self._end.is_near:
                 gone = UnusableDeviceError("the step's GPU failed, and its process is about to end")
@@ -169,13 +169,13 @@ class Step:
             try:
                 with self.device.active():
                     responses = self._compute(requests, read_options, run)
-            except Exception as error:  # a GPU that failed can also refuse to be left
+            except Exception as error:  # leaving the context of a failed GPU can also raise
                 responses = [self._respond(error) for _ in requests]
             self._metrics.observe_execution(time.perf_counter() - began)
             return responses
 
     def _compute(self, requests: Sequence[Any], read_options: ReadOptions, run: Run) -> list[Any]:
-        """What ``_answer`` returns, computed on the active device."""
+        """The result of ``_answer``, computed on the active device."""
         results = self._read(requests, read_options)
         accepted = {index: each for index, each in enumerate(results) if isinstance(each, Request)}
         batches = [list(accepted)] if accepted else []
@@ -186,7 +186,7 @@ class Step:
         ]
 
     def _add_samples(self, outputs: Tensors) -> None:
-        """Puts the samples among the outputs, if the model's config declares them."""
+        """Adds the samples to the outputs if the model's config declares them."""
         if self._declared and self._sends_samples:
             made = expand(self._declared.sampled, count_levels(outputs))
             outputs[self._samples] = take_samples([outputs[tensor.name] for tensor in made])
@@ -196,7 +196,7 @@ class Step:
         return find_lost(sent_to(self._chain, self._declared, arrived.by_name()), batch)
 
     def _counts(self, outputs: Tensors) -> Array | None:
-        """Each image's value of the counted output; on a GPU its copy to the host has only begun."""
+        """Each image's value of the counted output; on a GPU, its copy to the host has only begun."""
         if not self._counted:
             return None
         counts = outputs[self._counted]
@@ -251,7 +251,7 @@ class Step:
 
 
 def _open_device(args: Mapping[str, str]) -> Device:
-    """The GPU that Triton gave the instance, if it gave one and CuPy is there to use it."""
+    """The GPU that Triton assigned to the instance, if there is one and CuPy is installed; otherwise the CPU."""
     if args["model_instance_kind"] != "GPU":
         return Cpu()
     try:
@@ -265,7 +265,7 @@ def _open_device(args: Mapping[str, str]) -> Device:
 
 
 def _own_part(outputs: Tensors, lost: Sequence[list[str]], images: slice) -> Tensors | Exception:
-    """The outputs of some images of a batch, or which of their tensors were lost."""
+    """The outputs for some images of a batch, or an error that names their lost tensors."""
     try:
         raise_if_lost(list(itertools.chain(*lost[images])))
     except LostTensorError as error:

@@ -1,4 +1,4 @@
-"""What is derived from the declared families: which one models belong to, and what their steps check."""
+"""What is derived from the declared families: which family models belong to, and what their steps check."""
 
 import pytest
 from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, KEYPOINT_RCNN, MASK_RCNN
@@ -42,7 +42,7 @@ def test_each_model_has_its_detector_whatever_its_name(chain: Chain, name: str) 
         assert owner_in({name: chain}, model) == name
 
 
-def test_names_that_begin_alike_are_told_by_the_ensembles() -> None:
+def test_names_that_begin_alike_are_distinguished_by_the_ensembles() -> None:
     repository = {"my": FASTER_RCNN, "my_mask": FASTER_RCNN, "other": MASK_RCNN}
     for name, chain in repository.items():
         for model in chain.model_names(name):
@@ -53,12 +53,12 @@ def test_names_that_begin_alike_are_told_by_the_ensembles() -> None:
         assert owner_in({"my_mask": MASK_RCNN}, stray) is None
 
 
-def test_a_step_without_its_detector_is_told_by_name_and_outputs() -> None:
+def test_a_step_without_its_detector_is_recognised_by_name_and_outputs() -> None:
     assert is_step("my_masks", ["masks"]) and is_step("a_rpn", ["rpn_boxes", "feature_0", "rpn_samples"])
     assert not is_step("my_masks", ["labels"]) and not is_step("segment_anything", ["masks"])
 
 
-def test_the_same_step_of_two_families_is_told_by_its_outputs() -> None:
+def test_the_same_step_of_two_families_is_distinguished_by_its_outputs() -> None:
     for chain in (FASTER_RCNN, MASK_RCNN):
         outputs = [tensor.name for tensor in chain.outputs(chain.step("detections"), 4)]
         assert chain_of_step("detections", outputs) is chain
@@ -67,7 +67,7 @@ def test_the_same_step_of_two_families_is_told_by_its_outputs() -> None:
 
 
 def test_every_tensor_between_the_steps_is_checked() -> None:
-    """By the step that gets it, and what an engine gets by the step behind it: so no chain ends with an engine."""
+    """The receiving step checks a tensor; what an engine gets is checked by the step after it. So no engine is last."""
     for chain in CHAINS.values():
         assert not chain.steps[-1].is_engine
         checked = {check.tensor.name for step in chain.steps for check in chain.checks(step)}
@@ -78,7 +78,7 @@ def test_every_tensor_between_the_steps_is_checked() -> None:
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
 def test_no_step_takes_an_answer(chain: Chain) -> None:
-    """Triton would not make it for a request that does not need that step."""
+    """Triton would drop the answer from a request that does not need that step."""
     taken = {tensor for step in chain.steps for tensor in step.inputs}
     assert taken.isdisjoint(chain.answers)
 

@@ -1,4 +1,4 @@
-"""What a step shows of its executions."""
+"""What a step publishes about its executions."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_the_number_is_odd_during_an_execution(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("gpu", [None, 0, 1])
-def test_the_gpu_is_told_beside_the_number(
+def test_the_gpu_is_written_after_the_number(
     gpu: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = str(tmp_path / "executions-")
@@ -39,7 +39,7 @@ def test_the_gpu_is_told_beside_the_number(
     with Executions(gpu):
         assert read_gpu(prefix, os.getpid()) == gpu
     assert read_executions(prefix, os.getpid()) == 2
-    Path(f"{prefix}{os.getpid()}").write_bytes(bytes(8))  # of a process that tells none
+    Path(f"{prefix}{os.getpid()}").write_bytes(bytes(8))  # of a process that does not write its GPU
     assert read_gpu(prefix, os.getpid()) is None
 
 

@@ -1,4 +1,4 @@
-"""A plan that cannot run is refused by its manifest, with both sides named and the command that helps."""
+"""A plan that cannot run is refused, based on its manifest. The error names the cause and the command to run."""
 
 import dataclasses
 import json
@@ -57,14 +57,14 @@ def test_a_truncated_plan(version_dir: Path, record: PlanRecord) -> None:
     with pytest.raises(RepositoryError) as error:
         check_files(version_dir, record)
     assert str(error.value) == (
-        f"{plan} is 3 bytes and was 5 when it was built: it is cut short or another file. {hint(version_dir)}"
+        f"{plan} is 3 bytes and was 5 when it was built: it is cut short or a different file. {hint(version_dir)}"
     )
 
 
 def test_a_plan_of_the_same_length_that_changed(version_dir: Path, record: PlanRecord) -> None:
     (version_dir / "model.plan").write_bytes(b"plan?")
     with pytest.raises(
-        RepositoryError, match=f"is not as it was built: .* the manifest has {record.sha256[:12]}"
+        RepositoryError, match=f"has changed since it was built: .* the manifest has {record.sha256[:12]}"
     ):
         check_files(version_dir, record)
 
@@ -75,8 +75,8 @@ def test_a_stale_plan_beside_a_newer_graph(version_dir: Path, record: PlanRecord
     with pytest.raises(RepositoryError) as error:
         check_files(version_dir, record)
     assert str(error.value) == (
-        f"{version_dir / 'model.plan'} is stale: it was built from a graph of sha256 {record.onnx_sha256[:12]}, and "
-        f"model.onnx beside it has {newer}. {hint(version_dir)}"
+        f"{version_dir / 'model.plan'} is stale: it was built from a graph with sha256 {record.onnx_sha256[:12]}, and "
+        f"model.onnx next to it has {newer}. {hint(version_dir)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which GPUs, whole or slices, a CUDA program sees: from a stand-in for nvidia-smi that gives recorded answers."""
+"""Which GPUs, whole or MIG slices, a CUDA program sees, found with a fake nvidia-smi that gives recorded answers."""
 
 import shlex
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from rcnn_backend.server.gpus import choose_gpus, find_gpus
 MIB = 2**20
 TOTALS = "--query-gpu=index,memory.total --format=csv,noheader,nounits"
 
-# An A100 of 40 GB as three slices, as a driver from R470 on lists them, and a whole one.
+# A divided A100 with 40 GB, listed as by drivers since R470, and an undivided one.
 GPU_CUT = "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-e86cb44c-6756-fd30-cd4a-1e6da3caf9b0)\n"
 SMALL = "MIG-c7384736-a75d-5afc-978f-d2f1294409fd"
 LARGE = "MIG-a28ad590-3fda-56dd-84fc-0a0b96edc58d"
@@ -51,7 +51,7 @@ XML = """<?xml version="1.0" ?>
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts an nvidia-smi on PATH, alone, that gives these answers and fails otherwise."""
+    """Makes PATH contain only an nvidia-smi that gives these answers and fails for any other question."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -174,6 +174,6 @@ def test_slices_of_the_second_gpu_and_of_older_drivers(
 
 
 @pytest.mark.parametrize("xml", ["", "<nvidia_smi_log><gpu>", "<nvidia_smi_log></nvidia_smi_log>"])
-def test_a_slice_whose_memory_is_not_told_counts_as_0(xml: str, nvidia_smi: Callable[..., None]) -> None:
+def test_a_slice_whose_memory_is_not_reported_counts_as_0(xml: str, nvidia_smi: Callable[..., None]) -> None:
     nvidia_smi("0, 40960", GPU_CUT + SLICES, xml)
     assert find_gpus() == (1, 0)

@@ -1,4 +1,4 @@
-"""What hangs is told, and what takes long is not: by the watch alone, and by rcnn-serve on the real tritonserver."""
+"""Hangs are reported, and slow requests are not: by the watch alone, and by rcnn-serve on the real tritonserver."""
 
 import errno
 import os
@@ -56,7 +56,7 @@ TIMEOUT_S = 5.0
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """``first``, two instances of a step that computes for x seconds, and waits for itself if x is negative."""
+    """``first``: two instances of a step that computes for x seconds, and deadlocks if x is negative."""
     folder = tmp_path / "models" / "first"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(CONFIG)
@@ -73,14 +73,14 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Sends SIGSTOP or SIGCONT, and waits until it has done its work."""
+    """Sends SIGSTOP or SIGCONT, and waits until it has taken effect."""
     process.send_signal(number)
     while is_stopped(process.pid) != (number == signal.SIGSTOP):
         pass
 
 
 class Watched:
-    """A watch over this process as the server and a child as its step, at a time that the test sets."""
+    """A watch with this process as the server and a child as its step, with a clock that the test sets."""
 
     def __init__(self, child: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.cpu_s = 0.0, 0.0
@@ -94,7 +94,7 @@ class Watched:
         self.file.write_bytes(NUMBER.pack(number))
 
     def hang_after(self, up_to_s: int) -> tuple[int, str]:
-        """Looks once a second: after how many it is told, and what; (0, "") if it is not."""
+        """Looks once a second. Returns after how many seconds a hang is reported, and the report; (0, "") if never."""
         for second in range(up_to_s + 1):
             self.now += 1
             if told := self.watch.look(self.stubs):
@@ -120,7 +120,7 @@ def test_one_execution_that_does_not_compute_hangs_and_one_after_the_other_does_
     for number in range(1, 99, 2):
         watched.execute(number)
         assert watched.hang_after(3) == (0, "")
-    told = "rpn_0 has been at the same requests for 5 s without using the processor"
+    told = "rpn_0 has been processing the same requests for 5 s without using the processor"
     assert watched.hang_after(100) == (1, told)
     assert watched.watch.look(watched.stubs) == told
 
@@ -131,7 +131,7 @@ def test_an_execution_that_computes_has_ten_times_as_long(watched: Watched) -> N
         watched.cpu_s += 1
         assert watched.hang_after(4) == (0, "")
     watched.cpu_s += 1
-    assert watched.hang_after(4) == (0, "rpn_0 has been at the same requests for 50 s")
+    assert watched.hang_after(4) == (0, "rpn_0 has been processing the same requests for 50 s")
 
 
 def test_the_time_in_which_the_machine_slept_counts_as_one_look(watched: Watched) -> None:
@@ -142,7 +142,7 @@ def test_the_time_in_which_the_machine_slept_counts_as_one_look(watched: Watched
     assert watched.hang_after(100)[1]
 
 
-def test_a_stopped_step_is_told_at_once_and_one_that_goes_on_again_is_not(
+def test_a_stopped_step_is_reported_at_once_and_one_that_continues_is_not(
     watched: Watched, child: subprocess.Popen[bytes]
 ) -> None:
     send(child, signal.SIGSTOP)
@@ -153,7 +153,7 @@ def test_a_stopped_step_is_told_at_once_and_one_that_goes_on_again_is_not(
     assert watched.hang_after(5) == (2, "the process of rpn_0 was stopped by a signal")
 
 
-def test_of_a_server_that_hangs_the_steps_are_not_blamed(
+def test_the_steps_are_not_blamed_for_a_server_that_hangs(
     watched: Watched, child: subprocess.Popen[bytes]
 ) -> None:
     watched.execute(1)
@@ -176,7 +176,7 @@ def test_a_server_that_accepts_and_does_not_answer_hangs(
         f"tritonserver at {watched.watch.url} has not answered for 5 s without using the processor",
     )
     watched.watch.hung = ""
-    assert watched.hang_after(100) == (0, "")  # nobody listens: it ends, which others notice
+    assert watched.hang_after(100) == (0, "")  # nothing listens: the server is ending
 
 
 def test_a_timeout_of_0_switches_it_off(watched: Watched) -> None:
@@ -186,13 +186,13 @@ def test_a_timeout_of_0_switches_it_off(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "inf"])
-def test_a_timeout_that_is_none_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_timeout_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_arguments([f"--hang-timeout-s={value}"])
     assert f"--hang-timeout-s is {value}, expected seconds, or 0 for never" in capsys.readouterr().err
 
 
-def test_who_can_open_no_more_files_takes_no_step_for_dead(
+def test_a_watch_that_can_open_no_more_files_reports_no_dead_step(
     child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Path, *args: object, **options: object) -> str:
@@ -210,7 +210,7 @@ def test_who_can_open_no_more_files_takes_no_step_for_dead(
 
 
 class Serving:
-    """``rcnn-serve`` as a process of its own, ready."""
+    """``rcnn-serve`` in its own process, ready to serve."""
 
     def __init__(
         self, repository: Path, *arguments: str | Path, stderr: Path | int = subprocess.PIPE
@@ -238,7 +238,7 @@ class Serving:
         return float(answer.as_numpy("y")[0])
 
     def finish(self) -> tuple[int, str]:
-        """Exit code and stderr, soon."""
+        """Waits for the process to end soon. Returns the exit code and stderr."""
         try:
             _, stderr = self.process.communicate(timeout=20)
         finally:
@@ -247,8 +247,8 @@ class Serving:
         return self.process.returncode, stderr or ""
 
 
-def test_a_step_that_waits_for_itself_ends_the_command(repository: Path, tmp_path: Path) -> None:
-    """Its other instance goes on. Without HTTP, in explicit mode and with a token."""
+def test_a_deadlocked_step_ends_the_command(repository: Path, tmp_path: Path) -> None:
+    """Its other instance still works. HTTP is off, the mode is explicit, and there is a token."""
     token = tmp_path / "token"
     token.write_text("secret\n")
     explicit = ["--model-control-mode=explicit", "--load-model=first"]
@@ -261,8 +261,8 @@ def test_a_step_that_waits_for_itself_ends_the_command(repository: Path, tmp_pat
     code, stderr = serving.finish()
     assert code == 1
     assert re.search(
-        r"rcnn-serve: first_0_[01] has been at the same requests for 2 s without using the processor: stopping, so that "
-        r"whoever started rcnn-serve \(systemd, Docker, Kubernetes\) starts it again\n$",
+        r"rcnn-serve: first_0_[01] has been processing the same requests for 2 s without using the processor: "
+        r"stopping, so that whatever started rcnn-serve \(systemd, Docker, Kubernetes\) restarts it\n$",
         stderr,
     )
 
@@ -276,7 +276,7 @@ def test_a_server_that_was_stopped_ends_the_command(repository: Path) -> None:
     assert not Path(f"/proc/{serving.server_pid}").exists()
 
 
-def test_long_requests_are_answered_also_where_stderr_takes_no_more(repository: Path) -> None:
+def test_long_requests_are_answered_even_if_stderr_is_full(repository: Path) -> None:
     """The step prints a line for each request."""
     serving = Serving(repository, "--hang-timeout-s=1.5", stderr=Path("/dev/full"))
     assert serving.infer(2) == 2

@@ -3,7 +3,7 @@
 from rcnn_backend.server.log import Repeats
 
 
-def test_a_line_that_repeats_is_shown_once_with_its_number() -> None:
+def test_a_repeated_line_is_shown_once_with_its_number() -> None:
     repeats = Repeats()
     lines = [b"a\n", b"b\n", b"b\n", b"b\n", b"a\n", b"c\n", b"c\n"]
     assert b"".join(map(repeats.show, lines)) + repeats.rest() == (

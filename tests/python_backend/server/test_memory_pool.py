@@ -1,4 +1,4 @@
-"""The size of Triton's CUDA memory pool, from the configs of R50-FPN and a stand-in for nvidia-smi."""
+"""The size of Triton's CUDA memory pool, from the configs of R50-FPN and a fake nvidia-smi."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ MODEL_REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 QUERY = "--query-gpu=index,memory.total --format=csv,noheader,nounits"
 GB = 10**9
 
-# The tensors of one image whose sizes do not depend on the image's, all of 4 bytes.
+# Bytes of the tensors of one image whose sizes do not depend on the image's size; all elements have 4 bytes.
 BOXES = 4 * (
     5 * 1000 * 6  # rpn_boxes
     + 1000 * 4  # proposals
@@ -25,7 +25,7 @@ BOXES = 4 * (
     + 4  # image_sizes
     + 1  # num_proposals
 )
-# Beside its 3 channels of 800x1344, 256 channels at strides 4, 8, 16 and 32.
+# Bytes of its 3 channels of 800x1344, and of 256 channels at each of the strides 4, 8, 16 and 32.
 PIXELS = 4 * (3 * 800 * 1344 + 256 * (200 * 336 + 100 * 168 + 50 * 84 + 25 * 42))
 
 
@@ -46,7 +46,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts an nvidia-smi on PATH, alone, that runs the given shell lines when asked what it should be."""
+    """Makes PATH contain only an nvidia-smi that runs the given shell lines for the expected query."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -65,7 +65,7 @@ def set_parameter(config: ModelConfig, name: str, value: object) -> None:
 
 
 def check(computed: int, by_hand: int) -> None:
-    """The steps may send a few more bytes along than those counted here."""
+    """The steps may send a few more bytes than those counted here."""
     assert by_hand <= computed < by_hand + 1000
 
 
@@ -106,7 +106,7 @@ def test_the_padded_count_counts(configs: dict[str, ModelConfig]) -> None:
 
 
 def test_the_rpn_boxes_count(configs: dict[str, ModelConfig]) -> None:
-    """Another number of anchors a level than torchvision's 1000."""
+    """With a different number of anchors per level than torchvision's 1000."""
     set_parameter(configs["faster_rcnn_proposals"], "max_rpn_boxes", 20_000)
     check(image_bytes(configs, "faster_rcnn"), PIXELS + BOXES + 4 * 15_000 * 6)
 
@@ -163,7 +163,7 @@ def test_flags_and_summary(repository: Path, nvidia_smi: Callable[[str], None]) 
 
 
 def test_a_small_gpu_says_how_many_images_fit(repository: Path, nvidia_smi: Callable[[str], None]) -> None:
-    nvidia_smi("echo '0, 15360'")  # of 16.1 GB 6.4, which is 20 times 313 MB
+    nvidia_smi("echo '0, 15360'")  # 40% of 16.1 GB is 6.4 GB, which is 20 times 313 MB
     assert size_pool(repository, ["faster_rcnn"], 32, []).summary == (
         "CUDA memory pool: 6.4 GB on GPU 0, at most 40% of its memory, for 20 of 32 images in flight "
         "(156 MB each, twice); more are slower"

@@ -1,4 +1,4 @@
-"""Who lists, loads and unloads models on the real tritonserver, in each ``--model-control-mode``."""
+"""Who can list, load and unload models on the real tritonserver, in each ``--model-control-mode``."""
 
 import http.client
 import json
@@ -48,7 +48,7 @@ def over_grpc(
 
 
 def over_http(server: RunningServer, method: str, path: str, headers: dict[str, str] | None = None) -> Any:
-    """The answer's JSON, or its status where that is not 200."""
+    """The answer's JSON, or its status if that is not 200."""
     connection = http.client.HTTPConnection(server.urls["http"])
     connection.request(method, path, headers={"Connection": "close", **(headers or {})})
     answer = connection.getresponse()
@@ -57,7 +57,7 @@ def over_http(server: RunningServer, method: str, path: str, headers: dict[str, 
 
 
 def loads_models(server: RunningServer, headers: dict[str, str] | None = None) -> tuple[bool, bool]:
-    """Whether the second model is loaded at a client's wish: over gRPC, over HTTP."""
+    """Whether a client can load the second model: over gRPC, over HTTP."""
     try:
         over_grpc(server, "load_model", "second", headers=headers)
         grpc = True

@@ -1,4 +1,4 @@
-"""Which models are chosen where the names of detectors look like those of steps."""
+"""Which models are chosen if the names of detectors look like those of steps."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rcnn_backend.server.model_selection import select_models
 
 
 def write(repository: Path, name: str, chain: Chain) -> None:
-    """The models of a detector, with no more in their configs than what they are chosen by."""
+    """Writes the models of a detector. Their configs contain only what the selection reads."""
     steps = " ".join(f'step {{ model_name: "{step}" }}' for step in chain.step_names(name))
     for model in chain.model_names(name):
         (repository / model / "1").mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_a_model_that_is_named_as_a_fused_one_is_served_as_what_it_is(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["my_mask", "a_fused"])
-def test_what_is_missing_is_told_with_the_name_to_export(tmp_path: Path, name: str) -> None:
+def test_missing_files_are_reported_with_the_name_to_export(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, FASTER_RCNN)
     (tmp_path / f"{name}_header" / "1" / "model.any").unlink()
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The Multi-Process Service's daemon is started for the server and stopped after it. Here: a stand-in for it."""
+"""The Multi-Process Service's daemon is started for the server and stopped after it. These tests use a fake daemon."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def put_on_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0, probe: str = "raise SystemExit"
 ) -> Path:
-    """A program of the daemon's name, which writes down how it is called; ``probe``: what its client does."""
+    """Puts a program with the daemon's name on PATH that records its calls; ``probe``: the code of its client."""
     programs, calls = tmp_path / "bin", tmp_path / "calls"
     programs.mkdir()
     (programs / CONTROL).write_text(STAND_IN.format(calls=calls, code=code, PIPES=f"{{{PIPES}}}"))
@@ -44,7 +44,7 @@ def put_on_path(
 
 
 def put_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An nvidia-smi that tells of one GPU, and a CuPy that is found."""
+    """Fakes an nvidia-smi that reports one GPU, and an installed CuPy."""
     (tmp_path / "gpu").mkdir()
     nvidia_smi = tmp_path / "gpu" / "nvidia-smi"
     nvidia_smi.write_text("#!/bin/sh\necho '0, 81559'\n")
@@ -83,7 +83,7 @@ def test_a_daemon_through_which_nothing_computes_is_ended(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = put_on_path(tmp_path, monkeypatch, probe="raise SystemExit('CUDA error 46')")
-    with pytest.raises(ServerError, match=r"no program can use the GPU through it \(CUDA error 46\)"):
+    with pytest.raises(ServerError, match=r"no program can use the GPU through MPS \(CUDA error 46\)"):
         running_mps(folder).__enter__()
     assert calls.read_text().splitlines()[1:] == [f" quit {folder}/mps"]
 
@@ -99,7 +99,7 @@ def test_a_daemon_of_the_environment_is_used(
 
 
 @pytest.mark.parametrize(("visible", "given"), [("1", ""), ("1, 0", ""), ("MIG-c738", "MIG-c738")])
-def test_numbers_of_gpus_are_the_clients_alone(
+def test_only_the_clients_get_the_numbers_of_gpus(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, given: str
 ) -> None:
     calls = put_on_path(tmp_path, monkeypatch)
@@ -156,7 +156,7 @@ def test_without_a_gpu_a_detector_is_fused_by_default(
     assert len(found.notes) == len(chosen)
 
 
-def test_mps_that_is_wanted_and_cannot_be(
+def test_mps_that_is_required_and_cannot_be_started(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_on_path(tmp_path, monkeypatch, code=3)

@@ -59,7 +59,8 @@ def test_temporary_files_go_to_another_folder_where_tmpdir_is_odd(
     odd.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
     with pytest.raises(
-        ServerError, match=r"temporary files is '.*/a b', .*: set TMPDIR to a folder whose path has letters"
+        ServerError,
+        match=r"temporary files is '.*/a b', .*: set TMPDIR to a folder whose path has only letters",
     ):
         make_plain_folder()
     link = temporary / "link"
@@ -91,7 +92,7 @@ def test_a_temporary_folder_that_is_noexec_or_full(temporary: Path, monkeypatch:
 
 
 def test_installations_that_cannot_work() -> None:
-    with pytest.raises(ServerError, match=r"Triton lies in '/opt/my triton'"):
+    with pytest.raises(ServerError, match=r"Triton is installed in '/opt/my triton'"):
         check_plain(Path("/opt/my triton"))
     check_plain(Path("/opt/tritonserver"))
     with pytest.raises(ServerError, match=r"'/a;b/bin' has a ';', which separates folders in PATH"):
@@ -105,7 +106,7 @@ def test_models_whose_names_the_shell_would_change(tmp_path: Path) -> None:
         (tmp_path / model / "1" / "model.py").touch()
     selection = select_models(tmp_path)
     assert selection.served == ["plain"]
-    assert selection.skipped["my model"].startswith("Triton cannot start 'my model': rename it, with letters")
+    assert selection.skipped["my model"].startswith("Triton cannot start 'my model': rename it, using only")
     assert selection.skipped["other"].startswith("Triton cannot start 'a(b.py'")
     with pytest.raises(RepositoryError, match="cannot start 'my model'"):
         select_models(tmp_path, ["my model"])

@@ -98,7 +98,7 @@ def unexported(repository: Path) -> Path:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of all temporary files, of this process and of those it starts."""
+    """The folder for all temporary files of this process and of the processes that it starts."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -115,7 +115,7 @@ def infer(grpc_url: str, model: str, values: list[float]) -> list[float]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The processes, zombies aside, that have the folder on their command line."""
+    """The processes, except zombies, that have the folder on their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -125,12 +125,12 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def tritonservers(folder: Path) -> list[int]:
-    """Those of ``processes_of`` that are a tritonserver."""
+    """The processes of ``processes_of`` that are tritonservers."""
     return [pid for pid in processes_of(folder) if Path(f"/proc/{pid}/exe").resolve().name == "tritonserver"]
 
 
 def listening_addresses(folder: Path) -> list[str]:
-    """Of each TCP socket that the one tritonserver listens with, as ``ss -ltn`` tells them."""
+    """The addresses of the TCP sockets on which the only tritonserver listens, as ``ss -ltn`` shows them."""
     (server,) = tritonservers(folder)
     files = [str(path.readlink()) for path in Path(f"/proc/{server}/fd").iterdir() if path.is_symlink()]
     found = []
@@ -157,7 +157,7 @@ def nothing_left(temporary: Path, folder_name: str) -> bool:
 
 
 class Command:
-    """``rcnn-serve`` as a process of its own, ready."""
+    """``rcnn-serve`` in its own process, ready to serve."""
 
     def __init__(self, *arguments: str | Path) -> None:
         ports = [f"--{protocol}-port=0" for protocol in ("http", "grpc", "metrics")]
@@ -175,7 +175,7 @@ class Command:
         self.process.send_signal(number)
 
     def finish(self) -> tuple[int, str, str]:
-        """Exit code, the rest of stdout, stderr."""
+        """Waits for the end. Returns the exit code, the rest of stdout, and stderr."""
         stdout, stderr = self.process.communicate(timeout=30)
         return self.process.returncode, stdout, stderr
 
@@ -207,7 +207,7 @@ def test_serves_every_complete_model_and_leaves_nothing(unexported: Path, tempor
 
 
 def test_an_odd_path_is_served(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The repository's path and TMPDIR have what the shell, a locale or UTF-8 would not take."""
+    """The repository's path and TMPDIR contain characters that the shell, a locale or UTF-8 cannot handle."""
     odd = tmp_path / os.fsdecode(b"a (b) 'c' \"$d\" &;\n \xc3\xa4 \xff")
     (odd / "temporary").mkdir(parents=True)
     repository = repository.rename(odd / "models")
@@ -230,7 +230,7 @@ def test_the_command_serves_until_a_signal(repository: Path, temporary: Path) ->
     time.sleep(0.5)
     command.signal(signal.SIGTERM)
     code, _, stderr = command.finish()
-    assert (code, stderr) == (0, "plus_one got [1.0]\n")  # the model's print, nothing of the server's routine
+    assert (code, stderr) == (0, "plus_one got [1.0]\n")  # the model's output, no routine lines
     assert command.lines[-1].startswith("Serving pair at http 127.0.0.1:")
     assert nothing_left(temporary, folder.name)
 
@@ -271,7 +271,7 @@ def test_the_address_to_listen_on(
 
 
 def pretend_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    """Puts an nvidia-smi that prints this on PATH, in a new folder."""
+    """Puts an nvidia-smi that prints ``answer`` on PATH, in a new folder."""
     nvidia_smi = folder / "nvidia-smi"
     folder.mkdir()
     nvidia_smi.write_text(f"#!/bin/sh\necho '{answer}'\n")
@@ -330,13 +330,13 @@ def test_nothing_is_left_when_the_command_is_killed(repository: Path, temporary:
     command = Command(repository)
     (folder,) = temporary.iterdir()
     (server,) = tritonservers(temporary)
-    os.kill(server, signal.SIGSTOP)  # also a server that hangs
+    os.kill(server, signal.SIGSTOP)  # even if the server hangs
     command.signal(signal.SIGKILL)
     command.finish()
     wait_until(lambda: nothing_left(temporary, folder.name))
 
 
-def test_a_server_that_dies_is_told(repository: Path, temporary: Path) -> None:
+def test_a_server_that_dies_is_reported(repository: Path, temporary: Path) -> None:
     command = Command(repository)
     (server,) = tritonservers(temporary)
     os.kill(server, signal.SIGKILL)
@@ -347,7 +347,7 @@ def test_a_server_that_dies_is_told(repository: Path, temporary: Path) -> None:
     assert f"whole log: {log}" in stderr and "successfully loaded 'pair'" in log.read_text()
 
 
-def test_a_failure_that_is_told_leaves_no_open_file(repository: Path, temporary: Path) -> None:
+def test_a_failure_that_is_reported_leaves_no_open_file(repository: Path, temporary: Path) -> None:
     with running_server(repository) as server:
         open_files = list(Path("/proc/self/fd").iterdir())
         messages = [server.failure() for _ in range(3)]
@@ -399,7 +399,7 @@ def test_a_step_that_crashes_or_never_loads_is_named(repository: Path, temporary
     wait_until(lambda: not processes_of(temporary))
 
 
-def test_an_unknown_flag_is_told_without_the_help(repository: Path, temporary: Path) -> None:
+def test_an_unknown_flag_is_reported_without_the_help(repository: Path, temporary: Path) -> None:
     with pytest.raises(ServerError, match="unrecognized option '--bogus=1'") as caught:
         running_server(repository, flags=["--bogus=1"]).__enter__()
     assert len(str(caught.value).splitlines()) < 5
@@ -429,8 +429,8 @@ def test_repositories_that_cannot_be_served(unexported: Path, tmp_path: Path) ->
         select_models(unexported)
 
 
-def test_templates_are_no_broken_models(repository: Path, tmp_path: Path) -> None:
-    """Those in git have configs and no engine: alone there is one thing to do, beside others they are not told."""
+def test_templates_do_not_count_as_broken_models(repository: Path, tmp_path: Path) -> None:
+    """Templates in git have configs but no engines. Alone, they give one hint; next to other models, no message."""
     templates = Path(__file__).resolve().parents[3] / "model_repository"
     tracked = [path for family in CHAINS for path in templates.glob(f"{family}_*")] + [
         templates / "faster_rcnn"
@@ -466,7 +466,7 @@ def test_environments_that_cannot_serve(
     with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"Python is 3\.99.* 3\.10, 3\.11"):
         patch.setattr(triton_install, "PYTHON_VERSION", "3.99")
         start()
-    # The stub of a Python that is not installed here: its libpython is found nowhere.
+    # The stub of a Python that is not installed here: its libpython cannot be found.
     with monkeypatch.context() as patch, pytest.raises(ServerError, match=r"apt install libpython3\.8"):
         patch.setattr(triton_install, "PYTHON_VERSION", "3.8")
         start()
@@ -507,13 +507,13 @@ def test_flags_after_two_dashes_pass_through() -> None:
             r"no option --strict-readiness\. .* rcnn-serve -- --strict-readiness=true",
         ),
         (["repository", "another"], "unexpected argument 'another'"),
-        (["--", "verbose"], "'verbose' is no flag of tritonserver"),
+        (["--", "verbose"], "'verbose' is not a flag of tritonserver"),
         (["--", "--http-port=1"], "--http-port is an option of rcnn-serve: give it before the --"),
         (["--models", "a", "--", "--model-control-mode=poll"], "--load-model=NAME instead"),
         (["--fused", "on", "--", "--model-control-mode=poll"], "load NAME_fused instead"),
         (["--images-in-flight", "0"], "expected at least 1"),
-        (["--gpus", ""], "--gpus: '' is no number of a GPU, expected a list such as 0,1"),
-        (["--gpus", "0,-1"], "--gpus: '-1' is no number of a GPU"),
+        (["--gpus", ""], "--gpus: '' is not a GPU number, expected a list such as 0,1"),
+        (["--gpus", "0,-1"], "--gpus: '-1' is not a GPU number"),
         (["--gpus", "1,0,1"], "--gpus: GPU 1 is named twice"),
     ],
 )

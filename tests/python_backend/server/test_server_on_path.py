@@ -1,4 +1,4 @@
-"""Without the wheel ``rcnn-serve`` runs the tritonserver on PATH: a folder laid out as in NVIDIA's images."""
+"""Without the wheel, ``rcnn-serve`` runs the tritonserver on PATH, here in a folder laid out as in NVIDIA's images."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ output { name: "y" data_type: TYPE_FP32 dims: [ 2 ] }
 
 @pytest.fixture
 def image_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``opt/tritonserver`` of an image, on PATH, made of the wheel's files; the wheel cannot be found."""
+    """``opt/tritonserver`` as in an image, on PATH, made from the wheel's files; the wheel itself cannot be found."""
     wheel = find_triton()
     root = tmp_path / "opt" / "tritonserver"
     python_backend = shutil.copytree(wheel.python_backend, root / "backends" / "python")
@@ -56,7 +56,7 @@ def test_it_serves_with_the_backends_of_that_server(image_root: Path, tmp_path: 
     assert f"--backend-directory={image_root}/backends" in command
 
 
-def test_a_server_without_its_python_backend_is_told(image_root: Path) -> None:
+def test_a_server_without_its_python_backend_is_reported(image_root: Path) -> None:
     (image_root / "backends" / "python" / "triton_python_backend_stub").unlink()
     with pytest.raises(ServerError, match=r"has no Python backend: there is no .*/backends/python/triton_"):
         find_triton()

@@ -1,4 +1,4 @@
-"""A Python model's process that died is told; one that ended with its model is not. On the real tritonserver."""
+"""A Python model's process that died is reported; one that ended with its model is not. On the real tritonserver."""
 
 import compileall
 import contextlib
@@ -68,7 +68,7 @@ def instances(server_pid: int) -> dict[str, int]:
 
 
 def look_until(condition: Callable[[], bool], server: RunningServer, timeout_s: float) -> list[str]:
-    """What the server's watch tells, as rcnn-serve asks, until the condition holds or the time is over."""
+    """Asks the server's watch, as rcnn-serve does, until the condition holds or time runs out; returns dead steps."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and not condition():
         server.dead_steps()
@@ -76,7 +76,7 @@ def look_until(condition: Callable[[], bool], server: RunningServer, timeout_s: 
     return server.dead_steps()
 
 
-def test_a_model_that_is_unloaded_or_loaded_anew_is_no_death(repository: Path) -> None:
+def test_a_model_that_is_unloaded_or_reloaded_does_not_count_as_dead(repository: Path) -> None:
     with running_server(repository, flags=EXPLICIT) as server, client_of(server) as client:
         before = instances(server.process.pid)
         assert set(before) == {"first_0_0", "second_0_0", "second_0_1"}
@@ -98,8 +98,8 @@ def test_a_model_that_is_unloaded_or_loaded_anew_is_no_death(repository: Path) -
 
 
 @pytest.mark.long
-def test_a_model_whose_folder_is_removed_under_poll_is_no_death(repository: Path) -> None:
-    assert compileall.compile_dir(repository, quiet=1)  # a new __pycache__ would have each model loaded anew
+def test_a_model_whose_folder_is_removed_under_poll_does_not_count_as_dead(repository: Path) -> None:
+    assert compileall.compile_dir(repository, quiet=1)  # a new __pycache__ makes Triton reload a model
     flags = ["--model-control-mode=poll", "--repository-poll-secs=1"]
     with running_server(repository, flags=flags) as server:
         (repository / "first").rename(repository.parent / "elsewhere")
@@ -111,7 +111,7 @@ def test_a_model_whose_folder_is_removed_under_poll_is_no_death(repository: Path
 
 
 @pytest.mark.parametrize("flags", [(), ("--allow-http=false",), ("--model-control-mode=none",)])
-def test_a_death_is_told_where_models_stay(repository: Path, flags: tuple[str, ...]) -> None:
+def test_a_death_is_reported_if_models_stay(repository: Path, flags: tuple[str, ...]) -> None:
     with running_server(repository, flags=flags) as server:
         assert not server.dead_steps()
         os.kill(instances(server.process.pid)["second_0_0"], signal.SIGKILL)
@@ -177,12 +177,12 @@ def test_a_stub_that_dies_before_the_server_is_ready_ends_the_command(repository
         finally:
             process.terminate()
     assert process.returncode == 1
-    ended = "the process of first_0_0 ended, and tritonserver starts no other"
+    ended = "the process of first_0_0 ended, and tritonserver does not restart it"
     assert f"rcnn-serve: {ended}; models still loading: second\n" in stderr
     assert time.monotonic() - killed < 10
 
 
-def test_stubs_of_another_triton_are_read_as_far_as_they_tell() -> None:
+def test_shorter_command_lines_of_other_tritons_are_read() -> None:
     line = ["/backends/python/triton_python_backend_stub", "/models/rpn/3/model.py", *"abcdef", "rpn_0_1"]
     assert read_stub([*line, "DEFAULT", ""]) == Stub("rpn_0_1", "rpn", "3")
     assert read_stub([*line[:5], ""]) == Stub("rpn", "rpn", "3")
@@ -193,7 +193,7 @@ def test_stubs_of_another_triton_are_read_as_far_as_they_tell() -> None:
 
 @contextlib.contextmanager
 def running_stub(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child of this process that is called as a stub is, with one argument."""
+    """A child of this process that has a stub's program name and one argument."""
     program = folder / "triton_python_backend_stub"
     if not program.exists():
         program.symlink_to("/bin/sleep")
@@ -204,7 +204,7 @@ def running_stub(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def short_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """As if it were this process's only child: libraries that other tests use leave some, zombies too."""
+    """A stub that seems to be the only child: libraries that other tests use leave other children, also zombies."""
     with running_stub(tmp_path) as child:
 
         def find(parent: int) -> dict[int, str]:
@@ -215,7 +215,7 @@ def short_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subp
 
 
 def end(stub: subprocess.Popen[bytes], number: int) -> None:
-    """It stays a zombie."""
+    """Sends the signal and waits for the end. The stub stays a zombie."""
     stub.send_signal(number)
     os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
 
@@ -229,7 +229,7 @@ def test_a_stub_with_a_short_command_line_is_watched(short_stub: subprocess.Pope
     assert watch.look() == ["a Python model"]
 
 
-def test_an_instance_that_died_is_told_while_its_namesake_on_another_gpu_lives(
+def test_an_instance_that_died_is_reported_while_its_namesake_on_another_gpu_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton gives the instances of a model on GPU 0 and on GPU 1 the same name."""
@@ -276,7 +276,7 @@ def test_at_the_start_a_stub_that_triton_collects_is_not_dead(short_stub: subpro
     assert watch.look() == []
 
 
-def test_what_the_server_does_not_tell_is_asked_again(
+def test_a_server_that_does_not_answer_is_asked_again(
     short_stub: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(url: str, headers: object) -> dict[tuple[str, str], str]:

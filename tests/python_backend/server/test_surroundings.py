@@ -1,4 +1,4 @@
-"""What rcnn-serve notices around it before it says that it serves: shared memory, NumPy."""
+"""What rcnn-serve checks in its environment before it reports that it serves: shared memory, NumPy."""
 
 import os
 import resource
@@ -34,7 +34,7 @@ def test_a_small_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_command_refuses_at_once(tmp_path: Path) -> None:
-    """In a mount namespace of its own, as in a container with Docker's default."""
+    """In a separate mount namespace with as little shared memory as a container has by Docker's default."""
     server = Path(sys.executable).with_name("rcnn-serve")
     script = 'mount -t tmpfs -o size=64m tmpfs /dev/shm || exit 77; exec "$@"'
     command = ["unshare", "-rm", "sh", "-c", script, "sh", server, tmp_path]
@@ -61,7 +61,7 @@ def test_a_numpy_2_in_front_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ServerError, match=rf"NumPy is 2\.3\.1 in {tmp_path}/numpy.* another folder"):
         check_numpy_1()
     monkeypatch.setenv("PYTHONPATH", f"/absent:{tmp_path}/")
-    with pytest.raises(ServerError, match=rf"take {tmp_path} off PYTHONPATH"):
+    with pytest.raises(ServerError, match=rf"remove {tmp_path} from PYTHONPATH"):
         check_numpy_1()
     monkeypatch.delenv("PYTHONPATH")
     monkeypatch.setattr(numpy_version.site, "getusersitepackages", lambda: str(tmp_path))

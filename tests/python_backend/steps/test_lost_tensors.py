@@ -1,4 +1,4 @@
-"""A tensor that is not the one that was sent is named, and only for the images that it belongs to."""
+"""A tensor that differs from the one that was sent is named, but only for the affected images."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_a_tensor_lost_before_the_proposals(name: str) -> None:
 
 
 def test_a_lost_tensor_that_begins_as_the_one_that_was_sent() -> None:
-    """The corner of a feature map after a ReLU is often zero, and so is memory that nobody wrote."""
+    """The corner of a feature map after a ReLU is often zero, and so is uninitialised memory."""
     tensors = proposals_tensors()
     feature = tensors["feature_0"]
     feature[0, 0, 0] = 0
@@ -120,7 +120,7 @@ def test_nan_equals_nan() -> None:
 
 
 def is_lost(dtype: type, stored: float, sampled: float) -> bool:
-    """Whether a tensor is lost of which a sample, taken inside an engine, is ``sampled``."""
+    """Whether a tensor of value ``stored`` counts as lost if an engine sampled ``sampled`` from it."""
     arrived = Arrived({"feature_0": np.full((1, 1), stored, dtype)}).by_name()["feature_0"]
     sent = take_samples([np.full((1, 1), sampled, np.float32)])
     return find_lost(iter([Sent("feature_0", arrived, sent)]), 1) == [["feature_0"]]
@@ -133,7 +133,7 @@ ABOVE_1, TWO_ABOVE_1 = 1 + 2.0**-10, 1 + 2.0**-9  # in float16
 @pytest.mark.parametrize(
     ("dtype", "stored", "sampled"),
     [
-        (HALF, 0.1, 0.1),  # which float16 cannot hold
+        (HALF, 0.1, 0.1),  # float16 cannot represent it
         (HALF, 1, 1.0004),
         (HALF, 1, ABOVE_1),
         (HALF, -ABOVE_1, -1),
@@ -147,7 +147,7 @@ ABOVE_1, TWO_ABOVE_1 = 1 + 2.0**-10, 1 + 2.0**-9  # in float16
         (HALF, -np.inf, -np.inf),
         (HALF, np.nan, np.nan),
         (SINGLE, 1, 1 + 2.0**-23),
-        (SINGLE, 1e-40, 0),  # which a GPU may make zero
+        (SINGLE, 1e-40, 0),  # a GPU may flush it to zero
         (SINGLE, np.inf, np.inf),
         (np.int32, 1000, 1000),
     ],
@@ -180,7 +180,7 @@ def test_more_than_one_unit_in_the_last_place_is_a_loss(dtype: type, stored: flo
 
 
 def test_samples_that_were_taken_before_rounding() -> None:
-    """The tensor is not lost, but zeros, another image's and memory that nobody wrote are."""
+    """The tensor itself does not count as lost, but zeros, another image's values and uninitialised memory do."""
     feature = np.random.default_rng(3).normal(0, 3, (4, 8, 6, 5)).astype(np.float32)
     stored = feature.astype(np.float16)
     stored[1] = 0

@@ -28,7 +28,7 @@ class Error(Exception):
 
 
 def respond(tensors: Any = (), error: Error | None = None) -> Any:
-    """As an InferenceResponse: the outputs, or the error's code and message."""
+    """Replaces InferenceResponse: returns the outputs, or the error's code and message."""
     return (error.code, str(error)) if error else {name: array.tolist() for name, array in tensors}
 
 
@@ -66,7 +66,7 @@ def make_step(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def step(make_step: Any) -> Any:
-    """A step that no chain declares."""
+    """A step that is not declared in any chain."""
     return make_step()
 
 
