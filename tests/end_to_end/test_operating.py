@@ -47,13 +47,8 @@ class Serving:
 
     def stubs(self) -> dict[str, int]:
         """The process id of each model instance."""
-        server, *_ = (
-            int(folder.name)
-            for folder in Path("/proc").glob("[0-9]*")
-            if f") S {self.process.pid} " in (folder / "stat").read_text()
-            and b"tritonserver\0" in (folder / "cmdline").read_bytes()
-        )
-        return {stub.instance: pid for pid, stub in find_stubs(server).items()}
+        stubs = [find_stubs(child) for child in find_children(self.process.pid)]
+        return {stub.instance: pid for found in stubs for pid, stub in found.items()}
 
     def start_clients(self, count: int) -> list[threading.Thread]:
         """Start clients, each of which sends requests until it gets an answer other than boxes."""

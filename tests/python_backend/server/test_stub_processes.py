@@ -67,6 +67,11 @@ def instances(server_pid: int) -> dict[str, int]:
     return {stub.instance: pid for pid, stub in find_stubs(server_pid).items()}
 
 
+def instances_of_command(pid: int) -> dict[str, int]:
+    """The process of each model instance of the server that an rcnn-serve started."""
+    return {name: stub for child in find_children(pid) for name, stub in instances(child).items()}
+
+
 def look_until(condition: Callable[[], bool], server: RunningServer, timeout_s: float) -> list[str]:
     """Asks the server's watch, as rcnn-serve does, until the condition holds or time runs out; returns dead steps."""
     deadline = time.monotonic() + timeout_s
@@ -132,18 +137,12 @@ def test_in_explicit_mode_a_killed_stub_ends_the_command_and_an_unloaded_model_d
             assert process.stdout is not None
             serving = next(line for line in process.stdout if line.startswith("Serving"))
             urls = dict(re.findall(r"(http|grpc) (\S+?:\d+)", serving))
-            (server_pid,) = (
-                int(folder.name)
-                for folder in Path("/proc").glob("[0-9]*")
-                if f") S {process.pid} " in (folder / "stat").read_text()
-                and b"tritonserver\0" in (folder / "cmdline").read_bytes()
-            )
             with triton.InferenceServerClient(urls["grpc"]) as client:
                 client.unload_model("first", headers={"triton-grpc-protocol-token": "secret"})
             deadline = time.monotonic() + ENDED_S
-            while "first_0_0" in instances(server_pid) and time.monotonic() < deadline:
+            while "first_0_0" in instances_of_command(process.pid) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            running = instances(server_pid)
+            running = instances_of_command(process.pid)
             assert set(running) == {"second_0_0", "second_0_1"}
             time.sleep(1)
             assert process.poll() is None
@@ -169,8 +168,7 @@ def test_a_stub_that_dies_before_the_server_is_ready_ends_the_command(repository
             deadline = time.monotonic() + 60
             while not ("first_0_0" in found and "successfully loaded 'first'" in log.read_text()):
                 assert time.monotonic() < deadline
-                for child in find_children(process.pid):
-                    found |= instances(child)
+                found |= instances_of_command(process.pid)
             os.kill(found["first_0_0"], signal.SIGKILL)
             killed = time.monotonic()
             _, stderr = process.communicate(timeout=60)
