@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs rcnn-serve on the mounted repository, reachable for other containers and hosts (--host 0.0.0.0). All arguments are
-# passed to rcnn-serve, such as --host :: for IPv6, or flags of tritonserver after --.
+# Runs rcnn-serve on the mounted repository, reachable for other containers and hosts (--host 0.0.0.0). All arguments
+# are passed to rcnn-serve, for example --host :: for IPv6, or flags of tritonserver after --.
 #   MODEL_REPOSITORY  folder of the models (default /models)
 #   READY_TIMEOUT_S   give up when the models have not loaded by then (default 900)
 # TensorRT plans run only on the kind of GPU and with the TensorRT that built them. If the repository has any, --rebuild
