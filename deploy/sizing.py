@@ -61,7 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--per-gpu", metavar="IMAGES_A_SECOND", type=float, help="your measured rate of one GPU")
+    parser.add_argument(
+        "--per-gpu", metavar="IMAGES_A_SECOND", type=float, help="your measured rate of one GPU"
+    )
     per_gpu = parser.parse_args().per_gpu
     if per_gpu is not None and not per_gpu > 0:
         parser.error(f"--per-gpu is {per_gpu}, expected more than 0: rcnn-perf measures it")
