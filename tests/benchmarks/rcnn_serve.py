@@ -23,8 +23,8 @@ class Serving:
     """An ``rcnn-serve`` that is ready.
 
     ``ready_s``: seconds until it was ready. ``lines``: the lines that it had printed by then. ``urls``: by protocol.
-    ``triton_pid``: process id of its tritonserver. ``executions``: the path prefix of the files in which the steps count their executions.
-    ``stubs``: the steps' processes, by process id.
+    ``triton_pid``: process id of its tritonserver. ``executions``: path prefix of the files in which the steps count their
+    executions. ``stubs``: the steps' processes, by process id.
     """
 
     process: subprocess.Popen[str]
