@@ -33,10 +33,7 @@ GROWTH, SLACK_MIB = 0.1, 16.0  # allowed growth of memory between the second fif
 MAX_IMAGE_PIXELS = 4_000_000
 LIMITS = PreprocessParameters(800, 1333, None, [0.5] * 3, [0.2] * 3, 32, MAX_IMAGE_PIXELS)
 JPEG = b"\xff\xd8"
-FRAMES = (
-    b"\xff\xc0",
-    b"\xff\xc2",
-)  # markers at which the header of a baseline and of a progressive frame begins
+FRAMES = (b"\xff\xc0", b"\xff\xc2")  # markers of baseline and progressive frame headers
 
 
 def main() -> int:

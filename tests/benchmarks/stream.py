@@ -31,9 +31,7 @@ from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
-OPTIONS = {
-    "score_thresh": 0.0
-}  # so that every picture has boxes, and different ones from every other picture
+OPTIONS = {"score_thresh": 0.0}  # so every picture has boxes, and no two have the same
 NUM_CORRUPT = 3
 NUM_TURNS = 5
 LEAST_S = 3.0  # shortest measurement of perf_analyzer

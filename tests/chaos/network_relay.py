@@ -182,9 +182,7 @@ class RelayProcess:
             data = await loop.sock_recv(source, CHUNK)
             async with link:
                 await asyncio.sleep(len(data) / self._now.bytes_per_s)
-            delay_s = (
-                0.0 if self._packets else self._now.delay_s
-            )  # with packets, each packet is delayed instead
+            delay_s = 0.0 if self._packets else self._now.delay_s  # a PacketPath delays packets itself
             await on_the_way.put((loop.time() + delay_s, data))
 
     async def _give(self, on_the_way: asyncio.Queue[tuple[float, bytes]], target: socket.socket) -> None:

@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 BIN = Path(sys.executable).parent
-DOCKER_COMPOSE = Path(compose_package.__file__).with_name(
-    "docker-compose"
-)  # the package's own script hides the exit code
+# Not the package's script, which hides the exit code.
+DOCKER_COMPOSE = Path(compose_package.__file__).with_name("docker-compose")
 COMPOSE = ["--env-file", "versions.env", "-f", "compose.yaml", "--profile"]
 
 

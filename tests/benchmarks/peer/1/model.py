@@ -10,9 +10,7 @@ from rcnn_export.detector.load import load_detector
 from torchvision.io import ImageReadMode, decode_jpeg
 from unpasted import unpasted
 
-TORCHVISION_NAMES = {
-    "keypoint_scores": "keypoints_scores"
-}  # torchvision's names that differ from the outputs' names
+TORCHVISION_NAMES = {"keypoint_scores": "keypoints_scores"}  # where they differ from ours
 
 
 class TritonPythonModel:
