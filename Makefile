@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 PIP := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
-# auto: PyTorch for this machine's GPU, or without CUDA where it has none. Other values: uv pip install --help.
+# auto: PyTorch for this machine's GPU, or without CUDA if it has none. Other values: uv pip install --help.
 TORCH ?= auto
 SAMPLE := export/samples
 DEMO_PICTURE := $(SAMPLE)/pictures/digits_held-out_001117.jpg
@@ -20,7 +20,7 @@ DIGITS_MODEL := --model rcnn_export.digits.detector:digits_detector --weights $(
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-install: $(INSTALLED)  ## the three packages into .venv: what the demo and the README need
+install: $(INSTALLED)  ## install the three packages into .venv: what the demo and the README need
 
 $(INSTALLED): constraints.txt requirements.txt client/pyproject.toml python_backend/pyproject.toml export/pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit(f"Python 3.10 to 3.12 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
@@ -28,7 +28,7 @@ $(INSTALLED): constraints.txt requirements.txt client/pyproject.toml python_back
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@$(PIP) --torch-backend $(TORCH) -r requirements.txt 2>$(VENV)/torch.log || \
-		{ echo "No PyTorch from its own index ($(VENV)/torch.log says why): taking the one on PyPI, with CUDA." && \
+		{ echo "PyTorch could not be installed from its own index (see $(VENV)/torch.log): installing PyTorch with CUDA from PyPI." && \
 		$(PIP) -r requirements.txt; }
 	@touch $@
 
@@ -54,19 +54,19 @@ PHOTO = $(shell $(BIN)/python -c 'import skimage; print(skimage.__path__[0])')/d
 $(COCO): $(INSTALLED)
 	$(BIN)/rcnn-export faster_rcnn --model fasterrcnn_resnet50_fpn --weights $(COCO_WEIGHTS) --name coco --repository model_repository
 
-demo-coco: $(COCO)  ## the same with torchvision's COCO weights, which it downloads, on the photo of a cat: demo-coco.png
+demo-coco: $(COCO)  ## like demo, with torchvision's COCO weights, which it downloads, and a photo of a cat: demo-coco.png
 	$(BIN)/python client/examples/demo.py --model coco $(PHOTO) --out demo-coco.png
 
 demo: $(DIGITS)  ## export the sample detector, serve it, detect digits in a picture, write demo.png
 	$(BIN)/python client/examples/demo.py --model digits $(DEMO_PICTURE) --out demo.png
 
-demo-mask: $(DIGITS_MASK)  ## the same with a Mask R-CNN, which also finds the digits' masks: demo-mask.png
+demo-mask: $(DIGITS_MASK)  ## like demo, with a Mask R-CNN, which also finds the digits' masks: demo-mask.png
 	$(BIN)/python client/examples/demo.py --model digits_mask $(DEMO_MASK_PICTURE) --out demo-mask.png
 
 test: $(TOOLS)  ## every test that needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
-test-long: $(TOOLS)  ## what takes minutes: READMEs in a shell, FP16 plans of every torchvision model, Mask R-CNN served
+test-long: $(TOOLS)  ## tests that take minutes: READMEs in a shell, FP16 plans of every torchvision model, Mask R-CNN served
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m long
 
 lint: $(TOOLS)  ## ruff and mypy
@@ -77,38 +77,38 @@ lint: $(TOOLS)  ## ruff and mypy
 
 check: lint test test-long  ## what CI runs
 
-gpu-test: $(VENV)/.gpu  ## the CUDA kernels and the served ensemble against torchvision, on this machine's GPU
+gpu-test: $(VENV)/.gpu  ## compare the CUDA kernels and the served ensemble with torchvision, on this machine's GPU
 	$(BIN)/pytest tests/gpu -m gpu
 
-gpu-sanitize: $(VENV)/.gpu  ## the same kernels under compute-sanitizer
+gpu-sanitize: $(VENV)/.gpu  ## run the CUDA kernels under compute-sanitizer
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python tests/gpu/sanitize.py
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/sanitize.py
 
-bench-kernels: $(VENV)/.gpu  ## each CUDA kernel beside torchvision on this GPU
+bench-kernels: $(VENV)/.gpu  ## compare the speed of each CUDA kernel with torchvision's, on this GPU
 	$(BIN)/python tests/benchmarks/kernels.py
 
-bench-convolutions: $(VENV)/.gpu  ## each fused convolution of an R50-FPN beside torch and its floor on this GPU
+bench-convolutions: $(VENV)/.gpu  ## time each fused convolution of an R50-FPN, torch's, and the theoretical minimum, on this GPU
 	$(BIN)/python tests/benchmarks/convolutions.py
 
-bench: $(VENV)/.gpu  ## torchvision, the ensemble and the fused model on this GPU, with and without masks
+bench: $(VENV)/.gpu  ## time torchvision, the ensemble and the fused model on this GPU, with and without masks
 	$(BIN)/python tests/benchmarks/gpu.py
 
-bench-gpus: $(VENV)/.gpu  ## the fused model on one GPU and on two of this machine, at 32 and 64 clients, and what limits it
+bench-gpus: $(VENV)/.gpu  ## the fused model on one GPU and on two of this machine, with 32 and 64 clients, and what limits it
 	$(BIN)/python tests/benchmarks/gpus.py
 
 bench-precision: $(TOOLS)  ## COCO AP of the sample in torchvision, and exported in FP32 and in FP16
 	$(BIN)/python tests/benchmarks/precision.py
 
-bench-stream: $(DIGITS) $(TOOLS)  ## 1,000 pictures through the client's stream beside plain concurrent requests
+bench-stream: $(DIGITS) $(TOOLS)  ## compare 1,000 pictures through the client's stream with plain concurrent requests
 	$(BIN)/python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
 
-bench-padding: $(DIGITS) $(TOOLS)  ## what padding to a few sizes changes in the answers
+bench-padding: $(DIGITS) $(TOOLS)  ## how padding to a few sizes changes the answers
 	$(BIN)/python tests/benchmarks/padding.py
 
 bench-balancer: $(DIGITS) $(TOOLS)  ## 2,000 requests through nginx to two servers, one of which is killed: none lost
 	$(BIN)/python tests/benchmarks/balancer.py --requests 2000
 
-images:  ## the container images rcnn-triton:<version>-gpu and -cpu (needs Docker)
+images:  ## build the container images rcnn-triton:<version>-gpu and -cpu (needs Docker)
 	GRAFANA_PASSWORD=none docker compose --env-file deploy/docker/versions.env -f deploy/docker/compose.yaml --profile gpu --profile cpu build
 
 overload: $(DIGITS) $(TOOLS)  ## ten times the load that this CPU can answer for two minutes: goodput, refusals, recovery
@@ -120,13 +120,13 @@ slow-clients: $(DIGITS) $(TOOLS)  ## 4,000 idle and 200 slow connections: others
 soak: $(DIGITS) $(TOOLS)  ## 16 clients for a minute: every answer right, memory flat
 	$(BIN)/python tests/benchmarks/soak.py --seconds 60 --clients 16
 
-soak-gpu: $(DIGITS) $(VENV)/.gpu  ## 32 clients for ten minutes: the GPU's memory flat after the first
+soak-gpu: $(DIGITS) $(VENV)/.gpu  ## 32 clients for ten minutes: the GPU's memory flat after the first minute
 	$(BIN)/python tests/benchmarks/gpu_memory.py --seconds 600
 
-soak-long: $(DIGITS) $(TOOLS)  ## the same with 8 clients for half an hour, flat after the second minute
+soak-long: $(DIGITS) $(TOOLS)  ## 8 clients for half an hour: every answer right, memory flat after the second minute
 	$(BIN)/python tests/benchmarks/soak.py --seconds 1800 --clients 8 --settled-s 120
 
-chaos: $(DIGITS) $(TOOLS)  ## half an hour of faults under load: every answer right or an error, none lost, recovered in 15 s
+chaos: $(DIGITS) $(TOOLS)  ## half an hour of faults under load: every answer right or an error, none lost, recovery in 15 s
 	$(BIN)/python tests/chaos/chaos.py --seconds 1800 --seed 1
 
 fuzz: $(DIGITS) $(TOOLS)  ## 20,000 hostile pictures: each gets boxes or INVALID_ARGUMENT, memory flat
@@ -135,13 +135,13 @@ fuzz: $(DIGITS) $(TOOLS)  ## 20,000 hostile pictures: each gets boxes or INVALID
 fuzz-gpu: $(VENV)/.gpu  ## 20,000 JPEGs, valid and hostile, decoded on this GPU: pixels or InvalidInputError, memory flat
 	$(BIN)/python tests/benchmarks/fuzz_gpu.py --inputs 20000
 
-properties: $(TOOLS)  ## 100,000 random cases of the operators beside torchvision; SEED=number repeats a run
+properties: $(TOOLS)  ## compare the operators with torchvision in 100,000 random cases; SEED=number repeats a run
 	$(BIN)/pytest tests/properties --timeout 3600 --hypothesis-profile long --hypothesis-seed $(SEED)
 
-verify-models: $(DIGITS) $(TOOLS)  ## the sample and every torchvision model against torchvision, stage by stage (long)
+verify-models: $(DIGITS) $(TOOLS)  ## compare exports of the sample and of every torchvision model with torchvision, stage by stage (long)
 	VENV=$(VENV) tests/verify_models.sh
 
-bench-cpu: $(DIGITS) $(TOOLS)  ## latency and throughput on this CPU beside torchvision eager, OpenVINO and ONNX Runtime
+bench-cpu: $(DIGITS) $(TOOLS)  ## latency and throughput on this CPU, compared with torchvision eager, OpenVINO and ONNX Runtime
 	$(BIN)/python tests/benchmarks/cpu.py
 	$(BIN)/python tests/benchmarks/cpu_peers.py
 
@@ -149,7 +149,7 @@ constraints: $(TOOLS)  ## resolve every pin again
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate requirements-dev.txt | grep -v '^-e' > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-docs: $(TOOLS)  ## the reference in client/README.md, from the docstrings
+docs: $(TOOLS)  ## write the reference in client/README.md from the docstrings
 	$(BIN)/python client/reference.py
 
 clean:  ## remove the environment, caches and the drawn demos; what you exported stays

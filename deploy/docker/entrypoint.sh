@@ -1,10 +1,10 @@
 #!/bin/sh
-# rcnn-serve on the mounted repository, for other containers and hosts (--host 0.0.0.0); every argument is passed on to
-# it, also --host :: for IPv6, and flags of tritonserver after --.
+# Runs rcnn-serve on the mounted repository, reachable for other containers and hosts (--host 0.0.0.0). All arguments
+# are passed to rcnn-serve, for example --host :: for IPv6, or flags of tritonserver after --.
 #   MODEL_REPOSITORY  folder of the models (default /models)
 #   READY_TIMEOUT_S   give up when the models have not loaded by then (default 900)
-# TensorRT plans run only on the kind of GPU and the TensorRT that built them: where the repository has
-# any, --rebuild builds them from the ONNX beside them. That needs a writable repository.
+# TensorRT plans run only on the kind of GPU and with the TensorRT that built them. If the repository has any, --rebuild
+# builds those that cannot run here from the ONNX files in the same folders. This needs a writable repository.
 set -eu
 
 repository=${MODEL_REPOSITORY:-/models}

@@ -1,6 +1,6 @@
-"""``import tensorrt`` in the GPU image: NVIDIA's bindings over the TensorRT libraries of the server.
+"""``import tensorrt`` in the GPU image: NVIDIA's bindings to the TensorRT libraries of the server.
 
-Run as a program while the image is built, it checks that both are of one version.
+The image's build runs it as a program, to check that both have the same version.
 """
 
 import ctypes
@@ -15,6 +15,6 @@ if __name__ == "__main__":
     served = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     if not f"{__version__}.".startswith(f"{served}."):
         sys.exit(
-            f"TENSORRT_VERSION is {__version__} and the server has TensorRT {served}: set the version that goes "
-            "with TRITON_RELEASE in deploy/docker/versions.env"
+            f"TENSORRT_VERSION is {__version__} and the server has TensorRT {served}: set the version that belongs "
+            "to TRITON_RELEASE in deploy/docker/versions.env"
         )

@@ -24,7 +24,7 @@ PICTURES = sorted((ROOT / "export" / "samples" / "pictures").glob("*.jpg"))
 
 @contextlib.contextmanager
 def nginx(servers: Sequence[RunningServer], folder: Path) -> Iterator[str]:
-    """nginx in front of the servers; ``host:port`` of it."""
+    """Runs nginx in front of the servers; yields its ``host:port``."""
     url, command = nginx_command([server.grpc_url for server in servers], folder)
     process = subprocess.Popen(command)
     try:
@@ -42,7 +42,7 @@ def num_served(server: RunningServer) -> int:
 
 
 def kill_when_half_is_done(servers: Sequence[RunningServer], num_requests: int, shares: list[int]) -> None:
-    """Notes what each server has answered by then, and kills the first."""
+    """Kills the first server halfway, and writes to ``shares`` how many requests each server had answered by then."""
     before = [num_served(server) for server in servers]
     while sum(shares) < num_requests / 2:
         time.sleep(0.05)
@@ -51,7 +51,7 @@ def kill_when_half_is_done(servers: Sequence[RunningServer], num_requests: int, 
 
 
 def main() -> int:
-    """Prints the shares and the answers; 1 when a request was lost or the load not shared."""
+    """Prints the shares and the answers; returns 1 if a request was lost or the load was not shared."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repository", nargs="?", type=Path, default=ROOT / "model_repository")
     parser.add_argument("--requests", type=int, default=2000)
@@ -60,7 +60,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = [stack.enter_context(running_server(options.repository, ["digits"])) for _ in range(2)]
         url = stack.enter_context(nginx(servers, folder))
-        for server in servers:  # both warm, so that they are equally fast
+        for server in servers:  # warms both, so that they are equally fast
             with Detector(server.grpc_url, "digits") as detector:
                 expected = [detector.detect(picture) for picture in PICTURES]
         shares: list[int] = []
@@ -81,7 +81,7 @@ def main() -> int:
     print(
         f"{len(answers)} of {options.requests} requests answered in {seconds:.0f} s, {wrong} of them wrongly"
     )
-    print(f"{cut_off} of them were at the first server when it was killed: the client sent them again")
+    print(f"{cut_off} of them were at the first server when it was killed, and the client sent them again")
     shared = min(shares) > 0.25 * sum(shares)
     return 0 if len(answers) == options.requests and not wrong and shared else 1
 

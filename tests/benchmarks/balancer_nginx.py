@@ -1,4 +1,4 @@
-"""nginx with the shipped deploy/nginx, on another port and in front of other servers."""
+"""nginx with the configuration of deploy/nginx, on another port and in front of other servers."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ NGINX = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
 def nginx_command(servers: Sequence[str], folder: Path) -> tuple[str, list[str | Path]]:
     """``host:port`` of nginx in front of two servers, and the command that runs it, with its files in ``folder``.
 
-    Errors are in ``folder/errors``.
+    nginx writes its errors to ``folder/errors``.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"127.0.0.1:{listener.getsockname()[1]}"

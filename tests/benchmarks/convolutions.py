@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""The RPN engine of fused convolutions on this GPU: the whole, and each convolution beside its floor and beside torch.
+"""Times the RPN engine with fused convolutions on this GPU, as a whole and for each convolution.
+
+Each convolution is compared with torch's and with its theoretical minimum (the floor).
 
     python tests/benchmarks/convolutions.py --precision fp16 --batches 8 1 --json convolutions.json
 
-What fails is printed, and the rest goes on. Weights are random, and the ranges of INT8 are those of a random picture.
+If a part fails, its error is printed and the others still run. Weights are random, and the INT8 ranges come from a
+random picture.
 """
 
 import argparse
@@ -42,7 +45,7 @@ CUDA = torch.device("cuda", 0)
 
 
 def main() -> None:
-    """Measures and prints; writes JSON where asked to."""
+    """Measures and prints; writes JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="fasterrcnn_resnet50_fpn")
     parser.add_argument("--precision", choices=(FP16.name, FP32.name, INT8.name), default=FP16.name)
@@ -123,7 +126,7 @@ def measure_convolutions(
 
 
 def measure_convolution(convolution: Convolution, count: int, rates: tuple[float, float]) -> dict[str, Any]:
-    """One row, which is printed too."""
+    """Measures and prints one row."""
     if convolution.dtype == torch.int8:
         tensors = random_int8_tensors(convolution, CUDA)
     else:
@@ -169,7 +172,7 @@ def random_tensors(convolution: Convolution) -> Tensors:
 
 
 def error_of(convolution: Convolution, tensors: Tensors, plan: Plan) -> float:
-    """The largest error of the first picture beside FP32, as a share of the largest magnitude."""
+    """The largest difference from FP32 in the first picture, as a share of the largest magnitude."""
     x, weight, bias, residual = (None if each is None else each.float() for each in tensors)
     first = (x[:1], weight, bias, None if residual is None else residual[:1])
     expected = convolve(*first, *convolution.geometry, convolution.relu)
@@ -177,7 +180,7 @@ def error_of(convolution: Convolution, tensors: Tensors, plan: Plan) -> float:
 
 
 def floor_of(convolution: Convolution, rates: tuple[float, float]) -> float:
-    """Milliseconds that the bytes or the operations take at least; those of INT8 at twice the rate of FP16."""
+    """The fewest milliseconds that the bytes or the operations can take; INT8 runs at twice the rate of FP16."""
     bytes_per_ms, flop_per_ms = rates
     dtype, output = convolution.dtype, torch.Size(convolution.output).numel()
     given = torch.Size(convolution.x).numel() + torch.Size(convolution.weight).numel()
@@ -204,7 +207,7 @@ class Recorder(TorchDispatchMode):
 
 
 def compare(engine: CudnnEngine, stage: Stage, pictures: cupy.ndarray) -> dict[str, float]:
-    """The features of the first picture beside the module in FP32 on this GPU: the error as a share of the largest."""
+    """The error of the first picture's features, relative to the module in FP32, as a share of the largest magnitude."""
     module = stage.module.float().to(CUDA)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = module(torch.from_dlpack(pictures[:1]).float())
@@ -235,7 +238,7 @@ def run_and_wait(engine: CudnnEngine, device: Gpu, pictures: cupy.ndarray) -> No
 
 
 def time_on_gpu_ms(device: Gpu, run: Callable[[], object]) -> float:
-    """Milliseconds of one of many runs in a row."""
+    """Milliseconds per run, over many runs in a row."""
     for _ in range(5):
         run()
     device.synchronize()
@@ -253,7 +256,7 @@ def timed_s(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """The result, or what went wrong, which is printed as well."""
+    """The result, or a description of the error, which is also printed."""
     try:
         return run()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Ranges and tensors of INT8 for ``convolutions.py``, where no pictures are at hand to calibrate on."""
+"""INT8 ranges and tensors for ``convolutions.py``, which has no pictures for a calibration."""
 
 from collections import defaultdict
 from typing import Any
@@ -9,12 +9,12 @@ from rcnn_backend.engines.convolution_int8 import convolve_int8
 from rcnn_backend.engines.convolution_plans import Plan, Tensors
 from torch import nn
 
-SPREAD = 40  # the standard deviation of results
-RANDOM_INT8 = 74  # of whole numbers from -128 to 127
+SPREAD = 40  # standard deviation of the results
+RANDOM_INT8 = 74  # standard deviation of random integers from -128 to 127
 
 
 def observe_ranges(module: nn.Module, pictures: torch.Tensor) -> dict[str, list[float]]:
-    """The largest magnitude that each convolution of a network reads, for each time that it runs."""
+    """The largest input magnitude of each convolution in a network, for each time that it runs."""
     ranges: dict[str, list[float]] = defaultdict(list)
 
     def observe(name: str, x: torch.Tensor) -> None:
@@ -29,7 +29,7 @@ def observe_ranges(module: nn.Module, pictures: torch.Tensor) -> dict[str, list[
 
 
 def random_int8_tensors(convolution: Convolution, device: torch.device) -> Tensors:
-    """Of a call of the operator; its results are spread over the INT8 numbers."""
+    """Random arguments for the operator, whose results are spread over the INT8 range."""
 
     def whole(shape: tuple[int, ...]) -> torch.Tensor:
         numbers = torch.randint(-128, 128, shape, device=device, dtype=torch.int8)
@@ -48,7 +48,7 @@ def random_int8_tensors(convolution: Convolution, device: torch.device) -> Tenso
 
 
 def int8_error_of(convolution: Convolution, tensors: Tensors, plan: Plan) -> float:
-    """The largest error of the first picture beside exact sums, as a share of the largest magnitude."""
+    """The largest difference from exact sums in the first picture, as a share of the largest magnitude."""
     x, weight, bias, residual, *scales = tensors
     assert x is not None
     first: tuple[Any, ...] = (x[:1], weight, bias, None if residual is None else residual[:1], *scales)

@@ -1,10 +1,10 @@
-"""Served latency beside torchvision eager in process: same picture, same threads, one run.
+"""Compares served latency with torchvision eager in process: same picture, same threads, one run.
 
     python tests/benchmarks/cpu.py
 
-The two take turns, request by request, so that whatever else the machine does meets both. The detections are limited
-to as many on both sides. Mask R-CNN has two rows: masks as 28x28 in the frames of their boxes on both sides, and masks
-pasted into the picture, by torchvision and by the client.
+The two take turns, request by request, so that other load on the machine affects both equally. Both have the same limit
+of detections. Mask R-CNN has two rows: one with masks as 28x28 in the frames of their boxes on both sides, and one with
+masks pasted into the picture, by torchvision and by the client.
 """
 
 import argparse
@@ -43,13 +43,17 @@ MODELS = ("digits", "fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn")
 
 
 def main() -> int:
-    """Prints a table: for each detector the p50 of torchvision in process and of the server."""
+    """Prints a table with the p50 of torchvision in process and of the server for each detector."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=30, help="timed requests for each (default: 30)")
+    parser.add_argument(
+        "--repeats", type=int, default=30, help="timed requests for each detector (default: 30)"
+    )
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--detections", type=int, default=10, help="the most in the picture (default: 10)")
+    parser.add_argument(
+        "--detections", type=int, default=10, help="largest number in the picture (default: 10)"
+    )
     arguments = parser.parse_args()
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
@@ -109,7 +113,7 @@ def measure(
 
     Args:
         data: a picture as a client sends it.
-        detections: the most that it may have.
+        detections: the largest number of detections that it may have.
         pastes: whether masks are pasted into the picture.
     """
     model = copy.deepcopy(detector.model)
@@ -133,7 +137,7 @@ def measure(
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Milliseconds one call takes."""
+    """Milliseconds that one call takes."""
     started = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - started)

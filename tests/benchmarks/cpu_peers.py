@@ -1,9 +1,9 @@
-"""A detector on this CPU, in FP32 and INT8, beside what runs torchvision's whole graph: in process and served, one run.
+"""Compares a detector on this CPU, in FP32 and INT8, in process and served, with runtimes of torchvision's whole graph.
 
     python tests/benchmarks/cpu_peers.py
 
-All take turns, picture by picture or burst by burst, so that whatever else the machine does meets each of them. INT8 is
-calibrated on two photographs: enough for its speed.
+All take turns, picture by picture or burst by burst, so that other load on the machine affects them equally. INT8 is
+calibrated on only two photographs, which is enough to measure its speed.
 """
 
 import argparse
@@ -62,9 +62,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=15, help="timed turns (default: %(default)s)")
-    parser.add_argument("--bursts", type=int, default=3, help=f"of {CLIENTS} pictures (default: %(default)s)")
-    parser.add_argument("--sizes", nargs="+", default=["480x640", "608x800"], help="of the pictures")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="number of timed turns (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bursts", type=int, default=3, help=f"bursts of {CLIENTS} pictures (default: %(default)s)"
+    )
+    parser.add_argument("--sizes", nargs="+", default=["480x640", "608x800"], help="of the pictures, HxW")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     console = Console(width=110)
@@ -88,7 +92,7 @@ def main() -> int:
 
 
 def tabulate(title: str, rows: Mapping[str, Measured]) -> Table:
-    """Each row beside its ratios to OpenVINO's."""
+    """A table of the rows and their ratios to OpenVINO's."""
     columns = ("one picture, ms", "of OpenVINO's", f"{CLIENTS} at once, pictures/s", "of OpenVINO's", "MiB")
     table = Table("", *(Column(column, justify="right") for column in columns), title=title)
     base = rows[OPENVINO]
@@ -109,10 +113,10 @@ def measure(
     repeats: int,
     bursts: int,
 ) -> dict[str, Measured]:
-    """From a JPEG of that size to boxes, by each way.
+    """Measures each way from a JPEG of that size to boxes.
 
     Args:
-        photographs: RGB [h, w, 3]. The first is sent, and INT8 is calibrated on all.
+        photographs: RGB [h, w, 3]. The first is sent; INT8 is calibrated on all.
     """
     height, width = size_hw
     (folder / "photographs").mkdir()
@@ -174,7 +178,7 @@ def measure(
 def export_whole(detector: Detector, path: Path, size_hw: tuple[int, int]) -> Path:
     """torchvision's detector as one ONNX graph."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of torchvision's own code
+        warnings.simplefilter("ignore")  # torch warns about torchvision's own code
         torch.onnx.export(
             detector.model.eval(),
             ([torch.rand(3, *size_hw)],),

@@ -1,4 +1,4 @@
-"""How long a GPU takes to decode a batch of JPEGs, and for all of it."""
+"""How long a GPU takes to decode a batch of JPEGs, and how long for the whole batch."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ RUNS = 21
 
 
 class BatchTime(NamedTuple):
-    """Medians, in milliseconds, of a batch of so many JPEGs; ``whole_ms`` contains ``decode_ms``."""
+    """Median milliseconds for a batch of ``batch`` JPEGs; ``whole_ms`` includes ``decode_ms``."""
 
     batch: int
     decode_ms: float
@@ -25,7 +25,8 @@ class BatchTime(NamedTuple):
 def time_batch(repository: Path, name: str, jpegs: list[bytes]) -> BatchTime:
     """Times the largest batch of a detector in process, on the first GPU.
 
-    What the engines choose on this kind of GPU is on disk afterwards, so servers need not choose it, all at once.
+    Afterwards, the plans that the engines chose for this kind of GPU are on disk, so several servers do not have to
+    choose them at the same time.
     """
     device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
     pipeline = Pipeline.load(repository, name, device)
@@ -46,7 +47,7 @@ def time_batch(repository: Path, name: str, jpegs: list[bytes]) -> BatchTime:
 
 
 def median_ms(call: Callable[[], object], runs: int) -> float:
-    """Of the calls after the first two."""
+    """The median over all calls except the first two."""
     times = []
     for _ in range(runs + 2):
         began = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Hostile pictures for the served ensemble: each gets boxes or INVALID_ARGUMENT, and memory stays flat.
+"""Sends hostile pictures to the served ensemble: each must get boxes or INVALID_ARGUMENT, and memory must stay flat.
 
     python tests/benchmarks/fuzz.py --inputs 20000
 
-Beside the pictures, as many requests of another kind as ``--requests`` says: pixels, wrong types, wrong
-shapes, wrong parameters. The n-th input is the same in every run; ``--first`` begins at another.
+In addition to the pictures, ``--requests`` other requests are sent: pixels, wrong types, wrong shapes, wrong
+parameters. The n-th input is the same in every run; ``--first`` is the number of the first one.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from rcnn_client import Detector, InvalidImageError
 from rich.console import Console
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
-GROWTH = 0.1  # a decoder's largest pictures come late or early
+GROWTH = 0.1  # the largest pictures for a decoder may come early or late
 TYPES = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32, "FP16": np.float16, "BYTES": np.object_}
 
 
 def main() -> int:
-    """Prints what came back; 0 if all is as it must be."""
+    """Prints a summary of the answers; returns 0 if there were no faults."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def send_pictures(server: RunningServer, name: str, numbers: range) -> tuple[Counter[str], list[str]]:
-    """How many got which kind of answer, and a line for each answer that must not be."""
+    """The number of answers of each kind, and a line for each answer that is a fault."""
     answers: Counter[str] = Counter()
     faults = []
     with Detector(server.grpc_url, name, retries=0) as detector:
@@ -78,7 +78,7 @@ def send_pictures(server: RunningServer, name: str, numbers: range) -> tuple[Cou
 
 
 def send_requests(server: RunningServer, name: str, numbers: range) -> tuple[Counter[str], list[str]]:
-    """The same of requests that no client of ours sends."""
+    """The same for requests that our client does not send."""
     answers: Counter[str] = Counter()
     faults = []
     with triton.InferenceServerClient(server.grpc_url) as client:
@@ -107,7 +107,7 @@ def _inputs(rng: random.Random) -> Iterator[triton.InferInput]:
         array = np.zeros(shape, TYPES[kind])
         if kind == "BYTES":
             picture = hostile_picture(rng.randrange(1 << 30))
-            array[...] = picture if array.size < 10 else picture[:1000]  # gRPC sends 2 GiB at most
+            array[...] = picture if array.size < 10 else picture[:1000]  # gRPC can send 2 GiB at most
         given = triton.InferInput(tensor, shape, kind)
         given.set_data_from_numpy(array)
         yield given
@@ -120,7 +120,7 @@ def _parameters(rng: random.Random) -> dict[str, object]:
 
 
 def is_ready(server: RunningServer) -> bool:
-    """Whether the server says so and every process of a step is there."""
+    """Whether the server reports that it is ready and every step's process is alive."""
     with triton.InferenceServerClient(server.grpc_url) as client:
         return bool(client.is_server_ready()) and not server.dead_steps()
 

@@ -1,10 +1,10 @@
-"""JPEGs for GPU decoding, valid and hostile: each becomes pixels or InvalidInputError, and memory stays flat.
+"""Decodes valid and hostile JPEGs on the GPU: each must give pixels or InvalidInputError, and memory must stay flat.
 
     python tests/benchmarks/fuzz_gpu.py --inputs 20000
 
-Every pixel of a valid JPEG is within BOUND of 255 levels of Pillow's. A damaged one has the size that Pillow
-gives it; where its pixels differ by more than BOUND, they are counted only: decoders go on in different ways
-after an error. The n-th input is the same in every run; ``--first`` begins at another.
+Every pixel of a valid JPEG must be within BOUND (of 255 levels) of Pillow's. A damaged JPEG must have the size that
+Pillow gives it; differences of more than BOUND are only counted, because decoders continue in different ways after an
+error. The n-th input is the same in every run; ``--first`` is the number of the first one.
 """
 
 import argparse
@@ -29,15 +29,15 @@ from rcnn_backend.operators.decode import ImageDecoder, decode_image
 
 BATCH = 8
 BOUND = 16  # levels of 255
-GROWTH, SLACK_MIB = 0.1, 16.0  # what memory may gain between the second fifth of the batches and the last
+GROWTH, SLACK_MIB = 0.1, 16.0  # allowed growth of memory between the second fifth of the batches and the last
 MAX_IMAGE_PIXELS = 4_000_000
 LIMITS = PreprocessParameters(800, 1333, None, [0.5] * 3, [0.2] * 3, 32, MAX_IMAGE_PIXELS)
 JPEG = b"\xff\xd8"
-FRAMES = (b"\xff\xc0", b"\xff\xc2")  # how a baseline and a progressive frame's header begin
+FRAMES = (b"\xff\xc0", b"\xff\xc2")  # markers of baseline and progressive frame headers
 
 
 def main() -> int:
-    """Prints what came back; 0 if all is as it must be."""
+    """Prints a summary of the results; returns 0 if there were no faults."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 class CountingDecoder:
-    """A JPEG decoder that counts what it has decoded."""
+    """A JPEG decoder that counts the JPEGs that it decodes."""
 
     def __init__(self, decoder: Any, answers: Counter[str]) -> None:
         self._decoder, self._answers = decoder, answers
@@ -89,7 +89,7 @@ def make_jpeg(number: int) -> tuple[bytes, bool]:
 
 
 def _with_second_frame(data: bytes, rng: random.Random) -> bytes:
-    """Before or after the frame's header comes another, of another size."""
+    """Inserts another frame header, with another size, before or after the frame's own."""
     start = next(data.index(marker) for marker in FRAMES if marker in data)
     end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
     other = bytearray(data[start:end])
@@ -101,7 +101,7 @@ def _with_second_frame(data: bytes, rng: random.Random) -> bytes:
 def check_batch(
     decoder: ImageDecoder, device: Gpu, numbers: Sequence[int], answers: Counter[str]
 ) -> list[str]:
-    """Decodes a batch, counts the answers, and gives a line for each that must not be."""
+    """Decodes a batch, counts the results, and returns a line for each fault."""
     jpegs = [make_jpeg(number) for number in numbers]
     try:
         results = decoder.decode_requests([[data] for data, _ in jpegs])
@@ -121,7 +121,7 @@ def check_batch(
 
 
 def judge(data: bytes, is_valid: bool, result: np.ndarray | InvalidInputError) -> tuple[str, bool]:
-    """What became of a JPEG in words, and whether it must not be."""
+    """A description of a JPEG's result, and whether the result is a fault."""
     if isinstance(result, InvalidInputError):
         return f"refused ({result.reason})", is_valid
     if result.dtype != np.uint8 or result.shape[0] * result.shape[1] > MAX_IMAGE_PIXELS:
@@ -129,23 +129,23 @@ def judge(data: bytes, is_valid: bool, result: np.ndarray | InvalidInputError) -
     try:
         expected = decode_image(data, MAX_IMAGE_PIXELS)
     except InvalidInputError:
-        return "pixels, and Pillow refuses it", is_valid
+        return "pixels, but Pillow refuses it", is_valid
     if result.shape != expected.shape:
-        return f"{result.shape}, and Pillow's is {expected.shape}", True
+        return f"{result.shape}, but Pillow's is {expected.shape}", True
     if np.abs(result.astype(np.int16) - expected).max() <= BOUND:
         return "Pillow's pixels", False
     return f"{'valid' if is_valid else 'damaged'}, and other pixels than Pillow's", is_valid
 
 
 def memory_mib() -> dict[str, float]:
-    """Resident memory of this process, and the memory in use of the GPU."""
+    """Resident memory of this process, and the GPU memory in use."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     free, total = cupy.cuda.runtime.memGetInfo()
     return {"process": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "GPU": (total - free) / 2**20}
 
 
 def grown(memory: Sequence[dict[str, float]]) -> list[str]:
-    """A line for each that uses more in the last fifth of the batches than in the second: medians."""
+    """A line for each name whose median in the last fifth of the batches is larger than in the second fifth."""
     fifth = max(1, len(memory) // 5)
     lines = []
     for name in memory[0]:

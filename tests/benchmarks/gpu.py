@@ -1,14 +1,15 @@
-"""The fused pipeline and the served models beside what people use now, in one run on this GPU.
+"""Compares the fused pipeline and the served models with plain torchvision, in one run on this GPU.
 
     python tests/benchmarks/gpu.py --models fasterrcnn_resnet50_fpn maskrcnn_resnet50_fpn --detections 10 100
 
 Weights are random and find far more than 100 objects in each picture, so the limit `detections_per_img` makes the
-number of detections exact. Pipeline and served models get it with each request, torchvision as a setting.
+number of detections exact. The pipeline and the served models get it with each request, torchvision as a setting.
 
-Stages: each by itself beside its floor. In process: from uint8 pictures on the GPU to answers on the host, medians,
-the contenders taking turns. Served: perf_analyzer over gRPC with JPEGs; the peer is torchvision with mixed precision
-and nvJPEG in a Triton Python model with dynamic batching (tests/benchmarks/peer). Masks are compared as 28x28, in the
-frames of their boxes; "masks pasted" is torchvision with its last step, at the size of the picture.
+Stages: each stage by itself, compared with its theoretical minimum (the floor). In process: from uint8 pictures on the
+GPU to answers on the host; medians, measured in turns. Served: perf_analyzer over gRPC with JPEGs; the peer is
+torchvision with mixed precision and nvJPEG in a Triton Python model with dynamic batching (tests/benchmarks/peer). Masks
+are compared as 28x28, in the frames of their boxes; "masks pasted" is torchvision with its last step, at the size of the
+picture.
 """
 
 import argparse
@@ -59,7 +60,7 @@ STAGES_BATCH = 8
 
 
 def main() -> int:
-    """Prints the tables, writes them as JSON with plots, and returns 0."""
+    """Prints the tables, writes the results as JSON and as plots, and returns 0."""
     arguments = parse_arguments()
     device: Device = Gpu(0) if torch.cuda.is_available() else Cpu()
     console = Console(width=120)
@@ -121,12 +122,15 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The options, numbers as lists."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", nargs="+", default=MODELS, help="as rcnn-export takes them; the first is compared with"
+        "--models",
+        nargs="+",
+        default=MODELS,
+        help="as for rcnn-export --model; the others are compared with the first",
     )
     parser.add_argument("--engine", choices=tuple(ENGINE_FILES), default="aoti")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default=FP16.name)
@@ -135,16 +139,20 @@ def parse_arguments() -> argparse.Namespace:
         "--detections", type=int, nargs="+", default=[10, 100], help="in each picture (default: 10 100)"
     )
     parser.add_argument(
-        "--repository", type=Path, help="a folder that keeps the exported detectors for the next run"
+        "--repository", type=Path, help="folder in which the exported detectors are kept for the next run"
     )
     parser.add_argument(
-        "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure; none: export only"
+        "--parts", nargs="*", choices=PARTS, default=PARTS, help="what to measure; no part: only export"
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16], help="in process")
-    parser.add_argument("--no-compile", action="store_true", help="in process: leave torch.compile out")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 4, 8, 16], help="in process: batch sizes"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="in process: do not measure torch.compile")
     parser.add_argument("--serve", nargs="+", choices=WAYS, default=tuple(WAYS), help="the ways to serve")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 32], help="of a server")
-    parser.add_argument("--seconds", type=float, default=9.0, help="for each served measurement")
+    parser.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 4, 16, 32], help="numbers of clients of a server"
+    )
+    parser.add_argument("--seconds", type=float, default=9.0, help="duration of each served measurement")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     return parser.parse_args()
 
@@ -172,7 +180,7 @@ def export(
 
 
 def leave_out_rles(path: Path) -> None:
-    """Takes the run-length codes from a model's outputs: perf_analyzer asks for all, and the peer has none."""
+    """Removes the run-length codes from a model's outputs: perf_analyzer requests all, and the peer has no codes."""
     config = text_format.Parse(path.read_text(), ModelConfig())
     outputs = [output for output in config.output if output.name != RLES.name]
     del config.output[:]
@@ -192,7 +200,7 @@ def describe_machine(device: Device) -> str:
 
 
 def is_installed(name: str) -> bool:
-    """Whether pip knows the package."""
+    """Whether the package is installed."""
     try:
         return bool(metadata.version(name))
     except metadata.PackageNotFoundError:
@@ -206,7 +214,7 @@ def measure_stages_of(
     pictures: Sequence[np.ndarray],
     detections: Sequence[int],
 ) -> dict[str, list[StageTime]]:
-    """The stages of one batch for each number of detections, by the table's title."""
+    """The stages of one batch for each number of detections, by the title of their table."""
     pipeline = Pipeline.load(repository, exported_name(detector), device)
     batch = [pictures[index % len(pictures)] for index in range(STAGES_BATCH)]
     jpegs = [encode(picture) for picture in batch]
@@ -219,17 +227,17 @@ def measure_stages_of(
 
 
 def free_memory(device: Device) -> None:
-    """Gives what earlier measurements held on the GPU back to it, for the servers."""
+    """Frees the GPU memory of earlier measurements, for the servers."""
     gc.collect()
     if device.is_gpu:
-        import cupy  # only there
+        import cupy  # installed only for GPUs
 
         torch.cuda.empty_cache()
         cupy.get_default_memory_pool().free_all_blocks()
 
 
 def make_pictures(size: str) -> list[np.ndarray]:
-    """The sample pictures at that size, uint8 RGB [h, w, 3]."""
+    """The sample pictures, resized to ``size`` (WxH): uint8 RGB [h, w, 3]."""
     width, height = (int(side) for side in size.split("x"))
     return [
         np.array(Image.open(path).convert("RGB").resize((width, height)))
@@ -238,7 +246,7 @@ def make_pictures(size: str) -> list[np.ndarray]:
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """As a JPEG."""
+    """The picture as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pipeline and torchvision in this process: uint8 pictures on the device to answers on the host."""
+"""Times Pipeline and torchvision in this process, from uint8 pictures on the device to answers on the host."""
 
 import contextlib
 import copy
@@ -17,15 +17,15 @@ from unpasted import unpasted
 
 TURNS = 30
 MASK_THRESH = 0.5
-HEADS = ("box_head", "mask_head", "keypoint_head")  # torchvision's, which torch.compile takes
+HEADS = ("box_head", "mask_head", "keypoint_head")  # torchvision's heads, which torch.compile compiles
 
 Run = Callable[[Sequence[torch.Tensor], int], list[int]]
 
 
 class Contender(NamedTuple):
-    """``run`` takes uint8 RGB pictures [h, w, 3] on the device and the most detections that each may have.
+    """``run`` takes uint8 RGB pictures [h, w, 3] on the device and the largest number of detections for each.
 
-    It returns how many each has, once the whole answer is on the host.
+    It returns the number of detections of each picture, once the whole answer is on the host.
     """
 
     name: str
@@ -40,7 +40,7 @@ def measure_in_process(
     detections: Sequence[int],
     compiles: bool,
 ) -> list[InProcess]:
-    """Median time of each contender, batch size and number of detections; the contenders take turns.
+    """The median time for each contender, batch size and number of detections; the contenders take turns.
 
     Raises:
         ValueError: a picture has fewer detections than asked for.
@@ -85,7 +85,7 @@ def make_contenders(
 def torchvision_contender(
     name: str, model: torch.nn.Module, target: torch.device, amp: bool = True, pastes: bool = False
 ) -> Contender:
-    """The torch model itself. Masks that it pastes are cut at MASK_THRESH on the device and come to the host as bool."""
+    """The torch model itself. Pasted masks are thresholded at MASK_THRESH on the device and copied to the host as bool."""
     autocast = torch.autocast(target.type, enabled=amp and target.type == "cuda")
 
     def run(batch: Sequence[torch.Tensor], count: int) -> list[int]:
@@ -102,7 +102,7 @@ def torchvision_contender(
 
 
 def run_pipeline(pipeline: Pipeline, batch: Sequence[torch.Tensor], count: int) -> list[int]:
-    """The pipeline on the same pictures, whose memory it shares."""
+    """Runs the pipeline on the same pictures, without copying them."""
     wanted = {tensor.name for tensor in pipeline.chain.answers} - {RLES.name}
     options = pipeline.read_options({"detections_per_img": count}, wanted)
     with pipeline.device.active():
@@ -121,10 +121,10 @@ def timed(contender: Contender, batch: Sequence[torch.Tensor], count: int) -> fl
 
 
 def check_counts(name: str, found: Sequence[int], count: int) -> None:
-    """Each picture has exactly that many detections.
+    """Checks that each picture has exactly ``count`` detections.
 
     Raises:
-        ValueError: one has not.
+        ValueError: a picture has another number.
     """
     if any(number != count for number in found):
         raise ValueError(

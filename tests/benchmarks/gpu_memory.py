@@ -1,8 +1,8 @@
-"""A served detector under load for minutes: no error, and the memory of the GPU and of each process flat.
+"""Runs a served detector under load: no error may occur, and the memory of the GPU and of each process must stay flat.
 
     python tests/benchmarks/gpu_memory.py --repository repository --name my_detector_fused --seconds 600
 
-Pictures of the benchmark's size and of two others, so that batches of several shapes come.
+The pictures have the benchmark's size and two others, so that batches have several shapes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SIZES = [(1333, 800), (800, 1333), (1066, 800)]
 
 
 def main() -> int:
-    """Prints the memory over time; 0 if it is flat from the second minute on and every request was answered."""
+    """Prints the memory over time; returns 0 if it is flat after ``--settled-s`` and every request was answered."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def run_load(server: RunningServer, options: argparse.Namespace) -> Counter[str]:
-    """How many requests got which kind of answer."""
+    """The number of requests for each kind of answer."""
     answers: Counter[str] = Counter()
     pictures = encode_pictures()
     until = time.monotonic() + options.seconds

@@ -1,4 +1,4 @@
-"""What gpu.py measured, as tables and as plots.
+"""Shows the results of gpu.py as tables and as plots.
 
 python tests/benchmarks/gpu_report.py bench/gpu.json
 """
@@ -18,7 +18,7 @@ FUSED, PEER = "fused", "peer"  # the same two, served
 
 
 class InProcess(NamedTuple):
-    """A contender's median time for one batch, each of whose pictures has so many detections."""
+    """A contender's median time for one batch; each picture has ``detections`` detections."""
 
     detector: str
     detections: int
@@ -28,7 +28,7 @@ class InProcess(NamedTuple):
 
 
 class Served(NamedTuple):
-    """A served model at one concurrency; each picture has so many detections."""
+    """A served model with one number of clients; each picture has ``detections`` detections."""
 
     detector: str
     detections: int
@@ -40,7 +40,7 @@ class Served(NamedTuple):
 
 
 class ImageTime(NamedTuple):
-    """The time that one more image takes; ``load`` is the batch in process, or the clients of a server."""
+    """The time per image; ``load`` is the batch size in process, or the number of clients of a server."""
 
     detections: int
     load: str
@@ -55,7 +55,7 @@ def name_of(detector: Detector) -> str:
 
 
 def in_process_table(rows: Sequence[InProcess]) -> Table:
-    """Images a second and milliseconds a batch, a column for each batch size."""
+    """Images per second and milliseconds per batch, with a column for each batch size."""
     table = make_table("In process: uint8 pictures on the device to answers on the host", "contender")
     batches = sorted({row.batch for row in rows})
     for size in batches:
@@ -70,7 +70,7 @@ def in_process_table(rows: Sequence[InProcess]) -> Table:
 
 
 def served_table(rows: Sequence[Served]) -> Table:
-    """A line for each model and number of clients."""
+    """A row for each model and number of clients."""
     table = make_table("Served: JPEGs over gRPC, perf_analyzer", "model")
     for column in ("clients", "img/s", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right")
@@ -81,7 +81,7 @@ def served_table(rows: Sequence[Served]) -> Table:
 
 
 def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) -> Table:
-    """How much more time an image takes in Pipeline and fused model than with the first detector, and how much less than in torchvision."""
+    """The time per image in Pipeline and the fused model, compared with the first detector and with torchvision."""
     rows = [
         ImageTime(row.detections, f"batch {row.batch}", row.detector, row.contender, row.batch_ms / row.batch)
         for row in in_process
@@ -93,8 +93,8 @@ def comparison_table(in_process: Sequence[InProcess], served: Sequence[Served]) 
     times = {row[:4]: row.image_ms for row in rows}
     detectors = list(dict.fromkeys(row.detector for row in rows))
     first = detectors[0]
-    table = make_table("Time an image", "model")
-    for column in ("load", "ms an image", f"more than {first}", "torchvision AMP", "times as fast"):
+    table = make_table("Time per image", "model")
+    for column in ("load", "ms per image", f"more than {first}", "torchvision AMP", "times as fast"):
         table.add_column(column, justify="right")
     for row in rows:
         if row.model not in (OURS, FUSED):
@@ -124,7 +124,7 @@ def make_table(title: str, last: str) -> Table:
 
 
 def plot_detectors(rows: Sequence[Served], folder: Path) -> None:
-    """For each detector, its served models at the most detections, in ``gpu_<detector>.png``."""
+    """Plots each detector's served models, with the largest number of detections, in ``gpu_<detector>.png``."""
     for detector in dict.fromkeys(row.detector for row in rows):
         own = [row for row in rows if row.detector == detector]
         most = max(row.detections for row in own)
@@ -132,7 +132,7 @@ def plot_detectors(rows: Sequence[Served], folder: Path) -> None:
 
 
 def plot(rows: Sequence[Served], path: Path) -> None:
-    """Throughput against latency, a line a model."""
+    """Throughput against latency, with a line for each model."""
     from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
@@ -163,7 +163,7 @@ def plot(rows: Sequence[Served], path: Path) -> None:
 
 
 def stages_table(stages: Sequence[StageTime], title: str) -> Table:
-    """Milliseconds a batch, and the share outside the engines."""
+    """Milliseconds per batch, and the share outside the engines."""
     table = Table(title=title)
     for column in ("stage", "ms", "floor, ms", "share"):
         table.add_column(column, justify="left" if column == "stage" else "right")

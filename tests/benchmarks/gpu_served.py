@@ -1,4 +1,4 @@
-"""The served models beside the peer, measured by perf_analyzer over gRPC with JPEGs."""
+"""Measures the served models and the peer with perf_analyzer, over gRPC with JPEGs."""
 
 import contextlib
 import shutil
@@ -22,7 +22,7 @@ PEER_MODEL = "torchvision_peer"
 
 
 class Way(NamedTuple):
-    """A way to serve a detector: the model's name, with the detector's in place of ``{}``, and rcnn-serve's options."""
+    """A way to serve a detector: the model's name, in which ``{}`` is the detector's, and rcnn-serve's options."""
 
     model: str
     options: dict[str, str]
@@ -48,9 +48,9 @@ def measure_served(
     clients: Sequence[int],
     seconds: float,
 ) -> list[Served]:
-    """Each way on a server of its own, with each number of detections and of clients.
+    """Measures each way, on a separate server, with each number of detections and of clients.
 
-    Ways with MPS are left out where there is none. Requests limit the detections by ``detections_per_img``.
+    Ways with MPS are skipped if the machine has no MPS. Requests limit the detections by ``detections_per_img``.
 
     Raises:
         ValueError: a picture has fewer detections than asked for.
@@ -78,7 +78,7 @@ def measure_served(
                         load = server.grpc_url, model, data, num_clients
                         with contextlib.suppress(
                             PerfAnalyzerError
-                        ):  # no stable speed yet: this is to warm it
+                        ):  # the speed is not stable yet: this only warms the server up
                             analyzer.measure(*load, seconds / 2, parameters)
                         found = analyzer.measure(*load, seconds, parameters)
                         speed = found.images_per_s, found.p50_ms, found.p99_ms
@@ -87,7 +87,7 @@ def measure_served(
 
 
 def ask_counts(url: str, model: str, jpegs: Sequence[bytes], parameters: dict[str, int]) -> list[int]:
-    """How many detections the model answers for each picture."""
+    """How many detections the model returns for each picture."""
     image = triton.InferInput("image", [len(jpegs), 1], "BYTES")
     image.set_data_from_numpy(np.array([[jpeg] for jpeg in jpegs], np.object_))
     with triton.InferenceServerClient(url) as client:
@@ -96,7 +96,7 @@ def ask_counts(url: str, model: str, jpegs: Sequence[bytes], parameters: dict[st
 
 
 def add_peer(repository: Path, detector: Detector, name: str) -> None:
-    """Puts the peer of a detector into the repository. It has the outputs of the exported detector ``name``."""
+    """Adds the peer of a detector to the repository. It has the same outputs as the exported detector ``name``."""
     folder = repository / PEER_MODEL
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(HERE / "peer", folder)

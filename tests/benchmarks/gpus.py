@@ -1,11 +1,11 @@
-"""The fused model on one GPU and on two of the same host, in one run (`make bench-gpus`).
+"""Measures the fused model on one GPU and on two of the same host, in one run (`make bench-gpus`).
 
     python tests/benchmarks/gpus.py --repository repository --gpus 0 0,1 --clients 32 64
 
-Each set of GPUs is a server of its own: `rcnn-serve --gpus`. The load is perf_analyzer's, over gRPC with JPEGs; the row
-of the median rate of several measurements is shown, each after a warm-up. A request's time is told in three parts: in the
-queue, in the model (with copies to and from its process), and the rest, which is client, network and gRPC. CPU is told in
-cores, by kind of process, and for the whole host.
+Each set of GPUs has a separate server (`rcnn-serve --gpus`). perf_analyzer makes the load, over gRPC with JPEGs. After a
+warm-up there are several measurements; the one with the median rate is shown. A request's time has three parts: the
+queue, the model (including copies to and from its process), and the rest, which is client, network and gRPC. CPU use is
+given in cores, for each kind of process and for the whole host.
 
 Without --repository, a fasterrcnn_resnet50_fpn with random weights is exported first.
 """
@@ -43,7 +43,7 @@ READY_TIMEOUT_S = 600
 
 
 def main() -> int:
-    """Prints each row as it is measured, then the table; returns 0."""
+    """Prints each row when it has been measured, then the table; returns 0."""
     options = parse_arguments()
     console = Console(width=180)
     jpegs = [encode(picture) for picture in make_pictures(options.size)]
@@ -81,27 +81,29 @@ def main() -> int:
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repository", type=Path, help="with an export, whatever its engine")
-    parser.add_argument("--name", help="of the detector in it (default: the first)")
+    parser.add_argument("--repository", type=Path, help="repository with an export, of any engine")
+    parser.add_argument("--name", help="name of the detector in the repository (default: the first)")
     parser.add_argument(
         "--engine", choices=tuple(ENGINE_FILES), default="cudnn", help="of the export without --repository"
     )
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default=FP16.name, help="likewise")
-    parser.add_argument("--gpus", nargs="+", default=["0", "0,1"], help="one server each (default: 0 0,1)")
+    parser.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default=FP16.name, help="precision of that export"
+    )
+    parser.add_argument("--gpus", nargs="+", default=["0", "0,1"], help="sets of GPUs (default: 0 0,1)")
     parser.add_argument("--clients", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--seconds", type=float, default=9.0, help="for each measurement")
-    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=9.0, help="duration of each measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="number of measurements for each row")
     parser.add_argument("--size", default="1333x800", help="of the pictures, WxH (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     return parser.parse_args(argv)
 
 
 def choose_detector(options: argparse.Namespace, folder: Path) -> tuple[Path, str]:
-    """The repository and the detector's name; exported into ``folder`` where none is given."""
+    """The repository and the detector's name. Without a given repository, a detector is exported into ``folder``."""
     if options.repository:
         return options.repository, options.name or select_models(options.repository).detectors[0]
     detector = load_detector(MODEL)
@@ -110,7 +112,7 @@ def choose_detector(options: argparse.Namespace, folder: Path) -> tuple[Path, st
 
 
 def prepare_load(folder: Path, jpegs: list[bytes]) -> tuple[PerfAnalyzer, Path]:
-    """perf_analyzer, and its input: a request for each picture."""
+    """perf_analyzer, and its input file with one request for each picture."""
     links = folder / "links"
     links.mkdir()
     for number, jpeg in enumerate(jpegs):
@@ -121,7 +123,7 @@ def prepare_load(folder: Path, jpegs: list[bytes]) -> tuple[PerfAnalyzer, Path]:
 
 
 def time_in_process(repository: Path, name: str, jpegs: list[bytes]) -> BatchTime:
-    """In a process that is gone from the GPU before servers start."""
+    """Runs ``time_batch`` in a separate process, which has left the GPU before servers start."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(time_batch, repository, name, jpegs).result()
 
@@ -135,9 +137,9 @@ def measure(
     clients: int,
     options: argparse.Namespace,
 ) -> Row:
-    """The row of the median rate."""
+    """The measurement with the median rate."""
     url = serving.urls["grpc"]
-    with contextlib.suppress(PerfAnalyzerError):  # no stable speed yet: this is to warm it
+    with contextlib.suppress(PerfAnalyzerError):  # the speed is not stable yet: this only warms the server up
         analyzer.measure(url, name, data, clients, options.seconds / 2)
     rows = []
     for _ in range(options.repeats):

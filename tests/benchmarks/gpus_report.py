@@ -1,4 +1,4 @@
-"""What gpus.py measured, as a table."""
+"""Shows the results of gpus.py as a table."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,16 +7,16 @@ from decode_share import BatchTime
 from rich.table import Table
 from watch_host import CLIENT, STEPS, TRITON, Usage
 
-GOAL = 1.85  # times one GPU's rate, by two
+GOAL = 1.85  # rate of two GPUs, in rates of one
 
 
 class Row(NamedTuple):
-    """One number of clients on some GPUs.
+    """The result for one set of GPUs and one number of clients.
 
-    The times are means of a request. ``images_per_batch``: in one execution of the fused model.
+    ``queue_ms`` and ``compute_ms``: means per request. ``images_per_batch``: mean per execution of the fused model.
     """
 
-    gpus: str  # as rcnn-serve takes them
+    gpus: str  # as for rcnn-serve --gpus
     clients: int
     images_per_s: float
     p50_ms: float
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     @property
     def outside_ms(self) -> float:
-        """Of a request neither in the queue nor in the model: client, network, gRPC."""
+        """Time of a request outside the queue and the model: client, network, gRPC."""
         return 1e3 * self.clients / self.images_per_s - self.queue_ms - self.compute_ms
 
     @property
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def compare(rows: Sequence[Row], row: Row) -> float | None:
-    """Its rate in rates of one GPU with as many clients; None where that was not measured."""
+    """The row's rate as a multiple of that of one GPU with as many clients; None if that was not measured."""
     for other in rows:
         if other.num_gpus == 1 and other.clients == row.clients:
             return row.images_per_s / other.images_per_s
@@ -46,7 +46,7 @@ def compare(rows: Sequence[Row], row: Row) -> float | None:
 
 
 def gpus_table(rows: Sequence[Row], name: str) -> Table:
-    """A line for each row, and the CPU cores that each kind of process took."""
+    """A table of the rows, with the CPU cores that each kind of process used."""
     table = Table(title=f"{name}, fused, JPEGs over gRPC")
     for column in ("GPUs", "clients", "img/s", "of one GPU's", "p50 / p99 ms", "batch"):
         table.add_column(column, justify="right")
@@ -75,9 +75,9 @@ def shares(rows: Sequence[Row], jpeg_bytes: float, batch: BatchTime | None, core
     """Lines about the network, the decoder and the goal.
 
     Args:
-        jpeg_bytes: the mean of a picture.
-        batch: as timed in process.
-        cores: of the host.
+        jpeg_bytes: mean size of a picture.
+        batch: the times measured in process.
+        cores: number of the host's cores.
     """
     most = max(row.images_per_s for row in rows)
     lines = [

@@ -1,4 +1,4 @@
-"""Picture files as an attacker would send them: damaged at random, and with headers that lie."""
+"""Picture files as an attacker would send them: damaged at random, or with false headers."""
 
 import io
 import random
@@ -32,13 +32,13 @@ EXTREMES = (
 
 
 def hostile_picture(number: int) -> bytes:
-    """The ``number``-th of an endless sequence, the same each time."""
+    """The ``number``-th picture of an endless sequence that is the same in every run."""
     rng = random.Random(number)
     return rng.choice((_bits_flipped, _cut_short, _bytes_set, _spliced, _repeated, _header_lies))(rng)
 
 
 def seed_picture(rng: random.Random) -> bytes:
-    """A small valid file of one of the formats, in one of the ways that they have."""
+    """A small valid file in a random format with random options."""
     noise = np.random.default_rng(rng.randrange(1 << 32)).integers(0, 256, (*SIZE_WH[::-1], 3), np.uint8)
     image = Image.fromarray(noise).resize(SIZE_WH, Image.Resampling.BICUBIC)
     kind = rng.choice(FORMATS)
@@ -81,7 +81,7 @@ def _cut_short(rng: random.Random) -> bytes:
 
 
 def _bytes_set(rng: random.Random) -> bytes:
-    """Numbers near the file's beginning, where the headers are, become extreme ones."""
+    """Replaces bytes near the beginning of the file, where the headers are, by extreme numbers."""
     data = bytearray(seed_picture(rng))
     for _ in range(rng.choice((1, 2, 4))):
         order, form = rng.choice("<>"), rng.choice("BHI")
@@ -97,7 +97,7 @@ def _spliced(rng: random.Random) -> bytes:
 
 
 def _repeated(rng: random.Random) -> bytes:
-    """A part of the file many times over: scans, chunks, frames, tags."""
+    """Repeats a part of the file many times: scans, chunks, frames, tags."""
     data = seed_picture(rng)
     first = rng.randrange(len(data))
     last = rng.randrange(first, min(len(data), first + 600)) + 1
@@ -225,7 +225,7 @@ def _bmp(rng: random.Random) -> bytes:
 
 
 def _jpeg(rng: random.Random) -> bytes:
-    """A valid one whose frame header says something else, or that has far more scans than any."""
+    """A valid JPEG whose frame header has another size, and which may have far too many scans."""
     image = Image.effect_noise((64, 64), 40)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", progressive=True)

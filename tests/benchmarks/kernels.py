@@ -1,12 +1,12 @@
-"""The CUDA kernels beside torchvision on the same GPU, in one run: medians of CUDA event timings.
+"""Compares the CUDA kernels with torchvision on the same GPU, in one run: medians of CUDA event timings.
 
     python tests/benchmarks/kernels.py
 
-Inputs rotate, so that no run finds its own in the cache. A time runs from the first launch's start
-to the last one's end, with the launches waiting in the stream where the step does not itself wait
-for the GPU, as torchvision's does. The floor is the time the GPU's memory needs to read the bytes
-that a step must read and to write its result, at the rate of a large copy; "host" is what calling
-our step takes the CPU.
+Inputs rotate, so that no run finds its own input in the cache. A time is measured from the start of the
+first launch to the end of the last one. The launches are queued in the stream beforehand, except if the
+step itself waits for the GPU, as torchvision's does. The floor is the time that the GPU's memory needs to
+read the bytes that a step must read and to write its result, at the rate of a large copy. "host" is the
+CPU time of calling our step.
 """
 
 import argparse
@@ -48,12 +48,12 @@ PREPROCESS = PreprocessParameters(800, 1333, None, MEAN, STD, 32, 10**8)
 PROPOSALS = ProposalParameters(0.0, 0.7, 1e-3, [ROIS], 5000)
 POOLING = PoolParameters(STRIDES, 224, 4, [7, 7], 2)
 DETECTIONS = DetectionParameters(0.05, 0.5, 1e-2, 100)
-SETS = 3  # of inputs
-BUSY_CYCLES = 2_000_000  # about a millisecond, in which launches gather
+SETS = 3  # number of sets of inputs
+BUSY_CYCLES = 2_000_000  # about a millisecond, in which launches are queued
 
 
 class Comparison(NamedTuple):
-    """A step with both implementations, each taking one set of inputs, and the bytes it must move."""
+    """A step with both implementations, which take one set of inputs, and the bytes that it must move."""
 
     name: str
     inputs: Sequence[Any]
@@ -67,7 +67,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=50, help="timed runs of each (default: 50)")
+    parser.add_argument(
+        "--repeats", type=int, default=50, help="number of timed runs of each step (default: 50)"
+    )
     arguments = parser.parse_args()
     bytes_a_ms = copy_rate(arguments.repeats)
     columns = ("torchvision", "ours", "faster", "floor", "share", "host")
@@ -126,7 +128,7 @@ def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def suppression() -> Iterable[Comparison]:
-    """Ours clips, drops, sorts, gathers and pads as well."""
+    """Our step also clips, drops, sorts, gathers and pads."""
     random = np.random.default_rng(1)
     levels = np.repeat(np.arange(len(LEVEL_ROWS)), LEVEL_ROWS)
     inputs = []
@@ -188,7 +190,7 @@ def pooling() -> Iterable[Comparison]:
 
 
 def touched_pixels(boxes: torch.Tensor) -> int:
-    """How many of the pyramid's pixels RoIAlign reads, from the gradient of what it pools."""
+    """How many of the pyramid's pixels RoIAlign reads, from the gradient of its output."""
     with torch.inference_mode(False), torch.enable_grad():
         pyramid = OrderedDict(
             (
@@ -203,7 +205,7 @@ def touched_pixels(boxes: torch.Tensor) -> int:
 
 
 def detecting() -> Iterable[Comparison]:
-    """torchvision starts at logits; its box decoding is left out, for ours gets decoded boxes."""
+    """torchvision starts from logits. Its box decoding is left out, because our step gets decoded boxes."""
     random = np.random.default_rng(3)
     inputs = []
     for _ in range(SETS):
@@ -234,7 +236,7 @@ def detecting() -> Iterable[Comparison]:
 
 
 def pasting() -> Iterable[Comparison]:
-    """100 masks; ours gives the edges on the host, torchvision's the pixels on the GPU."""
+    """100 masks. Our step returns the edges on the host, torchvision the pixels on the GPU."""
     random = np.random.default_rng(4)
     inputs = []
     for _ in range(SETS):
@@ -254,7 +256,7 @@ def pasting() -> Iterable[Comparison]:
 
 
 def keypoints() -> Iterable[Comparison]:
-    """Ten people an image, 17 keypoints each; torchvision waits for the GPU at each box."""
+    """Ten people per image, with 17 keypoints each. torchvision waits for the GPU at each box."""
     random = np.random.default_rng(4)
     inputs = []
     for _ in range(SETS):
@@ -271,14 +273,14 @@ def keypoints() -> Iterable[Comparison]:
 
 
 def copy_rate(repeats: int) -> float:
-    """Bytes a millisecond, read and written, of a copy of a gigabyte on the device."""
+    """Bytes read and written per millisecond, by a copy of a gigabyte on the device."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     return 2 * source.nbytes / median_ms(target.copy_, [source], repeats)[0]
 
 
 def median_ms(call: Callable[[Any], object], inputs: Sequence[Any], repeats: int) -> tuple[float, float]:
-    """Median milliseconds of a call on the GPU and of making it on the CPU, after one for each of the inputs."""
+    """Median milliseconds of a call on the GPU, and of making it on the CPU, after one warm-up call for each input."""
     for each in inputs:
         call(each)
     gpu_ms, host_ms = [], []

@@ -11,11 +11,11 @@ from rcnn_backend.server.local_server import RunningServer
 from rcnn_backend.server.stub_processes import find_stubs
 from rich.table import Table
 
-GROWTH, SLACK_MIB = 0.02, 3.0  # what a process may gain between the first and the last fifth
+GROWTH, SLACK_MIB = 0.02, 3.0  # allowed growth of a process between the first and the last fifth
 
 
 class Memory:
-    """Looks at the memory of a server every so often while the ``with`` block runs."""
+    """Samples the memory of a server every ``every_s`` seconds while the ``with`` block runs."""
 
     def __init__(self, server: RunningServer, every_s: float) -> None:
         self._server, self._every_s = server, every_s
@@ -37,8 +37,8 @@ class Memory:
             self.mib[time.monotonic() - started] = memory_mib(self._server)
 
     def grown(self, settled_s: float, growth: float = GROWTH) -> list[str]:
-        """A line for each process or GPU that uses more in the last fifth of the time since ``settled_s``
-        than in the first: medians, for a large picture raises a process for a moment.
+        """A line for each process or GPU that uses more in the last fifth of the time since ``settled_s`` than in the
+        first fifth. Medians are compared, because a large picture increases a process's memory for a moment.
         """
         settled = [memory for second, memory in self.mib.items() if second >= settled_s]
         fifth = max(1, len(settled) // 5)
@@ -53,7 +53,7 @@ class Memory:
         return lines
 
     def table(self) -> Table:
-        """About twelve rows of it."""
+        """A table of about twelve of the samples."""
         table = Table(title="Memory in MiB")
         names = list(next(iter(self.mib.values()), {}))
         table.add_column("second", justify="right")
@@ -73,7 +73,7 @@ def memory_mib(server: RunningServer) -> dict[str, float]:
     for pid, name in {server.process.pid: "tritonserver", **stubs}.items():
         try:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:  # it ended
+        except OSError:  # the process has ended
             continue
         memory[name] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     try:

@@ -1,12 +1,12 @@
-"""Ten times the load that a server can answer: what it still answers, how fast it refuses the rest (`make overload`).
+"""Sends ten times the load that a server can answer; measures its answers and refusals (`make overload`).
 
     python tests/benchmarks/overload.py --seconds 120 [--fused on off] [--protocol grpc http]
 
-First the best rate of right answers is sought, with 1 to 16 clients that ask one picture after the other. Then requests
-come at ten times that rate, whatever becomes of them, each with a deadline of its own. Then the clients of the
-best rate ask again. Each answer is compared with the one to the same picture asked alone.
+First it finds the best rate of right answers, with 1 to 16 clients that send one picture after the other. Then requests
+are sent at ten times that rate, whether or not they are answered, each with a random deadline. Then the clients of the
+best rate send requests again. Each answer is compared with the answer to the same picture without other load.
 
-The load has a process and a core of its own, the server has the other cores.
+A separate process on one core makes the load; the server has the other cores.
 """
 
 import argparse
@@ -34,15 +34,16 @@ from soak import REPOSITORY, SCORE_THRESH, encode_pictures, is_same
 
 CLIENTS = (1, 2, 4, 8, 16)
 TIMES_THE_BEST = 10
-MIN_GOODPUT = 0.9  # of the best
+MIN_GOODPUT = 0.9  # share of the best rate
 MAX_RECOVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What came back in one part of the measurement, and what it cost.
+    """The replies of one part of the measurement, and the CPU time that it took.
 
-    ``server_s`` and ``triton_s``: CPU seconds of all the server's processes, and of tritonserver alone.
+    ``load_s``, ``server_s`` and ``triton_s``: CPU seconds of the process that makes the load, of all the server's
+    processes, and of tritonserver alone.
     """
 
     replies: list[Reply]
@@ -55,18 +56,18 @@ class Phase:
 
     @property
     def goodput(self) -> float:
-        """Right answers a second, of those that came before the phase was over."""
+        """Right answers per second, of those that came before the end of the phase."""
         end_s = min(reply.sent_s for reply in self.replies) + self.seconds
         in_time = sum(r.outcome == "answered" and r.sent_s + r.seconds <= end_s for r in self.replies)
         return (in_time - self.wrong) / self.seconds
 
     def latencies_s(self, outcome: str) -> list[float]:
-        """Sorted."""
+        """The sorted latencies of the replies with this outcome."""
         return sorted(reply.seconds for reply in self.replies if reply.outcome == outcome)
 
 
 class Bench:
-    """One server, and the process that asks it."""
+    """One server, and the process that sends it requests."""
 
     def __init__(self, server: RunningServer, load: ProcessPoolExecutor, target: Target) -> None:
         self._server, self._load, self._target = server, load, target
@@ -74,7 +75,7 @@ class Bench:
         self._expected = {reply.picture: _found(reply) for reply in alone}
 
     def closed(self, clients: int, seconds: float) -> Phase:
-        """So many clients, each of which asks as soon as it has its answer."""
+        """``clients`` clients, each of which sends the next request as soon as it has its answer."""
         before = _cpu_seconds(self._server)
         replies, load_s = self._load.submit(run_closed, self._target, clients, seconds).result()
         return self._phase(replies, seconds, load_s, before)
@@ -82,7 +83,7 @@ class Bench:
     def overload(
         self, rate: float, seconds: float, deadlines_s: tuple[float, float], clients: int
     ) -> tuple[Phase, list[Reply]]:
-        """The phase of too many requests, and the replies to normal load after it. The CPU seconds are of both."""
+        """The phase with too many requests, and the replies to normal load after it. The CPU seconds include both."""
         before = _cpu_seconds(self._server)
         job = (run_overload, self._target, rate, seconds, deadlines_s, clients, 2 * MAX_RECOVERY_S)
         replies, normal, load_s = self._load.submit(*job).result()
@@ -106,7 +107,7 @@ def _found(reply: Reply) -> SimpleNamespace:
 
 
 def _cpu_seconds(server: RunningServer) -> tuple[float, float]:
-    """Of all the server's processes, and of tritonserver alone."""
+    """CPU seconds of all the server's processes, and of tritonserver alone."""
     triton_s = cpu_seconds(server.process.pid)
     return triton_s + sum(map(cpu_seconds, find_stubs(server.process.pid))), triton_s
 
@@ -129,7 +130,7 @@ def _percentiles(values: list[float]) -> str:
 def measure(
     server: RunningServer, load: ProcessPoolExecutor, target: Target, options: argparse.Namespace
 ) -> tuple[list[str], bool]:
-    """One column of the table, and whether all is as it must be."""
+    """One column of the table, and whether all requirements are met."""
     bench = Bench(server, load, target)
     phases = {clients: bench.closed(clients, options.best_s) for clients in CLIENTS}
     clients = max(phases, key=lambda count: phases[count].goodput)
@@ -185,12 +186,12 @@ ROWS = (
 
 
 def main() -> int:
-    """Prints a table with a column for each way of serving; 0 if each is as it must be."""
+    """Prints a table with a column for each way of serving; returns 0 if each meets the requirements."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=120, help="of the overload")
-    parser.add_argument("--best-s", type=float, default=10, help="for each number of clients")
+    parser.add_argument("--seconds", type=float, default=120, help="duration of the overload")
+    parser.add_argument("--best-s", type=float, default=10, help="duration for each number of clients")
     parser.add_argument("--deadlines-s", type=float, nargs=2, default=(2.0, 10.0), metavar="S")
     parser.add_argument("--fused", nargs="+", choices=("on", "off"), default=["on"])
     parser.add_argument("--protocol", nargs="+", choices=("grpc", "http"), default=["grpc", "http"])
@@ -200,7 +201,7 @@ def main() -> int:
     console = Console(width=160)
     cores = sorted(os.sched_getaffinity(0))
     load_cores = set(cores[-1:])
-    pin(set(cores[:-1]) or load_cores)  # the server inherits it
+    pin(set(cores[:-1]) or load_cores)  # the server inherits this
     columns: dict[str, list[str]] = {}
     all_good, began = True, time.monotonic()
     for fused in options.fused:

@@ -1,6 +1,6 @@
-"""Cheap clients of one detector, for the process that makes the load: encoded once, answers kept as bytes.
+"""Cheap clients of one detector, for the process that makes the load: requests are encoded once, answers kept as bytes.
 
-gRPC calls go over one channel, HTTP requests over as many connections as are waiting.
+gRPC calls use one channel. HTTP requests use as many connections as there are requests waiting.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ Outcome = Literal["answered", "refused", "late", "failed"]
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a request.
+    """The outcome of a request.
 
-    ``sent_s``: by ``time.monotonic``. ``late``: no answer before the request's deadline. ``body``: an answer's
-    bytes as the protocol sends them, and ``json_bytes`` the length of the JSON in front of those of HTTP.
-    ``message``: of an error.
+    ``sent_s``: in the time of ``time.monotonic``. ``late``: no answer before the request's deadline. ``body``: the
+    bytes of an answer, as the protocol sends them. ``json_bytes``: the length of the JSON at the beginning of an HTTP
+    body. ``message``: the text of an error.
     """
 
     picture: int
@@ -48,11 +48,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Target:
-    """The detector that is asked.
+    """The detector to which requests are sent.
 
     Args:
         url: ``host:port``.
-        parameters: of every request.
+        parameters: the parameters of every request.
     """
 
     protocol: Literal["grpc", "http"]
@@ -80,7 +80,7 @@ def run_each(target: Target) -> list[Reply]:
 
 
 def run_closed(target: Target, clients: int, seconds: float) -> tuple[list[Reply], float]:
-    """Each client asks for the next picture as soon as the last is answered: -> replies, CPU seconds of this process."""
+    """Each client sends the next picture as soon as it has an answer. Returns replies, CPU seconds of this process."""
     return _measure(target, lambda ask: _closed(ask, len(target.pictures), clients, seconds))
 
 
@@ -92,11 +92,11 @@ def run_overload(
     clients: int,
     normal_s: float,
 ) -> tuple[list[Reply], list[Reply], float]:
-    """Requests at a steady rate, whatever becomes of them, and right after them the closed loop again.
+    """Sends requests at a steady rate, whether or not they are answered, and directly after them runs the closed loop.
 
     Args:
-        rate: requests a second.
-        deadlines_s: each request's own lies between these.
+        rate: requests per second.
+        deadlines_s: the shortest and the longest deadline; each request's is random between them.
 
     Returns:
         The replies of both, and the CPU seconds of this process.
@@ -141,7 +141,7 @@ async def _closed(ask: Ask, num_pictures: int, clients: int, seconds: float) -> 
 async def _open(
     ask: Ask, num_pictures: int, rate: float, seconds: float, deadlines_s: tuple[float, float]
 ) -> list[asyncio.Task[Reply]]:
-    """The requests that were sent, some of which are still on their way."""
+    """The requests that were sent, some of which are not answered yet."""
     begun, start = [], time.monotonic()
     chance = random.Random(0)
     for turn in range(round(rate * seconds)):
@@ -214,7 +214,7 @@ def _grpc_request(target: Target, picture: bytes) -> bytes:
 
 
 def _http_request(target: Target, picture: bytes) -> tuple[bytes, int]:
-    """The body and the length of the JSON in front of it."""
+    """The body, and the length of the JSON at its beginning."""
     tensor = triton_http.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[picture]], object))
     outputs = [triton_http.InferRequestedOutput(name) for name in OUTPUTS]

@@ -1,9 +1,9 @@
-"""What padding to a few sizes does to the detections: each picture by itself, exact and padded.
+"""How padding to a few sizes changes the detections: each picture is detected alone, with exact and with padded size.
 
     python tests/benchmarks/padding.py
 
-A pair is two detections of one label with an IoU above 0.9. Per-class NMS leaves no two boxes
-that could both pair with a third, so that pairs are one to one.
+A pair is two detections with the same label and an IoU above 0.9. After per-class NMS no two boxes can both pair with
+a third, so the pairs are one to one.
 """
 
 import argparse
@@ -32,15 +32,15 @@ SCORE_THRESHOLDS = (0.05, 0.5)
 
 
 def main() -> int:
-    """Prints how the sizes change, and a table of how the detections do, above each score threshold."""
+    """Prints how the sizes change, and a table of how the detections change, above each score threshold."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits", help="the detector (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=100, help="how many (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=100, help="number of pictures (default: %(default)s)")
     parser.add_argument(
-        "--photos", action="store_true", help="parts of photos in place of pictures of handwritten digits"
+        "--photos", action="store_true", help="use parts of photos instead of pictures of handwritten digits"
     )
     parser.add_argument(
         "--sizes",
@@ -92,14 +92,14 @@ def input_size_hw(image: np.ndarray, pipeline: Pipeline) -> tuple[int, int]:
 
 
 def detections(pipeline: Pipeline, image: np.ndarray) -> Rows:
-    """What is found in one picture."""
+    """The detections in one picture."""
     found = pipeline.detect([image])
     count = found.num_detections[0, 0]
     return Rows(found.boxes[0, :count], found.scores[0, :count], found.labels[0, :count])
 
 
 def compare(expected: Sequence[Rows], got: Sequence[Rows], threshold: float) -> dict[str, str]:
-    """A column of the table: of either side's detections above ``threshold``, with pairs of any score."""
+    """A column of the table, for the detections of both sides above ``threshold``; they may pair with any score."""
     counts = [0, 0]
     boxes_px, scores, lost = [], [], []
     for exact, padded in zip(expected, got, strict=True):

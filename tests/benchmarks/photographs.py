@@ -1,11 +1,12 @@
-"""COCO AP on photographs, FP32 against INT8: tree crowns seen from the air, annotated in the PyPI package ``deepforest``.
+"""COCO AP on photographs, FP32 compared with INT8: aerial pictures of trees, annotated in the PyPI package deepforest.
 
     pip download deepforest==2.1.0 --no-deps && unzip deepforest-2.1.0-py3-none-any.whl -d deepforest
     python tests/benchmarks/photographs.py deepforest/deepforest/data
 
-The package is under the MIT licence; nothing of it is in this repository. Its four annotated photographs are cut into tiles.
-Every fourth tile is held out; the others fine-tune the sample detector of digits. So the detector is scored on trees that it
-has not seen, in photographs that it has. There are 38 tiles in all, hence a low AP; what counts is how far INT8 is from FP32.
+The package has the MIT licence; no part of it is in this repository. Its four annotated photographs are cut into tiles.
+Every fourth tile is held out; the others are used to fine-tune the sample detector of digits. So the detector is scored
+on trees that it has not seen, in photographs of which it has seen other parts. There are only 38 tiles, so the AP is
+low; what matters is the difference between INT8 and FP32.
 """
 
 import argparse
@@ -29,12 +30,12 @@ from rcnn_export.train.coco_dataset import CocoDataset
 MODEL = "rcnn_export.digits.detector:digits_detector"
 TILE_PX = 400
 HELD_OUT_OF = 4  # every fourth tile
-VISIBLE = 0.5  # of a tree's box must be in the tile, or it is no tree of that tile
+VISIBLE = 0.5  # a tree belongs to a tile if more than this share of its box is inside
 CATEGORIES = [{"id": 1, "name": "tree"}]
 
 
 def main() -> int:
-    """Cuts, trains, exports and prints; 0 if INT8 is as near to FP32 as ``precision.py`` demands."""
+    """Cuts, trains, exports and prints; returns 0 if INT8 is as close to FP32 as ``precision.py`` requires."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,7 +105,7 @@ def corners(pixels: npt.NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
 
 
 def trees(path: Path, left: int, top: int) -> npt.NDArray[np.float64]:
-    """Boxes [n, 4] of a Pascal VOC file in pixels of a tile: x1, y1, x2, y2, the parts inside of those that count."""
+    """Boxes [n, 4] (x1, y1, x2, y2) of the trees of a tile, from a Pascal VOC file, in pixels of the tile and clipped to it."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     found = [
         [float(box.findtext(side, "")) for side in sides] for box in ElementTree.parse(path).iter("bndbox")

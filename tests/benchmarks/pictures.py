@@ -1,4 +1,4 @@
-"""The pictures that clients under load send, and whether an answer is the right one."""
+"""The pictures that the load tests send, and the comparison of an answer with the right one."""
 
 import io
 from pathlib import Path
@@ -27,7 +27,7 @@ def encode_pictures() -> list[bytes]:
 
 
 def encode_strips() -> list[bytes]:
-    """Thin parts of the sample pictures, as PNG: a few times as quick to detect in."""
+    """Thin strips of the sample pictures, as PNG: detection in them is a few times as fast."""
     encoded = []
     for path in sorted((SAMPLES / "pictures").glob("*.jpg")):
         picture = Image.open(path).convert("RGB")
@@ -39,13 +39,13 @@ def encode_strips() -> list[bytes]:
 
 
 def ask_alone(url: str, name: str, pictures: list[bytes]) -> list[Detections]:
-    """Each picture's answer, one after the other."""
+    """The answer to each picture, sent one after the other without other load."""
     with Detector(url, name) as detector:
         return [detector.detect(picture, score_thresh=SCORE_THRESH) for picture in pictures]
 
 
 def is_same(answer: Detections, expected: Detections) -> bool:
-    """The same objects, but for rounding, which depends on what shares a batch."""
+    """Whether both have the same objects, up to rounding, which depends on the other pictures in the batch."""
     return (
         np.array_equal(answer.labels, expected.labels)
         and np.allclose(answer.boxes, expected.boxes, rtol=0, atol=BOX_TOLERANCE_PX)

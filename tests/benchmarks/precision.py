@@ -2,10 +2,10 @@
 
     python tests/benchmarks/precision.py --weights run/weights.safetensors --model fasterrcnn_resnet50_fpn
 
-The same decoded pictures go to all. On a GPU if there is one, with the engine named. INT8 is calibrated on training
-pictures of the sample, once by each method. With --engine cudnn it runs like the other precisions. Otherwise it runs on the CPU:
-in OpenVINO, which serves there, and in ONNX Runtime, which computes what the nodes of the graph say, as TensorRT does. The AP of masks or keypoints stands beside that of boxes where
-the model has them.
+All get the same decoded pictures. They run on a GPU if there is one, with the engine of --engine. INT8 is calibrated on
+training pictures of the sample, once with each method. With --engine cudnn, INT8 runs like the other precisions.
+Otherwise it runs on the CPU: in OpenVINO, which serves there, and in ONNX Runtime, which computes exactly the nodes of
+the graph, as TensorRT does. If the model has masks or keypoints, their AP is shown in addition to that of the boxes.
 """
 
 import argparse
@@ -53,14 +53,14 @@ from rich.table import Table
 
 Scores = dict[
     str, dict[str, Any]
-]  # what ``coco_eval.score`` gives, by a label whose first word is the precision
+]  # the results of ``coco_eval.score``, by a label whose first word is the precision
 SAMPLE = Path(__file__).resolve().parents[2] / "export" / "samples"
 NAME = "detector"
 MAX_AP_DIFFERENCE = {FP32.name: 0.01, FP16.name: 0.1, INT8.name: 0.5}  # points of AP50:95
 
 
 def main() -> int:
-    """Prints the APs; 0 if none is further from torchvision's than MAX_AP_DIFFERENCE."""
+    """Prints the APs; returns 0 if none differs from torchvision's by more than MAX_AP_DIFFERENCE."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,7 +113,7 @@ def measure(
 
 
 def measure_int8(detector: Detector, samples: Sequence[Sample], pictures: Path) -> Scores:
-    """The scores in INT8 by each method, calibrated on the pictures in a folder, in both engines on the CPU."""
+    """The scores in INT8 with each method, calibrated on the pictures in a folder, in both engines on the CPU."""
     scores = {}
     with tempfile.TemporaryDirectory() as folder:
         repository, graphs = Path(folder), {}
@@ -132,7 +132,7 @@ def measure_int8(detector: Detector, samples: Sequence[Sample], pictures: Path) 
 
 
 def score_pipeline(pipeline: Pipeline, samples: Iterable[Sample], detector: Detector) -> dict[str, Any]:
-    """What ``coco_eval.score`` says of it."""
+    """The result of ``coco_eval.score`` for the pipeline."""
     detected = detect_samples(pipeline, samples)
     return score([detected], detector.class_names[1:], kind_of(detector.model))
 
@@ -157,7 +157,7 @@ ENGINES = {
 
 
 def print_scores(title: str, scores: Scores, kind: Kind) -> int:
-    """Prints a table; 0 if no AP50:95 is further from that of the first row than MAX_AP_DIFFERENCE, else 1."""
+    """Prints a table; returns 0 if no AP50:95 differs from the first row's by more than MAX_AP_DIFFERENCE, else 1."""
     shown = [f"{PREFIXES[each]}ap{of}" for each in dict.fromkeys(("bbox", kind)) for of in ("", "50", "75")]
     table = Table(title=title)
     for column in ("", *shown, "points from the first"):

@@ -1,4 +1,4 @@
-"""``rcnn-serve`` as a process of its own, with the processes below it."""
+"""``rcnn-serve`` as a separate process, with its child processes."""
 
 import contextlib
 import re
@@ -20,10 +20,11 @@ EXIT_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Serving:
-    """A command that is ready.
+    """An ``rcnn-serve`` that is ready.
 
-    ``ready_s``: how long that took. ``lines``: what it printed by then. ``urls``: by protocol. ``triton_pid``: of its
-    tritonserver. ``executions``: where the steps tell how often they executed. ``stubs``: the steps, by process id.
+    ``ready_s``: seconds until it was ready. ``lines``: the lines that it had printed by then. ``urls``: by protocol.
+    ``triton_pid``: process id of its tritonserver. ``executions``: path prefix of the files in which the steps count their
+    executions. ``stubs``: the steps' processes, by process id.
     """
 
     process: subprocess.Popen[str]
@@ -37,16 +38,16 @@ class Serving:
 
     @property
     def stderr(self) -> str:
-        """What it has written there so far."""
+        """The text that it has written to stderr so far."""
         return self.stderr_file.read_text(errors="replace")
 
 
 @contextlib.contextmanager
 def rcnn_serve(repository: Path, *options: str) -> Iterator[Serving]:
-    """Runs it on free ports while the block is open.
+    """Runs ``rcnn-serve`` on free ports while the ``with`` block is open.
 
     Raises:
-        RuntimeError: it does not start; the message is what it wrote to stderr.
+        RuntimeError: it did not start; the message contains its stderr.
     """
     command = [sys.executable, "-c", MAIN, str(repository), *options]
     command += [f"--{protocol}-port=0" for protocol in PROTOCOLS]
@@ -75,10 +76,10 @@ def rcnn_serve(repository: Path, *options: str) -> Iterator[Serving]:
 
 
 def find_triton(command_pid: int) -> int:
-    """The tritonserver that a command has started.
+    """The process id of the tritonserver that a command has started.
 
     Raises:
-        ProcessLookupError: there is none.
+        ProcessLookupError: it has started none.
     """
     for pid in find_children(command_pid):
         with contextlib.suppress(OSError):
@@ -89,13 +90,13 @@ def find_triton(command_pid: int) -> int:
 
 
 def read_variable(pid: int, name: str) -> str:
-    """An environment variable of a process, as it was started; empty without."""
+    """The value of an environment variable with which a process was started; empty if it was not set."""
     variables = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
     return next((each.partition("=")[2] for each in variables if each.startswith(f"{name}=")), "")
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Lets the command end, or kills it, and its server with it."""
+    """Asks the command to end; after a timeout, kills it and its server."""
     process.terminate()
     try:
         process.communicate(timeout=EXIT_TIMEOUT_S)

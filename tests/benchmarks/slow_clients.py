@@ -1,9 +1,9 @@
-"""Clients that do not finish what they begin, and what others notice of them (`make slow-clients`).
+"""Clients that are idle or very slow, and how they affect other clients (`make slow-clients`).
 
     python tests/benchmarks/slow_clients.py --idle 2000 --slow 200
 
-Connections to gRPC and HTTP that send nothing, requests over HTTP of which a byte comes each second, and answers that
-nobody reads. Meanwhile another client asks over both protocols, each answer of which must be right.
+There are gRPC and HTTP connections that send nothing, HTTP requests that send one byte per second, and HTTP answers
+that nobody reads. Meanwhile another client sends requests over both protocols, and each of its answers must be right.
 """
 
 import argparse
@@ -26,12 +26,12 @@ HEAD = "POST /v2/models/{}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 
 
 @contextlib.asynccontextmanager
 async def slow_clients(server: RunningServer, model: str, idle: int, slow: int) -> AsyncIterator[None]:
-    """So many idle connections to each protocol, and slow writers and readers over HTTP."""
+    """Keeps ``idle`` idle connections to each protocol and ``slow`` slow writers and readers over HTTP open."""
     writers: list[asyncio.StreamWriter] = []
 
     async def connect(protocol: Literal["grpc", "http"]) -> asyncio.StreamWriter:
         host, _, port = server.urls[protocol].rpartition(":")
-        _, writer = await asyncio.open_connection(host, int(port), limit=1)  # takes next to nothing
+        _, writer = await asyncio.open_connection(host, int(port), limit=1)  # reads almost nothing
         writers.append(writer)
         return writer
 
@@ -64,7 +64,7 @@ async def slow_clients(server: RunningServer, model: str, idle: int, slow: int) 
 
 
 def answered(replies: list[Reply]) -> list[dict[str, list[float]]]:
-    """The tensors of each answer. One picture after the other, so that equal pictures have equal answers."""
+    """The tensors of each answer. Equal pictures have equal answers, because they were sent one after the other."""
     return [
         {name: tensor.tolist() for name, tensor in read_answer(reply).items()}
         for reply in replies
@@ -73,7 +73,7 @@ def answered(replies: list[Reply]) -> list[dict[str, list[float]]]:
 
 
 async def compare(server: RunningServer, model: str, idle: int, slow: int) -> bool:
-    """Asks with and without them; prints what differs and returns whether all was answered alike."""
+    """Sends requests without and with slow clients; prints a comparison and returns whether all answers were equal."""
     pictures = encode_pictures()
     good = True
     for protocol in ("grpc", "http"):
@@ -89,18 +89,18 @@ async def compare(server: RunningServer, model: str, idle: int, slow: int) -> bo
         good &= same
         medians = [1000 * statistics.median(reply.seconds for reply in part) for part in (alone, beside)]
         print(
-            f"{protocol}: {medians[0]:.0f} ms alone, {medians[1]:.0f} ms beside {2 * idle} idle and {slow} slow connections; "
+            f"{protocol}: {medians[0]:.0f} ms alone, {medians[1]:.0f} ms with {2 * idle} idle and {slow} slow connections; "
             f"{'all answers the same' if same else 'ANSWERS DIFFER'}; {grown:+.0f} MiB, {files} files open"
         )
     return good
 
 
 def main() -> int:
-    """0 when every request was answered as without slow clients."""
+    """Returns 0 if every request was answered as without slow clients."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--idle", type=int, default=2000, help="connections to each protocol")
+    parser.add_argument("--idle", type=int, default=2000, help="number of idle connections to each protocol")
     parser.add_argument("--slow", type=int, default=200)
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits")

@@ -1,11 +1,10 @@
-"""Clients that never stop asking: every answer is right or an error, and memory stays flat.
+"""Clients that send requests without a pause: every answer must be right or an error, and memory must stay flat.
 
     python tests/benchmarks/soak.py --seconds 60 --clients 16 [tritonserver's flags]
 
-For the first half of ``--settled-s`` every request is a full batch: the most memory is needed early.
-Each answer is compared with the one to the same picture asked alone, of a server without those
-flags. Memory: the resident memory of the server's processes, and the memory in use on the GPUs,
-which must not grow after ``--settled-s``.
+For the first half of ``--settled-s`` every request is a full batch, so that the most memory is needed early. Each answer
+is compared with the one that a server without those flags gives to the same picture without other load. Memory: the
+resident memory of the server's processes and the memory in use on the GPUs must not grow after ``--settled-s``.
 """
 
 import argparse
@@ -30,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
 
 def main() -> int:
-    """Prints what came back and the memory over time; 0 if all is as it must be."""
+    """Prints a summary of the answers and the memory over time; returns 0 if nothing failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +38,7 @@ def main() -> int:
     parser.add_argument("--settled-s", type=float, default=20)
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--name", default="digits")
-    parser.add_argument("--errors-allowed", action="store_true", help="only a wrong answer is a failure")
+    parser.add_argument("--errors-allowed", action="store_true", help="do not fail because of errors")
     options, flags = parser.parse_known_args()
     console = Console(width=160)
     pictures = encode_pictures()
@@ -71,7 +70,7 @@ def main() -> int:
 
 @dataclass
 class Load:
-    """What the clients got."""
+    """Counts the clients' answers."""
 
     right: int = 0
     wrong: int = 0
@@ -87,7 +86,7 @@ class Load:
 def run_load(
     server: RunningServer, options: argparse.Namespace, pictures: list[bytes], expected: list[Detections]
 ) -> tuple[Load, Memory]:
-    """All clients ask at once, each its own sequence of pictures, until the time is over."""
+    """All clients send requests at the same time, each its own sequence of pictures, until the time is over."""
     load, started = Load(), time.monotonic()
     full_batches_s = min(options.settled_s, options.seconds) / 2
 
@@ -120,7 +119,7 @@ def run_load(
 def send_full_batches(
     server: RunningServer, name: str, pictures: list[bytes], until: float, load: Load
 ) -> None:
-    """Requests of eight pictures each."""
+    """Sends requests with eight pictures each."""
     batch = triton.InferInput("image", [8, 1], "BYTES")
     batch.set_data_from_numpy(np.array(pictures[:8], object)[:, None])
     with triton.InferenceServerClient(server.grpc_url) as client:

@@ -1,4 +1,4 @@
-"""Each stage of the fused pipeline beside its floor: what the GPU's measured rates allow at best."""
+"""Compares each stage of the fused pipeline with its floor: the shortest time that the GPU's measured rates allow."""
 
 import copy
 import math
@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 RUNS = 20
 MATRIX_SIDE = 8192
 COPY_BYTES = 1 << 30
-META = {"f": torch.float32, "i": torch.int64}  # by NumPy's kind: modules are FP32 here
+META = {"f": torch.float32, "i": torch.int64}  # by NumPy's kind; the modules are FP32 here
 
 
 class StageTime(NamedTuple):
-    """Milliseconds a batch, and the least that the bytes or the operations of the stage can take."""
+    """Milliseconds per batch, and the fewest that the bytes or the operations of the stage can take."""
 
     stage: str
     time_ms: float
@@ -39,12 +39,12 @@ def measure_stages(
     encoded: Sequence[bytes],
     detections: int,
 ) -> list[StageTime]:
-    """The stages of one batch, each run by itself many times.
+    """Times the stages of one batch. Each is run many times by itself.
 
     Args:
         pictures: uint8 RGB [h, w, 3].
         encoded: the same as JPEGs.
-        detections: the most that each may have.
+        detections: the largest number of detections for each.
     """
     device = pipeline.device
     target = torch.device("cuda" if device.is_gpu else "cpu")
@@ -143,7 +143,7 @@ def measure_stages(
 
 
 def measure_bandwidth(target: torch.device) -> float:
-    """Bytes read or written a millisecond, by a copy."""
+    """Bytes read or written per millisecond, by a copy."""
     source = torch.zeros(COPY_BYTES if target.type == "cuda" else COPY_BYTES >> 4, dtype=torch.uint8)
     source = source.to(target)
     copied = torch.empty_like(source)
@@ -151,14 +151,14 @@ def measure_bandwidth(target: torch.device) -> float:
 
 
 def measure_matrix_rate(target: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a millisecond, by a square matrix product; FP32 is not TF32."""
+    """Floating-point operations per millisecond, by a square matrix product; FP32 does not use TF32."""
     side = MATRIX_SIDE if target.type == "cuda" else MATRIX_SIDE >> 4
     left, right = (torch.randn(side, side, device=target, dtype=dtype) for _ in range(2))
     return 2 * side**3 / time_ms(lambda: left @ right, _synchronizer(target))
 
 
 def count_flop(stage: Stage, inputs: Sequence[Any]) -> float:
-    """Of the convolutions and matrix products, from the shapes of the inputs alone."""
+    """Floating-point operations of the convolutions and matrix products, from the shapes of the inputs."""
     module = copy.deepcopy(stage.module).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*(torch.empty(array.shape, dtype=META[array.dtype.kind], device="meta") for array in inputs))
@@ -166,7 +166,7 @@ def count_flop(stage: Stage, inputs: Sequence[Any]) -> float:
 
 
 def time_ms(run: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """Milliseconds of one of many runs in a row."""
+    """Milliseconds per run, over many runs in a row."""
     for _ in range(math.ceil(RUNS / 4)):
         run()
     synchronize()

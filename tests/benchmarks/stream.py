@@ -1,9 +1,9 @@
-"""``detect_stream`` over many files beside perf_analyzer and plain ``infer`` calls, at the same concurrency.
+"""Compares ``detect_stream`` over many files with perf_analyzer and plain ``infer`` calls, at the same concurrency.
 
     python tests/benchmarks/stream.py --pictures 1000 --in-flight 16
 
-They take turns, so that whatever else the machine does meets all. Three files are corrupt: they
-must be named, every other answer must be its own picture's, and the client's memory must not grow.
+They take turns, so that other load on the machine affects all of them. Three files are corrupt: the errors must name
+them, and every other answer must be that of its own picture. The client's memory after each turn is printed.
 """
 
 import argparse
@@ -31,19 +31,19 @@ from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
-OPTIONS = {"score_thresh": 0.0}  # every picture has boxes then, unlike any other's
+OPTIONS = {"score_thresh": 0.0}  # so every picture has boxes, and no two have the same
 NUM_CORRUPT = 3
 NUM_TURNS = 5
-LEAST_S = 3.0  # for perf_analyzer
+LEAST_S = 3.0  # shortest measurement of perf_analyzer
 
 
 @dataclass
 class Measurement:
-    """How fast each way was, and what was wrong with the stream's answers."""
+    """The speed of each way, and the errors in the stream's answers."""
 
     stream_s: float = 0.0
     infer_s: float = 0.0
-    perf_analyzer_per_s: list[float] = field(default_factory=list)  # images a second, each turn
+    perf_analyzer_per_s: list[float] = field(default_factory=list)  # images per second, for each turn
     num_pictures: int = 0
     wrong: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Measurement:
 
 
 def main() -> int:
-    """Prints images a second of each; 0 if every answer was right and the corrupt ones were named."""
+    """Prints the images per second of each; returns 0 if all answers were right and errors named the corrupt files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +69,7 @@ def main() -> int:
     stream, plain = (done.num_pictures / seconds for seconds in (done.stream_s, done.infer_s))
     analyzed = statistics.mean(done.perf_analyzer_per_s)
     memory = ", ".join(f"{mib:.0f}" for mib in done.memory_mib) + " MiB"
-    for column in ("", "images a second", "detect_stream beside it"):
+    for column in ("", "images a second", "detect_stream / this"):
         table.add_column(column, justify="right" if column else "left")
     for way, per_s in (("detect_stream", stream), ("plain infer", plain), ("perf_analyzer", analyzed)):
         table.add_row(way, f"{per_s:.1f}", f"{stream / per_s:.3f}")
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def write_pictures(folder: Path, count: int) -> tuple[list[Path], set[Path]]:
-    """``count`` JPEG files of a few contents, and which of them are corrupt."""
+    """Writes ``count`` JPEG files with a few different contents; returns them, and which of them are corrupt."""
     contents = []
     for path in sorted((SAMPLES / "pictures").glob("*.jpg")):
         for angle in (0, 90, 180):
@@ -104,7 +104,7 @@ def write_pictures(folder: Path, count: int) -> tuple[list[Path], set[Path]]:
 
 
 def measure(url: str, name: str, files: list[Path], corrupt: set[Path], in_flight: int) -> Measurement:
-    """Each way over all files, or perf_analyzer for as long as the stream took, in ``NUM_TURNS`` turns."""
+    """Measures each way over all files, in ``NUM_TURNS`` turns; perf_analyzer runs as long as the stream took."""
     done = Measurement(num_pictures=len(files))
     good = [path for path in files if path not in corrupt]
     with (
@@ -156,7 +156,7 @@ def check(
 
 
 def infer_each(client: triton.InferenceServerClient, name: str, files: list[Path], in_flight: int) -> None:
-    """What a program without this client does: a thread for each call in flight, and no answer looked at."""
+    """Sends requests as a program without this client would: a thread for each call in flight. Answers are ignored."""
 
     def infer(path: Path) -> None:
         image = triton.InferInput("image", [1, 1], "BYTES")
@@ -169,7 +169,7 @@ def infer_each(client: triton.InferenceServerClient, name: str, files: list[Path
 
 
 def is_same(answer: Detections, expected: Detections) -> bool:
-    """The same objects, but for rounding, which depends on what shares a batch."""
+    """Whether both have the same objects, up to rounding, which depends on the other pictures in the batch."""
     return (
         len(answer) == len(expected)
         and np.allclose(answer.scores, expected.scores, rtol=0, atol=1e-3)
@@ -178,7 +178,7 @@ def is_same(answer: Detections, expected: Detections) -> bool:
 
 
 def resident_mib() -> float:
-    """Of this process."""
+    """Resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

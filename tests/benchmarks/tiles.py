@@ -1,9 +1,9 @@
-"""A large picture: COCO AP and time of `detect`, and of `detect_tiled` with one tile or with many in flight.
+"""COCO AP and time in a large picture, for `detect`, and for `detect_tiled` with one tile or many tiles in flight.
 
-    python tests/benchmarks/tiles.py                              # the sample on a server of its own
+    python tests/benchmarks/tiles.py                              # starts a server with the sample
     python tests/benchmarks/tiles.py --url gpu-1:8001 --model digits
 
-The picture is composed of the sample's held-out pictures, so the served model has to be one of digits. The ways take
+The picture is composed of the sample's held-out pictures, so the served model has to detect digits. The ways take
 turns; a time is the median over the turns, from the bytes of a JPEG to the merged detections.
 """
 
@@ -38,14 +38,14 @@ SPLIT = "held-out"
 
 @dataclass
 class LargePicture:
-    """A picture and its annotation: uint8 [H, W, 3], float32 [D, 4] left, top, right, bottom, int64 [D]."""
+    """A picture with annotations: uint8 [H, W, 3]; float32 [D, 4] left, top, right, bottom; int64 [D]."""
 
     pixels: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
 
     def encode(self) -> bytes:
-        """As a JPEG."""
+        """The picture as a JPEG."""
         buffer = io.BytesIO()
         Image.fromarray(self.pixels).save(buffer, "JPEG", quality=95, subsampling=0)
         return buffer.getvalue()
@@ -53,7 +53,7 @@ class LargePicture:
 
 @dataclass
 class Way:
-    """One way to detect in the picture, and what was measured of it."""
+    """One way to detect in the picture, with its measurements."""
 
     name: str
     detect: Callable[[bytes], Detections]
@@ -66,16 +66,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", help="a server that runs; by default one is started")
+    parser.add_argument("--url", help="a running server (default: one is started)")
     parser.add_argument("--model", default="digits")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="of the server that is started")
-    parser.add_argument("--fused", choices=("auto", "on", "off"), default="off", help="as rcnn-serve has it")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="for the server that is started")
+    parser.add_argument("--fused", choices=("auto", "on", "off"), default="off", help="as for rcnn-serve")
     parser.add_argument("--size", type=tile_sides, default=(4000, 6000), metavar="HEIGHTxWIDTH")
     parser.add_argument("--tiles", type=tile_sides, default=(384, 384), metavar="HEIGHTxWIDTH")
     parser.add_argument("--overlap", type=float, default=0.4)
-    parser.add_argument("--merge", choices=get_args(MergeMethod), help="as rcnn-detect has it")
+    parser.add_argument("--merge", choices=get_args(MergeMethod), help="as for rcnn-detect")
     parser.add_argument(
-        "--score-thresh", type=float, default=0.05, help="%(default)s, torchvision's, if left out"
+        "--score-thresh", type=float, default=0.05, help="(default: %(default)s, which is torchvision's)"
     )
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3)
@@ -132,7 +132,7 @@ def make_ways(
     merge: MergeMethod | None,
     score_thresh: float,
 ) -> list[Way]:
-    """The whole picture alone, one tile after the other, and tiles at the same time."""
+    """Detection in the whole picture, in one tile after the other, and in several tiles at the same time."""
 
     def detect_tiled(data: bytes, in_flight: int) -> Detections:
         return detector.detect_tiled(
@@ -147,7 +147,7 @@ def make_ways(
 
 
 def measure(ways: list[Way], encoded: bytes, turns: int) -> None:
-    """Times each way, in turns; the first one is left out."""
+    """Times each way, in turns; the first turn is not counted."""
     for turn in range(turns + 1):
         for way in ways:
             started = time.perf_counter()

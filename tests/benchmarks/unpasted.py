@@ -1,7 +1,7 @@
-"""torchvision's Mask R-CNN without its last step, in which each mask is pasted into a picture of its own.
+"""torchvision's Mask R-CNN without its last step, which pastes each mask into an empty picture.
 
-This project answers masks in the frames of their boxes and leaves pasting to the client. A comparison of the two
-stops torchvision at the same place.
+This project returns masks in the frames of their boxes and leaves pasting to the client. For comparisons, torchvision
+is stopped at the same place.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN
 
 @contextlib.contextmanager
 def unpasted(model: FasterRCNN) -> Iterator[None]:
-    """While this is entered, the model answers masks [n, 28, 28] in the frames of their boxes, if it has masks."""
+    """While this context is active, a model with masks returns them as [n, 28, 28], in the frames of their boxes."""
     postprocess = model.transform.postprocess
 
     def resize_boxes(result: list[dict[str, Any]], *sizes: Any) -> list[dict[str, Any]]:
@@ -24,4 +24,4 @@ def unpasted(model: FasterRCNN) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.transform.postprocess  # the class has its own
+        del model.transform.postprocess  # the class's own method is visible again

@@ -1,4 +1,4 @@
-"""What a served load costs its host: cores by kind of process, and how busy its GPUs are."""
+"""Measures the cores that each kind of process on the host uses under load, and how busy the GPUs are."""
 
 import bisect
 import contextlib
@@ -19,7 +19,7 @@ NOT_BUSY = (3, 4)  # of /proc/stat's columns: idle, and waiting for disks
 
 
 class Usage(NamedTuple):
-    """Means over a time. ``cores``: by kind of process. ``host_cores``: of the whole host. ``gpus``: percent, by index."""
+    """Means over a period. ``cores``: by kind of process. ``host_cores``: of the whole host. ``gpus``: percent, by index."""
 
     cores: dict[str, float]
     host_cores: float
@@ -27,18 +27,20 @@ class Usage(NamedTuple):
 
 
 class HostWatch:
-    """Looks while the ``with`` block runs.
+    """Samples the host while the ``with`` block runs.
 
-    The client is ``perf_analyzer``, which this process starts. The GPUs are those of nvidia-smi, if it is there.
+    The client is ``perf_analyzer``, which this process starts. The GPUs are those of nvidia-smi, if it is installed.
 
     Args:
-        triton_pid: the tritonserver.
-        step_pids: the processes of its steps.
+        triton_pid: process id of the tritonserver.
+        step_pids: process ids of its steps.
     """
 
     def __init__(self, triton_pid: int, step_pids: list[int]) -> None:
         self._kinds = {triton_pid: TRITON} | dict.fromkeys(step_pids, STEPS)
-        self._looks: list[tuple[float, dict[int, float], float]] = []  # when, seconds by process, of the host
+        self._looks: list[
+            tuple[float, dict[int, float], float]
+        ] = []  # time, CPU seconds by process, of the host
         self._gpus: list[tuple[float, dict[str, float]]] = []
         self._over = threading.Event()
         self._threads = [threading.Thread(target=work) for work in (self._watch_host, self._watch_gpus)]
@@ -54,7 +56,7 @@ class HostWatch:
             thread.join()
 
     def usage(self, began: float, ended: float) -> Usage:
-        """Between two times of ``time.monotonic``, of which it has looked at least twice."""
+        """The usage between two times of ``time.monotonic``, with at least two samples between them."""
         times = [when for when, *_ in self._looks]
         looks = self._looks[bisect.bisect_left(times, began) : bisect.bisect_right(times, ended)]
         span_s = looks[-1][0] - looks[0][0]
@@ -88,7 +90,7 @@ class HostWatch:
 
 
 def find_clients() -> list[int]:
-    """The perf_analyzers that this process has started."""
+    """The process ids of the perf_analyzers that this process has started."""
     pids = []
     for pid in find_children(os.getpid()):
         with contextlib.suppress(OSError):
@@ -98,7 +100,7 @@ def find_clients() -> list[int]:
 
 
 def read_percents(lines: str) -> Iterator[tuple[str, float]]:
-    """From nvidia-smi's ``0, 97``; a GPU that does not tell is left out."""
+    """Reads index and percent from nvidia-smi's ``0, 97``; a GPU that does not report a number is left out."""
     for line in lines.splitlines():
         index, _, percent = line.partition(",")
         if percent.strip().isdecimal():
@@ -106,7 +108,7 @@ def read_percents(lines: str) -> Iterator[tuple[str, float]]:
 
 
 def host_seconds() -> float:
-    """For how long the host's cores have computed, together."""
+    """The CPU seconds that all cores of the host have been busy."""
     numbers = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     busy = sum(numbers) - sum(numbers[column] for column in NOT_BUSY)
     return busy / os.sysconf("SC_CLK_TCK")

@@ -1,10 +1,10 @@
-"""Two servers under load, and one fault after the other: every answer is right or an error, and none is lost.
+"""Injects faults into two servers under load: every answer must be right or an error, and no request may be lost.
 
     python tests/chaos/chaos.py --seconds 1800 --seed 1 [--behind client|nginx]
 
-Every answer is compared with the one of servers without faults. Exit code 1: an answer was wrong, a request
-neither answered nor failed within its deadline and 2 s more, or the servers did not recover within 15 s of the
-end of a fault.
+Every answer is compared with the one of servers without faults. The exit code is 1 if an answer was wrong, if a request
+had neither an answer nor an error 2 s after its deadline, or if the servers did not recover within 15 s of the end of a
+fault.
 """
 
 import argparse
@@ -31,27 +31,33 @@ from world import MODEL, CannotHappenHereError, Fault, World, open_world
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 FAULTS = process_faults.FAULTS | resource_faults.FAULTS | network_faults.FAULTS | gpu_faults.FAULTS
-STEADY_S = 3.0  # without an error: recovered
-GIVE_UP_S = 60.0  # what has not recovered by then never will
+STEADY_S = 3.0  # after this time without an error, the servers have recovered
+GIVE_UP_S = 60.0  # no recovery is expected after this time
 
 
 def main() -> int:
-    """Prints a report for each way to share the load; 1 if anything was not as it must be."""
+    """Prints a report for each way to share the load; returns 1 if there was any failure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=1800, help="in all")
-    parser.add_argument("--seed", type=int, default=1, help="of the faults, their order, length and server")
+    parser.add_argument("--seconds", type=float, default=1800, help="total duration")
     parser.add_argument(
-        "--behind", choices=["client", "nginx"], help="what shares the load; both, one after the other"
+        "--seed", type=int, default=1, help="determines the order, duration and server of the faults"
+    )
+    parser.add_argument(
+        "--behind",
+        choices=["client", "nginx"],
+        help="what shares the load (default: first client, then nginx)",
     )
     known = FAULTS | process_faults.NGINX_FAULTS
     names = ", ".join(known).replace("%", "%%")
-    parser.add_argument("--faults", nargs="+", metavar="FAULT", choices=known, help=f"only some of: {names}")
+    parser.add_argument(
+        "--faults", nargs="+", metavar="FAULT", choices=known, help=f"only these faults, out of: {names}"
+    )
     parser.add_argument("--clients", type=int, default=NUM_CLIENTS, help="(default: %(default)s)")
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are stopped
     console = Console(width=160)
     console.print(f"python {shlex.join(sys.argv)}, on {os.cpu_count()} cores", markup=False, soft_wrap=True)
     failed = False
@@ -67,12 +73,12 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, seconds: float, faults: Mapping[str, Fault], report: Report) -> None:
-    """Two servers, the load, and faults for so long."""
+    """Starts two servers and the load, and injects faults for ``seconds`` seconds."""
     with (
         tempfile.TemporaryDirectory(prefix="rcnn-chaos-") as folder,
         open_world(options.repository, Path(folder), report.behind) as world,
     ):
-        questions, _ = (make_questions(server.url, MODEL) for server in world.servers)  # both are warm
+        questions, _ = (make_questions(server.url, MODEL) for server in world.servers)  # warms both
         probes = [Probe(server.url, MODEL, questions[0]) for server in world.servers]
         with Load(world.urls, MODEL, questions, options.clients) as load:
             until = time.monotonic() + seconds
@@ -97,7 +103,7 @@ def happen(
                 report.skipped[name] = str(error)
             except (
                 TimeoutError
-            ):  # the process to hit is not there: what it has not recovered from is in the report
+            ):  # there is no such process: the report has the fault from which it has not recovered
                 continue
             else:
                 began[name] = now
@@ -113,7 +119,7 @@ def happen(
 
 
 def wait_for_recovery(ended: float, load: Load, probe: Probe) -> float:
-    """When the server answered again and the clients had no more errors; infinite if that never came."""
+    """The time at which the server answered again and the clients had no more errors; infinite if that never happened."""
     with probe:
         while (now := time.monotonic()) < ended + GIVE_UP_S:
             recovered = max(probe.right_since, load.failed_at, ended)

@@ -23,14 +23,14 @@ LARGE_TIMEOUT_S = 10.0
 
 
 def check_gpu() -> None:
-    """Raises CannotHappenHereError without one."""
+    """Raises CannotHappenHereError if the steps do not use a GPU."""
     if not steps_use_gpu():
         raise CannotHappenHereError("the steps do not use a GPU here")
 
 
 @contextlib.contextmanager
 def take_memory(world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """Another process takes all the memory that is free, and what becomes free."""
+    """Another process takes all free GPU memory, and also memory that becomes free later."""
     check_gpu()
     with subprocess.Popen(
         [sys.executable, TAKE_MEMORY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -46,7 +46,9 @@ def take_memory(world: World, index: int, rng: random.Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def send_large_batch(world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """Eight of the largest pictures in one request, while another process has the memory: an error or an answer."""
+    """Sends eight very large pictures in one request while another process has the GPU memory. Both an error and an
+    answer are allowed.
+    """
     with take_memory(world, index, rng), triton.InferenceServerClient(world.servers[index].url) as client:
         batch = triton.InferInput("image", [BATCH, 1], "BYTES")
         batch.set_data_from_numpy(np.full((BATCH, 1), large_picture(), object))
@@ -65,7 +67,7 @@ def large_picture() -> bytes:
 
 @contextlib.contextmanager
 def kill_mps(world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """The daemon that lets the server's steps share the GPU, and what it has started."""
+    """Kills the daemon that lets the server's steps share the GPU, and the processes that it has started."""
     check_gpu()
     pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if is_mps(folder, world, index)]
     if not pids:
@@ -77,7 +79,7 @@ def kill_mps(world: World, index: int, rng: random.Random) -> Iterator[None]:
 
 
 def is_mps(process: Path, world: World, index: int) -> bool:
-    """Whether a process, as a folder of /proc, is of the server's MPS, whose pipes lie in the server's folder."""
+    """Whether a process (its folder in /proc) belongs to the server's MPS, whose pipes are in the server's folder."""
     try:
         command, environment = (process / name for name in ("cmdline", "environ"))
         return (

@@ -1,4 +1,4 @@
-"""Sends a picture of 20 million pixels to the server and model given, after a line that says so."""
+"""Sends a picture of 20 million pixels to the given server and model, and prints a line before it does so."""
 
 import io
 import sys
@@ -10,6 +10,6 @@ buffer = io.BytesIO()
 Image.new("RGB", (5000, 4000)).save(buffer, "PNG", compress_level=0)  # 60 MB
 url, model = sys.argv[1:]
 with Detector(url, model) as detector:
-    detector.is_ready()  # connected
+    detector.is_ready()  # connects
     print("sending", flush=True)
     detector.detect(buffer.getvalue())

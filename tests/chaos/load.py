@@ -1,4 +1,4 @@
-"""Clients that never stop asking, and what became of each request."""
+"""Clients that send requests without a pause, and the outcome of each request."""
 
 import math
 import sys
@@ -22,7 +22,7 @@ RIGHT, WRONG, LOST = "right", "wrong", "lost"
 
 @dataclass(frozen=True)
 class Request:
-    """``began``, ``ended``: by time.monotonic. ``outcome``: right, wrong, lost, or the class of the error."""
+    """``began``, ``ended``: in the time of time.monotonic. ``outcome``: right, wrong, lost, or the class of the error."""
 
     began: float
     ended: float
@@ -32,24 +32,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Question:
-    """A picture, and its answer of a server without faults."""
+    """A picture, and the answer to it of a server without faults."""
 
     picture: bytes
     expected: Detections
 
 
 def make_questions(url: str, model: str) -> list[Question]:
-    """One for each thin part of the sample pictures in which something is found, asked one after the other."""
+    """One question for each thin strip of the sample pictures in which something is found, sent one after the other."""
     pictures = encode_strips()
     questions = map(Question, pictures, ask_alone(url, model, pictures))
     return [question for question in questions if len(question.expected)]
 
 
 class Load:
-    """So many threads ask the servers at ``urls`` for the pictures, each in its own order, while the block runs.
+    """While the block runs, ``num_clients`` threads send the pictures to the servers at ``urls``, each in its own order.
 
-    ``requests``: those that have ended, in that order; after the block also those that never did. ``failed_at``: when
-    one was not answered rightly last, by time.monotonic.
+    ``requests``: the requests that have ended, in the order of their ends; after the block also those that never ended.
+    ``failed_at``: when a request last had no right answer, in the time of time.monotonic.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Load:
         self._threads = [
             threading.Thread(target=self._ask, args=(client,), daemon=True) for client in range(num_clients)
         ]
-        self._began: dict[int, float] = {}  # of each client's request that has not ended
+        self._began: dict[int, float] = {}  # when each client began its request that has not ended
         self._last_right = dict.fromkeys(range(num_clients), -math.inf)
 
     def __enter__(self) -> "Load":
@@ -78,7 +78,7 @@ class Load:
         self.requests += [Request(began, began + LATE_S, LOST) for began in list(self._began.values())]
 
     def serves_all_since(self, moment: float) -> bool:
-        """Whether the last request of every client was answered rightly and began after ``moment``."""
+        """Whether the last request of every client had a right answer and began after ``moment``."""
         return min(self._last_right.values()) > moment
 
     def _ask(self, client: int) -> None:
@@ -99,7 +99,7 @@ class Load:
 
 
 def ask(detector: Detector, question: Question) -> tuple[str, str]:
-    """What became of one request, and the error's message. An exception that is not the client's own is wrong, too."""
+    """The outcome of one request, and the message of its error. An exception that is not the client's own counts as wrong."""
     try:
         answer = detector.detect(question.picture, score_thresh=SCORE_THRESH)
     except RcnnError as error:
@@ -110,10 +110,10 @@ def ask(detector: Detector, question: Question) -> tuple[str, str]:
 
 
 class Probe:
-    """Asks one server itself for a picture, several times a second, while the block runs.
+    """While the block runs, sends a picture directly to one server several times a second.
 
-    ``right_since``: when it answered rightly for the first time after its last failure, by time.monotonic;
-    infinite while it fails.
+    ``right_since``: the time (of time.monotonic) of the server's first right answer after its last failure; infinite
+    while it fails.
     """
 
     EVERY_S, TIMEOUT_S = 0.2, 5.0

@@ -1,4 +1,4 @@
-"""Faults of the network before one server: slow, cut, silent or lossy."""
+"""Faults of the network in front of one server: slow, cut, silent or lossy."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ CUT_EVERY_S = (0.3, 1.5)
 
 @contextlib.contextmanager
 def impair(changes: dict[str, float | bool], world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """These attributes of the network's `Condition`."""
+    """Sets these attributes of the network's `Condition`."""
     with world.relays[index].being(**changes):
         yield
 
@@ -23,7 +23,7 @@ def impair(changes: dict[str, float | bool], world: World, index: int, rng: rand
 def impair_packets(
     changes: dict[str, float | bool], world: World, index: int, rng: random.Random
 ) -> Iterator[None]:
-    """The same, for what only real packets can suffer."""
+    """The same, for faults that are possible only with real packets."""
     relay: Relay = world.relays[index]
     if not relay.has_packets:
         raise CannotHappenHereError(relay.why_no_packets)
@@ -33,7 +33,7 @@ def impair_packets(
 
 @contextlib.contextmanager
 def cut_connections(world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """All connections are reset, again and again."""
+    """Resets all connections, again and again."""
     over = threading.Event()
 
     def cut() -> None:
@@ -52,7 +52,7 @@ def cut_connections(world: World, index: int, rng: random.Random) -> Iterator[No
 
 @contextlib.contextmanager
 def lead_nowhere(world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """Connections are cut, and new ones are accepted and led nowhere, as by a balancer without servers."""
+    """Resets connections, and accepts new ones without connecting them to the server, like a balancer without servers."""
     relay: Relay = world.relays[index]
     with relay.being(connects=False):
         relay.cut()

@@ -1,8 +1,8 @@
-"""A network before one server that a test can make slow, cut or silent.
+"""A simulated network in front of one server, which a test can make slow, cut or silent.
 
     python tests/chaos/network_relay.py HOST:PORT
 
-relays TCP to that server in a process of its own: it prints a line with its address, then reads its orders from stdin.
+relays TCP to that server in a separate process. It prints a line with its address, then reads orders from stdin.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 @dataclass
 class Condition:
-    """How the network is. What it holds back goes on as soon as that ends.
+    """The state of the network. Data that it holds back is sent on as soon as the state allows.
 
-    ``delay_s``: one way. ``bytes_per_s``: each way, of all connections together. ``passes_on``: what came is passed on.
-    ``takes``: what comes is taken, as far as there is room for it. ``connects``: a connection that is accepted leads to
-    the server. ``loss``, ``reordered``: share of the packets that are dropped, and that are overtaken by others; both need
-    ``Relay.has_packets``.
+    ``delay_s``: in one direction. ``bytes_per_s``: in each direction, for all connections together. ``passes_on``: data
+    that was received is sent on. ``takes``: data is received, as far as the buffers have room. ``connects``: accepted
+    connections are connected to the server. ``loss``, ``reordered``: the shares of packets that are dropped and that are
+    overtaken by others; both need ``Relay.has_packets``.
     """
 
     delay_s: float = 0.0
@@ -45,10 +45,10 @@ class Condition:
 
 
 class Relay:
-    """A relay before the server at ``target``, both ``host:port``.
+    """A relay in front of the server at ``target`` (``host:port``).
 
-    ``url``: its own address. ``has_packets``: whether clients reach it through packets that can be lost;
-    ``why_no_packets`` says why not.
+    ``url``: the relay's own ``host:port``. ``has_packets``: whether clients reach it through packets that can be lost;
+    if not, ``why_no_packets`` says why.
     """
 
     def __init__(self, target: str) -> None:
@@ -64,7 +64,7 @@ class Relay:
 
     @contextlib.contextmanager
     def being(self, **changes: float | bool) -> Iterator[None]:
-        """Change these attributes of the network's `Condition` while the block runs."""
+        """Change these attributes of the network's `Condition` while the ``with`` block runs."""
         self._become(**changes)
         try:
             yield
@@ -76,7 +76,7 @@ class Relay:
         self._order("cut")
 
     def close(self) -> None:
-        """End the relay, and with it its connections."""
+        """End the relay and its connections."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -103,7 +103,7 @@ class Relay:
 
 
 class RelayProcess:
-    """What runs in the process of a relay."""
+    """The relay itself, in its separate process."""
 
     def __init__(self, target: str, packets: PacketPath | None) -> None:
         self._target = target
@@ -113,7 +113,7 @@ class RelayProcess:
         self._now = Condition()
 
     async def run(self, listener: socket.socket) -> None:
-        """Relay all connections and obey the orders on stdin until it ends."""
+        """Relay all connections and carry out the orders on stdin until stdin ends."""
         orders = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(orders), sys.stdin
@@ -139,7 +139,7 @@ class RelayProcess:
             self._changed.notify_all()
 
     async def _accept(self, listener: socket.socket) -> None:
-        links = asyncio.Lock(), asyncio.Lock()  # to the server, and from it
+        links = asyncio.Lock(), asyncio.Lock()  # to the server and from it
         while True:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
             connection = asyncio.create_task(self._relay(client, *links))
@@ -147,7 +147,7 @@ class RelayProcess:
             connection.add_done_callback(self._connections.discard)
 
     async def _relay(self, client: socket.socket, to_server: asyncio.Lock, from_server: asyncio.Lock) -> None:
-        """Pass on what comes from either end until both have ended; reset both if one is lost or the task cancelled."""
+        """Pass on data from either end until both have ended; reset both if one is lost or the task is cancelled."""
         server, tasks, is_over = socket.socket(), [], False
         for end in (client, server):
             end.setblocking(False)
@@ -182,7 +182,7 @@ class RelayProcess:
             data = await loop.sock_recv(source, CHUNK)
             async with link:
                 await asyncio.sleep(len(data) / self._now.bytes_per_s)
-            delay_s = 0.0 if self._packets else self._now.delay_s  # else each packet is delayed
+            delay_s = 0.0 if self._packets else self._now.delay_s  # a PacketPath delays packets itself
             await on_the_way.put((loop.time() + delay_s, data))
 
     async def _give(self, on_the_way: asyncio.Queue[tuple[float, bytes]], target: socket.socket) -> None:
@@ -200,7 +200,7 @@ class RelayProcess:
 
 
 def main() -> None:
-    """Relay to the server that the command line names, through packets where that is possible."""
+    """Relay to the server that the command line names, through packets if possible."""
     packets, why_no_packets, address, far_address = None, "", "127.0.0.1", "127.0.0.1"
     try:
         packets = PacketPath()

@@ -1,4 +1,4 @@
-"""Gives a server a small disk and a small /dev/shm of its own, so that a fault can fill them and nothing else."""
+"""Gives a server its own small disk and its own small /dev/shm, so that a fault fills only these."""
 
 import contextlib
 import subprocess
@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 DISK, SHARED_MEMORY = "256m", "512m"
-MISSING = "only root can mount the disk that it would fill"
+MISSING = "only root can mount the disk that this fault fills"
 
 
 @contextlib.contextmanager
 def own_disks(folder: Path) -> Iterator[Path]:
-    """``folder`` as a small disk, and in it the folder ``shm`` as another; both plain folders where mounting fails."""
+    """Mounts a small disk at ``folder`` and another one at its folder ``shm``; both are plain folders if mounting fails."""
     with contextlib.ExitStack() as stack:
         for place, size in ((folder, DISK), (folder / "shm", SHARED_MEMORY)):
             place.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def own_disks(folder: Path) -> Iterator[Path]:
 
 
 def with_own_shared_memory(command: Sequence[str | Path], folder: Path) -> list[str | Path]:
-    """The command with the folder's ``shm`` as its /dev/shm, in the same process; as it is where that is no disk."""
+    """The command with the folder's ``shm`` as its /dev/shm, in the same process; unchanged if ``shm`` is not a disk."""
     if not (folder / "shm").is_mount():
         return [*command]
     script = 'mount --bind "$0" /dev/shm && exec "$@"'

@@ -1,9 +1,9 @@
-"""IP packets between clients and a listener of one host that this process can drop, delay and reorder.
+"""Lets this process drop, delay and reorder the IP packets between clients and a listener on the same host.
 
-A TUN device has an address of this host, ``address``, and leads to a host that does not exist, ``far_address``. What
-is sent to that host comes here. Source and destination are swapped, and the packet goes back into the device. So a
-connection to ``far_address`` reaches the listener at ``address``, and both ends see losses as those of a real network.
-The sum of a packet's words stays the same when two of them are swapped, and with it every checksum.
+A TUN device has an address of this host, ``address``, and is the route to a host that does not exist, ``far_address``.
+This process receives the packets to that host, swaps source and destination, and writes them back into the device. So a
+connection to ``far_address`` reaches the listener at ``address``, and both ends see losses like those of a real network.
+Swapping two words of a packet does not change their sum, so every checksum stays valid.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ OVERTAKEN_BY_S = 0.005
 
 
 class PacketPathError(Exception):
-    """There can be no such path on this machine; the message is a sentence that says what is missing."""
+    """Such a path is not possible on this machine; the message is a sentence that says what is missing."""
 
 
 class PacketPath:
-    """A path that is well until ``become`` is called; it lasts as long as the process.
+    """A path without faults until ``become`` is called. It exists as long as the process.
 
     Raises:
-        PacketPathError: this process may not open TUN devices, or there are none.
+        PacketPathError: this process may not open TUN devices, or the machine has none.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class PacketPath:
         self.address, self.far_address = f"{network}.{host}", f"{network}.{host + 1}"
         self._delay_s = self._loss = self._reordered = 0.0
         if not Path("/dev/net/tun").exists():
-            raise PacketPathError("There is no /dev/net/tun for packets that get lost")
+            raise PacketPathError("There is no /dev/net/tun, which lost packets need")
         try:
             self._device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
             request = struct.pack("16sH22x", b"rcnn%d", IFF_TUN | IFF_NO_PI)
@@ -49,7 +49,7 @@ class PacketPath:
             ):
                 subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise PacketPathError(f"Packets that get lost need root and the command ip: {error}") from error
+            raise PacketPathError(f"Lost packets need root and the command ip: {error}") from error
 
     def start(self) -> None:
         """Let packets pass, in the running event loop."""

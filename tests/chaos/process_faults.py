@@ -1,4 +1,4 @@
-"""Faults of processes: killed, or frozen, which is what a process that hangs looks like."""
+"""Faults of processes: they are killed, or frozen, which looks like a process that hangs."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ Find = Callable[[World, int, random.Random], int]  # the process id
 
 
 def triton(world: World, index: int, rng: random.Random) -> int:
-    """The server itself."""
+    """The tritonserver."""
     return world.servers[index].triton_pid
 
 
@@ -36,19 +36,19 @@ def launcher(world: World, index: int, rng: random.Random) -> int:
 
 
 def nginx_master(world: World, index: int, rng: random.Random) -> int:
-    """The process that was started, which starts the workers."""
+    """The nginx process that was started; it starts the workers."""
     assert world.nginx is not None
     return world.nginx.pid
 
 
 def nginx_worker(world: World, index: int, rng: random.Random) -> int:
-    """One of the processes that relay."""
+    """One of nginx's worker processes."""
     return rng.choice(children(nginx_master(world, index, rng)))
 
 
 @contextlib.contextmanager
 def kill(find: Find, world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """SIGKILL."""
+    """Sends SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(wait_for(find, world, index, rng), signal.SIGKILL)
     yield
@@ -56,7 +56,7 @@ def kill(find: Find, world: World, index: int, rng: random.Random) -> Iterator[N
 
 @contextlib.contextmanager
 def freeze(find: Find, world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT at the end, unless it was ended meanwhile."""
+    """Sends SIGSTOP, and SIGCONT at the end if the process still exists."""
     frozen = wait_for(find, world, index, rng)
     with contextlib.suppress(ProcessLookupError):
         os.kill(frozen, signal.SIGSTOP)
@@ -69,7 +69,7 @@ def freeze(find: Find, world: World, index: int, rng: random.Random) -> Iterator
 
 @contextlib.contextmanager
 def kill_large_clients(world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """Two clients send a picture of 20 million pixels each, and are killed before they have the answer."""
+    """Two clients send a picture of 20 million pixels each, and are killed before they receive the answer."""
     url = world.nginx_url or world.relays[index].url
     with contextlib.ExitStack() as stack:
         command = [sys.executable, LARGE_CLIENT, url, MODEL]
@@ -78,17 +78,17 @@ def kill_large_clients(world: World, index: int, rng: random.Random) -> Iterator
             stack.callback(client.kill)
         for client in clients:
             assert client.stdout is not None
-            client.stdout.readline()  # it is about to send
+            client.stdout.readline()  # the client is about to send
             time.sleep(rng.uniform(0, LARGE_SENT_WITHIN_S))
             client.kill()
         yield
 
 
 def wait_for(find: Find, world: World, index: int, rng: random.Random) -> int:
-    """The process, which may be about to be started again.
+    """The process id; waits if the process is just being restarted.
 
     Raises:
-        TimeoutError: there is none.
+        TimeoutError: there is no such process.
     """
     until = time.monotonic() + FIND_TIMEOUT_S
     while time.monotonic() < until:
@@ -96,7 +96,7 @@ def wait_for(find: Find, world: World, index: int, rng: random.Random) -> int:
             return find(world, index, rng)
         time.sleep(0.05)
     raise TimeoutError(
-        f"{find.__name__} of {world.servers[index].url} was not there for {FIND_TIMEOUT_S:g} s"
+        f"{find.__name__} of {world.servers[index].url} did not exist for {FIND_TIMEOUT_S:g} s"
     )
 
 
@@ -115,5 +115,5 @@ NGINX_FAULTS: dict[str, Fault] = {
     "nginx worker killed": functools.partial(kill, nginx_worker),
     "nginx worker frozen": functools.partial(freeze, nginx_worker),
 }
-# These are over as soon as they have begun.
+# These faults are over as soon as they have begun.
 SUDDEN = {name for name in (*FAULTS, *NGINX_FAULTS) if "killed" in name}

@@ -1,4 +1,4 @@
-"""What became of the requests, in all and by fault."""
+"""The outcomes of the requests, in total and by fault."""
 
 import platform
 from collections import Counter
@@ -14,10 +14,10 @@ MAX_RECOVERY_S = 15.0
 
 @dataclass(frozen=True)
 class Event:
-    """A fault of the server with that index; the times by time.monotonic.
+    """A fault of the server with the index ``server``; times are those of time.monotonic.
 
-    ``recovery_s``: from its end until the server answered again and the clients had no more errors; infinite if that
-    did not come. ``over``: when that was known.
+    ``recovery_s``: from the end of the fault until the server answered again and the clients had no more errors;
+    infinite if it did not recover. ``over``: when the recovery was known.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Event:
 
 @dataclass
 class Report:
-    """``skipped``: why a fault could not be made here, by its name."""
+    """``skipped``: by the name of a fault, why it is not possible on this machine."""
 
     behind: str
     console: Console
@@ -48,7 +48,7 @@ class Report:
         )
 
     def failures(self) -> list[str]:
-        """A line for each thing that must not be."""
+        """A line for each failure."""
         counts = Counter(request.outcome for request in self.requests)
         lines = [f"{counts[outcome]} {outcome}" for outcome in (WRONG, LOST) if counts[outcome]]
         if not counts[RIGHT]:
@@ -61,7 +61,7 @@ class Report:
         return lines
 
     def show(self) -> None:
-        """Prints it."""
+        """Prints the report."""
         counts = Counter(request.outcome for request in self.requests)
         errors = errors_by_kind(self.requests)
         self.console.print(
@@ -79,7 +79,7 @@ class Report:
             self.console.print(f"Failed: {line}", markup=False, soft_wrap=True)
 
     def table(self) -> Table:
-        """A row for each fault. A request belongs to the faults in which it ended, or in the recovery from them."""
+        """A row for each fault. A request belongs to the faults during which, or during whose recovery, it ended."""
         numbers = ("times", "requests", RIGHT, WRONG, LOST, "longest", "recovery")
         table = Table("fault", *(Column(name, justify="right") for name in numbers), "errors")
         for name in sorted({event.name for event in self.events}):
@@ -103,5 +103,5 @@ class Report:
 
 
 def errors_by_kind(requests: Sequence[Request]) -> Counter[str]:
-    """How many requests each class of error ended."""
+    """The number of requests that ended with each class of error."""
     return Counter(request.outcome for request in requests if request.outcome not in (RIGHT, WRONG, LOST))

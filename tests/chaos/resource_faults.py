@@ -1,4 +1,4 @@
-"""Faults of resources: a disk or /dev/shm that is full, memory and file descriptors that have run out."""
+"""Faults of resources: a full disk or /dev/shm, or no more memory or file descriptors."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from own_disks import MISSING
 from process_faults import Find, step, triton, wait_for
 from world import CannotHappenHereError, Fault, World
 
-MORE_BYTES = 4 << 20  # what a process still gets
+MORE_BYTES = 4 << 20  # memory that a process can still get
 BLOCK = bytes(1 << 20)
 # The memory controller of cgroup v2 and of v1, and its limit.
 CGROUPS = {Path("/sys/fs/cgroup"): "memory.max", Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes"}
@@ -20,7 +20,7 @@ CGROUPS = {Path("/sys/fs/cgroup"): "memory.max", Path("/sys/fs/cgroup/memory"): 
 
 @contextlib.contextmanager
 def fill(part: str, world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """No room is left in a part of the server's folder."""
+    """Fills the disk of a part of the server's folder."""
     disk = world.servers[index].folder / part
     if not disk.is_mount():
         raise CannotHappenHereError(MISSING)
@@ -36,7 +36,7 @@ def fill(part: str, world: World, index: int, rng: random.Random) -> Iterator[No
 
 @contextlib.contextmanager
 def limit(kind: int, find: Find, world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """The process gets hardly more of a resource than it has."""
+    """Limits a resource of the process to little more than it has."""
     pid = wait_for(find, world, index, rng)
     soft, hard = resource.prlimit(pid, kind)
     if kind == resource.RLIMIT_NOFILE:
@@ -55,7 +55,7 @@ def limit(kind: int, find: Find, world: World, index: int, rng: random.Random) -
 
 @contextlib.contextmanager
 def run_out_of_memory(find: Find, world: World, index: int, rng: random.Random) -> Iterator[None]:
-    """The process is in a cgroup of its own, whose memory it soon exceeds: the kernel kills it."""
+    """Moves the process to its own cgroup with little memory. When it needs more, the kernel kills it."""
     root, name = next(
         ((root, name) for root, name in CGROUPS.items() if any(root.glob(f"*/{name}"))), (None, "")
     )
@@ -69,7 +69,7 @@ def run_out_of_memory(find: Find, world: World, index: int, rng: random.Random) 
         (group / "cgroup.procs").write_text(str(pid))
         yield
     finally:
-        with contextlib.suppress(OSError):  # it was killed
+        with contextlib.suppress(OSError):  # the process was killed
             (root / "cgroup.procs").write_text(str(pid))
         with contextlib.suppress(OSError):
             group.rmdir()

@@ -1,18 +1,18 @@
-"""Which fault happens when, and to which server: the seed decides."""
+"""Determines from a seed which fault happens when, and to which server."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 LASTS_S = (3.0, 10.0)
-TWO_AT_ONCE = 0.3  # the share of turns with a second fault
+TWO_AT_ONCE = 0.3  # share of the turns with a second fault
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One or two faults, both at the server with that index: the other one is there all the time.
+    """One or two faults, both of the server with the index ``server``; the other server stays available.
 
-    ``rng``: for what the faults themselves choose.
+    ``rng``: for the random choices of the faults themselves.
     """
 
     names: list[str]
@@ -22,7 +22,7 @@ class Turn:
 
 
 def schedule(names: Sequence[str], seed: int) -> Iterator[Turn]:
-    """Endless; every fault has had its turn before one comes again."""
+    """An endless sequence of turns. Every fault has its turn before one is repeated."""
     rng = random.Random(seed)
     while True:
         left = rng.sample(names, len(names))

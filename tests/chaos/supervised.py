@@ -1,4 +1,4 @@
-"""A command that is started again whenever it ends, as systemd and Docker do."""
+"""A command that is restarted whenever it ends, as systemd and Docker do."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ EXIT_TIMEOUT_S = 45.0
 
 
 class Supervised:
-    """Runs ``command`` from now until ``stop``; what it writes is added to the file ``log``.
+    """Runs ``command`` from now until ``stop``; its output is appended to the file ``log``.
 
     ``starts``: how many times it was started.
     """
@@ -31,11 +31,11 @@ class Supervised:
 
     @property
     def pid(self) -> int:
-        """Of the command as it was started last; it may have ended a moment ago."""
+        """Process id of the command's last start; it may have just ended."""
         return self._process.pid
 
     def stop(self) -> None:
-        """Ends it, and kills it where it does not end in time."""
+        """Ends the command; kills it if it does not end in time."""
         self._over.set()
         for number in (signal.SIGCONT, signal.SIGTERM):
             with contextlib.suppress(ProcessLookupError):
@@ -65,6 +65,6 @@ class Supervised:
             self._process = self._start()
 
     def _kill_group(self) -> None:
-        """Whatever the command has left, as nginx leaves its workers."""
+        """Kills the processes that the command has left behind, such as nginx's workers."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)

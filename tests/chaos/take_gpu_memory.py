@@ -1,4 +1,4 @@
-"""Takes whatever memory is free on the first GPU, again and again, until stdin is closed; a line says when it begins to keep it."""
+"""Takes all free memory of the first GPU, again and again, until stdin is closed. Prints a line when it is first full."""
 
 import select
 import sys
@@ -13,7 +13,7 @@ while not select.select([sys.stdin], [], [], LOOK_EVERY_S if is_full else 0)[0]:
     size = LARGEST
     while size >= SMALLEST:
         try:
-            runtime.malloc(size)  # it is given back when this process ends
+            runtime.malloc(size)  # freed when this process ends
         except runtime.CUDARuntimeError:
             size //= 2
     if not is_full:

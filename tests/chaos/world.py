@@ -1,4 +1,4 @@
-"""Two servers, and nginx before them if wanted: what the faults happen to."""
+"""The two servers to which the faults happen, optionally with nginx in front of them."""
 
 import contextlib
 import itertools
@@ -25,19 +25,19 @@ from balancer_nginx import nginx_command
 
 MODEL = "digits"
 READY_TIMEOUT_S = 120.0
-# Below the ports that the kernel gives to outgoing connections: those could take a server's port while it restarts.
+# Below the ports that the kernel uses for outgoing connections, which could take a server's port while it restarts.
 FIRST_PORT = 21000
 _ports = itertools.count(FIRST_PORT + os.getpid() % 500 * 20)
 
 
 class CannotHappenHereError(Exception):
-    """A fault cannot be made on this machine; the message is a sentence that says what is missing."""
+    """A fault is not possible on this machine; the message is a sentence that says what is missing."""
 
 
 class Server(Supervised):
-    """A ``rcnn-serve`` on fixed ports, started again whenever it ends.
+    """An ``rcnn-serve`` on fixed ports, restarted whenever it ends.
 
-    ``url``: ``host:port`` of its gRPC endpoint. ``folder``: for its log and its temporary files.
+    ``url``: ``host:port`` of its gRPC endpoint. ``folder``: has its log and its temporary files.
     """
 
     def __init__(self, repository: Path, folder: Path, *options: str) -> None:
@@ -53,10 +53,10 @@ class Server(Supervised):
 
     @property
     def triton_pid(self) -> int:
-        """Of its tritonserver.
+        """Process id of its tritonserver.
 
         Raises:
-            ProcessLookupError: there is none now.
+            ProcessLookupError: none is running.
         """
         with contextlib.suppress(FileNotFoundError):
             for pid in children(self.pid):
@@ -72,7 +72,7 @@ class Server(Supervised):
 
 @dataclass
 class World:
-    """``relays``: one before each server. ``nginx``: None where clients share the load themselves."""
+    """``relays``: one in front of each server. ``nginx``: None if clients share the load themselves."""
 
     servers: list[Server]
     relays: list[Relay]
@@ -82,7 +82,7 @@ class World:
 
     @property
     def urls(self) -> list[str]:
-        """What the clients connect to."""
+        """The addresses to which the clients connect."""
         return [self.nginx_url] if self.nginx else [relay.url for relay in self.relays]
 
 
@@ -91,7 +91,7 @@ Fault: TypeAlias = Callable[[World, int, random.Random], AbstractContextManager[
 
 @contextlib.contextmanager
 def open_world(repository: Path, folder: Path, behind: str) -> Iterator[World]:
-    """Two servers that are ready, one of the fused model and one of all steps; ``behind`` is ``client`` or ``nginx``."""
+    """Two servers that are ready, one with the fused model and one with all steps; ``behind`` is ``client`` or ``nginx``."""
     with contextlib.ExitStack() as stack:
         servers, relays = [], []
         for way in ("on", "off"):
@@ -112,10 +112,10 @@ def open_world(repository: Path, folder: Path, behind: str) -> Iterator[World]:
 
 
 def wait_until_ready(server: Server) -> None:
-    """Until it serves the model.
+    """Waits until the server serves the model.
 
     Raises:
-        TimeoutError: it does not, or it ended.
+        TimeoutError: it does not become ready in time, or it has ended.
     """
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
@@ -130,12 +130,12 @@ def wait_until_ready(server: Server) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that its main thread has started."""
+    """The process ids of the processes that the main thread of ``pid`` has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on, another at each call."""
+    """A port of 127.0.0.1 on which nobody listens; each call returns another one."""
     for port in _ports:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""The folder deploy/ and the versions that everything in it goes by."""
+"""The folder deploy/, and the versions that everything in it uses."""
 
 from pathlib import Path
 
@@ -15,6 +15,6 @@ def deploy() -> Path:
 
 @pytest.fixture(scope="session")
 def versions(deploy: Path) -> dict[str, str]:
-    """versions.env by name."""
+    """The values of versions.env, by name."""
     lines = (deploy / "docker" / "versions.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""The flags of the production value set on the real server: TLS with client certificates, the token, the locks."""
+"""The flags of the production values on the real server: TLS with client certificates, the token, the locked APIs."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ PICTURE = next((Path(__file__).resolve().parents[2] / "export" / "samples" / "pi
 
 @pytest.fixture(scope="module")
 def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The secret's files: one certificate, which signs itself and is the client's, too, and the token."""
+    """The secret's files: a self-signed certificate, which is also the client's, and the token."""
     folder = tmp_path_factory.mktemp("tls")
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
@@ -35,7 +35,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(deploy: Path, secret: Path, digits_repository: Path) -> Iterator[RunningServer]:
-    """The sample detector with what the chart passes to tritonserver."""
+    """The sample detector, served with the options of the chart."""
     values = yaml.safe_load((deploy / "helm" / "values" / "gpu-production.yaml").read_text())
     with helm.Chart.load(deploy / "helm" / "rcnn-triton") as chart:
         files = chart.render(values, name="detect", namespace="vision")

@@ -1,4 +1,4 @@
-"""The images and the composition, as far as they can be checked without a Docker engine."""
+"""The images and the Compose file, as far as they can be checked without a Docker engine."""
 
 import os
 import re
@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 BIN = Path(sys.executable).parent
-DOCKER_COMPOSE = Path(compose_package.__file__).with_name("docker-compose")  # its script hides the exit code
+# Not the package's script, which hides the exit code.
+DOCKER_COMPOSE = Path(compose_package.__file__).with_name("docker-compose")
 COMPOSE = ["--env-file", "versions.env", "-f", "compose.yaml", "--profile"]
 
 
@@ -22,7 +23,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 
 def final_stages(dockerfile: str) -> dict[str, str]:
-    """The instructions of each stage that nothing else is built from, by its name."""
+    """The instructions of each stage from which no other stage is built, by its name."""
     stages = {}
     for text in re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]:
         name = text.partition(" AS ")[2].partition("\n")[0]
@@ -61,7 +62,7 @@ def test_versions_have_one_home(deploy: Path, versions: dict[str, str]) -> None:
     passed = compose(docker, "gpu")["services"]["server-gpu"]["build"]["args"]
     assert passed == {name: versions[name] for name in arguments}
     images = re.findall(r"(?:FROM|image:) (\S+)", dockerfile + composition)
-    assert all("${" in image for image in images)  # no version beside versions.env
+    assert all("${" in image for image in images)  # versions only in versions.env
     readers = [dockerfile, composition, *(path.read_text() for path in deploy.glob("README.md"))]
     readers += [path.read_text() for path in (Path(__file__).parent).glob("test_*.py")]
     assert [name for name in versions if not any(name in text for text in readers)] == []

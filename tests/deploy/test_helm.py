@@ -1,4 +1,4 @@
-"""The chart, rendered by Helm's own library and held against the Kubernetes schemas."""
+"""The chart, rendered by Helm's own library and checked with the Kubernetes schemas."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 
 VALUE_SETS = ["minimal", "gpu-production", "cpu"]
-OLDEST, NEWEST = "1.25", "1.37"  # Chart.yaml's kubeVersion, and the newest schemas there are
+OLDEST, NEWEST = "1.25", "1.37"  # Chart.yaml's kubeVersion, and the newest available schemas
 CUSTOM = {"ScaledObject": ScaledObject, "ServiceMonitor": ServiceMonitor}
 
 
@@ -29,7 +29,7 @@ def read_values(deploy: Path, name: str) -> dict[str, Any]:
 
 
 def render(chart: helm.Chart, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The manifests, by kind and, of the headless service, Headless."""
+    """The manifests by kind; the headless service has the key Headless."""
     chart.validate_schema(values)
     files = chart.render(values, name="detect", namespace="vision")
     texts = [text for path, text in files.items() if path.endswith(".yaml")]
@@ -52,7 +52,7 @@ def test_every_manifest_fits_its_schema(deploy: Path, chart: helm.Chart, name: s
         if model is None:
             for version in (OLDEST, NEWEST):
                 kubernetes_validate.validate(manifest, version, strict=True)
-        else:  # these models take unknown fields silently: what comes back must be what went in
+        else:  # these models accept unknown fields silently, so the output must equal the input
             parsed = model.model_validate(manifest).model_dump(mode="json", by_alias=True, exclude_unset=True)
             assert json.dumps(parsed, sort_keys=True) == json.dumps(manifest, sort_keys=True)
 
@@ -66,7 +66,7 @@ def test_what_each_value_set_brings(deploy: Path, chart: helm.Chart) -> None:
         assert set(manifests) == always | extra[name]
         (server,) = pod_of(manifests)["containers"]
         assert server["resources"]["limits"].get("nvidia.com/gpu") == gpus[name]
-        scaled = bool(extra[name])  # then the autoscaler alone sets the number
+        scaled = bool(extra[name])  # then only the autoscaler sets the number
         assert ("replicas" in manifests["Deployment"]["spec"]) != scaled
 
 
@@ -97,7 +97,7 @@ def test_a_pod_has_the_time_it_needs(deploy: Path, chart: helm.Chart) -> None:
     assert server["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
     assert manifests["Deployment"]["spec"]["progressDeadlineSeconds"] > 3600
     assert {"name": "READY_TIMEOUT_S", "value": "3600"} in server["env"]
-    assert pod["terminationGracePeriodSeconds"] >= 5 + 30 + 15  # preStop, tritonserver, what kills it
+    assert pod["terminationGracePeriodSeconds"] >= 5 + 30 + 15  # preStop, tritonserver, the time to kill it
 
 
 def test_selectors_and_ports_meet(deploy: Path, chart: helm.Chart) -> None:

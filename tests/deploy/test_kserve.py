@@ -1,4 +1,4 @@
-"""The KServe files: the pod in them against the Kubernetes schemas, their own fields against those of KServe 0.21."""
+"""The KServe files: the pods in them are checked with the Kubernetes schemas, the other fields with those of KServe 0.21."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
-# Of KServe's fields those in use; a pod's fields may stand beside them.
+# The KServe fields in use. A pod's fields may be next to them.
 RUNTIME_FIELDS = {"supportedModelFormats", "protocolVersions"}
 MODEL_FIELDS = {"modelFormat", "runtime", "protocolVersion", "storageUri"}
 PREDICTOR_FIELDS = {"minReplicas", "maxReplicas", "model"}
@@ -19,7 +19,7 @@ def read(deploy: Path, name: str) -> dict[str, Any]:
 
 
 def without(fields: set[str], spec: dict[str, Any]) -> dict[str, Any]:
-    """The rest, which must be a pod's or a container's; every field named is there."""
+    """The other fields, which must be those of a pod or a container. Checks that all of ``fields`` exist."""
     assert fields <= set(spec)
     return {name: value for name, value in spec.items() if name not in fields}
 
@@ -30,7 +30,7 @@ def test_the_runtime(deploy: Path, versions: dict[str, str]) -> None:
     pod = without(RUNTIME_FIELDS, runtime["spec"])
     kubernetes_validate.validate({**POD, "spec": pod}, "1.37", strict=True)
     (container,) = pod["containers"]
-    assert container["name"] == "kserve-container"  # the name that KServe looks for
+    assert container["name"] == "kserve-container"  # KServe looks for this name
     assert container["image"] == f"rcnn-triton:{versions['RCNN_VERSION']}-gpu"
     context = container["securityContext"]
     assert context["runAsNonRoot"] and context["runAsUser"] == 1000 and context["readOnlyRootFilesystem"]

@@ -1,4 +1,4 @@
-"""The image's entry point on the real server, and every metric that the dashboard and the alerts ask for."""
+"""The image's entry point with the real server, and every metric that the dashboard and the alerts query."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rcnn_client import Detector, InvalidImageError
 pytestmark = pytest.mark.xdist_group("deploy")
 
 PICTURES = Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures"
-# What a server without a GPU does not have; the first is the Python steps' own, the others Triton's.
+# Metrics that a server without a GPU does not have. The first is from the Python steps, the others are Triton's.
 ON_A_GPU = {
     "rcnn_cpu_tensor_bytes_total",
     "nv_gpu_utilization",
@@ -28,7 +28,7 @@ ON_A_GPU = {
 
 @pytest.fixture(scope="module")
 def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]:
-    """entrypoint.sh as the container runs it, on free ports and with all steps: ``host:port`` by protocol."""
+    """Runs entrypoint.sh as the container does, on free ports and with all steps. Yields ``host:port`` by protocol."""
     entrypoint = deploy / "docker" / "entrypoint.sh"
     environment = {
         **os.environ,
@@ -51,7 +51,7 @@ def container(deploy: Path, digits_repository: Path) -> Iterator[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def exposed(container: dict[str, str]) -> set[str]:
-    """The names on /metrics after a detection and a refusal."""
+    """The names of the metrics on /metrics after a detection and a refusal."""
     with Detector(container["grpc"], "digits") as detector:
         assert len(detector.detect(next(PICTURES.glob("*.jpg")))) > 0
         with pytest.raises(InvalidImageError):
@@ -61,7 +61,7 @@ def exposed(container: dict[str, str]) -> set[str]:
 
 
 def check(expressions: list[str], exposed: set[str]) -> None:
-    """Each is PromQL, and asks only for what there is."""
+    """Checks that each expression is PromQL and queries only metrics that exist."""
     for expression in expressions:
         filled = expression.replace("$__rate_interval", "1m").replace("$model", "digits")
         promql_parser.parse(filled)
@@ -72,7 +72,7 @@ def check(expressions: list[str], exposed: set[str]) -> None:
 def test_the_health_check(deploy: Path, container: dict[str, str]) -> None:
     command = [sys.executable, deploy / "docker" / "healthcheck.py"]
     port = container["http"].rpartition(":")[2]
-    proxy = {"http_proxy": "http://127.0.0.1:1"}  # the server of the same container needs none
+    proxy = {"http_proxy": "http://127.0.0.1:1"}  # must be ignored for the server in the same container
     assert subprocess.run(command, env={**os.environ, "HTTP_PORT": port, **proxy}).returncode == 0
     closed = subprocess.run(command, env={**os.environ, "HTTP_PORT": "1"}, capture_output=True, text=True)
     assert closed.returncode == 1 and "http://127.0.0.1:1/v2/health/ready: " in closed.stderr

@@ -1,4 +1,4 @@
-"""nginx with the shipped configuration, in front of two real servers."""
+"""nginx with the configuration of deploy/nginx, in front of two real servers."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def test_the_load_is_shared_and_a_killed_server_loses_nothing(digits_repository:
 
 @pytest.fixture
 def servers():
-    """Two addresses of this host, and a server on the same port of each."""
+    """Two addresses of this host, with a server on the same port of each."""
     found: dict[str, FakeTriton] = {}
     for address in ("127.0.0.2", "127.0.0.3"):
         found[address] = FakeTriton()
@@ -83,7 +83,7 @@ def test_a_name_that_moves_to_another_server_is_followed(
 
 
 def wait_for_config(detector: Detector) -> None:
-    """Until a server behind nginx answers."""
+    """Waits until a server behind nginx answers."""
     until = time.monotonic() + 15
     while time.monotonic() < until:
         with contextlib.suppress(RcnnError):

@@ -1,4 +1,4 @@
-"""The sizing tables: the page has what the script prints, and the script what a hand computes."""
+"""The sizing tables: the page has the script's output, and the script computes the same as a calculation by hand."""
 
 import importlib.util
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def sizing(deploy: Path) -> ModuleType:
-    """deploy/sizing.py."""
+    """The module deploy/sizing.py."""
     spec = importlib.util.spec_from_file_location("sizing", deploy / "sizing.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,10 +1,10 @@
-"""Records TensorRT's Python API as type stubs: what a builder or a runner can call, in each version.
+"""Records the part of TensorRT's Python API that builders and runners call as type stubs, for one version.
 
     python tests/tensorrt_api/record.py tensorrt-cu13-bindings==11.4.0.106
 
-writes ``tests/tensorrt_api/11.4/tensorrt.pyi`` by inspecting the bindings themselves. Those of TensorRT
-link libraries of gigabytes that need a GPU; empty ones of the same names are enough to import
-them. mypy then checks rcnn_backend's calls against each version (tests/python_backend/engines/test_tensorrt_api.py).
+writes ``tests/tensorrt_api/11.4/tensorrt.pyi`` by inspecting the bindings themselves. TensorRT's bindings link
+libraries of gigabytes that need a GPU; empty libraries with the same names are enough to import them. mypy then checks
+rcnn_backend's calls against each version (tests/python_backend/engines/test_tensorrt_api.py).
 """
 
 import argparse
@@ -44,7 +44,7 @@ CLASSES = (
     "TensorIOMode",
 )
 HELPERS = ("nptype",)
-# What converts without being asked, which the bindings' docstrings do not tell.
+# Implicit conversions, which the bindings' docstrings do not mention.
 CONVERTS = {"typing.SupportsInt": "int", "Dims": "Dims | collections.abc.Sequence[int]"}
 ADDED = {
     "Dims": "def __iter__(self) -> collections.abc.Iterator[int]: ...",
@@ -65,7 +65,7 @@ __version__: str
 
 
 def main() -> None:
-    """Records each requirement given; ``tensorrt-rtx-cu13-bindings`` has libraries that load as they are."""
+    """Records each given requirement. ``tensorrt-rtx-cu13-bindings`` needs no empty libraries."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def record(requirement: str, folder: Path) -> str:
-    """The stubs of the classes and helpers above, of a wheel from the package index."""
+    """The stubs of the classes and helpers above, for a wheel from the package index."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*pip, requirement], check=True)
     (wheel,) = folder.glob("*.whl")
@@ -108,7 +108,7 @@ def record(requirement: str, folder: Path) -> str:
 
 
 def _make_libraries(bindings: Path, folder: Path) -> Path:
-    """Libraries of the names that the bindings link, with the functions that these lack."""
+    """Creates libraries with the names that the bindings link and with the functions that the bindings need."""
     folder.mkdir()
     dynamic = subprocess.run(["readelf", "-d", bindings], check=True, capture_output=True, text=True).stdout
     symbols = subprocess.run(
@@ -123,7 +123,7 @@ def _make_libraries(bindings: Path, folder: Path) -> Path:
 
 
 def _parse(stubs: str) -> ast.Module:
-    """The stubs; a signature that is no Python, as a few docstrings have, takes anything."""
+    """Parses the stubs. Signatures that are not valid Python, as in a few docstrings, are replaced by `*args, **kwargs`."""
     lines = stubs.splitlines()
     for index, line in enumerate(lines):
         match = re.match(r"( *)def (\w+)\(", line)
@@ -136,7 +136,7 @@ def _parse(stubs: str) -> ast.Module:
 
 
 def _select(module: ast.Module, names: tuple[str, ...]) -> str:
-    """The definitions of these names; any other class they mention becomes Any."""
+    """The definitions of these names; any other class that they mention becomes Any."""
     chosen = [
         node
         for node in module.body
@@ -153,7 +153,7 @@ def _select(module: ast.Module, names: tuple[str, ...]) -> str:
 
 
 def _shorten(node: ast.ClassDef | ast.FunctionDef) -> None:
-    """Leaves out operators and pybind11's own members, and lets arguments be what they are converted from."""
+    """Removes operators and pybind11's own members, and lets arguments have the types from which they are converted."""
     for argument in (each for each in ast.walk(node) if isinstance(each, ast.arg) and each.annotation):
         assert argument.annotation is not None
         given = ast.unparse(argument.annotation)

@@ -36,6 +36,6 @@ class TritonPythonModel:
             parameters,
             self.parameters.detections_per_img,
         )
-        # On the host: no later step would notice if Triton lost these.
+        # Answers are copied to the host, because no later step would notice if Triton lost them on the GPU.
         hosts = self.step.device.download([getattr(found, name) for name in self.outputs])
         return dict(zip(self.outputs, hosts, strict=True))

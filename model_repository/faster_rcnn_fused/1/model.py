@@ -10,9 +10,9 @@ from rcnn_backend.steps.step import Request, Step, Tensors
 
 
 class TritonPythonModel:
-    """Runs the steps and the engines of the detector whose folders lie beside this one's.
+    """Runs the steps and the engines of the detector, whose folders are next to this one.
 
-    The model is named ``<detector>_fused``, or as the detector itself.
+    The model has the name ``<detector>_fused``, or the name of the detector itself.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -26,7 +26,7 @@ class TritonPythonModel:
         return self.step.answer_each(requests, self._detect, read_options=self.pipeline.read_options)
 
     def finalize(self) -> None:
-        del self.pipeline  # its engines, before the CUDA context that they live in
+        del self.pipeline  # frees the engines before the CUDA context that they use
 
     def _detect(self, requests: list[Request]) -> list[Tensors | Exception]:
         decoded = self.pipeline.decoder.read_requests([request.tensors for request in requests])
@@ -37,5 +37,5 @@ class TritonPythonModel:
         ]
         found = iter(self.pipeline.detect_requests(good))
         results = [images if isinstance(images, Exception) else next(found) for images in decoded]
-        # What was computed of the answers; Triton sends those that a request asks for.
+        # All the answers that were computed; Triton sends those that a request asks for.
         return [result if isinstance(result, Exception) else result.answers for result in results]

@@ -10,7 +10,7 @@ from rcnn_backend.steps.step import Request, Step, Tensors
 
 
 class TritonPythonModel:
-    """Decodes all pictures of an execution; those of a request make one batch, padded to its own size."""
+    """Decodes all pictures of an execution. The pictures of each request form one batch, padded to that batch's size."""
 
     def initialize(self, args: dict[str, str]) -> None:
         self.step = Step(args, FASTER_RCNN, "preprocess")

@@ -25,5 +25,5 @@ class TritonPythonModel:
         found = answer_keypoints(
             HeadOutput(heatmaps, tensors["detected_boxes"], tensors["image_sizes"], counts)
         )
-        # On the host: no later step would notice if Triton lost these.
+        # Answers are copied to the host, because no later step would notice if Triton lost them on the GPU.
         return dict(zip(found, self.step.device.download(list(found.values())), strict=True))

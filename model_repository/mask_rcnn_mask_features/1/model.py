@@ -15,7 +15,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         outputs = [output["name"] for output in json.loads(args["model_config"])["output"]]
-        self.name = outputs[0]  # of the step and of its output
+        self.name = outputs[0]  # the name of the step and of its output
         self.step = Step(args, chain_of_step(self.name, outputs), self.name)
         self.parameters = read_parameters(HeadParameters, self.step.config)
         self.pooling = read_parameters(PoolParameters, self.step.config)

@@ -19,7 +19,7 @@ class TritonPythonModel:
         return self.step.answer_together(requests, self._pad)
 
     def _pad(self, tensors: Tensors, options: list[Any]) -> Tensors:
-        # On the host: no later step would notice if Triton lost these.
+        # Answers are copied to the host, because no later step would notice if Triton lost them on the GPU.
         probabilities, counts = self.step.device.download(
             [tensors["mask_probabilities"], tensors["num_detected"]]
         )

@@ -18,7 +18,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion .Values.device) }}
 {{- end }}
 
-{{- /* What each container may not do. */ -}}
+{{- /* Restrictions of each container. */ -}}
 {{- define "rcnn.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -26,7 +26,7 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{- /* Seconds that requests waited, a second, over all steps: how many wait on average. */ -}}
+{{- /* Seconds waited per second, summed over all steps: the average number of waiting requests. */ -}}
 {{- define "rcnn.waitingQuery" -}}
 sum(rate(nv_inference_queue_duration_us{namespace={{ .Release.Namespace | quote }},pod=~{{ printf "%s-.+" (include "rcnn.name" .) | quote }}}[1m])) / 1e6
 {{- end }}

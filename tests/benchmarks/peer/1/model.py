@@ -1,4 +1,4 @@
-"""torchvision, with mixed precision and nvJPEG on a GPU, all requests of an execution as one batch."""
+"""torchvision, with mixed precision and nvJPEG on a GPU. All requests of an execution form one batch."""
 
 import json
 from typing import Any
@@ -10,13 +10,13 @@ from rcnn_export.detector.load import load_detector
 from torchvision.io import ImageReadMode, decode_jpeg
 from unpasted import unpasted
 
-TORCHVISION_NAMES = {"keypoint_scores": "keypoints_scores"}  # where they differ from the outputs'
+TORCHVISION_NAMES = {"keypoint_scores": "keypoints_scores"}  # where they differ from ours
 
 
 class TritonPythonModel:
-    """The detector that the config's parameters ``model`` and ``weights`` name, as rcnn-export takes them.
+    """The detector named by the config's parameters ``model`` and ``weights``, as for rcnn-export.
 
-    Masks leave in the frames of their boxes.
+    Masks are returned in the frames of their boxes.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -34,7 +34,7 @@ class TritonPythonModel:
             for batch in encoded
             for image in batch.ravel()
         ]
-        parameters = json.loads(requests[0].parameters() or "{}")  # the benchmark sends the same in each
+        parameters = json.loads(requests[0].parameters() or "{}")  # the same in each request
         self.model.roi_heads.detections_per_img = int(parameters.get("detections_per_img", self.most))
         pixels = decode_jpeg(data, mode=ImageReadMode.RGB, device=self.device)
         amp = torch.autocast(self.device.type, enabled=self.device.type == "cuda")
