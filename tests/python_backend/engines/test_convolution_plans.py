@@ -17,7 +17,7 @@ from rcnn_backend.engines.convolution_int8 import convolve_int8, describe_int8
 from rcnn_backend.errors import RepositoryError
 from torch import Tensor
 
-ROOM = "rcnn_backend.engines"
+LAYER = "rcnn_backend.engines"
 MODULES = ("convolution_plans", "cudnn_graphs")
 TENSORS = torch.rand(2, 4, 6, 6), torch.rand(4, 4, 3, 3), torch.rand(4), None
 GEOMETRY = (1, 1), (1, 1), (1, 1), 1
@@ -62,8 +62,8 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, "cudnn", frontend)
     monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # none for CUDA after the test
     for name in MODULES:
-        monkeypatch.delitem(sys.modules, f"{ROOM}.{name}", raising=False)
-    module = importlib.import_module(f"{ROOM}.convolution_plans")
+        monkeypatch.delitem(sys.modules, f"{LAYER}.{name}", raising=False)
+    module = importlib.import_module(f"{LAYER}.convolution_plans")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA L4")
@@ -80,7 +80,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(module, "_time_ms", time_ms)
     yield module
     for name in MODULES:
-        sys.modules.pop(f"{ROOM}.{name}", None)
+        sys.modules.pop(f"{LAYER}.{name}", None)
 
 
 def run(plans: Any, made: Any = None, call: Convolution = CALL) -> Any:
@@ -180,7 +180,7 @@ def test_a_host_without_the_frontend_is_told(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setitem(sys.modules, "cudnn", None)  # as if it were not installed
     for name in MODULES:
-        monkeypatch.delitem(sys.modules, f"{ROOM}.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"{LAYER}.{name}", raising=False)
     write_manifest(tmp_path, {"inputs": [], "outputs": [], "versions": {"torch": "2.11.0"}})
     gpu = Gpu.__new__(Gpu)  # without CuPy
     with pytest.raises(
