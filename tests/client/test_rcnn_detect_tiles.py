@@ -117,7 +117,7 @@ def test_an_error_that_concerns_every_picture_ends_the_run(server, photo, capsys
     server.add_keypoints(2)
     command = [str(photo), str(photo), "--url", server.url, *TILES]
     assert main([*command, "--merge", "nmm"]) == 2
-    assert capsys.readouterr().err.startswith('rcnn-detect: merge is "nmm", but the model answers keypoints')
+    assert capsys.readouterr().err.startswith('rcnn-detect: merge is "nmm", but the model returns keypoints')
     assert main([*command, "--classes", "dog"]) == 2
     assert main([*command, "--model", "other"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 2
