@@ -92,17 +92,17 @@ def test_tiled_and_untiled_runs_do_not_mix(server, photo, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tiles", "800"], "'800' is no height and width in pixels, such as 800x800"),
-        (["--tiles", "0x800"], "'0x800' is no height and width"),
+        (["--tiles", "800"], "'800' is not a height and width in pixels, such as 800x800"),
+        (["--tiles", "0x800"], "'0x800' is not a height and width"),
         (["--tiles", "-5x800"], "expected one argument"),
-        (["--tiles", "800x800x3"], "is no height and width"),
+        (["--tiles", "800x800x3"], "is not a height and width"),
         (
             ["--tiles", "80x80", "--overlap", "1"],
-            "1 would never reach the next tile; expected less, for example 0.2",
+            "1 would never advance to the next tile; expected less, for example 0.2",
         ),
         (["--tiles", "80x80", "--overlap", "1.5"], "1.5 is not between 0 and 1"),
         (["--tiles", "80x80", "--merge", "wbf"], "invalid choice: 'wbf'"),
-        (["--overlap", "0.3"], "--overlap, --merge and --no-whole say how to detect in tiles; add --tiles"),
+        (["--overlap", "0.3"], "--overlap, --merge and --no-whole apply only to tiles; add --tiles"),
         (["--no-whole"], "add --tiles, or leave them out"),
     ],
 )
