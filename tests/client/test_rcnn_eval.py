@@ -193,7 +193,7 @@ def test_the_wrong_folder_is_named(dataset, run, server, tmp_path, capsys):
     for path in tmp_path.glob("*.png"):
         path.unlink()
     assert run() == 1
-    assert f"none of the 2 pictures in {tmp_path}/annotations.json is there" in capsys.readouterr().err
+    assert f"none of the 2 pictures in {tmp_path}/annotations.json exists" in capsys.readouterr().err
 
 
 def test_no_file_and_no_server(dataset, run, tmp_path, capsys):
