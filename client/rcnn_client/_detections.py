@@ -56,13 +56,13 @@ class Detections:
         mask_probabilities: float16 [n, 28, 28], the probability of each detection's class in the frame of its
             box. The methods `masks`, `mask_crops`, `rle` and `polygons` paste them into the picture. None if the
             server pasted them (`detect(..., masks="rle")`).
-        image_size_hw: height and width of the upright picture in pixels, where there are masks.
+        image_size_hw: height and width of the upright picture in pixels, if there are masks.
         keypoints: float32 [n, P, 3], x and y in pixels of the upright picture, and visibility, which is 1.
         keypoint_scores: float32 [n, P], the highest value of each keypoint's heatmap: a logit of any size.
         keypoint_names: P names.
         mask_thresh: pixels whose probability is above this belong to an object; the value that `detect` used.
         rles: n strings, the run-length codes of the masks that the server pasted; the same methods read them.
-        track_ids: int64 [n], from 1, the number that each object keeps in its video, where a `Tracker` gave them.
+        track_ids: int64 [n], from 1, the number that each object keeps in its video, if a `Tracker` assigned them.
     """
 
     boxes: NDArray[np.float32]

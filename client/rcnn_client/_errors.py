@@ -34,7 +34,7 @@ class ServerUnavailableError(RcnnError, ConnectionError):
 
 
 class QueueFullError(ServerUnavailableError):
-    """The server works, but as many requests are waiting as it allows."""
+    """The server works, but its queue of waiting requests is full."""
 
 
 class CertificateError(RcnnError, ConnectionError):

@@ -42,7 +42,7 @@ REGULAR = 80  # fontconfig's weight
 
 @functools.lru_cache(maxsize=4096)
 def readable(name: str, label: int, size: int) -> tuple[str, Font]:
-    """The name of a class and a font that has its letters; `class <label>` where no font has them all."""
+    """The name of a class and a font that has its letters; `class <label>` if no font has them all."""
     default = ImageFont.load_default(size)
     if not name.strip():
         return f"class {label}", default

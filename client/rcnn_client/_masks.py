@@ -19,8 +19,8 @@ class MaskCrop(NamedTuple):
 
     Attributes:
         mask: bool [h, w], whether each pixel belongs to the object; h and w are 0 outside the picture.
-        top: the row of the picture that the mask's first row lies on.
-        left: the column of the picture that the mask's first column lies on.
+        top: the row of the picture at which the mask starts.
+        left: the column of the picture at which the mask starts.
     """
 
     mask: NDArray[np.bool_]

@@ -159,7 +159,7 @@ def read_categories(content: dict[str, Any], path: Path) -> list[Category]:
 
 
 def check_ids(records: Records, part: str, path: Path) -> None:
-    """Check that each record has an id of its own.
+    """Check that each record has a different id.
 
     Raises:
         ValueError: an id is neither a number nor text, some are numbers and others are text, or one is repeated.

@@ -13,7 +13,7 @@ from .video_frames import LONGEST_GAP_S, opencv
 
 # The wheels of OpenCV have no encoder for H.264.
 CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v"}
-MOST_EARLY = 2  # so many frames early, where the rate varies, a frame is still shown
+MOST_EARLY = 2  # if the rate varies, a frame is shown even if it is this many frames early
 
 
 class VideoFile:
