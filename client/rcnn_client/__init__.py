@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when one is first asked for: that takes a second, and `--help` needs none of them."""
+    """Import the public names when one is first used: the import takes a second, and `--help` needs none of them."""
     api = import_module("._api", __name__)
     if name != "__all__" and name not in api.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The public names, which `rcnn_client` passes on."""
+"""The public names, which `rcnn_client` re-exports."""
 
 from ._client import Detector
 from ._connection import TLSConfig

@@ -73,7 +73,7 @@ class BaseDetector:
         self._model, self._timeout_s = model, timeout_s
         self._uses_shm = transport == "shm"
         self._contract: Contract | None = None
-        self._pixels_model: str | None = None  # not asked yet
+        self._pixels_model: str | None = None  # the server was not asked yet
         self._pil_lock = threading.Lock()
         self._clients = Clients(self._connection)
         self._regions = Regions(self._connection)
@@ -84,7 +84,7 @@ class BaseDetector:
         return self._clients.client(call.endpoint, self._client_apart if call.apart else self._client_class)
 
     def _client_apart(self, url: str, *, channel_args: list[tuple[str, Any]], **kwargs: Any) -> Any:
-        """A tritonclient that does not share its connection; by default all of a process that can do."""
+        """A tritonclient with its own connection; by default, the clients of a process share connections."""
         own = [*channel_args, ("grpc.use_local_subchannel_pool", 1)]
         return self._client_class(url, channel_args=own, **kwargs)
 
@@ -94,7 +94,7 @@ class BaseDetector:
         return self._clients.close()
 
     def _reopening(self, plan: Plan[T]) -> Plan[T]:
-        """Carry out the plan of a call; where no server answers it, later calls may open new connections."""
+        """Carry out the plan of a call; if no server answers, later calls may open new connections."""
         try:
             answer = yield from plan
         except (ServerUnavailableError, CertificateError, DeadlineExceededError) as error:
@@ -128,7 +128,7 @@ class BaseDetector:
         return (yield from self._detect(tile.image, tile.name, request, deadline, f"-{index}"))
 
     def _cut(self, image: Any, tiling: Tiling, options: Options) -> Plan[TiledPicture]:
-        """The tiles of a picture, and how to merge what the model answers to them."""
+        """The tiles of a picture, and how to merge the model's answers for them."""
         request = yield from self._prepare(options, self._deadline(options.timeout_s))
         has_keypoints = request.contract.keypoint_names is not None
         merging, name = tiling.merging(options.score_thresh, has_keypoints), image_name(image)
@@ -144,7 +144,7 @@ class BaseDetector:
     def _detect(
         self, image: Any, name: str, request: Request, deadline: Deadline, suffix: str = ""
     ) -> Plan[Detections]:
-        """Detect in one picture. Errors call it `name`; `suffix` is added to the request's id.
+        """Detect objects in one picture. Errors call it `name`; `suffix` is added to the request's id.
 
         Raises:
             NotADetectorError: transport is "shm", and the server has no model that takes pixels.

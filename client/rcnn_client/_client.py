@@ -41,15 +41,16 @@ class Detector(BaseDetector):
     Args:
         url: host:port of the server's gRPC endpoint, or a list of them. Servers, and the addresses that a
             host name resolves to, take turns. A server that fails or hangs is left out until it answers again.
-            One that hangs costs a call at most 2 s while another works: after half a second of silence it is
-            asked whether it lives, and only if it does not answer does the call go to another.
+            A server that hangs delays a call by at most 2 s while another server works: after half a second of
+            silence, the client asks it whether it is alive, and sends the call to another server only if it does
+            not answer.
         model: name of the detector in the server's model repository.
         timeout_s: limit of every call in seconds, including its retries. While another server can still be
-            tried, a server that lives gets a quarter of the time that is left, but at least a second.
+            tried, a server that is alive gets a quarter of the time that is left, but at least a second.
         retries: how many times a call is sent again, to the next server, after a server was unavailable or
             did not answer in time. Every server is tried once before the call fails, unless this is 0. The waits
-            in between are random. Their limit starts at 0.05 s, or at 0.5 s where the queues of all servers are
-            full, and doubles each time.
+            between the attempts are random. Their upper limit starts at 0.05 s, or at 0.5 s if the queues of all
+            servers are full, and doubles each time.
         tls: certificates for an encrypted connection. If None, the connection is not encrypted.
         headers: sent with every call, for example a token.
         transport: "shm" passes arrays to a server on the same host through shared memory. Files, bytes and
@@ -97,20 +98,20 @@ class Detector(BaseDetector):
     def detect_batch(
         self, images: Iterable[ImageInput], *, in_flight: int = 16, **options: Unpack[DetectOptions]
     ) -> list[Detections]:
-        """Detect in several pictures, one request each; the answers come back in their order.
+        """Detect objects in several pictures, with one request each; returns the answers in the same order.
 
         A picture that fails does not stop the others.
 
         Raises:
             BatchError: some pictures failed; it holds the detections of the others.
-            RcnnError: an error that concerns no single picture, see `detect`.
+            RcnnError: an error that does not concern a single picture; see `detect`.
         """
         return gather(self.detect_stream(images, in_flight=in_flight, **options))
 
     def detect_stream(
         self, images: Iterable[AnyImage], *, in_flight: int = 16, **options: Unpack[DetectOptions]
     ) -> Generator[Result[AnyImage], None, None]:
-        """Detect in any number of pictures; yields a `Result` for each, in their order.
+        """Detect objects in any number of pictures; yields a `Result` for each, in the same order.
 
         Pictures are read only as fast as you take the results: at most twice `in_flight` pictures are held at
         a time. The result of a picture that failed holds the error. `images` is read in the caller's thread.
@@ -125,7 +126,7 @@ class Detector(BaseDetector):
             options: see `DetectOptions`; `timeout_s` applies to each picture and starts when it is sent.
 
         Raises:
-            RcnnError: an error that concerns no single picture, see `detect`.
+            RcnnError: an error that does not concern a single picture; see `detect`.
         """
         check_stream(images, in_flight)
         return self._stream(images, in_flight, read_options(options))
@@ -143,7 +144,7 @@ class Detector(BaseDetector):
         in_flight: int = 16,
         **options: Unpack[DetectOptions],
     ) -> Detections:
-        """Detect small objects in a large picture: in overlapping tiles of it, whose detections are then merged.
+        """Detect small objects in a large picture: detects in overlapping tiles and merges their detections.
 
         Tiles, merging and defaults are those of SAHI (sliced inference), but the tiles are sent at the same time, so
         that the server can batch them. Boxes, masks and keypoints are in pixels of the whole picture.
@@ -151,26 +152,26 @@ class Detector(BaseDetector):
         >>> found = detector.detect_tiled("aerial.jpg", tile_hw=(800, 800), score_thresh=0.5)
 
         Args:
-            image: as `detect` takes it; it is decoded here, and the tiles are sent without loss.
+            image: as `detect` takes it; the client decodes it and sends the tiles without loss.
             tile_hw: height and width of a tile in pixels. Where the picture is smaller, so are its tiles.
-            overlap: of neighbouring tiles, as a share of the tile, 0 to less than 1. Choose it so that an object that
-                one tile cuts is whole in the next.
+            overlap: overlap of neighbouring tiles as a share of the tile, 0 to less than 1. Choose it so that an
+                object that one tile cuts is whole in the next.
             whole: whether to detect in the whole picture as well, which finds the large objects.
-            merge: what becomes of the detections of one object. "greedy_nmm" merges all that match the best one:
-                the box is the smallest around them, the score the best, and masks are united. "nmm" also merges
-                what matches those. "nms" keeps the best alone. None chooses as SAHI does: "greedy_nmm", but
-                "nms" by "iou" if `score_thresh` is below 0.1 or left to the model, as weak detections would make
-                boxes too large. For keypoints it is "nms", since they cannot be merged.
-            merge_metric: detections of one class match by their intersection over the smaller box, "ios", or over
-                the union, "iou". By "ios" a part of an object matches the whole of it. None means "ios", or the "iou"
-                that a `merge` of None chooses.
-            merge_thresh: they match if that is at least this (above 0, at most 1).
+            merge: how to merge the detections of one object. "greedy_nmm" merges all that match the best one: the
+                box is the smallest around them, the score is the best one, and masks are united. "nmm" also merges
+                detections that match those. "nms" keeps only the best. None chooses as SAHI does: "greedy_nmm", but
+                "nms" with "iou" if `score_thresh` is below 0.1 or left to the model, as weak detections would make
+                boxes too large. With keypoints it is "nms", since keypoints cannot be merged.
+            merge_metric: the overlap by which detections of one class match: their intersection over the smaller box
+                ("ios") or over their union ("iou"). With "ios", a part of an object matches the whole object. None
+                means "ios", or "iou" where a `merge` of None chooses it.
+            merge_thresh: two detections match if their overlap is at least this (above 0, at most 1).
             in_flight: how many tiles may be at the server at once.
-            options: see `DetectOptions`. They apply to each tile, `timeout_s` from when it is sent; only `top_k`
-                applies to the picture. Masks become run-length codes of `mask_thresh`.
+            options: see `DetectOptions`. They apply to each tile, and `timeout_s` starts when the tile is sent; only
+                `top_k` applies to the whole picture. Masks are returned as run-length codes for `mask_thresh`.
 
         Raises:
-            RcnnError: as `detect`. If one tile fails, the call fails; the message names the tile.
+            RcnnError: as for `detect`. If one tile fails, the call fails; the message names the tile.
         """
         check_in_flight(in_flight)
         tiling = Tiling(tile_hw, overlap, whole, merge, merge_metric, merge_thresh)
@@ -233,7 +234,7 @@ class Detector(BaseDetector):
                 answer: T = done.value
                 return answer
             finally:
-                value = None  # an error here would refer to this frame, and the frame to the error
+                value = None  # otherwise an error here and this frame would refer to each other
             try:
                 resume, value = plan.send, self._do(step)
             except BaseException as error:
@@ -252,7 +253,7 @@ class Detector(BaseDetector):
 
 
 class _Inference(Future[Any]):
-    """A call of `infer` that runs."""
+    """A running call of `infer`."""
 
     _starting = threading.Lock()
 
@@ -262,7 +263,7 @@ class _Inference(Future[Any]):
             self._rpc = client.async_infer(*call.args, callback=self._end, **call.kwargs)
 
     def cancel(self) -> bool:
-        """Give up the call, and tell the server so."""
+        """Cancel the call, also on the server."""
         self._rpc.cancel()
         return True
 

@@ -13,11 +13,11 @@ REOPEN_S = 5.0
 
 
 class Clients:
-    """Opens a tritonclient at the first call of an endpoint, and anew where calls have failed.
+    """Opens a tritonclient at the first call of an endpoint, and a new one after calls have failed.
 
-    The reason why calls fail may be the old connection. The name may have another address by now, and gRPC asks for
-    it ever more seldom, up to two minutes apart. Or a firewall has forgotten the connection, or the certificate files
-    have been replaced.
+    The old connection may be the reason why calls fail. The host name may have another address by now, which gRPC
+    looks up less and less often, up to two minutes apart. Or a firewall may have forgotten the connection, or the
+    certificate files may have been replaced.
 
     Safe to share between threads.
     """
@@ -26,7 +26,7 @@ class Clients:
         self._connection = connection
         self._clients: dict[tuple[int, Any], Any] = {}
         self._replaced: weakref.WeakSet[Any] = weakref.WeakSet()  # calls may still run on these
-        self._worked_at = time.monotonic()  # or were opened, which gives them as much time
+        self._worked_at = time.monotonic()  # or when they were opened, to give new ones the same time
         self._closed = False
         self._lock = threading.Lock()
 
@@ -54,7 +54,7 @@ class Clients:
     def failed(self) -> None:
         """No server answered a call. If none did for `REOPEN_S` seconds, the next calls open new connections.
 
-        Calls that run go on.
+        Running calls continue.
         """
         with self._lock:
             if time.monotonic() - self._worked_at >= REOPEN_S:

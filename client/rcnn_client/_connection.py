@@ -28,9 +28,9 @@ CHANNEL_ARGS = [
     ("grpc.min_reconnect_backoff_ms", 5000),
     # A name is resolved again as soon as a connection to one of its addresses is lost, but once a second at most.
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    # A connection is closed where data (TCP_USER_TIMEOUT, which gRPC sets only with keepalive) or a ping is not
-    # acknowledged within 20 s. Pings come seldom: a gRPC server with default settings counts those that come
-    # within 5 minutes of each other, and closes the connection after a few of them ("too_many_pings").
+    # A connection is closed if data (TCP_USER_TIMEOUT, which gRPC sets only with keepalive) or a ping is not
+    # acknowledged within 20 s. Pings are rare: a gRPC server with default settings counts pings that are less
+    # than 5 minutes apart, and closes the connection after a few of them ("too_many_pings").
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),
@@ -56,7 +56,7 @@ class TLSConfig:
         """Read and check the files.
 
         Raises:
-            InvalidParameterError: a file cannot be read or has another content, or one of a pair is missing.
+            InvalidParameterError: a file cannot be read or is not such a file, or one of a pair is missing.
         """
         if (self.cert is None) != (self.key is None):
             raise InvalidParameterError("tls: cert and key belong together; one was given")
@@ -91,7 +91,7 @@ class Connection:
         self.urls = [url] if isinstance(url, str) else list(url)
         for given in self.urls or [""]:
             if "://" in given or ":" not in given:
-                raise InvalidParameterError(f"url is {url!r}, expected host:port, as localhost:8001")
+                raise InvalidParameterError(f"url is {url!r}, expected host:port, for example localhost:8001")
         self.headers = {name.lower(): value for name, value in (headers or {}).items()}
         for name, value in self.headers.items():
             if not re.fullmatch(r"[0-9a-z_.-]+", name) or not re.fullmatch(r"[ -~]*", value):
@@ -103,12 +103,12 @@ class Connection:
         self._tls, self._credentials = tls, tls and tls.credentials()
 
     def open(self, client_class: Any, endpoint: int) -> Any:
-        """A tritonclient of that class to one of the servers; it connects at its first call.
+        """A tritonclient of that class for one of the servers; it connects at its first call.
 
-        The certificates are read anew, because they may have been replaced since.
+        The certificates are read again, because they may have been replaced.
         """
         if self._tls is not None:
-            with contextlib.suppress(InvalidParameterError):  # half written now, for example
+            with contextlib.suppress(InvalidParameterError):  # for example, one is half written
                 self._credentials = self._tls.credentials()
         url = self.urls[endpoint]
         use_proxy = [("grpc.enable_http_proxy", int(not is_loopback(url)))]

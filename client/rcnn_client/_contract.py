@@ -1,4 +1,4 @@
-"""The detector's tensors and parameters as Triton names them: the request out, the answer in.
+"""Builds the requests to a detector and reads its answers, with the names that its Triton model uses.
 
 Shapes: D rows per picture, fixed by the model and padded; only the first `num_detections` are real. M: side of a
 mask. P: keypoints per detection.
@@ -29,7 +29,7 @@ OUTPUTS = {
     "num_detections": "TYPE_INT32",
 }
 MaskForm = Literal["probabilities", "rle", "none"]
-# What a Mask R-CNN and a Keypoint R-CNN answer besides.
+# Additional outputs of a Mask R-CNN and a Keypoint R-CNN.
 MASKS = {"masks": "TYPE_FP16"}
 RLES = {"rles": "TYPE_STRING"}
 KEYPOINTS = {"keypoints": "TYPE_FP32", "keypoint_scores": "TYPE_FP32"}
@@ -53,9 +53,9 @@ class Contract:
         class_names: index is the label; index 0 is the background.
         max_detections: D, the largest number of detections for one picture.
         takes_pixels: whether the model has the input `pixels`.
-        mask_size: M; None if the model answers no masks.
-        keypoint_names: P names; None if the model answers no keypoints.
-        has_rles: whether the model also answers masks as run-length codes.
+        mask_size: M; None if the model returns no masks.
+        keypoint_names: P names; None if the model returns no keypoints.
+        has_rles: whether the model can also return masks as run-length codes.
     """
 
     class_names: list[str]
@@ -69,7 +69,7 @@ class Contract:
         """The outputs to ask for, with their shapes for one picture.
 
         Args:
-            masks: the form of the masks, if the model answers any; without `rles` they are probabilities.
+            masks: the form of the masks, if the model has any; without the output `rles` they are probabilities.
         """
         rows = self.max_detections
         shapes: dict[str, tuple[int, ...]] = {
@@ -106,14 +106,14 @@ def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED)
     takes = expected_inputs.items() <= inputs.items() and required <= expected_inputs.keys()
     if not takes or not OUTPUTS.items() <= outputs.items() or config.max_batch_size < 1:
         raise NotADetectorError(
-            f"model {config.name!r} is no detector: it takes {inputs}, answers {outputs} and has "
+            f"model {config.name!r} is not a detector: it takes {inputs}, returns {outputs} and has "
             f"max_batch_size {config.max_batch_size}; expected {expected_inputs}, {OUTPUTS} and at least 1. "
             "Name the whole detector, not one of its steps"
         )
     class_names = _names(config, "class_names")
     if class_names is None:
         raise NotADetectorError(
-            f"model {config.name!r} carries no class names: the parameter class_names of its config must be "
+            f"model {config.name!r} has no class names: the parameter class_names of its config must be "
             "a JSON list of strings; export the detector again with rcnn-export"
         )
     dims = {tensor.name: tensor.dims for tensor in config.output}
@@ -132,21 +132,21 @@ def read_model_config(config: Any, expected_inputs: Mapping[str, str] = ENCODED)
 
 
 def _keypoint_names(config: Any, count: int) -> list[str]:
-    """The names in the config; without them COCO's if there are 17, otherwise numbers from 0."""
+    """The names in the config; if it has none, COCO's names for 17 keypoints, otherwise numbers from 0."""
     names = _names(config, "keypoint_names")
     if names is None:
         is_coco = count == len(COCO_KEYPOINTS)
         return list(COCO_KEYPOINTS) if is_coco else [str(number) for number in range(count)]
     if len(names) != count:
         raise NotADetectorError(
-            f"model {config.name!r} answers {count} keypoints, but the parameter keypoint_names of its config has "
+            f"model {config.name!r} returns {count} keypoints, but the parameter keypoint_names of its config has "
             f"{len(names)} names; export the detector again with rcnn-export"
         )
     return names
 
 
 def _names(config: Any, parameter: str) -> list[str] | None:
-    """The names in a parameter of a config; None if it is missing or no JSON list of strings."""
+    """The names in a parameter of a config; None if it is missing or is not a JSON list of strings."""
     if parameter not in config.parameters:
         return None
     try:
@@ -187,12 +187,12 @@ def read_answer(
     image_size_hw: tuple[int, int] | None,
     mask_thresh: float,
 ) -> Detections:
-    """Output tensors of one picture -> its detections, padding cut off.
+    """Output tensors of one picture -> its detections, without padding.
 
     Args:
         expected: the shapes of the outputs that were asked for.
-        image_size_hw: of the upright picture, if masks were asked for.
-        mask_thresh: of the masks, pasted or not.
+        image_size_hw: size of the upright picture, if masks were asked for.
+        mask_thresh: threshold of the masks, whether the server pasted them or not.
 
     Raises:
         ServerError: the shapes differ from the contract's, or a label has no class name.

@@ -1,4 +1,4 @@
-"""How long a call may take, and each of its attempts."""
+"""How long a call and each of its attempts may take."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class Deadline:
         return earlier
 
     def short(self, limit_s: float) -> Deadline:
-        """The deadline of a call that takes a server no time: `limit_s`, or half of the time left if that is less."""
+        """The deadline of a call that a server answers at once: `limit_s`, or half of the time left if that is less."""
         soon = self.at_most(min(limit_s, self.left_s() / 2))
         soon.can_move = False
         return soon
 
     def share(self) -> Deadline:
-        """The deadline of an attempt after which a server can be tried that was not asked yet: a quarter of the time.
+        """The deadline of an attempt while there is a server that was not tried yet: a quarter of the time left.
 
-        It is at least a second, since less would not tell a server that hangs from one that is slow.
+        It is at least a second: a shorter time would not distinguish a server that hangs from a slow one.
         """
         return self.at_most(max(self.left_s() / 4, MIN_SHARE_S))
 
     def movable(self) -> Deadline:
-        """This deadline, of a call that may go to another server."""
+        """This deadline, for a call that may move to another server."""
         same = copy.copy(self)
         same.can_move = True
         return same

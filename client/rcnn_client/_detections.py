@@ -40,7 +40,7 @@ class Detection(NamedTuple):
 class Detections:
     """The objects found in one picture, n of them, best score first; n = 0 is a normal answer.
 
-    A Mask R-CNN also answers masks, and a Keypoint R-CNN keypoints, P per object. Those attributes are None
+    A Mask R-CNN also returns masks, and a Keypoint R-CNN P keypoints per object. Those attributes are None
     where the model has no such output.
 
     Works as a sequence of `Detection`: `len(detections)`, `detections[0]`, `for detection in detections`. A
@@ -56,13 +56,13 @@ class Detections:
         mask_probabilities: float16 [n, 28, 28], the probability of each detection's class in the frame of its
             box. The methods `masks`, `mask_crops`, `rle` and `polygons` paste them into the picture. None if the
             server pasted them (`detect(..., masks="rle")`).
-        image_size_hw: height and width of the upright picture in pixels, where there are masks.
+        image_size_hw: height and width of the upright picture in pixels, if there are masks.
         keypoints: float32 [n, P, 3], x and y in pixels of the upright picture, and visibility, which is 1.
         keypoint_scores: float32 [n, P], the highest value of each keypoint's heatmap: a logit of any size.
         keypoint_names: P names.
-        mask_thresh: pixels whose probability is above this belong to an object: `detect`'s.
+        mask_thresh: pixels whose probability is above this belong to an object; the value that `detect` used.
         rles: n strings, the run-length codes of the masks that the server pasted; the same methods read them.
-        track_ids: int64 [n], from 1, the number that each object keeps in its video, where a `Tracker` gave them.
+        track_ids: int64 [n], from 1, the number that each object keeps in its video, if a `Tracker` assigned them.
     """
 
     boxes: NDArray[np.float32]
@@ -140,20 +140,21 @@ class Detections:
         return self.mask_probabilities is not None or self.rles is not None
 
     def masks(self, mask_thresh: float | None = None) -> NDArray[np.bool_]:
-        """The masks pasted into the picture, as torchvision's `paste_masks_in_image` and the threshold.
+        """The masks, pasted into the picture as by torchvision's `paste_masks_in_image` and compared with the threshold.
 
         Each call pastes again. The array has n bytes for each pixel of the picture; `mask_crops`, `rle` and
-        `polygons` do without it.
+        `polygons` do not create it.
 
         Args:
             mask_thresh: pixels whose probability is above this (0 to 1) belong to the object; None means the
-                attribute `mask_thresh`, which is also the only one of masks that the server pasted.
+                attribute `mask_thresh`, which is the only possible value if the server pasted the masks.
 
         Returns:
             bool [n, height, width].
 
         Raises:
-            ValueError: there are no masks, or none of this `mask_thresh`.
+            ValueError: there are no masks, `mask_thresh` is outside its range, or the server pasted the masks with
+                another one.
         """
         crops = self.mask_crops(mask_thresh)
         pasted = np.zeros((len(self), *self._size_hw()), np.bool_)
@@ -162,10 +163,13 @@ class Detections:
         return pasted
 
     def mask_crops(self, mask_thresh: float | None = None) -> Iterator[MaskCrop]:
-        """The same masks one at a time, each as the part of the picture that it may cover; raises as `masks`.
+        """The same masks one at a time, each as the part of the picture that it may cover.
 
         >>> for mask, top, left in detections.mask_crops():
         ...     photo[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = 255
+
+        Raises:
+            ValueError: as `masks`.
         """
         size_hw, thresh = self._size_hw(), self._thresh(mask_thresh)
         if self.mask_probabilities is not None:
@@ -187,8 +191,8 @@ class Detections:
         """The outlines of the same masks, along the edges of their pixels; raises as `masks`.
 
         Returns:
-            for each detection its outlines, one for each part of the mask, none if the mask is empty. An outline
-            is float32 [corners, 2], x and y in pixels of the picture. Holes are left out.
+            for each detection a list of outlines, one for each part of the mask. An outline is float32
+                [corners, 2], x and y in pixels of the picture. Holes are left out.
         """
         return [trace_polygons(crop) for crop in self.mask_crops(mask_thresh)]
 
@@ -207,10 +211,10 @@ class Detections:
         return thresh
 
     def _server_rles(self, thresh: float) -> list[str]:
-        """The codes that the server made, which are of one threshold only."""
+        """The codes that the server made; they are for one threshold only."""
         if thresh != self.mask_thresh:
             raise ValueError(
-                f"mask_thresh is {thresh!r}, but the server pasted the masks at {self.mask_thresh!r}; give it to "
+                f"mask_thresh is {thresh!r}, but the server pasted the masks at {self.mask_thresh!r}; pass it to "
                 'detect, or detect with masks="probabilities"'
             )
         assert self.rles is not None

@@ -31,9 +31,9 @@ class _Label(NamedTuple):
 def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     """Draw each detection's box, class name and score, its mask and its keypoints on a copy of the picture.
 
-    Each class has its own colour, or each id where a `Tracker` gave ids; masks are translucent. COCO's 17 keypoints
+    Each class has its own colour, or each id if a `Tracker` assigned ids; masks are translucent. COCO's 17 keypoints
     are joined to a skeleton. A keypoint whose visibility is 0 is not drawn. Line width and text size grow with the
-    picture. Each label lies inside the picture and, if there is room around its box, does not cover the labels of
+    picture. Each label is inside the picture and, if there is room around its box, does not cover the labels of
     better detections.
 
     Args:
@@ -52,7 +52,7 @@ def draw_detections(image: ImageInput, detections: Detections) -> Image.Image:
     line_width = max(2, round(short_side / 250))
     font_size = max(11, round(short_side / 32))
 
-    worst_first = detections[np.argsort(-detections.scores, kind="stable")[::-1]]  # the best lies on top
+    worst_first = detections[np.argsort(-detections.scores, kind="stable")[::-1]]  # the best is drawn on top
     best_first = worst_first[::-1]
     track_ids = best_first.track_ids
     ids = [""] * len(best_first) if track_ids is None else [f" #{track_id}" for track_id in track_ids]
@@ -114,7 +114,7 @@ def _place_label(
         score_font = ImageFont.load_default(font_size)
     name_width = name_font.getlength(name)
     left, *_ = name_font.getbbox(name, anchor="ls")
-    # the same height for every label, unless its letters are higher
+    # the same height for every label, unless its letters are taller
     boxes = [score_font.getbbox("Hg", anchor="ls"), name_font.getbbox(name, anchor="ls")]
     top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
     right = name_width + score_font.getbbox(score, anchor="ls")[2]
@@ -128,7 +128,7 @@ def _place_label(
 def _free_place(
     box: Rectangle, size: tuple[float, float], canvas_size: tuple[int, int], taken: list[Rectangle]
 ) -> Rectangle:
-    """Place of a label of that width and height: at the box, inside the picture, on no other label."""
+    """Place for a label of that width and height: at the box, inside the picture and, if possible, on no other label."""
     x1, y1, x2, y2 = box
     width, height = size
     right, above = x2 - width, y1 - height

@@ -13,10 +13,10 @@ from ._outlines import trace_polygons
 
 Colour = tuple[int, int, int]
 
-OPACITY = 110  # of a mask, of 255
+OPACITY = 110  # of a mask, out of 255
 LEFT, RIGHT, MIDDLE = (64, 156, 255), (255, 140, 26), (60, 210, 110)  # sides of a body
 
-# COCO's skeleton, as it stands in the category "person" of its annotations.
+# COCO's skeleton, as in the category "person" of its annotations.
 LIMBS = [
     ("left_ankle", "left_knee"),
     ("left_knee", "left_hip"),
@@ -55,7 +55,7 @@ def colours(detections: Detections) -> list[Colour]:
 
 
 def draw_masks(canvas: Image.Image, detections: Detections, line_width: int) -> None:
-    """Draw each mask, translucent and with its outline, in the colour of its detection; the last lies on top."""
+    """Draw each mask, translucent and with its outline, in the colour of its detection; the last is on top."""
     if not detections.has_masks:
         return
     draw = ImageDraw.Draw(canvas)
@@ -69,7 +69,7 @@ def draw_masks(canvas: Image.Image, detections: Detections, line_width: int) -> 
 
 
 def draw_keypoints(draw: ImageDraw.ImageDraw, detections: Detections, line_width: int) -> None:
-    """Draw the visible keypoints of each detection, and for those of COCO the limbs between them."""
+    """Draw the visible keypoints of each detection, and the limbs between COCO's keypoints."""
     if detections.keypoints is None or detections.keypoint_names is None:
         return
     names = detections.keypoint_names
@@ -89,12 +89,12 @@ def draw_keypoints(draw: ImageDraw.ImageDraw, detections: Detections, line_width
 
 
 def limbs(names: list[str]) -> list[tuple[int, int]]:
-    """The numbers of the keypoints that a limb joins; none if they are not COCO's 17."""
+    """For each limb, the numbers of the two keypoints that it joins; empty if they are not COCO's 17."""
     return [(names.index(a), names.index(b)) for a, b in LIMBS] if names == COCO_KEYPOINTS else []
 
 
 def keypoint_colour(name: str, number: int) -> Colour:
-    """Colour of a keypoint: of COCO's the side of the body, of others one by its number."""
+    """Colour of a keypoint: by the side of the body if it is one of COCO's, otherwise by its number."""
     if name in COCO_KEYPOINTS:
         return LEFT if name.startswith("left_") else RIGHT if name.startswith("right_") else MIDDLE
     return class_colour(number)

@@ -24,16 +24,16 @@ class _Endpoint:
     may_hang: bool = False
     down_until: float = 0.0
     answered_at: float = 0.0
-    hung_at: float = 0.0  # when it last left a probe without an answer
+    hung_at: float = 0.0  # when it last failed to answer a probe
     is_probed: bool = False  # by a caller that waits for an answer
 
 
 class Endpoints:
-    """Takes turns among `count` endpoints, and leaves out those that are down while another is up.
+    """Chooses `count` endpoints in turn, and leaves out those that are down while another is up.
 
-    One that failed is down for a second. One that let a call time out may hang, and a call to a server that
-    hangs costs much time. So it must first answer a short probe; if it does not, it is down for 20 seconds and
-    is then probed again. One that is silent while a call waits is probed as well.
+    An endpoint that failed is down for a second. An endpoint may hang if a call to it timed out, and calls to a
+    server that hangs take a long time. It must therefore answer a short probe first; if it does not, it is down for
+    20 seconds and is then probed again. An endpoint that is silent while a call waits is probed as well.
 
     Safe to share between threads.
     """
@@ -60,7 +60,7 @@ class Endpoints:
 
             chosen = min(turns, key=order)
             self._turn = chosen + 1
-            if self._all[chosen].may_hang:  # other callers stay away while this one probes it
+            if self._all[chosen].may_hang:  # keep other callers away while this one probes it
                 self._all[chosen].down_until = now + 2 * PROBE_TIMEOUT_S + COOL_DOWN_S
             return chosen
 
@@ -73,10 +73,10 @@ class Endpoints:
         return any(each.works for index, each in enumerate(self._all) if index != endpoint)
 
     def begin_probe(self, endpoint: int, sent_at: float) -> bool:
-        """Whether a caller that waits since `sent_at` must probe the endpoint now, and call `end_probe` then.
+        """Whether a caller that has waited since `sent_at` must probe the endpoint now, and then call `end_probe`.
 
-        It must if nothing is known of the endpoint for half a second. One caller probes at a time, and new
-        calls go elsewhere meanwhile.
+        It must if nothing has been known of the endpoint for half a second. One caller probes at a time, and
+        meanwhile new calls go to other endpoints.
         """
         with self._lock:
             each, now = self._all[endpoint], time.monotonic()
@@ -91,7 +91,7 @@ class Endpoints:
             self._all[endpoint].is_probed = False
 
     def has_hung_since(self, endpoint: int, sent_at: float) -> bool:
-        """Whether the endpoint left a probe without an answer since then, and nobody has heard from it later."""
+        """Whether the endpoint has failed to answer a probe since `sent_at`, and has not answered anything later."""
         each = self._all[endpoint]
         return each.hung_at > max(sent_at, each.answered_at)
 
@@ -103,7 +103,7 @@ class Endpoints:
             each.down_until = time.monotonic() + COOL_DOWN_S
 
     def timed_out(self, endpoint: int) -> None:
-        """The endpoint did not answer a call in time: it hangs, or it is only slow."""
+        """The endpoint did not answer a call in time: it hangs or is only slow."""
         with self._lock:
             each = self._all[endpoint]
             each.works, each.may_hang = False, True
@@ -128,6 +128,6 @@ def backoff_s(attempt: int) -> float:
 
 
 def full_queue_backoff_s(attempt: int) -> float:
-    """The wait where the queues of all servers are full: longer, and at least half of its limit."""
+    """The wait if the queues of all servers are full: longer, and at least half of its limit."""
     limit_s = min(LAST_FULL_QUEUE_BACKOFF_S, FIRST_FULL_QUEUE_BACKOFF_S * 2**attempt)
     return random.uniform(limit_s / 2, limit_s)

@@ -9,9 +9,10 @@ from tritonclient.utils import InferenceServerException
 from ._detections import Detections
 from ._proxies import host_of, proxy_variable
 
-# Triton's words for a request that found the queue full, and for one that waited in it for too long.
+# Triton's messages for a request that found the queue full, and for one that waited too long in the queue.
 FULL_QUEUE = ("Exceeds maximum queue size", "Request timeout expired")
-# gRPC's words for a name without an address, with name and reason, and for TLS that failed on this side.
+# gRPC's messages for a host name that cannot be resolved (name and reason are groups), and for TLS that failed on
+# this side.
 UNRESOLVED = r"errors resolving .*lookup failed for ([^ ]+):\w+: ([^\]]+)"
 FAILED_HANDSHAKE = ("handshake failed", "Hostname Verification Check failed")
 
@@ -33,11 +34,11 @@ class ServerUnavailableError(RcnnError, ConnectionError):
 
 
 class QueueFullError(ServerUnavailableError):
-    """The server works, but as many requests are waiting as it allows."""
+    """The server works, but its queue of waiting requests is full."""
 
 
 class CertificateError(RcnnError, ConnectionError):
-    """TLS failed: the client does not trust the server's certificate, or the server not the client's."""
+    """TLS failed: the client does not trust the server's certificate, or the server does not trust the client's."""
 
 
 class AccessDeniedError(RcnnError, PermissionError):
@@ -130,9 +131,9 @@ def from_transport(
     if status == "NOT_FOUND":
         return ModelNotFoundError(
             f"{about}the server at {url} has no model {model!r}: {said}. "
-            "Name a detector of its model repository; where it is there, the server's log says what is wrong"
+            "Name a detector of its model repository; if it is there, the server's log says what is wrong"
         )
-    if "Stub process" in said:  # a Python step's: rcnn-serve notices, and ends to be started again
+    if "Stub process" in said:  # of a Python step; rcnn-serve notices this, and exits to be started again
         return ServerUnavailableError(
             f"{about}{url} cannot run model {model!r} now: {said}. A process of the server has died or hangs; "
             "the server's log says which, and it must be started again"
@@ -145,11 +146,11 @@ def from_transport(
 
 
 def _through_proxy(url: str) -> str:
-    """The proxy in between, if there is one."""
+    """The advice about the proxy that the call went through, if there is one."""
     if not (variable := proxy_variable(url)):
         return ""
     return (
-        f". The call went through the proxy of the environment variable {variable}: where it should not, add "
+        f". The call went through the proxy of the environment variable {variable}: if it should not, add "
         f"{host_of(url)} to no_proxy"
     )
 
@@ -162,7 +163,7 @@ def _what_failed(said: str, url: str) -> str:
             "server; if it is still valid, set this host's clock"
         )
     if "certificate is not yet valid" in said:
-        return "the server's certificate is not valid yet. Check this host's clock, and from when it is valid"
+        return "the server's certificate is not valid yet. Check this host's clock and the certificate's start date"
     if "Hostname Verification Check failed" in said:
         return (
             f"the server's certificate is not for {host_of(url)!r}. Call the server by a name in its certificate, "
@@ -183,10 +184,10 @@ def _advice(said: str, uses_tls: bool) -> str:
 
 
 def _hung_up(said: str) -> bool:
-    """Whether a server took the connection and closed it before any call."""
+    """Whether a server accepted the connection and closed it before any call."""
     return "last error" in said and "Socket closed" in said
 
 
 def refused_handshake(error: RcnnError, uses_tls: bool) -> bool:
-    """Whether the server hung up during TLS, as it does on a client certificate that it does not trust."""
+    """Whether the server hung up during TLS, as it does if it does not trust the client's certificate."""
     return uses_tls and _hung_up(str(error))

@@ -1,8 +1,8 @@
 """Fonts in which the names of classes can be drawn, whatever their script.
 
-Pillow carries a font with plain Latin letters. For other letters a font of the system is taken, else one that
-matplotlib carries. Arabic, Hebrew and Indic letters are joined and ordered as they should be where Pillow has libraqm
-(`PIL.features.check("raqm")`), as its wheels for Linux and macOS have.
+Pillow includes a font with plain Latin letters. For other letters, a font of the system is used, or else one that
+matplotlib includes. Arabic, Hebrew and Indic letters are joined and ordered correctly if Pillow has libraqm
+(`PIL.features.check("raqm")`), as its wheels for Linux and macOS do.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from PIL import ImageFont
 
 Font: TypeAlias = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-NO_CHARACTER = "\U0010ffff"  # no font has it: drawn as what stands for a missing character
+NO_CHARACTER = "\U0010ffff"  # no font has it, so it is drawn as a missing character
 CHECK_SIZE = 20
-MAX_FONTS = 1000  # that are opened in search of one
-INVISIBLE = ("Zs", "Cf")  # blanks, joiners: nothing to see
+MAX_FONTS = 1000  # how many are opened at most to find one
+INVISIBLE = ("Zs", "Cf")  # blanks and joiners, which are not visible
 FOLDERS = (
     "/usr/share/fonts",
     "/usr/local/share/fonts",
@@ -42,7 +42,7 @@ REGULAR = 80  # fontconfig's weight
 
 @functools.lru_cache(maxsize=4096)
 def readable(name: str, label: int, size: int) -> tuple[str, Font]:
-    """The name of a class and a font that has its letters; `class <label>` where no font has them all."""
+    """The name of a class and a font that has its letters; `class <label>` if no font has them all."""
     default = ImageFont.load_default(size)
     if not name.strip():
         return f"class {label}", default
@@ -99,7 +99,7 @@ def _candidates(letters: str) -> Iterator[tuple[str, int]]:
 
 
 def _ask_fontconfig(letters: str) -> list[tuple[str, int]] | None:
-    """Files of fonts with all letters and their index there, upright ones of regular weight first; None without fontconfig."""
+    """Fonts that have all letters (file and index in it), upright ones of regular weight first; None without fontconfig."""
     codes = " ".join(f"{ord(letter):x}" for letter in letters)
     form = "%{file}\n%{index}\n%{slant}\n%{weight}\n"
     try:

@@ -1,4 +1,4 @@
-"""Turns any accepted picture into what is sent: encoded bytes, or pixels."""
+"""Turns any accepted picture into the data that is sent: encoded bytes, or pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._errors import InvalidImageError, RcnnError
 from ._orientation import orientation, upright, upright_size
 from ._picture_files import open_picture
 
-# An array is uint8; that is checked when it comes, as OpenCV's stubs leave open what its frames hold.
+# An array must be uint8. This is checked at run time, because OpenCV's type stubs do not say it of its frames.
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 # A protobuf message holds at most 2 GiB; the rest of the request takes far less than 1 MiB.
@@ -34,7 +34,7 @@ def image_name(image: Any, name: str = "image") -> str:
 
 @contextlib.contextmanager
 def faults_of(name: str) -> Iterator[None]:
-    """Make every exception an `InvalidImageError` of the picture: Pillow, NumPy and callers' classes raise any kind."""
+    """Turn every exception into an `InvalidImageError`: Pillow, NumPy and callers' classes may raise any kind."""
     try:
         yield
     except RcnnError:
@@ -44,11 +44,11 @@ def faults_of(name: str) -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    """What the exception says, with its kind where that is needed to understand it."""
+    """The message of the exception, with its type where the message alone is not clear."""
     if isinstance(error, Image.DecompressionBombError):
         return (
-            "it has more than twice PIL.Image.MAX_IMAGE_PIXELS, which is how large a picture Pillow decodes; "
-            "raise that if you trust the picture, or give its pixels as an array"
+            "it has more than twice PIL.Image.MAX_IMAGE_PIXELS, the limit above which Pillow decodes no picture; "
+            "raise that limit if you trust the picture, or pass its pixels as an array"
         )
     if isinstance(error, OSError | ValueError) and str(error):
         return getattr(error, "strerror", None) or str(error)
@@ -110,10 +110,10 @@ def _encode_pil(image: Image.Image) -> bytes:
             image.save(buffer, "BMP")
         else:
             image.save(buffer, "PNG", compress_level=1)
-    except Exception as error:  # Pillow raises many kinds, by format and fault
+    except Exception as error:  # Pillow raises many kinds, depending on format and fault
         raise InvalidImageError(
             f"image: a PIL.Image of mode {image.mode} and size {image.size} cannot be encoded: {_said(error)}; "
-            'is it whole, and does image.convert("RGB") work?'
+            'is it complete, and does image.convert("RGB") work?'
         ) from error
     return buffer.getvalue()
 
@@ -141,10 +141,10 @@ def open_image(image: ImageInput) -> Image.Image:
 def decode_pixels(image: ImageInput) -> NDArray[np.uint8]:
     """A picture that `encode_image` takes, as upright RGB [height, width, 3] or grey [height, width].
 
-    As the server decodes it: alpha is dropped, and 16 bits keep their upper 8.
+    It is decoded as on the server: alpha is dropped, and 16 bits keep their upper 8.
 
     Raises:
-        Exception: of many kinds where it cannot be decoded; see `faults_of`.
+        Exception: of many kinds, if it cannot be decoded; see `faults_of`.
     """
     if isinstance(image, np.ndarray):
         return rgb_pixels(image)
@@ -194,12 +194,12 @@ def rgb_pixels(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _check_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    array = np.asarray(array)  # of a subclass, such as a masked array, the plain values
+    array = np.asarray(array)  # the plain values of a subclass, such as a masked array
     pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     if array.dtype != np.uint8 or not is_picture or not array.size:
         raise InvalidImageError(
             f"image: got an array of shape {array.shape} and dtype {array.dtype}, expected uint8 of shape "
-            "[height, width, 3] in RGB order or [height, width]; an encoded picture goes in as bytes"
+            "[height, width, 3] in RGB order or [height, width]; pass an encoded picture as bytes"
         )
     return pixels

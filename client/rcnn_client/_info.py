@@ -21,8 +21,8 @@ class DetectorInfo:
         max_batch_size: how many pictures a request may hold; this client sends one picture per request.
         max_detections: the largest number of detections per picture.
         max_image_pixels: the largest width times height of a picture; None if the model does not say.
-        has_masks: whether it answers masks, as Mask R-CNN.
-        keypoint_names: names of the keypoints that it answers, as Keypoint R-CNN; empty if none.
+        has_masks: whether it returns masks, like Mask R-CNN.
+        keypoint_names: names of the keypoints that it returns, like Keypoint R-CNN; empty if none.
         takes_pixels: whether arrays are sent as pixels; otherwise they are encoded first.
         engine: the Triton backend that runs the network, for example "onnxruntime" or "tensorrt".
         precision: data type of the features between the two halves of the network, for example "fp32"; None

@@ -1,6 +1,6 @@
-"""Pastes the masks of boxes into their picture, as torchvision's `paste_masks_in_image`.
+"""Pastes the masks of boxes into their picture, like torchvision's `paste_masks_in_image`.
 
-n masks, M: side of a mask as the model answers it, H, W: height and width of the picture.
+n masks, M: side of a mask as the model returns it, H, W: height and width of the picture.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class MaskCrop(NamedTuple):
 
     Attributes:
         mask: bool [h, w], whether each pixel belongs to the object; h and w are 0 outside the picture.
-        top: the row of the picture that the mask's first row lies on.
-        left: the column of the picture that the mask's first column lies on.
+        top: the row of the picture at which the mask starts.
+        left: the column of the picture at which the mask starts.
     """
 
     mask: NDArray[np.bool_]
@@ -59,7 +59,7 @@ class _Axis(NamedTuple):
 
 
 def _expand(boxes: NDArray[np.float32], scale: float) -> NDArray[np.int64]:
-    """The boxes made larger about their centres, in whole pixels (truncated)."""
+    """The boxes enlarged around their centres, in whole pixels (truncated)."""
     first, second = boxes[:, :2], boxes[:, 2:]
     half, centre = (second - first) * np.float32(0.5), (second + first) * np.float32(0.5)
     half = half * np.float32(scale)
@@ -108,6 +108,6 @@ def _interpolate(
 def _between(
     before: NDArray[np.float32], after: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The mean of two values, weighted, rounded as by torch on a CPU with fused multiply-add."""
+    """The weighted mean of two values, rounded as by torch on a CPU with fused multiply-add."""
     share = (1 - weight).astype(np.float64)
     return (before * share + after * weight).astype(np.float32)

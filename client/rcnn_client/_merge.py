@@ -1,7 +1,7 @@
-"""Which detections of overlapping tiles are the same object, as SAHI decides it (`sahi.postprocess.combine`, 0.12.8).
+"""Decides which detections of overlapping tiles are the same object, like SAHI (`sahi.postprocess.combine`, 0.12.8).
 
 n boxes of one class; x1, y1, x2, y2 in pixels of the picture. Overlaps are computed one row at a time, so
-that memory stays at O(n) where a picture has thousands of tiles.
+that memory stays at O(n) even if a picture has thousands of tiles.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def group_by_object(
     labels: NDArray[np.int64],
     how: Merging,
 ) -> list[list[int]]:
-    """The detections of each object, the one with the best score first; the objects with the best score first.
+    """The detections of each object, best score first; the objects by their best scores, best first.
 
-    Detections of different classes are different objects. With "nms" an object has one detection, the others are
+    Detections of different classes are different objects. With "nms", an object has one detection; the others are
     left out.
     """
     groups: list[list[int]] = []
@@ -51,7 +51,7 @@ def merge_boxes(
 ) -> tuple[NDArray[np.float32], list[int]]:
     """The smallest box around an object's detections, and which of them are in it.
 
-    It grows from the first one. A detection that no longer matches it is dropped.
+    The box grows from the first detection. A detection that does not match the grown box is dropped.
     """
     first, *others = members
     box, kept = boxes[first], [first]
@@ -90,7 +90,7 @@ def unite_masks(masks: Sequence[MaskCrop]) -> MaskCrop:
 
 
 def _by_score(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The best first; of equal scores by x1, y1, x2, y2."""
+    """The order of the boxes: best score first; for equal scores by x1, y1, x2, y2."""
     x1, y1, x2, y2 = boxes.T
     order: NDArray[np.int64] = np.lexsort((y2, x2, y1, x1, -scores))
     return order
@@ -99,7 +99,7 @@ def _by_score(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArra
 def _matches_of_the_best(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], how: Merging
 ) -> Iterator[NDArray[np.int64]]:
-    """Greedy: the best that is left, and all that match it."""
+    """Greedy: the best detection that is left and all that match it, until none is left."""
     rest = _by_score(boxes, scores)
     while len(rest):
         best, rest = rest[0], rest[1:]
@@ -111,7 +111,7 @@ def _matches_of_the_best(
 def _chains(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], how: Merging
 ) -> Iterator[NDArray[np.int64]]:
-    """Transitive: the best, all that match it, all worse ones that match these, and so on."""
+    """Transitive: the best detection, all that match it, all worse ones that match these, and so on."""
     best_of = np.full(len(boxes), -1)
     chains: dict[int, list[int]] = {}
     for row in _by_score(boxes, scores):
@@ -119,7 +119,7 @@ def _chains(
             best_of[row] = row
             chains[row] = [row]
         free = np.flatnonzero(best_of < 0)
-        # one of an equal score joins only where its box is the same
+        # a detection with an equal score joins only if its box is the same
         is_worse = (scores[free] < scores[row]) | (boxes[free] == boxes[row]).all(axis=1)
         matches = free[is_worse & (overlaps(boxes[row], boxes[free], how.metric) >= how.thresh)]
         best_of[matches] = best_of[row]

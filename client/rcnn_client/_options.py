@@ -24,10 +24,10 @@ class DetectOptions(TypedDict, total=False):
         detections_per_img: the largest number of detections per picture, of all classes; at most what the
             model was exported for. If one of these three is None, the model's own value applies.
         classes: names of the classes to keep; None keeps all.
-        top_k: of the remaining detections, keep only this many, the best first.
+        top_k: of the remaining detections, keep at most this many, the best ones.
         masks: how a Mask R-CNN sends its masks. "probabilities" are pasted into the picture here, at any
             threshold. "rle" are run-length codes that the server makes: less work here, and a smaller answer
-            unless there are many large masks. "none" gives boxes only, which saves the server the mask head.
+            unless there are many large masks. "none" gives boxes only; the server then does not run the mask head.
         mask_thresh: pixels whose probability is above this (0 to 1) belong to the mask; None means 0.5.
         timeout_s: limit for each picture in seconds, including retries; None means the detector's own limit.
         request_id: names the request in the server's log; in a batch or stream, -0, -1, ... is added.
@@ -87,7 +87,7 @@ def read_options(given: DetectOptions) -> Options:
     """Check a call's options.
 
     Raises:
-        TypeError: there is no such option; the message lists those that there are.
+        TypeError: there is no such option; the message lists the known options.
         InvalidParameterError: an option is outside its range.
     """
     known = [field.name for field in dataclasses.fields(Options)]
@@ -100,11 +100,11 @@ def read_options(given: DetectOptions) -> Options:
 
 
 class Request:
-    """`Options` for a certain model: the parameters to send, the outputs to ask for, and which detections to keep.
+    """`Options` for a particular model: the parameters to send, the outputs to ask for, and which detections to keep.
 
     Raises:
-        InvalidParameterError: the model lacks one of the classes, was exported for fewer detections, or answers no
-            masks and got a threshold for them.
+        InvalidParameterError: the model lacks one of the classes, was exported for fewer detections, or returns no
+            masks although `mask_thresh` is given.
     """
 
     def __init__(self, options: Options, contract: Contract) -> None:
@@ -124,7 +124,7 @@ class Request:
         self.mask_thresh = 0.5 if options.mask_thresh is None else float(options.mask_thresh)
         if options.mask_thresh is not None and contract.mask_size is None:
             raise InvalidParameterError(
-                f"mask_thresh is {options.mask_thresh}, but the model answers no masks; leave it out"
+                f"mask_thresh is {options.mask_thresh}, but the model returns no masks; leave it out"
             )
         if "rles" in self.output_shapes:
             self.parameters["mask_thresh"] = self.mask_thresh

@@ -1,4 +1,4 @@
-"""The orientation of a picture, read by itself, so that no fault in its other EXIF matters."""
+"""Reads only the orientation of a picture, so that faults in its other EXIF data do not matter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation that Pillow finds: 1 to 8; 1 if there is none, or none that can be read."""
+    """The orientation that Pillow finds: 1 to 8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
         return int(value) if value in TURNS else 1

@@ -1,6 +1,7 @@
 """Masks as run-length codes and as polygons, both from the edges of their pixels.
 
-H, W: height and width of the picture; E: unit edges between rows of pixels of which one belongs to the mask.
+H, W: height and width of the picture; E: number of unit edges between a pixel of the mask and the pixel above or below
+it that does not belong to the mask.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ def encode_rle(crop: MaskCrop, image_size_hw: tuple[int, int]) -> dict[str, Any]
 
 
 def run_lengths(crop: MaskCrop, image_size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """The lengths of the runs in the picture's columns, int64: of what is not the mask, which may be empty, of the
-    mask, and so on by turns.
+    """The lengths of the runs along the picture's columns, int64: alternately outside the mask and inside it.
+
+    The first run is outside the mask and may be empty.
     """
     height, width = image_size_hw
     rows, columns, _ = _horizontal_edges(crop.mask)
-    # Where runs start and end, by turns. One that reaches a column's end may go on in the next.
+    # Alternately the starts and ends of runs. A run that reaches the end of a column may continue in the next.
     ends, times = np.unique((crop.left + columns) * height + crop.top + rows, return_counts=True)
     ends = np.concatenate(([0], ends[times == 1], [height * width]))
     counts = np.diff(ends)
@@ -86,7 +88,7 @@ def _horizontal_edges(
 
 
 def _compress(counts: NDArray[np.int64]) -> str:
-    """COCO's text of run lengths: from the third on less that two before, 5 bits a character, the lowest first."""
+    """COCO's text of run lengths: from the fourth on, less the last but one; 5 bits a character, the lowest first."""
     rest = counts.copy()
     rest[3:] -= counts[1:-2]
     digits = []

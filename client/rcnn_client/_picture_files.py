@@ -1,4 +1,4 @@
-"""Opens a picture file on the client's side, to draw in it or to measure it."""
+"""Opens a picture file in the client, to draw on it or to read its size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ HEADER_END = 33  # of a PNG
 
 
 def open_picture(picture: Path | bytes) -> Image.Image:
-    """Open a picture, whatever is in its texts, profile and EXIF; the server does not read these either.
+    """Open a picture even if its texts, profile or EXIF are faulty; the server ignores such faults, too.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no picture in one of FORMATS.
+        ValueError: it is not a picture in one of FORMATS.
     """
     data = picture if isinstance(picture, bytes) else picture.read_bytes()
     try:
@@ -32,7 +32,7 @@ def open_picture(picture: Path | bytes) -> Image.Image:
 
 
 def _without_texts(data: bytes) -> bytes:
-    """A PNG without its ancillary chunks, its EXIF in front of its pixels; other files as they are."""
+    """A PNG without ancillary chunks other than EXIF, which is put in front of the pixels; other files as they are."""
     if not data.startswith(PNG_SIGNATURE):
         return data
     kept, exif, position = [], b"", HEADER_END

@@ -30,7 +30,7 @@ def is_loopback(url: str) -> bool:
 
 
 def proxy_variable(url: str) -> str:
-    """The variable by whose proxy gRPC calls the address, such as `https_proxy`; empty if it calls directly."""
+    """The variable with the proxy that gRPC uses for the address, such as `https_proxy`; empty if it connects directly."""
     if is_loopback(url):
         return ""
     exempt = next((os.environ[name] for name in EXEMPTIONS if name in os.environ), "")

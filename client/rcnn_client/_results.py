@@ -48,7 +48,7 @@ def check_stream(images: Any, in_flight: int) -> None:
     """Raises InvalidParameterError if `images` is a single picture, or `in_flight` is less than 1."""
     if isinstance(images, str | bytes | np.ndarray | Image.Image):
         raise InvalidParameterError(
-            f"images is a {type(images).__name__}, expected several pictures, as a list; detect takes one"
+            f"images is a {type(images).__name__}, expected several pictures, for example a list; detect takes one"
         )
     check_in_flight(in_flight)
 

@@ -1,4 +1,4 @@
-"""COCO's compressed run-length codes, read. R: runs of a mask."""
+"""Decodes COCO's compressed run-length codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_CHARACTERS = 12  # of a run; they hold 60 bits
 
 
 def decode_counts(text: str) -> list[int] | None:
-    """The runs in COCO's compressed text, as in `rleFrString` of pycocotools; None where it is none.
+    """The runs in COCO's compressed text, as in `rleFrString` of pycocotools; None if it is not such a text.
 
     A character holds five bits of a number and whether more follow; from the fourth run on, the number is the
     difference to the last run but one.
@@ -36,12 +36,12 @@ def decode_rle(counts: str, image_size_hw: tuple[int, int]) -> MaskCrop:
     """The mask of a compressed run-length code, cut to the rows and columns that it covers.
 
     Raises:
-        ValueError: it is no code of a picture of that size.
+        ValueError: it is not a code of a picture of that size.
     """
     height, width = image_size_hw
     runs = np.array(decode_counts(counts) or [], np.int64)
     if not len(runs) or runs.min() < 0 or runs.sum() != height * width:
-        raise ValueError(f"{counts[:20]!r} is no run-length code of a picture of {height}x{width} pixels")
+        raise ValueError(f"{counts[:20]!r} is not a run-length code of a picture of {height}x{width} pixels")
     is_inside = np.arange(len(runs)) % 2 == 1
     covered = np.flatnonzero(is_inside & (runs > 0))
     if not len(covered):

@@ -1,4 +1,4 @@
-"""The servers behind a detector: which one gets a call, what every call carries, and when it is sent again."""
+"""The servers behind a detector: which one gets a call, what is sent with it, and when it is sent again."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Servers:
         )
 
     def retry(self, attempt: Callable[[int, Deadline], Plan[T]], deadline: Deadline) -> Plan[T]:
-        """Carry out the attempt on one server after the other until one answers, within the deadline.
+        """Carry out the attempt on one server after another until one answers, within the deadline.
 
         Args:
             attempt: gets the server's index and the deadline of this attempt. While there is a server that has
@@ -148,7 +148,7 @@ class Servers:
     ) -> Plan[Any]:
         """Call a method of tritonclient once on this server, and translate its errors.
 
-        If the call can move, it is given up early where the server hangs and another one works.
+        If the call can move, it is given up early if the server hangs and another one works.
 
         Raises:
             RcnnError: the call failed.
@@ -210,10 +210,10 @@ class Servers:
     def _is_live(
         self, endpoint: int, deadline: Deadline, connections: Sequence[bool] = (False, True)
     ) -> Plan[bool]:
-        """Whether a server answers a short call, on its connection or, where a picture may be in the way, on another.
+        """Whether a server answers a short call, on its connection or on another, as a picture may block the first.
 
         Args:
-            connections: for each probe, whether it takes a connection apart (see `Call`).
+            connections: for each probe, whether it uses the second connection (`apart` of `Call`).
         """
         for apart in connections:
             probe = Call(endpoint, "is_server_live", (), {}, apart)
@@ -222,7 +222,7 @@ class Servers:
             except DeadlineExceededError:
                 continue
             except ServerUnavailableError:
-                if apart:  # and the first connection is silent
+                if apart:  # the first connection is silent as well
                     continue
                 self._endpoints.failed(endpoint)
                 return False

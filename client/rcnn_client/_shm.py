@@ -27,7 +27,7 @@ from ._errors import ServerError
 FOLDER = Path("/dev/shm")
 PREFIX = "rcnn_client_"
 CLOSING_TIMEOUT_S = 1.0
-# Triton's words for a region that it does not know: it was restarted.
+# Triton's message for a region that it does not know, because it was restarted.
 LOST = "Unable to find shared memory region"
 
 
@@ -47,7 +47,7 @@ class Region:
             remove_abandoned()
             self._descriptor = create_locked(FOLDER / self.name)
             try:
-                # Reserve it now: without this, writing where memory is short would end the process (SIGBUS).
+                # Reserve it now: without this, writing when memory is short would kill the process (SIGBUS).
                 os.posix_fallocate(self._descriptor, 0, self.byte_size)
                 self._memory = mmap.mmap(self._descriptor, self.byte_size)
             except BaseException:

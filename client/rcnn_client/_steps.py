@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
-# Copying this much takes about as long as having a thread do it.
+# Copying this much takes about as long as starting a thread for it.
 LARGE_BYTES = 1 << 18
 
 
@@ -21,7 +21,7 @@ class Call:
     """Call a method of an endpoint's tritonclient; the result is what the method returns.
 
     Attributes:
-        apart: use a second connection to the endpoint, where nothing large is on its way.
+        apart: use a second connection to the endpoint, on which nothing large is being sent.
     """
 
     endpoint: int

@@ -1,4 +1,4 @@
-"""A large picture as overlapping tiles: how it is cut, and how what is found in them becomes one answer.
+"""A large picture as overlapping tiles: how it is cut, and how the detections in the tiles become one answer.
 
 H, W: height and width of the picture in pixels.
 """
@@ -26,9 +26,9 @@ class Tile(NamedTuple):
     """A part of a picture, or the whole of it.
 
     Attributes:
-        image: what is sent.
-        name: what errors call it.
-        left, top: where its first pixel lies in the picture.
+        image: the picture to send.
+        name: its name in errors.
+        left, top: position of its first pixel in the picture.
     """
 
     image: ImageInput
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """How `detect_tiled` cuts a picture and merges its detections: its arguments, see there.
+    """How `detect_tiled` cuts a picture and merges its detections; see the arguments of `detect_tiled`.
 
     Raises:
         InvalidParameterError: one of them is outside its range.
@@ -73,7 +73,7 @@ class Tiling:
             )
 
     def merging(self, score_thresh: float | None, has_keypoints: bool) -> Merging:
-        """How to merge; as SAHI chooses it where `merge` and `merge_metric` are None.
+        """How to merge; if `merge` and `merge_metric` are None, as SAHI chooses.
 
         Raises:
             InvalidParameterError: `merge` cannot be used for keypoints.
@@ -82,7 +82,7 @@ class Tiling:
         method = self.merge or ("nms" if is_low or has_keypoints else "greedy_nmm")
         if has_keypoints and method != "nms":
             raise InvalidParameterError(
-                f'merge is "{method}", but the model answers keypoints, and those of two detections cannot be '
+                f'merge is "{method}", but the model returns keypoints, and those of two detections cannot be '
                 'merged; give merge="nms", which keeps the better detection'
             )
         metric = self.merge_metric or ("iou" if is_low and self.merge is None else "ios")
@@ -119,8 +119,8 @@ class TiledPicture:
     def merge(self, found: list[Detections]) -> Detections:
         """The detections in all tiles, in the order of `tiles` -> those in the picture.
 
-        Masks become run-length codes of the picture. Of merged detections they are united; the score and the
-        keypoints are those of the best.
+        Masks become run-length codes of the picture. The masks of merged detections are united; their score and
+        keypoints are those of the best one.
         """
         tiles = self.tiles
         if self.has_whole:  # its detections come last, as in SAHI

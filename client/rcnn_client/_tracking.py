@@ -1,4 +1,4 @@
-"""Numbers for the objects of a video, which stay the same from frame to frame."""
+"""Numbers the objects of a video, so that each keeps its number from frame to frame."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ._errors import InvalidParameterError
 from ._merge import overlaps
 
 LOWEST_SCORE = 0.1  # a detection that scores less does not continue a track: ByteTrack's limit
-SAME_OBJECT = 0.5  # IoU above which boxes of two classes are one object; torchvision has it within a class
-MATCH_COST = 0.9  # 1 - IoU of a box and where its track is expected; above it they are two objects
+SAME_OBJECT = 0.5  # IoU above which boxes of two classes are one object; torchvision's limit within a class
+MATCH_COST = 0.9  # 1 - IoU of a box and its track's predicted box; above it they are two objects
 
 
 class Tracker:
@@ -21,15 +21,16 @@ class Tracker:
 
     ByteTrack (Zhang et al., ECCV 2022) predicts where each object goes, and matches boxes to the predictions by
     their overlap. Classes do not count: an object that is taken for another class keeps its id, and of two boxes that
-    overlap by more than an IoU of 0.5, only the better is kept. Boxes that score too little for a new id still
-    continue one, so give it what was detected with `score_thresh=0.1`:
+    overlap by more than an IoU of 0.5, only the better is kept. A box whose score is too low for a new id can still
+    continue a track, so detect with `score_thresh=0.1`:
 
     >>> tracker = Tracker(score_thresh=0.5)
+
     >>> for result in detector.detect_stream(frames, score_thresh=0.1):
     ...     print(tracker.update(result.detections).track_ids)
 
     Args:
-        score_thresh: detections that score at least this (0 to 1) get an id; others, only if they continue one.
+        score_thresh: detections that score at least this (0 to 1) get an id; others only if they continue a track.
         lost_frames: an object that is not seen for more frames than this gets a new id.
 
     Raises:
@@ -55,7 +56,7 @@ class Tracker:
     def update(self, detections: Detections) -> Detections:
         """The tracked objects among those of the next frame, with their `track_ids`, best score first.
 
-        Every frame must be given, in order, also one without detections.
+        Every frame must be given, in order, also frames without detections.
         """
         rows = np.flatnonzero(detections.scores >= self._lowest)
         candidates = detections[rows[_is_best(detections.boxes[rows], detections.scores[rows])]]
@@ -70,7 +71,7 @@ class Tracker:
 
 
 def _is_best(boxes: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which of n boxes no better one covers: NMS over all classes. Returns bool [n]."""
+    """Which of n boxes NMS over all classes keeps: bool [n]."""
     is_best = np.ones(len(boxes), np.bool_)
     order = np.argsort(-scores, kind="stable")
     for position, row in enumerate(order):

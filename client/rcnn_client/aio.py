@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 
 class Detector(BaseDetector):
-    """As `rcnn_client.Detector`, with the same arguments, methods and errors; belongs to one event loop.
+    """Like `rcnn_client.Detector`, with the same arguments, methods and errors; belongs to one event loop.
 
-    A task that is cancelled cancels its request. Files are read, and pictures encoded and copied, in threads.
+    If a task is cancelled, its request is cancelled. Files are read, and pictures encoded and copied, in threads.
     gRPC's own copies of a request are made in the event loop: for an array of 36 MB they take about 0.1 s. Large
     arrays are better sent with transport="shm", or encoded.
     """
@@ -171,7 +171,7 @@ class Detector(BaseDetector):
                 answer: T = done.value
                 return answer
             finally:
-                value = None  # an error here would refer to this frame, and the frame to the error
+                value = None  # otherwise an error here and this frame would refer to each other
             try:
                 resume, value = plan.send, await self._do(step)
             except BaseException as error:

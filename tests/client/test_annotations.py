@@ -104,16 +104,16 @@ def with_category(**category):
 @pytest.mark.parametrize(
     ("written", "num_boxes", "said"),
     [
-        (with_boxes([3, 3, 0, 5], [3, 3, 5, 0]), 5, "left out: 2 boxes of no width or height"),
-        (with_boxes([3, 3, 1e-7, 5]), 5, "left out: 1 box of no width or height"),
+        (with_boxes([3, 3, 0, 5], [3, 3, 5, 0]), 5, "left out: 2 boxes without width or height"),
+        (with_boxes([3, 3, 1e-7, 5]), 5, "left out: 1 box without width or height"),
         (with_boxes([120, 3, 5, 5]), 5, "left out: 1 box outside its picture"),
         (with_boxes([-9, 3, 9, 5], [3, 80, 5, 9]), 5, "left out: 2 boxes outside their pictures"),
         (with_boxes([95, 3, 15, 5]), 6, "2 classes; kept: 1 box that reaches beyond its picture"),
         (with_boxes([90, 3, 10.5, 5]), 6, "2 classes"),
-        (with_boxes([10, 10, 20, 30], id=31), 5, "left out: 1 annotation that is there twice"),
+        (with_boxes([10, 10, 20, 30], id=31), 5, "left out: 1 repeated annotation"),
         (with_boxes([11, 10, 20, 30], id=31), 6, "2 classes"),
-        (with_category(id=0, name="animals"), 5, "left out: 1 category that nothing uses ('animals')"),
-        (with_category(id=0, name="dog"), 5, "left out: 1 category that nothing uses ('dog')"),
+        (with_category(id=0, name="animals"), 5, "left out: 1 category without annotations ('animals')"),
+        (with_category(id=0, name="dog"), 5, "left out: 1 category without annotations ('dog')"),
     ],
 )  # fmt: skip
 def test_harmless_irregularities_are_left_out_and_counted(read, written, num_boxes, said):
@@ -126,8 +126,8 @@ def test_several_irregularities_are_reported_in_one_line(read):
     odd = with_boxes([3, 3, 0, 5], [120, 3, 5, 5])
     odd["categories"].append({"id": 0, "name": "animals"})
     assert read(odd).summary.endswith(
-        "a.json: 2 pictures, 5 boxes, 2 classes; left out: 1 box of no width or height, 1 box outside its picture, "
-        "1 category that nothing uses ('animals')"
+        "a.json: 2 pictures, 5 boxes, 2 classes; left out: 1 box without width or height, 1 box outside its picture, "
+        "1 category without annotations ('animals')"
     )
 
 
@@ -162,7 +162,7 @@ BBOX = (
         (changed("images", 0, height="80"), r"1 of 2 images lack .* a width and a height in pixels"),
         (changed("images", 0, width=0.5), r"1 of 2 images lack"),
         (changed("images", 0, file_name=None), r"1 of 2 images lack a file_name"),
-        (changed("images", 0, id=1), r"a\.json: ids are repeated under images: 1\. If files were merged, number them anew"),
+        (changed("images", 0, id=1), r"a\.json: ids are repeated under images: 1\. If files were merged, renumber them"),
         (changed("images", 0, id=...), "images have ids such as null: expected whole numbers"),
         (changed("images", 0, id="2"), 'some ids under images are numbers and others are text, such as "2"'),
         (changed("images", 0, file_name="1.jpg"), r"several images have the same file_name: 1\.jpg"),
@@ -190,7 +190,7 @@ BBOX = (
         (changed("annotations", 0, bbox=[1, 2, float("inf"), 4]), BBOX),
         (changed("annotations", 0, bbox=[1, 2, 10**400, 4]), BBOX),
         (changed("annotations", 0, bbox=[1e308, 2, 1e308, 4]), BBOX),
-        (changed("annotations", 0, area="600"), 'have an area that is no number of square pixels: id 31 has "600"'),
+        (changed("annotations", 0, area="600"), 'have an area that is not a number of square pixels: id 31 has "600"'),
         (changed("annotations", 0, area=-1), "have an area"),
         (changed("annotations", 0, iscrowd="0"), 'have an iscrowd other than 0 and 1: id 31 has "0"'),
     ],
@@ -232,7 +232,7 @@ def with_every_box(convert):
             lambda x, y, w, h: [9 * x + 90, 9 * y, 9 * w, 9 * h],
             "the boxes look like those of larger pictures",
         ),
-        (lambda x, y, w, h: [x, y, 0, h], "has no box .*; left out: 5 boxes of no width or height"),
+        (lambda x, y, w, h: [x, y, 0, h], "has no box .*; left out: 5 boxes without width or height"),
     ],
 )
 def test_boxes_of_another_format_are_recognised(read, convert, message):

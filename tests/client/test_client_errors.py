@@ -123,9 +123,9 @@ def _class_names_no_list(config):
         (_drop_output, "expected {'image': 'TYPE_STRING'}, {'boxes': .* 'num_detections'"),
         (_retype_output, "'labels': 'TYPE_FP32'"),
         (_no_batching, "max_batch_size 0"),
-        (_no_class_names, "carries no class names"),
-        (_class_names_no_json, "carries no class names"),
-        (_class_names_no_list, "carries no class names"),
+        (_no_class_names, "has no class names"),
+        (_class_names_no_json, "has no class names"),
+        (_class_names_no_list, "has no class names"),
     ],
 )
 def test_a_model_that_is_no_detector(server, png, change, reason):

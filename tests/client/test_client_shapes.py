@@ -102,7 +102,7 @@ def test_the_threshold_of_a_call_is_that_of_its_masks(server, png):
         ({"masks": "polygons"}, "masks is 'polygons', expected one of: probabilities, rle, none"),
         ({"masks": None}, "masks is None, expected one of"),
         ({"mask_thresh": 1.5}, "mask_thresh is 1.5, expected a number from 0 to 1"),
-        ({"mask_thresh": 0.3}, "mask_thresh is 0.3, but the model answers no masks; leave it out"),
+        ({"mask_thresh": 0.3}, "mask_thresh is 0.3, but the model returns no masks; leave it out"),
     ],
 )
 def test_wrong_options(server, png, options, message):
@@ -115,7 +115,7 @@ def test_invalid_run_lengths(server, png, code):
     server.add_masks()
     server.spoil = lambda tensors: tensors["rles"].fill(code)
     found = detect(server, png(3, (40, 30)), False, masks="rle")
-    with pytest.raises(ValueError, match="is no run-length code of a picture of 30x40 pixels"):
+    with pytest.raises(ValueError, match="is not a run-length code of a picture of 30x40 pixels"):
         found.masks()
 
 
@@ -152,7 +152,7 @@ def test_names_of_other_keypoints(server, png, count, names, expected):
 
 def test_the_wrong_number_of_names(server, png):
     server.add_keypoints(4, ["a", "b"])
-    with pytest.raises(NotADetectorError, match=r"answers 4 keypoints, but .* has 2 names"):
+    with pytest.raises(NotADetectorError, match=r"returns 4 keypoints, but .* has 2 names"):
         detect(server, png(3), False)
 
 
@@ -256,7 +256,7 @@ def test_rcnn_detect_asks_for_masks_where_it_writes_them(server, tmp_path, png, 
 def test_rcnn_detect_refuses_a_mask_threshold_if_there_are_no_masks(server, tmp_path, png, capsys):
     (tmp_path / "photo.png").write_bytes(png(3))
     assert rcnn_detect([str(tmp_path / "photo.png"), "--url", server.url, "--mask-thresh", "0.3"]) == 2
-    assert "mask_thresh is 0.3, but the model answers no masks" in capsys.readouterr().err
+    assert "mask_thresh is 0.3, but the model returns no masks" in capsys.readouterr().err
 
 
 def test_rcnn_detect_writes_neither_where_there_is_none(server, tmp_path, png):

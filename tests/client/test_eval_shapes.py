@@ -85,7 +85,7 @@ def test_keypoints_are_scored(evaluate, server, tmp_path):
         ),
         (
             {"keypoints": POINTS[:6]},
-            "keypoints are not scored: the model answers 3 keypoints, and 2 are annotated",
+            "keypoints are not scored: the model returns 3 keypoints, but 2 are annotated",
         ),
     ],
 )

@@ -89,8 +89,8 @@ def test_controls_of_two_pictures():
     ("config", "message"),
     [
         ("<View/>", "nothing for pets: expected an Image with a value, and for it one of RectangleLabels, "),
-        ("<View>", "the labelling config is no XML: no element found"),
-        ("<View>\ud800</View>", "the labelling config is no XML: "),
+        ("<View>", "the labelling config is not XML: no element found"),
+        ("<View>\ud800</View>", "the labelling config is not XML: "),
         ('<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>', "has a document type, expected tags only"),
         (
             view(rectangles('<Label value="cat"/>')),
@@ -99,11 +99,11 @@ def test_controls_of_two_pictures():
         ),
         (
             view('<BrushLabels name="b" toName="photo"><Label value="dog"/></BrushLabels>'),
-            "BrushLabels needs masks, which a Mask R-CNN answers and this detector does not",
+            "BrushLabels needs masks, which a Mask R-CNN returns and this detector does not",
         ),
         (
             view('<KeyPointLabels name="k" toName="photo"><Label value="dog"/></KeyPointLabels>'),
-            "KeyPointLabels needs keypoints, which a Keypoint R-CNN answers and this detector does not",
+            "KeyPointLabels needs keypoints, which a Keypoint R-CNN returns and this detector does not",
         ),
         (
             view(rectangles('<Label value="dog"/>', model_score_threshold="half")),

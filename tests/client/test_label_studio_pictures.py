@@ -145,12 +145,12 @@ def test_cloud_storage_is_resolved_by_label_studio(hosts):
         ("http://169.254.169.254/latest/meta-data", "start rcnn-ui with --picture-host 169.254.169.254"),
         ("http://localhost:1/", "--picture-host localhost:1"),
         ("http://HOST@evil.example/a.jpg", "--picture-host evil.example"),
-        ("http://HOST.evil.example/a.jpg", "is no address: "),
+        ("http://HOST.evil.example/a.jpg", "is not an address: "),
         ("http://127.0.0.1.evil.example/a.jpg", "--picture-host 127.0.0.1.evil.example"),
         ("http://[::1]:8/", "--picture-host [::1]:8"),
         ("https://HOST/a.jpg", "--picture-host HOST"),
-        ("http://evil.example\\@HOST/a.jpg", "is no address: "),
-        ("http://127.0.0.1:99999/", "is no address: "),
+        ("http://evil.example\\@HOST/a.jpg", "is not an address: "),
+        ("http://127.0.0.1:99999/", "is not an address: "),
         (
             "file:///etc/passwd",
             "expected an address of http or https, a path of Label Studio, or a data: URI",
@@ -191,7 +191,7 @@ def test_what_is_too_large_or_slow_or_not_there(hosts):
     sources = read_sources(host.url, "", [])
     assert "too large, expected at most 1 MiB" in refusal(sources, "/large", max_bytes=2**20)
     assert "cannot be fetched: no answer within 0.3 s" in refusal(sources, "/slow", timeout_s=0.3)
-    assert "404 Not Found; --label-studio-token-file must hold the token" in refusal(sources, "/nothing")
+    assert "404 Not Found; --label-studio-token-file must contain the token" in refusal(sources, "/nothing")
     gone = read_sources("http://127.0.0.1:1", "", [])
     assert "cannot be fetched: Cannot connect to host" in refusal(gone, "/a.jpg")
 
@@ -206,7 +206,7 @@ def test_data_uris():
         assert fetch(NO_SOURCES, uri) == b"a picture"
     large = "data:;base64," + base64.b64encode(bytes(2**20 + 1)).decode()
     assert "the picture is too large" in refusal(NO_SOURCES, large, max_bytes=2**20)
-    assert "is no data: URI, expected data:image/png;base64,..." in refusal(NO_SOURCES, "data:image/png")
+    assert "is not a data: URI, expected data:image/png;base64,..." in refusal(NO_SOURCES, "data:image/png")
     for uri in ("data:;base64,abcde", "data:,\ud800"):
         assert "it cannot be read" in refusal(NO_SOURCES, uri)
 

@@ -35,7 +35,7 @@ def test_the_asynchronous_client_calls_it_directly_too(server, png, monkeypatch)
 def test_an_error_names_the_variable(monkeypatch):
     monkeypatch.setenv("https_proxy", NO_PROXY_THERE)
     message = (
-        r"proxy of the environment variable https_proxy: where it should not, add triton.example to no_proxy"
+        r"proxy of the environment variable https_proxy: if it should not, add triton.example to no_proxy"
     )
     with (
         Detector("triton.example:8001", timeout_s=5, retries=0) as detector,

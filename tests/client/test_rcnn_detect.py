@@ -117,7 +117,7 @@ def test_a_server_that_fails(server, photo, capsys):
         (["{photo}", "--resume"], "--resume needs --json FILE"),
         (["{photo}", "--annotations", "a.json"], "--annotations only gives --coco its ids"),
         (["{photo}", "--header", "token"], "'token' is not 'NAME: VALUE'"),
-        (["nowhere/*.jpg"], "nowhere/*.jpg: no file has such a name"),
+        (["nowhere/*.jpg"], "nowhere/*.jpg: no file matches this pattern"),
         (["-", "-"], "stdin holds one picture"),
         (["{photo}", "other.jpg", "--out", "-"], "need a folder, not stdout"),
     ],

@@ -92,17 +92,17 @@ def test_tiled_and_untiled_runs_do_not_mix(server, photo, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tiles", "800"], "'800' is no height and width in pixels, such as 800x800"),
-        (["--tiles", "0x800"], "'0x800' is no height and width"),
+        (["--tiles", "800"], "'800' is not a height and width in pixels, such as 800x800"),
+        (["--tiles", "0x800"], "'0x800' is not a height and width"),
         (["--tiles", "-5x800"], "expected one argument"),
-        (["--tiles", "800x800x3"], "is no height and width"),
+        (["--tiles", "800x800x3"], "is not a height and width"),
         (
             ["--tiles", "80x80", "--overlap", "1"],
-            "1 would never reach the next tile; expected less, for example 0.2",
+            "1 would never advance to the next tile; expected less, for example 0.2",
         ),
         (["--tiles", "80x80", "--overlap", "1.5"], "1.5 is not between 0 and 1"),
         (["--tiles", "80x80", "--merge", "wbf"], "invalid choice: 'wbf'"),
-        (["--overlap", "0.3"], "--overlap, --merge and --no-whole say how to detect in tiles; add --tiles"),
+        (["--overlap", "0.3"], "--overlap, --merge and --no-whole apply only to tiles; add --tiles"),
         (["--no-whole"], "add --tiles, or leave them out"),
     ],
 )
@@ -117,7 +117,7 @@ def test_an_error_that_concerns_every_picture_ends_the_run(server, photo, capsys
     server.add_keypoints(2)
     command = [str(photo), str(photo), "--url", server.url, *TILES]
     assert main([*command, "--merge", "nmm"]) == 2
-    assert capsys.readouterr().err.startswith('rcnn-detect: merge is "nmm", but the model answers keypoints')
+    assert capsys.readouterr().err.startswith('rcnn-detect: merge is "nmm", but the model returns keypoints')
     assert main([*command, "--classes", "dog"]) == 2
     assert main([*command, "--model", "other"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 2

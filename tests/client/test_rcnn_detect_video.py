@@ -137,11 +137,11 @@ def test_bad_videos_are_a_line_each(server, clip, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["photo.png", "--track"], "--track follows objects through a video, and photo.png is a picture"),
-        (["photo.png", "--live"], "--live drops frames of a video, and photo.png is a picture"),
+        (["photo.png", "--track"], "--track follows objects through a video, but photo.png is a picture"),
+        (["photo.png", "--live"], "--live drops frames of a video, but photo.png is a picture"),
         (
             ["photo.png", "--out", "a.mp4"],
-            "--out a.mp4: a video file takes the frames of one video; give a folder",
+            "--out a.mp4: a video file takes the frames of one video; use a folder",
         ),
         (["clip.avi", "b.avi", "--out", "a.mp4"], "--out a.mp4: a video file takes the frames of one video"),
         (["clip.avi", "--out", "clip.avi"], "--out clip.avi: clip.avi would overwrite a picture or video"),

@@ -71,7 +71,7 @@ def test_scores_by_hand(dataset, run, server, tmp_path, capsys):
         "│ class 5 │     1 │ 0.500 │ 1.000 │ 0.000 │",
     ):
         assert line in out
-    assert "over 2 of 2 pictures\n" in out
+    assert "scored on 2 of 2 pictures\n" in out
 
 
 def test_results_are_in_coco_format(dataset, run, server, tmp_path):
@@ -118,7 +118,7 @@ def test_categories_that_the_model_lacks_are_named(dataset, run, server, tmp_pat
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     assert run() == 1
     err = capsys.readouterr().err
-    assert "1 of 3 annotated categories are no class of the model: 'unicorn'" in err
+    assert "1 of 3 annotated categories are not classes of the model: 'unicorn'" in err
     assert "'class 1', 'class 2', 'class 4'" in err and "and 178 more" in err
     assert not server.requests
 
@@ -131,7 +131,7 @@ def test_a_category_that_nothing_uses_is_left_out(dataset, run, tmp_path, capsys
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     assert run() == 0
     out = capsys.readouterr().out
-    said = "annotations.json: 2 pictures, 2 boxes, 2 classes; left out: 2 categories that nothing uses ('class 3', 'animals')\n"
+    said = "annotations.json: 2 pictures, 2 boxes, 2 classes; left out: 2 categories without annotations ('class 3', 'animals')\n"
     assert said in out
     (scores,) = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert list(scores["classes"]) == ["class 3", "class 5"]
@@ -154,7 +154,7 @@ def test_failed_pictures_are_named_and_the_rest_is_scored(dataset, run, tmp_path
         f"rcnn-eval: {tmp_path}/105.png: ",
     ):
         assert said in err
-    assert "over 2 of 6 pictures; 4 failed and are left out" in out
+    assert "scored on 2 of 6 pictures; left out because they failed: 4" in out
     assert json.loads((tmp_path / "out" / "scores.json").read_text())[0]["ap"] == pytest.approx(0.75)
 
 
@@ -193,7 +193,7 @@ def test_the_wrong_folder_is_named(dataset, run, server, tmp_path, capsys):
     for path in tmp_path.glob("*.png"):
         path.unlink()
     assert run() == 1
-    assert f"none of the 2 pictures in {tmp_path}/annotations.json is there" in capsys.readouterr().err
+    assert f"none of the 2 pictures in {tmp_path}/annotations.json exists" in capsys.readouterr().err
 
 
 def test_no_file_and_no_server(dataset, run, tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_the_report_is_read(tmp_path):
     [
         ('echo "Thread [1] had error: not an image"; exit 99', "had error: not an image"),
         ('echo "No valid requests recorded within time interval."', "No valid requests recorded"),
-        ("exit 3", "it said nothing"),
+        ("exit 3", "it printed nothing"),
     ],
 )
 def test_a_failed_run_says_why(tmp_path, body, message):
@@ -141,7 +141,7 @@ def test_a_bundled_library_may_have_a_longer_version(tmp_path):
     [
         ("libb64.so.0d", "libb64.so.0d is missing: apt install libb64-0d"),
         ("libcudart.so.12", "pip install nvidia-cuda-runtime-cu12"),
-        ("libodd.so.7", "libodd.so.7 is missing: install the package that holds it"),
+        ("libodd.so.7", "libodd.so.7 is missing: install the package that contains it"),
     ],
 )
 def test_a_library_that_is_nowhere_is_named(tmp_path, links, monkeypatch, library, advice):

@@ -146,12 +146,12 @@ def test_what_is_not_there(server):
     [
         (["--host", "0.0.0.0"], 2, "--host 0.0.0.0 opens the page to other hosts, which needs a token"),
         (["--host", "::"], 2, "which needs a token"),
-        (["--token-file", "empty"], 2, "--token-file empty holds no token"),
-        (["--token-file", "two words"], 2, "--token-file two words holds no token"),
+        (["--token-file", "empty"], 2, "--token-file empty contains no token"),
+        (["--token-file", "two words"], 2, "--token-file two words contains no token"),
         (
             ["--label-studio", "http://a", "--label-studio-token-file", "empty"],
             2,
-            "file empty holds no token",
+            "file empty contains no token",
         ),
         (
             ["--label-studio-token-file", "good"],
@@ -188,7 +188,7 @@ def test_the_command_serves_until_it_is_interrupted(server, png):
         [*command, "--url", server.url, "--port", "0"], stderr=subprocess.PIPE, text=True, env=os.environ
     )
     try:
-        address = re.search(r"at (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)", running.stderr.readline())[1]
+        address = re.search(r"at (http://127\.0\.0\.1:\d+) \(Ctrl-C stops it\)", running.stderr.readline())[1]
         with urllib.request.urlopen(f"{address}/models", timeout=30) as answer:
             assert answer.read().decode() == f'{{"url": "{server.url}", "models": ["faster_rcnn"]}}'
         request = urllib.request.Request(f"{address}/detect?model=faster_rcnn", png(7))

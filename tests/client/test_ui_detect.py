@@ -198,7 +198,7 @@ def test_the_server_stops_and_starts_again(server, png):
 def test_a_model_that_is_no_detector_and_one_that_is_not_there(server, png):
     server.add_pixels_model()
     status, answer = post(server.url, png(7), "?model=faster_rcnn_pixels")
-    assert status == 400 and "is no detector" in answer["error"]
+    assert status == 400 and "is not a detector" in answer["error"]
     status, answer = post(server.url, png(7), "?model=nothing")
     assert status == 404 and "has no model 'nothing'" in answer["error"]
 

@@ -30,10 +30,10 @@ def _run(name: str, modules: str = "") -> int:
     """Run a command's `main`; if a package of the extra `name` is missing, say how to install it.
 
     Args:
-        modules: how the names of its modules begin, if they are not in this package.
+        modules: what the names of its modules start with, if they are not in this package.
     """
     modules = modules or f"{__name__}.{name}_"
-    # --help, --version and wrong usage end here, before the imports that take a second
+    # --help, --version and wrong usage exit here, before the imports, which take a second
     importlib.import_module(f"{modules}arguments").parse(None)
     try:
         main = importlib.import_module(f"{modules}cli").main

@@ -1,4 +1,4 @@
-"""The boxes of a COCO instances file: read from their records, and tested for another format than COCO's. N boxes."""
+"""The boxes of a COCO instances file: reads their records, and checks that their format is COCO's. N boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .coco_file import Category, CocoImage, Records, is_number, listed, shown
 
-LARGEST_PX = 1e9  # no picture is as large
+LARGEST_PX = 1e9  # no picture is this large
 LARGEST_NORMALISED = 1.5  # a box that is a little larger than its picture is still taken for normalised
 BBOX = "expected left, top, width, height in pixels"
 
@@ -26,10 +26,10 @@ class Boxes:
     Attributes:
         images, categories: int64 [N], positions in the lists of images and of categories.
         bbox: float64 [N, 4], left, top, width, height in pixels.
-        areas: float64 [N], square pixels; that of the box where none is given.
+        areas: float64 [N], square pixels; the area of the box if none is given.
         is_crowd: bool [N].
         sizes: float64 [N, 2], width and height of each box's picture in pixels.
-        records: objects [N], the annotations that they are read from.
+        records: objects [N], the annotations from which they are read.
         numbers: int64 [N], the positions of these annotations in the file.
     """
 
@@ -50,7 +50,7 @@ class Boxes:
         return Boxes(*(getattr(self, column.name)[kept] for column in fields(self)))
 
     def name(self, row: int) -> str:
-        """What an error calls the annotation of a box."""
+        """The name of a box's annotation in errors."""
         return name_of(self.records[row], int(self.numbers[row]))
 
     def corners(self) -> NDArray[np.float64]:
@@ -68,7 +68,7 @@ def read_boxes(
     """Read the records under annotations.
 
     Raises:
-        ValueError: a record lacks a field, or a field of it cannot be used.
+        ValueError: a record lacks a field, or has one that cannot be used.
     """
     position_of = {image.id: position for position, image in enumerate(images)}
     category_of = {category.id: position for position, category in enumerate(categories)}
@@ -100,9 +100,9 @@ def read_boxes(
 
 
 def without_copies(records: Records) -> tuple[Records, int]:
-    """Drop each record that is there twice: with the same id, picture, category and box.
+    """Drop repeated records: those with the same id, picture, category and box.
 
-    Annotations that share an id and nothing else are all kept; no other record refers to them.
+    Annotations that share only the id are all kept; no other record refers to them.
 
     Returns:
         the records that are left, and how many were dropped.
@@ -116,12 +116,12 @@ def without_copies(records: Records) -> tuple[Records, int]:
 
 
 def name_of(record: dict[str, Any], number: int) -> str:
-    """What an error calls the annotation at position `number`."""
+    """The name of the annotation at position `number` in errors."""
     return f"id {shown(record['id'])}" if record.get("id") is not None else f"annotations[{number}]"
 
 
 def raise_faults(faults: Mapping[str, Sequence[str]], num_annotations: int, path: Path) -> None:
-    """Raise a ValueError of the first of the faults, with the names of the annotations that have it."""
+    """Raise a ValueError about the first of the faults, with the names of the annotations that have it."""
     for what, names in faults.items():
         raise ValueError(
             f"{path}: {len(names)} of {num_annotations} annotations have {what}: {listed(names)}"
@@ -169,7 +169,7 @@ def _fault(
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_pixels, bbox)) and min(bbox[2:]) >= 0):
         return "bbox", f"a bbox that cannot be used ({BBOX})"
     if area is not None and not (is_number(area) and area >= 0):
-        return "area", "an area that is no number of square pixels"
+        return "area", "an area that is not a number of square pixels"
     if record.get("iscrowd") not in (None, 0, 1):
         return "iscrowd", "an iscrowd other than 0 and 1"
     return None

@@ -1,6 +1,6 @@
 """The keypoints of a COCO file's annotations. N objects, P keypoints each.
 
-An object without keypoints has none that are labelled: its visibilities are 0, as COCO has it for people too small.
+In an object without keypoints, all visibilities are 0 (not labelled), as in COCO for people that are too small.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def read_keypoints(boxes: Boxes, path: Path) -> NDArray[np.float64]:
         float64 [N, P, 3], x and y in pixels and visibility 0, 1 or 2; P is 0 if nothing is labelled.
 
     Raises:
-        ValueError: keypoints cannot be used, two objects have different numbers of them, or most objects have
-            theirs outside their boxes; the message names the first few.
+        ValueError: keypoints cannot be used, two objects have different numbers of them, or most objects have all of
+            their keypoints outside their boxes; the message names the first few.
     """
     values = [record.get("keypoints") or [] for record in boxes.records]
     faults: dict[str, list[str]] = defaultdict(list)
@@ -44,7 +44,7 @@ def read_keypoints(boxes: Boxes, path: Path) -> NDArray[np.float64]:
         named = [f"{boxes.name(int(np.argmax(counts == number)))} has {number}" for number in numbers]
         raise ValueError(
             f"{path}: annotations have different numbers of keypoints: {listed(named)}. Give each object all of its "
-            "keypoints, those that are not labelled as 0, 0, 0"
+            "keypoints, with 0, 0, 0 for each that is not labelled"
         )
     keypoints = np.zeros((len(boxes), *numbers, 3))
     labelled = [value for value, count in zip(values, counts, strict=True) if count]
@@ -60,10 +60,10 @@ def read_keypoint_names(categories: Sequence[Category], count: int, path: Path) 
         count: P.
 
     Returns:
-        P names, or None where no category has any.
+        P names, or None if no category has any.
 
     Raises:
-        ValueError: these are no names, not P, or those of several categories differ.
+        ValueError: they are not names, there are not P of them, or those of several categories differ.
     """
     names: list[str] | None = None
     for category in categories:
@@ -74,7 +74,7 @@ def read_keypoint_names(categories: Sequence[Category], count: int, path: Path) 
             raise ValueError(f"{lists}: expected a list of names, each one line of text")
         stripped = [name.strip() for name in value]
         if len(set(stripped)) < len(stripped):
-            raise ValueError(f"{lists}: expected a name of its own for each")
+            raise ValueError(f"{lists}: expected a different name for each")
         if len(stripped) != count:
             raise ValueError(f"{lists}, {len(stripped)} names, but the annotations have {count} keypoints")
         if names not in (None, stripped):
@@ -88,9 +88,9 @@ def read_keypoint_names(categories: Sequence[Category], count: int, path: Path) 
 def _fault(value: Any) -> str | None:
     """What is wrong with the keypoints of an annotation."""
     if not isinstance(value, list) or not all(map(is_number, value)):
-        return "keypoints that are no list of numbers"
+        return "keypoints that are not a list of numbers"
     if len(value) % 3:
-        return "keypoints whose numbers do not come in threes"
+        return "keypoints that do not have three numbers each"
     if set(value[2::3]) - {0, 1, 2}:
         return "keypoints with a visibility other than 0 (not labelled), 1 (hidden) and 2 (visible)"
     if any(abs(each) >= LARGEST_PX for each in value):

@@ -18,7 +18,7 @@ def read_masks(boxes: Boxes, path: Path) -> list[Rle | LeftOut]:
     """Read the segmentations of boxes: for each its mask, or why it has none.
 
     Raises:
-        ValueError: a segmentation cannot be used, or is not one of its picture; the message names the first few.
+        ValueError: a segmentation cannot be used, or does not fit its picture; the message names the first few.
     """
     masks: list[Rle | LeftOut] = []
     faults: dict[str, list[str]] = defaultdict(list)
@@ -34,7 +34,7 @@ def read_masks(boxes: Boxes, path: Path) -> list[Rle | LeftOut]:
 
 
 def check_masks_fit(masks: Sequence[Rle], boxes: Boxes, path: Path) -> None:
-    """Check that masks lie where the boxes of the same objects do.
+    """Check that masks are at the same place as the boxes of their objects.
 
     Raises:
         ValueError: most masks do not touch their boxes.

@@ -1,16 +1,16 @@
-"""Reads COCO instances files. Everything is checked before the first picture is run; each oddity has one rule.
+"""Reads COCO instances files. Everything is checked before the first picture is used, by these rules.
 
 rcnn-eval and rcnn-train both read through this module, so they score against the same boxes. N boxes.
 
-- Left out, and counted in one line: boxes of no width or height, boxes outside their picture, annotations that
-  are there twice, categories that nothing uses.
-- Kept as annotated: boxes that reach beyond their picture. They are scored so, as by pycocotools; training
-  takes the part inside.
-- Where masks are read, too: annotations without a segmentation, with polygons of fewer than three points only, or
-  whose mask covers no pixel of the picture are left out and counted. Of a mask that reaches beyond its picture, the
-  part inside is kept.
-- Where keypoints are read, too: objects without any that are labelled are kept, with visibilities of 0.
-- An error that names the first few records: everything else that would change what the file means.
+- Left out, and counted in one line: boxes without width or height, boxes outside their picture, repeated
+  annotations, unused categories.
+- Kept as annotated: boxes that reach beyond their picture. They are scored as they are, as by pycocotools; training
+  uses the part inside.
+- If masks are read: annotations without a segmentation, with only polygons of fewer than three points, or whose mask
+  covers no pixel of the picture are left out and counted. If a mask reaches beyond its picture, the part inside is
+  kept.
+- If keypoints are read: objects without labelled keypoints are kept, with visibilities of 0.
+- Everything else that would change the meaning of the file is an error that names the first few records.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .annotated_masks import check_masks_fit, read_masks
 from .coco_file import Category, CocoImage, Records, listed, read_categories, read_content, read_images
 from .segmentations import MISSING, NO_PIXEL, TOO_FEW_POINTS, Rle
 
-MIN_SIDE_PX = 0.01  # in float32, less may vanish when the picture is resized
+MIN_SIDE_PX = 0.01  # a smaller side may vanish in float32 when the picture is resized
 
 Counted = tuple[int, str, str]
-"""How many, and what they are called: one, and several."""
+"""How many, and their name in the singular and in the plural."""
 
-COPIES = ("annotation that is there twice", "annotations that are there twice")
-NO_SIDES = ("box of no width or height", "boxes of no width or height")
+COPIES = ("repeated annotation", "repeated annotations")
+NO_SIDES = ("box without width or height", "boxes without width or height")
 OUTSIDE = ("box outside its picture", "boxes outside their pictures")
 BEYOND = ("box that reaches beyond its picture", "boxes that reach beyond their pictures")
 
@@ -50,12 +50,12 @@ class Annotations:
     Attributes:
         path: the file.
         images: in the order of their ids.
-        categories: in the order of their ids, with those that nothing uses.
+        categories: in the order of their ids, including unused ones.
         boxes: the N boxes that are scored.
         left_out: how many annotations are left out, for each reason.
         masks: the masks of the same N objects in their pictures, after `with_masks`.
         keypoints: float64 [N, P, 3], x and y in pixels and visibility 0, 1 or 2, after `with_keypoints`.
-        keypoint_names: P names, after `with_keypoints`, where the categories list any.
+        keypoint_names: P names, after `with_keypoints`, if the categories list any.
     """
 
     path: Path
@@ -103,7 +103,7 @@ class Annotations:
 
     @property
     def num_keypoints(self) -> int:
-        """P; 0 where keypoints were not asked for."""
+        """P; 0 if keypoints were not read."""
         return 0 if self.keypoints is None else self.keypoints.shape[1]
 
     @property
@@ -183,12 +183,12 @@ def read_annotations(path: Path) -> Annotations:
 
 def _unused(categories: Sequence[Category]) -> list[Counted]:
     names = [repr(category.name) for category in categories if not category.is_used]
-    what = f"that nothing uses ({listed(names)})"
+    what = f"without annotations ({listed(names)})"
     return [(len(names), f"category {what}", f"categories {what}")]
 
 
 def _why(left_out: Sequence[Counted]) -> str:
-    """Why nothing is there."""
+    """Why there is no box or mask."""
     text = _listed(left_out)
     return f"left out: {text}" if text else "all are crowds"
 

@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common. Imports nothing slow, so that `--help` comes at once."""
+"""The arguments that several commands have. Imports nothing slow, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_url(parser: argparse._ActionsContainer) -> None:
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--url`, `--model` and what the connection needs, as rcnn-detect has them."""
+    """Add `--url`, `--model` and the options of the connection, as in rcnn-detect."""
     server = parser.add_argument_group("server")
     add_url(server)
     server.add_argument(
@@ -36,7 +36,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_in_flight(parser: argparse._ActionsContainer) -> None:
-    """Add `--in-flight`, as `Detector.detect_stream` has it."""
+    """Add `--in-flight`, as in `Detector.detect_stream`."""
     parser.add_argument(
         "--in-flight",
         type=positive,

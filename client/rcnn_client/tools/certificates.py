@@ -1,4 +1,4 @@
-"""The certificates of the commands' arguments."""
+"""The certificates that a command's arguments name."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class Category:
-    """A category of the file; `is_used` if an annotation has it, or if the file has no annotations.
+    """A category of the file; `is_used` if an annotation uses it, or if the file has no annotations.
 
-    `keypoints`: what the file lists as their names, unchecked.
+    `keypoints`: the names that the file lists, unchecked.
     """
 
     id: Id
@@ -44,7 +44,7 @@ def read_content(path: Path) -> dict[str, Any]:
     """Read a COCO file.
 
     Returns:
-        its content; `images` and `categories` are lists of objects, and so is `annotations`, if it is there.
+        its content; `images`, `categories` and, if it exists, `annotations` are lists of objects.
 
     Raises:
         ValueError: it cannot be read, or is another kind of file; the message names it.
@@ -55,7 +55,7 @@ def read_content(path: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read the annotations {path}: {error.strerror}") from error
     for start, name in COMPRESSED.items():
         if data.startswith(start):
-            raise ValueError(f"{path} is compressed with {name}: unpack it, and give the JSON file in it")
+            raise ValueError(f"{path} is compressed with {name}: unpack it, and pass the JSON file in it")
     try:
         content = json.loads(data)  # UTF-8, -16 or -32, with or without a byte order mark
     except (ValueError, RecursionError) as error:
@@ -127,7 +127,7 @@ def read_images(content: dict[str, Any], path: Path) -> list[CocoImage]:
 
 
 def read_categories(content: dict[str, Any], path: Path) -> list[Category]:
-    """Read the categories of a file, in the order of their ids. Blanks around a name are no part of it.
+    """Read the categories of a file, in the order of their ids. Blanks around a name are removed.
 
     Raises:
         ValueError: there are none, one has no name, or two have the same id; or two that annotations use have
@@ -159,7 +159,7 @@ def read_categories(content: dict[str, Any], path: Path) -> list[Category]:
 
 
 def check_ids(records: Records, part: str, path: Path) -> None:
-    """Check that each record has an id of its own.
+    """Check that each record has a different id.
 
     Raises:
         ValueError: an id is neither a number nor text, some are numbers and others are text, or one is repeated.
@@ -177,12 +177,12 @@ def check_ids(records: Records, part: str, path: Path) -> None:
     if repeated := _repeated(ids):
         raise ValueError(
             f"{path}: ids are repeated under {part}: {listed(repeated)}. If files were merged, "
-            "number them anew, and change the annotations with them"
+            "renumber them, and change the annotations accordingly"
         )
 
 
 def ids_by_name(categories: Iterable[Category]) -> dict[str, Id]:
-    """The category id of each name; of two with one name, that of the category that is used."""
+    """The category id of each name; of two categories with one name, the id of the used one."""
     ordered = sorted(categories, key=lambda category: category.is_used)
     return {category.name: category.id for category in ordered}
 
@@ -199,7 +199,7 @@ def match_classes(class_names: list[str], categories: Sequence[Category]) -> dic
         may annotate only a few of the classes. A category that is neither used nor a class is left out, too.
 
     Raises:
-        ValueError: some categories that are used are no classes of the server; the message names all of them.
+        ValueError: some categories that are used are not classes of the server; the message names them.
     """
     id_of = ids_by_name(categories)
     used = [category.name for category in categories if category.is_used]
@@ -207,7 +207,7 @@ def match_classes(class_names: list[str], categories: Sequence[Category]) -> dic
     if unknown:
         spare = [name for name in class_names[1:] if name not in id_of]
         raise ValueError(
-            f"{len(unknown)} of {len(used)} annotated categories are no class of the model: "
+            f"{len(unknown)} of {len(used)} annotated categories are not classes of the model: "
             f"{listed(map(repr, unknown), 20)}. Classes of the model that are not annotated: "
             f"{listed(map(repr, spare), 20) or 'none'}. "
             "Names must be equal: rename the categories, or export the model with --labels"
@@ -230,7 +230,7 @@ def listed(items: Iterable[Any], most: int = 3) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in the file, shortened."""
+    """A value as it is written in the file, shortened."""
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

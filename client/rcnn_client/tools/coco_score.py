@@ -20,14 +20,14 @@ from pycocotools.cocoeval import COCOeval
 from .coco_file import Records
 
 Kind = Literal["bbox", "segm", "keypoints"]  # pycocotools' names: what the IoU is of
-OTHER_SIGMA = 0.05  # of each keypoint where there are not COCO's 17, which have their own
+OTHER_SIGMA = 0.05  # of each keypoint if they are not COCO's 17, which have their own sigmas
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How well one class is found; average precision 0 to 1, or -1 where no box of it is annotated.
+    """How well one class is found; average precision 0 to 1, or -1 if no box of the class is annotated.
 
-    `num_boxes` counts what is annotated, without crowds; for keypoints, the boxes with labelled ones.
+    `num_boxes` counts the annotated boxes without crowds; for keypoints, only boxes with labelled keypoints.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Scores:
 
     Attributes:
         ap, ap50, ap75: averaged over IoU 0.50 to 0.95, and at IoU 0.50 and 0.75.
-        ap_small, ap_medium, ap_large: of objects below 32x32 px, of those from there to 96x96 px, and of the larger
-            ones. COCO does not measure keypoints of small objects: -1.
+        ap_small, ap_medium, ap_large: of objects below 32x32 px, from 32x32 to 96x96 px, and of larger ones. COCO
+            does not measure keypoints of small objects: -1.
         classes: in the order of the categories.
         precision: [T, R, K], the highest precision at that recall or a higher one; -1 where the class has
             no box.
@@ -65,15 +65,15 @@ def score(
 ) -> Scores:
     """Compute COCO's metrics of boxes, of masks ("segm") or of keypoints.
 
-    Ids may be anything. Of equal scores, those of the first picture in `images` rank first.
+    Ids may be anything. Among equal scores, those of the first picture in `images` rank first.
 
     Args:
         images: `id`, of the pictures to score; for masks also `width` and `height`.
         categories: `id` and `name`.
-        truth: what is annotated in these pictures: `image_id`, `category_id`, `bbox` (left, top, width,
+        truth: the annotations of these pictures: `image_id`, `category_id`, `bbox` (left, top, width,
             height in pixels) and, where they are known, `area` and `iscrowd`. For masks also `segmentation`; for
             keypoints `keypoints` and `num_keypoints`: a record without them is not scored.
-        found: what was detected in them: `image_id`, `category_id`, `bbox` and `score`, and what `kind` compares.
+        found: the detections in them: `image_id`, `category_id`, `bbox`, `score`, and the field that `kind` compares.
     """
     found = [{**record, "area": _area(record, kind)} for record in found]
     num_points = max((len(record.get("keypoints", ())) // 3 for record in truth), default=0)
@@ -107,7 +107,7 @@ def score(
 
 
 def _area(found: dict[str, Any], kind: Kind) -> float:
-    """The area of a detection in square pixels, as pycocotools takes it from results of this kind."""
+    """The area of a detection in square pixels, as pycocotools computes it for results of this kind."""
     if kind == "segm":
         return float(mask.area(found["segmentation"]))
     if kind == "keypoints":
@@ -117,7 +117,7 @@ def _area(found: dict[str, Any], kind: Kind) -> float:
 
 
 def _index(images: Records, records: Records, categories: Records) -> COCO:
-    """Index records under ids that count from 1, as pycocotools sorts ids and takes id 0 for "not matched"."""
+    """Index records under ids that count from 1, because pycocotools sorts ids and uses id 0 for "not matched"."""
     image_ids = {image["id"]: number for number, image in enumerate(images, start=1)}
     category_ids = {category["id"]: number for number, category in enumerate(categories, start=1)}
     coco = COCO()

@@ -10,11 +10,11 @@ SHAPES = ("segmentation", "keypoints", "num_keypoints")
 
 
 def shape_fields(detections: Detections) -> list[dict[str, Any]]:
-    """For each detection the fields of its mask and of its keypoints, where the model answers them.
+    """For each detection the fields of its mask and of its keypoints, if the model returns them.
 
     Returns:
-        `segmentation`, a compressed run-length code; `keypoints`, x, y, visibility of each; `num_keypoints`, of
-        those with a visibility above 0; and `keypoint_scores`. Reading the numbers gives the same float32.
+        `segmentation`, a compressed run-length code; `keypoints`, x, y, visibility of each; `num_keypoints`, the number
+        of keypoints with a visibility above 0; and `keypoint_scores`. Reading the numbers gives the same float32.
     """
     fields: list[dict[str, Any]] = [{} for _ in range(len(detections))]
     if detections.has_masks:

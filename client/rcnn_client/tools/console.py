@@ -35,7 +35,7 @@ def progress_bar() -> Progress:
 
 
 def escape_what_cannot_be_encoded() -> None:
-    r"""Have stdout and stderr print an escape, such as \udcff, for a byte of a file name that is not UTF-8."""
+    r"""Make stdout and stderr print an escape, such as \udcff, for a byte of a file name that is not UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -43,7 +43,7 @@ def escape_what_cannot_be_encoded() -> None:
 
 def complain(prog: str, error: object) -> int:
     """Print on stderr what went wrong; returns the exit code, 1."""
-    if isinstance(error, OSError) and error.filename is not None:  # str(error) would begin with [Errno 2]
+    if isinstance(error, OSError) and error.filename is not None:  # str(error) would start with [Errno 2]
         error = f"{error.filename}: {error.strerror}"
     print(f"{prog}: {error}", file=sys.stderr)
     return 1

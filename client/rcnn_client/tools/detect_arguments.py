@@ -18,7 +18,7 @@ from .arguments import (
 PROG = "rcnn-detect"
 OVERLAP = 0.2  # of tiles
 IN_FLIGHT = 16
-LIVE_IN_FLIGHT = 1  # the next frame is ready when one is answered, and none waits at the server
+LIVE_IN_FLIGHT = 1  # the next frame is ready when the last is answered, and no frame waits at the server
 
 _DESCRIPTION = """\
 Finds objects in pictures and videos, and prints the class, score (0 to 1) and
@@ -68,9 +68,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     if args.annotations and args.coco is None:
         parser.error("--annotations only gives --coco its ids; add --coco FILE, or leave it out")
     if args.tile_hw is None and {args.overlap, args.merge, args.whole} != {None}:
-        parser.error(
-            "--overlap, --merge and --no-whole say how to detect in tiles; add --tiles, or leave them out"
-        )
+        parser.error("--overlap, --merge and --no-whole apply only to tiles; add --tiles, or leave them out")
     return parser, args
 
 
@@ -78,14 +76,16 @@ def tile_sides(text: str) -> tuple[int, int]:
     """Parse HEIGHTxWIDTH, both at least 1."""
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no height and width in pixels, such as 800x800")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a height and width in pixels, such as 800x800")
     return int(height), int(width)
 
 
 def _overlap(text: str) -> float:
     share = probability(text)
     if share == 1:
-        raise argparse.ArgumentTypeError("1 would never reach the next tile; expected less, for example 0.2")
+        raise argparse.ArgumentTypeError(
+            "1 would never advance to the next tile; expected less, for example 0.2"
+        )
     return share
 
 
@@ -117,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=probability,
         default=0.5,
         metavar="0..1",
-        help="keep detections whose score is above this (default: %(default)s, which suits reading; in Python the "
+        help="keep detections whose score is above this (default: %(default)s, which suits human readers; in Python the "
         "default is the model's own threshold, 0.05 in torchvision)",
     )
     what.add_argument(
@@ -131,7 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--mask-thresh",
         type=probability,
         metavar="0..1",
-        help="of a Mask R-CNN: pixels whose probability is above this belong to a mask (default: 0.5)",
+        help="for a Mask R-CNN: pixels whose probability is above this belong to a mask (default: 0.5)",
     )
 
     tiles = parser.add_argument_group("small objects in large pictures")
@@ -140,42 +140,42 @@ def make_parser() -> argparse.ArgumentParser:
         dest="tile_hw",
         type=tile_sides,
         metavar="HEIGHTxWIDTH",
-        help="detect in overlapping tiles of this size in pixels, for example 800x800, and merge what is found in "
-        "them, as SAHI does. --in-flight and --timeout-s then count for tiles",
+        help="detect in overlapping tiles of this size in pixels, for example 800x800, and merge their detections as "
+        "SAHI does. --in-flight and --timeout-s then apply to tiles",
     )
     tiles.add_argument(
         "--overlap",
         type=_overlap,
         metavar="0..1",
-        help=f"of neighbouring tiles, as a share of the tile, less than 1 (default: {OVERLAP})",
+        help=f"overlap of neighbouring tiles as a share of the tile, less than 1 (default: {OVERLAP})",
     )
     tiles.add_argument(
         "--merge",
         choices=("greedy_nmm", "nmm", "nms"),
-        help="detections of one object: greedy_nmm makes one box around all that match the best, nmm also around what "
-        "matches those, nms keeps the best alone (default: as SAHI, nms where --score-thresh is below 0.1 or the model "
-        "answers keypoints, and greedy_nmm otherwise)",
+        help="how to merge the detections of one object: greedy_nmm makes one box around all that match the best one, "
+        "nmm also around those that match these, nms keeps only the best one (default: as SAHI, nms if "
+        "--score-thresh is below 0.1 or the model returns keypoints, and greedy_nmm otherwise)",
     )
     tiles.add_argument(
         "--no-whole",
         dest="whole",
         action="store_const",
         const=False,
-        help="leave out the whole picture, which is sent as well and in which the large objects are found",
+        help="do not send the whole picture as well, in which the large objects are found",
     )
 
     video = parser.add_argument_group("videos, cameras and streams")
     video.add_argument(
         "--track",
         action="store_true",
-        help="give each object an id that it keeps while it is seen (track_id in the JSON). An object gets one when it "
-        "scores above --score-thresh, and keeps it down to 0.1",
+        help="give each object an id that it keeps while it is seen (track_id in the JSON). An object gets an id when its "
+        "score is above --score-thresh, and keeps it as long as its score is above 0.1",
     )
     video.add_argument(
         "--live",
         action="store_true",
-        help="drop frames that come while earlier ones are still at the server, instead of letting them wait; how many "
-        "is printed at the end. A file then runs at its own speed",
+        help="drop frames that arrive while earlier ones are still at the server, instead of queueing them; the number "
+        "of dropped frames is printed at the end. A file is then read at its own speed",
     )
 
     where = parser.add_argument_group(
@@ -191,7 +191,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--json",
         metavar="FILE",
         help="write a line of JSON per picture: file, frame of a video, and detections (with masks and keypoints, if "
-        "the model answers them) or error; - for stdout",
+        "the model returns them) or error; - for stdout",
     )
     where.add_argument(
         "--resume",

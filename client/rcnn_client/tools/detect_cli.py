@@ -42,9 +42,9 @@ from .detect_inputs import (
 from .detect_outputs import Found, JsonLines, as_json, draw, table
 from .video_file import CODECS, VideoFile
 
-Image: TypeAlias = Path | bytes | NDArray[np.uint8]  # what is sent
-MAX_TILED_PIXELS = 500_000_000  # Pillow warns above it, and refuses twice as many
-GIVE_UP_AFTER = 10  # so many pictures in a row on which the server failed
+Image: TypeAlias = Path | bytes | NDArray[np.uint8]  # a picture as it is sent
+MAX_TILED_PIXELS = 500_000_000  # Pillow warns above it, and refuses more than twice as many
+GIVE_UP_AFTER = 10  # after the server failed on this many pictures in a row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InvalidParameterError as error:
         complain(PROG, error)
         return 2
-    except BrokenPipeError:  # the reader of stdout has closed it; Python must not flush it again
+    except BrokenPipeError:  # the reader of stdout closed it; Python must not flush it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (RcnnError, OSError, ValueError, RuntimeError, ModuleNotFoundError) as error:
@@ -76,21 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_videos(args: argparse.Namespace, sources: list[Source]) -> None:
-    """Raises UsageError where an option for videos cannot do what it says."""
+    """Raises UsageError if an option for videos cannot be applied."""
     pictures = [source.given for source in sources if not source.is_video]
     if pictures and args.track:
-        raise UsageError(f"--track follows objects through a video, and {pictures[0]} is a picture")
+        raise UsageError(f"--track follows objects through a video, but {pictures[0]} is a picture")
     if pictures and args.live:
-        raise UsageError(f"--live drops frames of a video, and {pictures[0]} is a picture")
+        raise UsageError(f"--live drops frames of a video, but {pictures[0]} is a picture")
     if args.resume and (args.track or args.live):
         option = "--track" if args.track else "--live"
-        raise UsageError(f"--resume cannot continue with {option}: earlier frames are not known any more")
+        raise UsageError(f"--resume cannot continue with {option}: earlier frames are no longer known")
     if args.resume and _video_file(sources):
-        raise UsageError(f"--resume cannot continue the video {args.out}: give a folder for its frames")
+        raise UsageError(f"--resume cannot continue the video {args.out}: use a folder for its frames")
 
 
 def _video_file(sources: list[Source]) -> Path | None:
-    """The video that the drawings are written to, if they are not written to files of their own."""
+    """The video that the drawings are written to, if they are not written to separate files."""
     drawing = sources[0].drawing
     return drawing if drawing is not None and drawing.suffix.lower() in CODECS else None
 
@@ -235,7 +235,7 @@ class _Run:
             yield picture.image
 
     def _skip(self) -> None:
-        """Count a picture that an earlier run answered; it does not count for the speed."""
+        """Count a picture that an earlier run answered; the speed in the progress bar does not include it."""
         self._num_earlier += 1
         if (total := self._progress.tasks[0].total) is not None:
             self._progress.update(self._task, total=total - 1)
@@ -258,7 +258,7 @@ class _Run:
             self._lines.write(picture.file, picture.frame, found, None)
 
     def _write_coco(self, picture: Picture, found: Found) -> None:
-        """Add the records of a picture to the COCO results; one without an image id is left out of them."""
+        """Add the records of a picture to the COCO results; a picture without an image id is left out."""
         try:
             if self._coco:
                 self._coco.write(picture, found)

@@ -43,10 +43,10 @@ class ImageIds:
         self._category_ids = match_classes(class_names, self._categories)
 
     def image_id(self, picture: Picture) -> Any:
-        """The id of a picture: the longest annotated file name that its path ends with decides.
+        """The id of a picture: that of the longest annotated file name that its path ends with.
 
         Raises:
-            ValueError: it is not annotated.
+            ValueError: the picture is not annotated.
         """
         if self._annotations is None:
             return picture.number

@@ -34,8 +34,8 @@ class Source:
     Attributes:
         given: path, URL, "camera:N" or "-" for stdin.
         is_video: whether it is read frame by frame.
-        drawing: the file for its drawing, "-" for stdout. Of a video it is a video again, or a picture to whose
-            name each frame's number is added. None means that it is not drawn.
+        drawing: the file for its drawing, "-" for stdout. For a video it is a video, or a picture to whose name each
+            frame's number is added. None means that it is not drawn.
     """
 
     given: str
@@ -50,7 +50,7 @@ class Picture:
     Attributes:
         number: its position among all pictures of the run, from 1.
         source: where it comes from.
-        image: what is sent: a path, encoded bytes, or a frame as uint8 [height, width, 3] in RGB order.
+        image: the picture as it is sent: a path, encoded bytes, or a frame as uint8 [height, width, 3] in RGB order.
         drawing: the file for its drawing, if it is drawn.
         frame: its position in a video, from 0; None if the source is not a video.
         time_s: when the frame is shown, in seconds after the first.
@@ -67,18 +67,18 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """Its source, as it was given, but without a password."""
+        """Its source as it was given, but without a password."""
         return shown(self.source.given)
 
     @property
     def name(self) -> str:
-        """How messages call it: its file, and for a frame # and its number."""
+        """Its name in messages: its file, and for a frame also # and its number."""
         return self.file if self.frame is None else f"{self.file}#{self.frame}"
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A source that could not be read, or not to its end, and the reason."""
+    """A source that could not be read, or could not be read to its end, and the reason."""
 
     file: str
     reason: str
@@ -89,7 +89,7 @@ def find_sources(inputs: Sequence[str], out: str | None, say: Callable[[str], ob
 
     Args:
         inputs: files, folders, patterns, URLs, "camera:N" and "-".
-        out: where drawings are written, as --out has it.
+        out: where drawings are written: the value of --out.
         say: called with a sentence if folders hold pictures that the server cannot decode.
 
     Raises:
@@ -111,7 +111,7 @@ def find_sources(inputs: Sequence[str], out: str | None, say: Callable[[str], ob
     is_single = len(found) == 1 and not are_videos[0] and not Path(inputs[0]).is_dir()
     if out and _is_video_file(Path(out)):
         if are_videos != [True]:
-            raise UsageError(f"--out {out}: a video file takes the frames of one video; give a folder")
+            raise UsageError(f"--out {out}: a video file takes the frames of one video; use a folder")
         drawings: list[Path | None] = [Path(out)]
     else:
         drawings = _drawings([name for _, name in found], out, is_single)
@@ -123,10 +123,11 @@ def find_sources(inputs: Sequence[str], out: str | None, say: Callable[[str], ob
 def read_pictures(
     sources: Sequence[Source], *, live: bool, say: Callable[[str], object]
 ) -> Generator[Picture | Unreadable, None, None]:
-    """Yields every picture of the sources, in their order. Files are not read here, only named.
+    """Yields every picture of the sources, in their order. Files are not read yet; only their paths are yielded.
 
     Args:
-        live: whether frames of a video are dropped if they come faster than they are taken; how many is said at the end.
+        live: whether frames of a video are dropped if they arrive faster than they are taken; their number is reported
+            at the end.
         say: called with a sentence on what happens to a video.
     """
     numbers = count(1)
@@ -155,7 +156,7 @@ def read_pictures(
             except OSError as error:
                 yield Unreadable(name, str(error))
             except UnicodeEncodeError:
-                yield Unreadable(name, "OpenCV opens no file whose name is not UTF-8: rename it")
+                yield Unreadable(name, "OpenCV cannot open a file whose name is not UTF-8: rename it")
 
 
 def count_pictures(sources: Sequence[Source]) -> int | None:
@@ -169,14 +170,14 @@ def _expand(given: str, out: str | None, skipped: Counter[str]) -> list[tuple[st
         return _pictures_below(path, out, skipped)
     if given == STDIO:
         return [(given, "stdin.png")]
-    if given.isdecimal() and not path.exists():  # as OpenCV numbers cameras
+    if given.isdecimal() and not path.exists():  # a camera's number in OpenCV
         given = f"camera:{given}"
     if is_live(given):
         return [(given, "camera" + given.partition(":")[2] if "://" not in given else "stream")]
     if not path.exists() and glob.has_magic(given):
         matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 -- Path's takes no absolute pattern
         if not matches:
-            raise UsageError(f"{given}: no file has such a name")
+            raise UsageError(f"{given}: no file matches this pattern")
         return [each for match in matches for each in _expand(match, out, skipped)]
     return [(given, path.name)]
 
@@ -212,7 +213,7 @@ def _counted(suffixes: Counter[str]) -> str:
 
 
 def _drawings(names: list[str], out: str | None, is_single: bool) -> list[Path | None]:
-    """The files for the drawings: inside a folder under their own names, or one file for a single picture."""
+    """The files for the drawings: in a folder under the pictures' names, or one file for a single picture."""
     if out is None:
         return [None] * len(names)
     path = Path(out)
@@ -241,7 +242,7 @@ def _drawing_name(name: str) -> Path:
 
 
 def _check_drawings(given: list[str], drawings: list[Path | None], out: str | None) -> None:
-    """Raises UsageError where a drawing would overwrite an input, or the drawing of another one."""
+    """Raises UsageError if a drawing would overwrite a picture or video, or the drawing of another one."""
     files = [name.removeprefix("file://") for name in given if name != STDIO]
     taken = {Path(name).resolve() for name in files} if out else set()
     for path in drawings:

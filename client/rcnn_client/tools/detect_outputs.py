@@ -17,7 +17,7 @@ from .coco_shapes import shape_fields
 from .detect_inputs import Picture, UsageError
 from .video_file import VideoFile
 
-MAX_CLASS_WIDTH = 35  # the table then has 80 columns
+MAX_CLASS_WIDTH = 35  # so that the table has at most 80 columns
 # One picture's detections: class_name, label, score, box (x1, y1, x2, y2), track_id if they are tracked, and the
 # fields of coco_shapes.
 Found = list[dict[str, Any]]
@@ -43,7 +43,7 @@ def as_json(detections: Detections) -> Found:
 
 
 def table(name: str, detections: Detections) -> str:
-    """A table to read: the picture's name, then a row for each detection."""
+    """A table for human readers: the picture's name, then a row for each detection."""
     count = len(detections)
     lines = [f"{name}: {count or 'no'} detection{'' if count == 1 else 's'}"]
     if count:
@@ -62,10 +62,10 @@ def _fit(text: str, width: int) -> str:
 
 
 def draw(picture: Picture, detections: Detections, video: VideoFile | None) -> str | None:
-    """Write the picture's drawing, if one is wanted; returns why that failed, or None.
+    """Write the picture's drawing, if it has one; returns the reason if that failed, otherwise None.
 
     Args:
-        video: where the drawings of frames go, if not to files of their own.
+        video: the video that drawings of frames are written to, if they are not written to separate files.
 
     Raises:
         RuntimeError: the video cannot be written.
@@ -94,12 +94,12 @@ class JsonLines:
     A later run can resume from the file. Each line holds the settings of its run, and only a run with the same
     settings can resume. It first removes the lines of pictures that failed, and an incomplete last line.
 
-    A byte of a file name that is not UTF-8 is written as a JSON escape, \udc80 to \udcff. Python reads it as the
-    name that the file has; `os.fsencode` gives its bytes.
+    A byte of a file name that is not UTF-8 is written as a JSON escape, \udc80 to \udcff. Python reads the escape as
+    the file's own name; `os.fsencode` gives its bytes.
 
     Args:
         target: a file, or "-" for stdout.
-        settings: what the answers depend on; written to every line.
+        settings: the settings that the answers depend on; written to every line.
         resume: whether to continue a file that exists.
 
     Raises:
@@ -171,7 +171,7 @@ class JsonLines:
                     kept.unlink()
                     raise UsageError(
                         f"--json {path}: line {number} was written with {_listed(settings)}, this run has "
-                        f"{_listed(self._settings)}: give the same settings, or another file"
+                        f"{_listed(self._settings)}: use the same settings, or another file"
                     )
                 if "error" not in line:
                     self._offsets[name] = after.tell()

@@ -21,7 +21,7 @@ class Endpoint:
 
     @staticmethod
     def of(args: argparse.Namespace) -> Endpoint:
-        """The one that the arguments of `add_server_arguments` name."""
+        """The model that the arguments of `add_server_arguments` name."""
         return Endpoint(args.url, args.model, tls_config(args), dict(args.header))
 
     def __str__(self) -> str:

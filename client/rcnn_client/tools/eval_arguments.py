@@ -20,17 +20,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Runs every picture of a COCO annotation file through a detector that a Triton server "
-        "serves, and prints COCO's average precision, over all classes and by class: of boxes, and of masks and "
-        "keypoints where the model and the file have them. Classes are matched to categories by name.",
+        "serves, and prints COCO's average precision, over all classes and by class: of boxes, and also of masks and "
+        "keypoints if the model and the file have them. Classes are matched to categories by name.",
         epilog="Exit code: 0 if every picture was answered, 1 if one failed (the reason is on stderr; the "
-        "scores are over the others), 2 on wrong usage.",
+        "scores are for the others), 2 on wrong usage.",
     )
     parser.add_argument("annotations", type=Path, metavar="ANNOTATIONS", help="COCO instances file (JSON)")
     parser.add_argument(
         "images",
         type=folder,
         metavar="FOLDER",
-        help="folder that the file names in ANNOTATIONS are relative to",
+        help="folder to which the file names in ANNOTATIONS are relative",
     )
     add_version(parser)
     add_server_arguments(parser)

@@ -22,7 +22,7 @@ from .eval_report import as_json, class_table, metrics_table, plot
 from .evaluation import Answers, Dataset, ask, read_shapes, score_all
 
 DRAWN_PICTURES = 10
-MIN_DIFFERENCE = 0.01  # less is rounding
+MIN_DIFFERENCE = 0.01  # smaller differences are rounding
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(class_table(of_kind, kind))
     for reason in reasons:
         print(reason)
-    left_out = f"; {len(failed)} failed and are left out" if failed else ""
-    print(f"over {len(image_ids)} of {len(dataset.pictures)} pictures{left_out}")
+    left_out = f"; left out because they failed: {len(failed)}" if failed else ""
+    print(f"scored on {len(image_ids)} of {len(dataset.pictures)} pictures{left_out}")
 
     for kind, of_kind in scores.items():
         plot(names, of_kind, args.out / f"precision_recall{'' if kind == 'bbox' else f'_{kind}'}.png")

@@ -59,7 +59,7 @@ def class_table(scores: Sequence[Scores], kind: Kind) -> Table:
 
 
 def as_json(url: str, model: str, scores: Mapping[Kind, Scores]) -> dict[str, Any]:
-    """The model and the numbers of the tables; those of masks and keypoints under the name of their kind."""
+    """The model and the numbers of the tables; the numbers of masks and keypoints are under the name of their kind."""
     others = {str(kind): _numbers(each) for kind, each in scores.items() if kind != "bbox"}
     return {"url": url, "model": model, **_numbers(scores["bbox"]), **others}
 
@@ -102,7 +102,7 @@ def _plot_means(axes: Axes, scores: Scores) -> None:
 
 
 def _plot_classes(axes: Axes, scores: Scores) -> None:
-    """Plot each class in its own colour; if there are too many, only the worst ones, and the others in grey."""
+    """Plot each class in its own colour; if there are too many, only the worst ones, with the others in grey."""
     recalls = np.linspace(0, 1, scores.precision.shape[1])
     annotated = [(position, each) for position, each in enumerate(scores.classes) if each.ap >= 0]
     worst = sorted(annotated, key=lambda entry: entry[1].ap50)[:MAX_COLOURED]

@@ -19,7 +19,7 @@ from .endpoint import Endpoint
 
 
 class Shapes(Protocol):
-    """What a model answers beside boxes, as `DetectorInfo` says it."""
+    """What a model returns besides boxes, as in `DetectorInfo`."""
 
     @property
     def has_masks(self) -> bool: ...
@@ -49,14 +49,14 @@ class Dataset:
         """Read the annotation file, whose file names are relative to `folder`; the pictures are not read yet.
 
         Raises:
-            ValueError: the file cannot be used, or none of its pictures is there; the message says why.
+            ValueError: the file cannot be used, or none of its pictures exists; the message says why.
         """
         read = read_annotations(annotations)
         pictures = [Picture(image.id, folder / image.file_name, image.size) for image in read.images]
         if not any(picture.path.is_file() for picture in pictures):
             raise ValueError(
-                f"none of the {len(pictures)} pictures in {annotations} is there, the first is "
-                f"{pictures[0].path}: give the folder that its file names are relative to"
+                f"none of the {len(pictures)} pictures in {annotations} exists; the first would be "
+                f"{pictures[0].path}: give the folder to which the file names are relative"
             )
         return Dataset(read, pictures)
 
@@ -68,8 +68,8 @@ class Answers:
     Attributes:
         category_of: label -> category id.
         detections: by image id; their masks are left out.
-        found: by image id, the COCO results: `image_id`, `category_id`, `bbox`, `score`, and what the model answers
-            of `segmentation`, `keypoints` and `num_keypoints`.
+        found: by image id, the COCO results: `image_id`, `category_id`, `bbox`, `score`, and those of `segmentation`,
+            `keypoints` and `num_keypoints` that the model returns.
         failed: for pictures that failed, the reason by path.
     """
 
@@ -161,11 +161,11 @@ def check_picture(picture: Picture) -> None:
 def read_shapes(
     annotations: Annotations, infos: Sequence[Shapes]
 ) -> tuple[Annotations, list[Kind], list[str]]:
-    """Read the masks and keypoints of the file where every model answers them.
+    """Read the masks and the keypoints of the file if every model returns them.
 
     Returns:
-        the annotations to score against, what is scored, and for each other kind that every model answers, a
-        sentence why it is not scored: the file has none, or another number of keypoints.
+        the annotations to score against, the kinds that are scored, and for each other kind that every model returns,
+        a sentence why it is not scored: the file has none, or another number of keypoints.
 
     Raises:
         ValueError: a segmentation or keypoints cannot be used; the message names the first few.
@@ -186,9 +186,9 @@ def read_shapes(
                 annotations = with_keypoints
                 kinds.append("keypoints")
             else:
-                models = "the model answers" if len(infos) == 1 else "the models answer"
+                models = "the model returns" if len(infos) == 1 else "the models return"
                 reasons.append(
-                    f"keypoints are not scored: {models} {' and '.join(map(str, answered))} keypoints, and "
+                    f"keypoints are not scored: {models} {' and '.join(map(str, answered))} keypoints, but "
                     f"{with_keypoints.num_keypoints} are annotated"
                 )
         except NotAnnotatedError as error:

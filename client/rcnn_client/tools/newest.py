@@ -1,4 +1,4 @@
-"""The newest of what keeps coming: what nobody took in time is dropped."""
+"""Reads only the newest of a series of items: an item that is not taken in time is dropped."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ T = TypeVar("T")
 
 
 def newest(items: Generator[T, None, None], ended: Callable[[int, int], object]) -> Generator[T, None, None]:
-    """Read in a thread of its own, and yield only what came last; an item that is not taken by then is dropped.
+    """Read `items` in a separate thread, and yield only the newest; an item is dropped if the next arrives before it is taken.
 
     Args:
-        items: closed when this ends; what it raises is raised here, after the last item.
-        ended: called at the end with how many items were dropped, and how many came.
+        items: closed when this generator ends; an exception in it is raised here, after the last item.
+        ended: called at the end with the number of items that were dropped, and of all items that were read.
     """
     changed = threading.Condition()
     slot: list[T] = []
     failure: list[Exception] = []
     num_items = num_dropped = 0
-    is_over = False  # nothing more comes, or nothing more is wanted
+    is_over = False  # there are no more items, or no more are needed
 
     def read() -> None:
         nonlocal num_items, num_dropped, is_over

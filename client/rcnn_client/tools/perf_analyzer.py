@@ -32,7 +32,7 @@ class PerfAnalyzerError(Exception):
 
 @dataclass(frozen=True)
 class Latencies:
-    """What perf_analyzer measured at one number of requests in flight."""
+    """The results of perf_analyzer for one number of requests in flight."""
 
     images_per_s: float
     p50_ms: float
@@ -42,7 +42,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """A working perf_analyzer, and the folders of the libraries it needs."""
+    """A working perf_analyzer, and the folders of the libraries that it needs."""
 
     program: Path
     library_path: str
@@ -59,7 +59,7 @@ class PerfAnalyzer:
         tls: TLSConfig | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Latencies:
-        """Measure over gRPC with so many requests in flight, for about `seconds`.
+        """Measure over gRPC with `in_flight` requests in flight, for about `seconds`.
 
         Args:
             data: what `write_input` wrote.
@@ -127,7 +127,7 @@ def find_perf_analyzer(folder: Path) -> PerfAnalyzer:
     if not found:
         raise PerfAnalyzerError(
             f"perf_analyzer is neither on PATH nor in {scripts}: pip install 'tritonclient[grpc]==2.51.0' "
-            "brings it on x86-64 Linux, as does NVIDIA's tritonserver SDK image"
+            "installs it on x86-64 Linux; NVIDIA's tritonserver SDK image contains it, too"
         )
     inherited = os.environ.get("LD_LIBRARY_PATH")
     library_path = f"{folder}:{inherited}" if inherited else str(folder)
@@ -145,7 +145,7 @@ def find_perf_analyzer(folder: Path) -> PerfAnalyzer:
             raise PerfAnalyzerError(f"{found} does not start: {said}")
         library = find_library(missing[1], [Path(entry) for entry in sys.path])
         if library is None:
-            how = INSTALL.get(missing[1].partition(".")[0], "install the package that holds it")
+            how = INSTALL.get(missing[1].partition(".")[0], "install the package that contains it")
             raise PerfAnalyzerError(f"{found} does not start, as {missing[1]} is missing: {how}")
         (folder / missing[1]).symlink_to(library)
 
@@ -186,7 +186,7 @@ def _tls_arguments(tls: TLSConfig | None) -> list[str]:
 
 
 def _reason(said: str) -> str:
-    """The lines that mention an error, or else the last line."""
+    """The lines that mention an error; if there are none, the last line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     named = [line for line in lines if re.search(r"error|fail|No valid requests", line, re.IGNORECASE)]
-    return "perf_analyzer: " + (" ".join(dict.fromkeys(named[:4])) or (lines or ["it said nothing"])[-1])
+    return "perf_analyzer: " + (" ".join(dict.fromkeys(named[:4])) or (lines or ["it printed nothing"])[-1])

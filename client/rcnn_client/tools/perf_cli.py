@@ -66,7 +66,7 @@ def choose_pictures(folder: Path) -> list[Path]:
 
 
 def _warm_up(pictures: list[Path], endpoint: Endpoint, in_flight: int) -> list[Path]:
-    """Send each picture once; returns those that were answered. perf_analyzer would stop at any other."""
+    """Send each picture once; returns those that were answered. perf_analyzer would stop at one that is not."""
     usable = []
     with progress_bar() as progress, endpoint.connect() as detector:
         task = progress.add_task("warming up", total=len(pictures))

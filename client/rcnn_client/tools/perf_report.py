@@ -46,9 +46,9 @@ def latency_table(measurements: Sequence[Measurement]) -> Table:
 def step_table(model: str, measurements: Sequence[Measurement]) -> Table:
     """The time spent inside the server, by pictures in flight: each step's queue, computing and share.
 
-    The names of steps are shown without the model's name in front.
+    The names of steps are shown without the model's name, which is their prefix.
     """
-    table = Table(title="Inside the server, mean of a request", title_justify="left")
+    table = Table(title="Inside the server, mean per request", title_justify="left")
     table.add_column("in flight", justify="right")
     table.add_column("step", overflow="fold")
     for title in ("queue ms", "compute ms", "share", "images/batch"):

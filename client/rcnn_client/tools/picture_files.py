@@ -8,7 +8,7 @@ from PIL import Image
 
 from .._picture_files import FORMATS
 
-# Pictures that the server cannot decode. A folder may hold them, and it should be said that they are left out.
+# Pictures that the server cannot decode. If a folder contains some, the user should be told that they are left out.
 OTHER_SUFFIXES = frozenset(
     [
         ".arw",
@@ -44,6 +44,6 @@ OTHER_SUFFIXES = frozenset(
 
 @functools.cache
 def picture_suffixes() -> frozenset[str]:
-    """The file extensions of FORMATS, in lower case. An MPO is a JPEG with more pictures behind it."""
+    """The file extensions of FORMATS, in lower case. An MPO is a JPEG followed by more pictures."""
     registered = Image.registered_extensions()
     return frozenset(suffix for suffix, name in registered.items() if name in (*FORMATS, "MPO"))

@@ -13,7 +13,7 @@ Rle = dict[str, Any]
 """COCO's compressed encoding: `size`, [height, width], and `counts`, bytes."""
 
 LeftOut = tuple[str, str]
-"""Why there is no mask: of one annotation, and of several."""
+"""Why there is no mask, in the singular and in the plural."""
 
 MISSING = ("annotation without a segmentation", "annotations without a segmentation")
 TOO_FEW_POINTS = ("mask of fewer than 3 points", "masks of fewer than 3 points")
@@ -25,11 +25,11 @@ SEGMENTATION = (
 UNUSABLE = f"a segmentation that cannot be used ({SEGMENTATION})"
 OTHER_SIZE = "a run-length mask of another size than their picture (expected [height, width])"
 UNFILLED = "a run-length mask whose runs do not add up to the pixels of their picture"
-FARTHEST = 10  # sizes of the picture; pycocotools needs memory for each pixel of an outline, outside too
+FARTHEST = 10  # sizes of the picture; pycocotools needs memory for each pixel of an outline, even outside the picture
 
 
 class UnusableError(Exception):
-    """A segmentation is none: what is wrong with it, and what shows it."""
+    """A segmentation cannot be used: what is wrong with it, and the value that shows it."""
 
     def __init__(self, what: str, shows: Any) -> None:
         super().__init__(what)
@@ -37,17 +37,17 @@ class UnusableError(Exception):
 
 
 def read_segmentation(segmentation: Any, height: int, width: int) -> Rle | LeftOut:
-    """The mask in a picture of that size, or why there is none.
+    """The mask for a picture of that size, or why there is none.
 
     Raises:
-        UnusableError: it is neither polygons nor a run-length encoding, or not one of this picture.
+        UnusableError: it is neither polygons nor a run-length encoding, or does not fit this picture.
     """
     if not segmentation:
         return MISSING
     if isinstance(segmentation, dict):
         mask = _from_runs(segmentation, height, width)
     elif isinstance(segmentation, list) and all(_is_polygon(each, height, width) for each in segmentation):
-        # pycocotools takes four numbers for a box; less than a triangle has no inside.
+        # pycocotools would read four numbers as a box; fewer than three points enclose no area.
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             return TOO_FEW_POINTS
@@ -75,7 +75,7 @@ def _from_runs(segmentation: dict[str, Any], height: int, width: int) -> Rle:
         raise UnusableError(UNUSABLE, segmentation)
     if size != [height, width]:
         raise UnusableError(OTHER_SIZE, size)
-    # What the runs leave open, pycocotools leaves to chance.
+    # If the runs do not cover all pixels, pycocotools leaves the others undefined.
     runs = [int(run) for run in counts]
     if sum(runs) != height * width:
         raise UnusableError(UNFILLED, sum(runs))

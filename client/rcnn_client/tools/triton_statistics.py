@@ -56,7 +56,7 @@ class Statistics:
         self._client.close()
 
     def read(self) -> dict[str, Any]:
-        """The counters since the server started, by name: those of the model and of its steps."""
+        """The counters of the model and of its steps since the server started, by name."""
         statistics = {}
         for name in {self._endpoint.model, *self._steps}:
             reply = self._call(self._client.get_inference_statistics, name)

@@ -13,14 +13,14 @@ from .video_frames import LONGEST_GAP_S, opencv
 
 # The wheels of OpenCV have no encoder for H.264.
 CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v"}
-MOST_EARLY = 2  # frames by which one may be early, where the rate varies, and is still shown
+MOST_EARLY = 2  # if the rate varies, a frame is shown even if it is this many frames early
 
 
 class VideoFile:
-    """Writes frames to a video file in which each is shown from its own time on until the next.
+    """Writes frames to a video file that shows each frame from its own time until the next one.
 
-    The file has a constant frame rate: a frame is repeated where the next is missing, because frames were dropped or
-    the rate of the source varies. All have the size of the first; a frame of another size is resized.
+    The file has a constant frame rate: a frame is repeated if the next is missing, because frames were dropped or
+    the rate of the source varies. All frames have the size of the first; others are resized.
 
     Args:
         path: the file, which is overwritten; its suffix is one of CODECS.
@@ -30,9 +30,9 @@ class VideoFile:
         self._path = path
         self._cv2 = opencv()
         self._writer: Any = None
-        self._frame: Any = None  # the last one, not yet written: its length is not known
+        self._frame: Any = None  # the last one, not yet written, because its duration is not known
         self._position = 0  # of the last frame, in frames of the file
-        self._cut = 0  # frames that were cut: before the first, and of long gaps
+        self._cut = 0  # frames that were cut: before the first, and in long gaps
 
     def __enter__(self) -> VideoFile:
         return self
@@ -50,7 +50,7 @@ class VideoFile:
         Args:
             drawing: mode RGB.
             time_s: when it is shown, in seconds of the source; the file begins with its first frame.
-            fps: frames a second of the file; the first frame's counts.
+            fps: frames per second of the file; only the first frame's value is used.
 
         Raises:
             RuntimeError: the file cannot be written.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 RECONNECT_AFTER_S = (1, 2, 4, 8, 16, 30)  # waits for a camera or stream that stopped; then it is given up
 LONGEST_GAP_S = 10.0  # between two frames; a longer one is an error of the file, or a stream that stopped
-USUAL_FPS = 30.0  # where none is given, or one that cannot be right
+USUAL_FPS = 30.0  # if the file gives none, or one that cannot be right
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Frame:
     """A frame of a video.
 
     Attributes:
-        number: its position, from 0; of a stream that was connected again, since the first time.
+        number: its position, from 0; it continues when a stream is connected again.
         pixels: uint8 [height, width, 3] in RGB order, upright.
-        time_s: when it is shown, in seconds after the first frame; of a camera or stream, when it came.
-        fps: nominal frames a second of the video; where the rate varies, about the mean.
+        time_s: when it is shown, in seconds after the first frame; for a camera or stream, when it arrived.
+        fps: nominal frames per second of the video; if the rate varies, about the mean.
     """
 
     number: int
@@ -49,12 +49,12 @@ def is_video(given: str) -> bool:
 
 
 def shown(given: str) -> str:
-    """How messages and results call it: a URL without its password."""
+    """Its name in messages and results: a URL without its password."""
     return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", given)
 
 
 def opencv() -> Any:
-    """OpenCV, silent: what it and FFmpeg print about a bad file would stand among our messages.
+    """OpenCV, set to print nothing: its own and FFmpeg's messages about bad files would mix with ours.
 
     Raises:
         RuntimeError: it is not installed, or cannot be loaded.
@@ -66,7 +66,7 @@ def opencv() -> Any:
         raise RuntimeError(
             "videos and cameras are read by OpenCV, which is not installed: pip install 'rcnn-client[video]'"
         ) from error
-    except ImportError as error:  # opencv-python, unlike -headless, needs libraries of a desktop
+    except ImportError as error:  # opencv-python, unlike -headless, needs desktop libraries
         raise RuntimeError(
             f"videos and cameras are read by OpenCV, which cannot be loaded: {error}"
         ) from error
@@ -79,16 +79,16 @@ def read_frames(
 ) -> Generator[Frame, None, None]:
     """The frames of a video file, URL or "camera:N".
 
-    Rotation that the file asks for is applied. A camera or a stream without an end that stops is opened again, after
-    longer and longer waits.
+    The rotation that the file specifies is applied. If a camera or a stream without an end stops, it is opened again,
+    after increasingly long waits.
 
     Args:
         given: as OpenCV takes it, or "camera:N".
-        in_real_time: whether the frames of a file come at the speed of the video, as those of a camera do.
+        in_real_time: whether the frames of a file are yielded at the speed of the video, like those of a camera.
         say: called with a sentence when it is opened again, or if a file ends early.
 
     Raises:
-        OSError: it cannot be opened, holds no frame, or has stopped and does not come back.
+        OSError: it cannot be opened, has no frame, or has stopped and cannot be opened again.
         UnicodeEncodeError: OpenCV cannot open a file of that name.
     """
     cv2 = opencv()
@@ -137,27 +137,27 @@ class _Capture:
 
     Attributes:
         has_end: whether it is a file, here or at a URL.
-        fps: nominal frames a second.
-        length_s: how long it says that it is.
+        fps: nominal frames per second.
+        length_s: its length in seconds, as the file states it.
     """
 
     def __init__(self, cv2: Any, given: str) -> None:
         self._cv2 = cv2
         if is_live(given) and "://" not in given:
             self._video = cv2.VideoCapture(int(given.removeprefix("camera:")))
-        else:  # the other readers print on stderr what they do not understand
+        else:  # OpenCV's other readers print errors on stderr
             has_ffmpeg = cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG)
             self._video = cv2.VideoCapture(given, cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY)
-        self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # as phones film; some versions leave it out
+        self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # phone videos need it; off in some versions
         self.is_open = bool(self._video.isOpened())
-        num_frames = self._video.get(cv2.CAP_PROP_FRAME_COUNT)  # in some files its length times fps
+        num_frames = self._video.get(cv2.CAP_PROP_FRAME_COUNT)  # for some files, this is the length times fps
         self.has_end = not is_live(given) or num_frames > 0
         fps = self._video.get(cv2.CAP_PROP_FPS)
         self.fps = fps if 0.1 <= fps <= 240 else USUAL_FPS
         self.length_s = num_frames / fps if num_frames > 0 and fps > 0 else 0.0
 
     def read(self) -> Iterator[tuple[NDArray[np.uint8], float]]:
-        """Each frame in RGB order, and its time in seconds: by the clock of the file, or of a stream by ours."""
+        """Each frame in RGB order, and its time in seconds: by the file's clock, or for a stream by this host's clock."""
         while self.is_open:
             has_frame, pixels = self._video.read()
             if not has_frame:

@@ -1,4 +1,4 @@
-"""What rcnn-ui answers: detections, detectors and errors as JSON."""
+"""The answers of rcnn-ui: detections, detectors and errors as JSON."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ OTHER_STATUS = 502  # the server failed, or refuses rcnn-ui
 
 
 def error_answer(status: int, message: object) -> web.Response:
-    """`{"error": message}` with a status of HTTP; the busy server's names a time to try again."""
+    """`{"error": message}` with an HTTP status; with 503, the answer also says when to try again."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
     return web.json_response({"error": str(message)}, status=status, headers=headers)
 
 
 def rcnn_error_answer(error: RcnnError) -> web.Response:
-    """The answer to a request that the client's own code refused, or the server."""
+    """The answer to a request that the client library or the server refused."""
     status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), OTHER_STATUS)
     return error_answer(status, error)
 
@@ -51,7 +51,7 @@ def rcnn_error_answer(error: RcnnError) -> web.Response:
 def detections_json(model: str, encoded: bytes, found: Detections, timing: Timing | None) -> bytes:
     """The answer to POST /detect; masks that the server did not paste take milliseconds each."""
     answer: dict[str, Any] = {"model": model, "image_size_hw": None, "orientation": 1}
-    with contextlib.suppress(Exception):  # what the server decodes, this host's Pillow may not know
+    with contextlib.suppress(Exception):  # the server may decode more than this Pillow
         answer["image_size_hw"] = encoded_size_hw(encoded)
         answer["orientation"] = encoded_orientation(encoded)
     answer["detections"] = as_json(found)

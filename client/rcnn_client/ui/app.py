@@ -1,4 +1,4 @@
-"""The HTTP application of rcnn-ui: its routes, and how much it takes at once."""
+"""The HTTP application of rcnn-ui: its routes, and how many requests it accepts at once."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from .triton_server import TritonServer
 def make_app(
     server: TritonServer, *, in_flight: int, timeout_s: float, token: str = "", sources: Sources = NO_SOURCES
 ) -> web.Application:
-    """The application; serve it with `handler_cancellation`, so that who goes away cancels its request.
+    """The application; serve it with `handler_cancellation`, so that a client that disconnects cancels its request.
 
     Args:
         server: closed with the application.
         in_flight: how many pictures are at the server at once. As many again wait; more are refused with 503.
         timeout_s: limit for each picture in seconds.
-        token: what `Authorization` must bring; empty for none.
+        token: the token that the header `Authorization` must contain; empty for none.
         sources: where pictures of Label Studio's tasks may be fetched from.
     """
     app = web.Application(middlewares=[_tell_errors, guard(token)], client_max_size=MAX_BODY_BYTES)
@@ -69,12 +69,12 @@ class _Handlers:
         return web.json_response({"url": self._server.url, "models": await self._server.find_detectors()})
 
     async def model(self, request: web.Request) -> web.Response:
-        """One of them."""
+        """One of the detectors."""
         async with self._server.detector(request.match_info["model"], self._timeout_s) as detector:
             return web.json_response(info_json(await detector.info()))
 
     async def detect(self, request: web.Request) -> web.Response:
-        """What a detector finds in the picture that is posted."""
+        """The detections in the posted picture."""
         query = read_query(request.query, request.query.getall)
         with self._places.admit():
             encoded = await _read_picture(request)
@@ -90,7 +90,7 @@ class _Handlers:
         return web.Response(body=body, content_type="application/json", charset="utf-8")
 
     async def picture(self, request: web.Request) -> web.Response:
-        """The picture that is posted, upright and as a PNG, for browsers that cannot show it so."""
+        """The posted picture, upright and as a PNG, for browsers that cannot show it that way."""
         with self._places.admit():
             encoded = await _read_picture(request)
             return web.Response(body=await asyncio.to_thread(_as_png, encoded), content_type="image/png")
@@ -101,7 +101,7 @@ async def _read_picture(request: web.Request) -> bytes:
 
     Raises:
         InvalidImageError: there is none.
-        web.HTTPException: it is too large, or comes too slowly.
+        web.HTTPException: it is too large, or arrives too slowly.
     """
     encoded = await read_in_time(_read_body(request))
     if not encoded:
@@ -142,7 +142,7 @@ async def _tell_errors(request: web.Request, handler: Handler) -> web.StreamResp
     except web.HTTPRequestEntityTooLarge:
         return error_answer(413, f"the body is too large, expected at most {MAX_BODY_BYTES // 2**20} MiB")
     except web.HTTPNotFound:
-        return error_answer(404, f"there is no {request.path} here; /openapi.json tells what there is")
+        return error_answer(404, f"there is no {request.path} here; /openapi.json lists the paths")
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         answer = error_answer(405, f"{request.path} takes {allowed}, not {request.method}")

@@ -30,13 +30,13 @@ examples:
   curl --data-binary @photo.jpg 'http://127.0.0.1:8080/detect?score_thresh=0.5'
       the same as JSON; http://127.0.0.1:8080/openapi.json describes it
   openssl rand -hex 32 > token && rcnn-ui --host 0.0.0.0 --token-file token
-      for other hosts; they give the token
+      for other hosts, which must send the token
   rcnn-ui --port 9090 --label-studio http://localhost:8080 \\
           --label-studio-token-file label-studio.token
       then connect the model http://localhost:9090/label-studio/my_detector in
       Label Studio
 
-Ctrl-C ends it. Exit codes: 0, 1 if it cannot start, 2 on wrong usage.
+Ctrl-C stops it. Exit codes: 0, 1 if it cannot start, 2 on wrong usage.
 """
 
 
@@ -66,17 +66,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="listen on this address; 0.0.0.0 for all of this machine's, which needs --token-file (default: "
+        help="listen on this address; 0.0.0.0 for all addresses of this machine, which needs --token-file (default: "
         "%(default)s, for this machine only)",
     )
     page.add_argument(
-        "--port", type=_port, default=8080, metavar="PORT", help="0: a free one (default: %(default)s)"
+        "--port", type=_port, default=8080, metavar="PORT", help="0 for any free port (default: %(default)s)"
     )
     page.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="file with a token that every request for models or detections must bring",
+        help="file with a token that every request for models or detections must contain",
     )
 
     tasks = parser.add_argument_group("Label Studio")

@@ -20,7 +20,7 @@ from .label_studio.pictures import read_sources
 from .security import is_this_host
 from .triton_server import TritonServer
 
-SHUTDOWN_S = 2.0  # for requests that still run at Ctrl-C
+SHUTDOWN_S = 2.0  # for requests that are still running at Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         token = read_token("--token-file", args.token_file)
         if not token and not is_this_host(args.host):
             raise InvalidParameterError(
-                f"--host {args.host} opens the page to other hosts, which needs a token: write one by "
-                "`openssl rand -hex 32 > token` and give --token-file token"
+                f"--host {args.host} opens the page to other hosts, which needs a token: write one with "
+                "`openssl rand -hex 32 > token` and add --token-file token"
             )
         label_studio_token = read_token("--label-studio-token-file", args.label_studio_token_file)
         sources = read_sources(args.label_studio, label_studio_token, args.picture_host)
@@ -55,17 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sock=listener,
         print=None,
         access_log=None,
-        handler_cancellation=True,  # of a client that goes away
+        handler_cancellation=True,  # when a client disconnects
         shutdown_timeout=SHUTDOWN_S,
     )
     return 0
 
 
 def read_token(option: str, path: Path | None) -> str:
-    """The token in the file that an option names, without the line's end; empty if there is no file.
+    """The token in the file that an option names, without the line end; empty if there is no file.
 
     Raises:
-        InvalidParameterError: it is empty or cannot stand in a header.
+        InvalidParameterError: it is empty or cannot be sent in a header.
         OSError: the file cannot be read.
     """
     if path is None:
@@ -73,7 +73,7 @@ def read_token(option: str, path: Path | None) -> str:
     token = path.read_bytes().strip().decode("ascii", "replace")
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InvalidParameterError(
-            f"{option} {path} holds no token: expected one line of ASCII without blanks"
+            f"{option} {path} contains no token: expected one line of ASCII without blanks"
         )
     return token
 
@@ -94,12 +94,12 @@ def _announce(args: argparse.Namespace, port: int) -> None:
     address = f"http://{host}:{port}"
     if args.token_file:
         address += "/#token=... with the token, or the page asks for it"
-    complain(PROG, f"shows the detectors of {args.url} at {address} (Ctrl-C ends it)")
+    complain(PROG, f"shows the detectors of {args.url} at {address} (Ctrl-C stops it)")
     if not is_this_host(args.host):
         complain(
             PROG,
-            "Warning: other hosts reach this page without TLS; pictures and the token can be read on the way. "
-            "Put a proxy with TLS in front of it where the network is not your own",
+            "Warning: other hosts reach this page without TLS; others can read the pictures and the token on the network. "
+            "Put a proxy with TLS in front of it unless the network is your own",
         )
 
 

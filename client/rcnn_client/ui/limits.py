@@ -1,4 +1,4 @@
-"""How much rcnn-ui takes at once, and for how long it waits for it."""
+"""How many requests rcnn-ui accepts at once, and how long it waits for their bodies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Places:
     """How many requests are held in memory, and how many pictures are at the server.
 
     Attributes:
-        at_server: hold it while a picture is there; at most `in_flight` are.
+        at_server: hold it while a picture is at the server; at most `in_flight` are.
     """
 
     def __init__(self, in_flight: int) -> None:
@@ -38,7 +38,7 @@ class Places:
         """
         if self._num_held >= self._most_held:
             raise QueueFullError(
-                f"{self._num_held} pictures are held already, the most that rcnn-ui takes; try again"
+                f"{self._num_held} pictures are already waiting, the most that rcnn-ui accepts; try again"
             )
         self._num_held += 1
         try:
@@ -48,10 +48,10 @@ class Places:
 
 
 async def read_in_time(reading: Awaitable[T]) -> T:
-    """What a body is read as.
+    """The result of `reading`, which reads a body.
 
     Raises:
-        web.HTTPRequestTimeout: it comes too slowly.
+        web.HTTPRequestTimeout: the body arrives too slowly.
     """
     try:
         return await asyncio.wait_for(reading, MAX_UPLOAD_S)

@@ -50,20 +50,20 @@ _STEP = {
 }
 _TIMING = {
     "type": "object",
-    "description": "With timing=1, where Triton's statistics tell it. Milliseconds.",
+    "description": "With timing=1, if Triton's statistics show it. Milliseconds.",
     "required": ["total_ms", "network_ms", "queue_ms", "compute_ms", "steps", "num_requests"],
     "properties": {
         "total_ms": {
             **_NUMBER,
             "description": "From sending the picture to Triton until its answer was read.",
         },
-        "network_ms": {**_NUMBER, "description": "The part of it outside Triton."},
+        "network_ms": {**_NUMBER, "description": "The part of total_ms outside Triton."},
         "queue_ms": {**_NUMBER, "description": "Waiting inside Triton, all steps."},
         "compute_ms": {**_NUMBER, "description": "Computing inside Triton, all steps."},
         "steps": {"type": "array", "items": _STEP},
         "num_requests": {
             "type": "integer",
-            "description": "Requests answered meanwhile; if more than one, Triton's times are their mean.",
+            "description": "Requests answered in that time; if more than one, Triton's times are their mean.",
         },
     },
 }
@@ -129,13 +129,13 @@ _ERRORS = {
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "502": "The server failed.",
-    "503": "The server is away or has too much to do; try again.",
+    "503": "The server is unavailable or overloaded; try again.",
     "504": "The server did not answer in time.",
 }
 
 
 def describe() -> dict[str, Any]:
-    """The document that GET /openapi.json answers."""
+    """The document that GET /openapi.json returns."""
     name_in_path = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     parameters = [
         {"name": name, "in": "query", "schema": parameter.schema, "description": parameter.description}
@@ -146,7 +146,7 @@ def describe() -> dict[str, Any]:
         "info": {
             "title": "rcnn-ui",
             "version": version("rcnn-client"),
-            "description": "Pictures in, detections out, by a detector on a Triton server.",
+            "description": "Detects objects in pictures with a detector on a Triton server.",
         },
         "components": {
             "securitySchemes": {
@@ -161,7 +161,7 @@ def describe() -> dict[str, Any]:
                     "summary": "Detect the objects in a picture.",
                     "parameters": parameters,
                     "requestBody": _BODY,
-                    "responses": _responses(_json("What was found.", _FOUND), *_ERRORS),
+                    "responses": _responses(_json("The detections.", _FOUND), *_ERRORS),
                 }
             },
             "/models": {
@@ -174,7 +174,7 @@ def describe() -> dict[str, Any]:
             },
             "/models/{model}": {
                 "get": {
-                    "summary": "Tell about a detector.",
+                    "summary": "Describe a detector.",
                     "parameters": [name_in_path],
                     "responses": _responses(
                         _json("The detector.", _MODEL), "400", "401", "403", "404", "502", "503", "504"
@@ -183,7 +183,7 @@ def describe() -> dict[str, Any]:
             },
             "/picture": {
                 "post": {
-                    "summary": "Turn a picture upright and make it a PNG.",
+                    "summary": "Turn a picture upright and convert it to PNG.",
                     "requestBody": _BODY,
                     "responses": _responses(
                         {"description": "The picture.", "content": {"image/png": {}}},

@@ -23,7 +23,7 @@ def page_routes() -> Iterator[web.RouteDef]:
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is of the page itself or of the description, which hold nothing secret."""
+    """Whether a path belongs to the page itself or to the description, which contain nothing secret."""
     return path in ("/", "/openapi.json") or path.startswith("/page/")
 
 

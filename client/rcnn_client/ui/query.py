@@ -16,7 +16,7 @@ class Parameter:
 
     Attributes:
         parse: text -> value; raises ValueError.
-        expected: what an error says that it should be.
+        expected: what errors say that the value should be.
         schema: its JSON schema.
         description: a sentence.
     """
@@ -29,12 +29,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of a picture.
+    """The parameters of one request.
 
     Attributes:
         model: the detector; empty for the only one on the server.
-        options: of the detector.
-        has_timing: whether to answer where the time went.
+        options: the options of `detect`.
+        has_timing: whether to return the timing.
     """
 
     model: str
@@ -57,29 +57,33 @@ def _parameter(kind: str, description: str, **limits: float) -> Parameter:
 
 
 _SHARE: dict[str, float] = {"minimum": 0, "maximum": 1}
-_MODEL = "The detector. It may be left out where the server has only one."
+_MODEL = "The detector. It may be left out if the server has only one."
 _CLASSES = "Keep only the detections of this class. May be given several times."
 PARAMETERS = {
     "model": _parameter("string", _MODEL),
     "score_thresh": _parameter(
-        "number", "Keep detections whose score is above this; else the model's own.", **_SHARE
+        "number",
+        "Keep detections whose score is above this; if left out, the model's own value applies.",
+        **_SHARE,
     ),
     "nms_thresh": _parameter(
         "number",
-        "Of two boxes of a class whose IoU is above this, only the better is kept; else the model's own.",
+        "Of two boxes of a class whose IoU is above this, only the better is kept; if left out, the model's own value applies.",
         **_SHARE,
     ),
     "detections_per_img": _parameter(
-        "integer", "The largest number of detections, of all classes; else the model's own.", minimum=1
+        "integer",
+        "The largest number of detections, of all classes; if left out, the model's own value applies.",
+        minimum=1,
     ),
     "classes": Parameter(str, "a name", {"type": "array", "items": {"type": "string"}}, _CLASSES),
     "top_k": _parameter(
-        "integer", "Of the remaining detections, keep only this many, the best first.", minimum=1
+        "integer", "Of the remaining detections, keep at most this many, the best ones.", minimum=1
     ),
     "rle": _parameter(
-        "boolean", "1: answer the masks of a Mask R-CNN as COCO's compressed run-length codes."
+        "boolean", "1: return the masks of a Mask R-CNN as COCO's compressed run-length codes."
     ),
-    "timing": _parameter("boolean", "1: answer where the time went."),
+    "timing": _parameter("boolean", "1: return how the time was spent."),
 }
 
 

@@ -1,4 +1,4 @@
-"""Who may ask what: other sites, other hosts, the token, and what the browser may do with the page."""
+"""Which requests are allowed (other sites, other hosts, the token), and what the browser may do with the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Refused(Exception):
     """A request that is not allowed.
 
     Args:
-        status: of HTTP, 401 or 403.
+        status: HTTP status, 401 or 403.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 def is_this_host(host: str) -> bool:
-    """Whether a host name or an address, without port and brackets, is of this machine's loopback."""
+    """Whether a host name or an address, without port and brackets, is this machine's loopback."""
     if host.lower() == "localhost":
         return True
     try:
@@ -49,15 +49,15 @@ def is_this_host(host: str) -> bool:
 
 
 def guard(token: str) -> Middleware:
-    """The middleware that refuses what is not allowed.
+    """The middleware that refuses requests that are not allowed.
 
-    Without a token, the page is for this machine. A site in its user's browser could have its own name lead here
-    (DNS rebinding), so the Host must be a name of the loopback. With a token, which no other site knows, any name
-    is fine, as a proxy in front may have.
+    Without a token, the page is for this machine only. A website in the user's browser could make its own host name
+    resolve to this machine (DNS rebinding), so the Host must be a name of the loopback. With a token, which no other
+    site knows, any name is fine, since a proxy in front may have one.
 
     Args:
-        token: what the header Authorization must bring to everything but the page, as Bearer or as the password of
-            Basic, which is all that Label Studio can send; empty if nothing is needed.
+        token: the token that the header Authorization must contain for everything but the page, as Bearer or as the
+            password of Basic, which is all that Label Studio can send; empty if none is needed.
     """
 
     @web.middleware
@@ -72,7 +72,8 @@ def guard(token: str) -> Middleware:
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != host:
             raise Refused(
-                403, f"the request comes from a page of {origin}; only this server's own page may ask"
+                403,
+                f"the request comes from a page of {origin}; only this server's own page may send requests",
             )
         if token and not is_page(request.path) and not _brings(request, token):
             raise Refused(

@@ -1,4 +1,4 @@
-"""The Triton server behind the page: its detectors, and where the time of a request goes."""
+"""The Triton server behind the page: its detectors, and how the time of a request is spent."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..tools.triton_statistics import StepTime, step_time
 
 T = TypeVar("T")
 
-CALL_TIMEOUT_S = 10.0  # of a call without a picture
+CALL_TIMEOUT_S = 10.0  # for a call without a picture
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of a request went, in milliseconds.
+    """How the time of a request was spent, in milliseconds.
 
     Attributes:
         total_ms: from sending the picture to Triton until its answer was read.
-        network_ms: the part of it before Triton had the request and after it sent the answer.
+        network_ms: the part of `total_ms` before Triton had the request and after it sent the answer.
         queue_ms, compute_ms: sums over the steps inside Triton, some of which may run at the same time.
         steps: each step, in the order in which the data flows.
-        num_requests: how many requests were answered meanwhile; if more than one, Triton's times are their mean.
+        num_requests: how many requests were answered in that time; if more than one, Triton's times are their mean.
     """
 
     total_ms: float
@@ -44,10 +44,10 @@ class Timing:
 
 
 class TritonServer:
-    """The calls of rcnn-ui to its server; belongs to one event loop from the first call on.
+    """The calls of rcnn-ui to its Triton server; belongs to one event loop from the first call on.
 
     Args:
-        url, tls, headers: as `Detector` takes them, of one server.
+        url, tls, headers: as `Detector` takes them, for one server.
 
     Raises:
         InvalidParameterError: an argument is not valid.
@@ -73,9 +73,9 @@ class TritonServer:
         """Names of the detectors that the server has loaded, in alphabetical order.
 
         Raises:
-            RcnnError: the server cannot be asked.
+            RcnnError: the server does not answer, or refuses.
         """
-        # The statistics list what is loaded; the index of the repository is locked on most servers.
+        # The statistics list the loaded models; most servers restrict access to the repository index.
         reply = await self._call("get_inference_statistics", "")
         names = sorted({each.name for each in reply.model_stats})
         are_detectors = await asyncio.gather(*map(self._is_detector, names))
@@ -98,7 +98,7 @@ class TritonServer:
         return names[0]
 
     async def time(self, model: str, request: Callable[[], Awaitable[T]]) -> tuple[T, Timing | None]:
-        """Send a request of a model; returns its answer and timing, None where Triton's statistics do not tell it."""
+        """Send a request to a model; returns its answer and timing, or None if Triton's statistics do not show it."""
         try:
             config = (await self._call("get_model_config", model)).config
             before = await self._statistics()
@@ -116,7 +116,7 @@ class TritonServer:
     async def _is_detector(self, model: str) -> bool:
         try:
             read_model_config((await self._call("get_model_config", model)).config)
-        except (NotADetectorError, ModelNotFoundError):  # it may have been unloaded just now
+        except (NotADetectorError, ModelNotFoundError):  # it may just have been unloaded
             return False
         return True
 
@@ -142,7 +142,7 @@ class TritonServer:
 def _split(
     total_ms: float, model: str, steps: list[str], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> Timing | None:
-    """The timing by two readings of the counters; None if they are not of the server that answered."""
+    """The timing from two readings of the counters; None if they are not from the server that answered."""
     if not {model, *steps} <= before.keys() & after.keys():
         return None
     earlier, later = (reading[model].inference_stats.success for reading in (before, after))

@@ -107,7 +107,7 @@ def test_shapes_that_are_not_scored_and_too_few_pictures_are_reported(tmp_path: 
     )
     three = detector(KeypointRCNN, ("left", "right", "top"))
     assert read_annotated(path, tmp_path, three, lines.append).kind == "bbox"
-    assert any("the model answers 3 keypoints, and 2 are annotated" in line for line in lines)
+    assert any("the model returns 3 keypoints, but 2 are annotated" in line for line in lines)
 
 
 def no_file(folder: Path) -> None:
@@ -142,7 +142,7 @@ def other_class(folder: Path) -> None:
         (no_picture, r"1 of 2 pictures in .* are missing, the first is .*1\.png"),
         (broken_picture, r"cannot read the picture .*1\.png: "),
         (other_size, r"1\.png is \(21, 12\) px .* the boxes belong to another version"),
-        (other_class, "1 of 1 annotated categories are no class of the model: 'horse'"),
+        (other_class, "1 of 1 annotated categories are not classes of the model: 'horse'"),
     ],
 )
 def test_annotations_that_cannot_be_used(

@@ -1,1 +1,1 @@
-"""Label Studio's contract of machine learning backends: a served detector predicts the regions of its tasks."""
+"""A machine learning backend for Label Studio: a served detector predicts the regions of its tasks."""

@@ -1,4 +1,4 @@
-"""Labelling configs of Label Studio: which regions a project takes, and of which labels."""
+"""Labelling configs of Label Studio: which regions and labels a project uses."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ..._errors import InvalidParameterError
 from ..._info import DetectorInfo
 
 KINDS = ("RectangleLabels", "BrushLabels", "PolygonLabels", "KeyPointLabels")
-SCORE_THRESH = 0.5  # where a control has no model_score_threshold
+SCORE_THRESH = 0.5  # if a control has no model_score_threshold
 
 
 @dataclass(frozen=True)
 class Control:
-    """A tag that takes labelled regions of a picture, with those of its labels that the detector knows.
+    """A tag for labelled regions of a picture, with those of its labels that the detector knows.
 
     Attributes:
-        kind: one of KINDS in lower case, as regions name it.
-        name: of the tag; `image`: the name of the Image tag that it belongs to.
-        key: of a task's data, under which the picture stands.
+        kind: one of KINDS in lower case, as in regions.
+        name: the name of the tag; `image`: the name of the Image tag that it belongs to.
+        key: the key of the picture in a task's data.
         labels: name of a class, or of a keypoint for KeyPointLabels -> label.
         score_thresh: detections whose score is above this become regions (0 to 1).
-        point_thresh: so do keypoints whose own score is above this, a logit; None for all of them.
+        point_thresh: keypoints whose own score, a logit, is above this become regions; None for all of them.
     """
 
     kind: str
@@ -36,9 +36,9 @@ class Control:
 
 
 def read_config(text: str, info: DetectorInfo) -> list[Control]:
-    """The controls of a labelling config for which the detector has something to give.
+    """The controls of a labelling config for which the detector has predictions.
 
-    A label stands for the classes of its attribute `predicted_values`, or else for the class of its own name or alias;
+    A label stands for the classes in its attribute `predicted_values`, or else for the class with its own name or alias;
     upper and lower case are the same. Controls with `model_skip="true"` are left out.
 
     Raises:
@@ -72,7 +72,7 @@ def _parse(text: str) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise InvalidParameterError(f"the labelling config is no XML: {error}") from error
+        raise InvalidParameterError(f"the labelling config is not XML: {error}") from error
 
 
 def _tags(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
@@ -80,14 +80,14 @@ def _tags(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
 
 
 def _names(kind: str, info: DetectorInfo) -> Sequence[str]:
-    """What the detector can label in regions of a kind."""
+    """The classes or keypoints that the detector can label in regions of a kind."""
     if kind == "KeyPointLabels":
         return info.keypoint_names
     return info.class_names[1:] if kind == "RectangleLabels" or info.has_masks else ()
 
 
 def _read_labels(tag: ElementTree.Element, names: Sequence[str]) -> dict[str, str]:
-    """Name -> label; where several labels claim a name, the first has it."""
+    """Name -> label; if several labels claim a name, the first gets it."""
     claimed: dict[str, str] = {}
     for label in _tags(tag, "Label"):
         own = label.get("value", "")
@@ -133,7 +133,7 @@ def _control(kind: str, tag: ElementTree.Element, image: str, key: str, labels: 
 def _why_unused(kind: str, tag: ElementTree.Element, names: Sequence[str], info: DetectorInfo) -> str:
     if not names:
         family, what = ("Keypoint", "keypoints") if kind == "KeyPointLabels" else ("Mask", "masks")
-        return f"{kind} needs {what}, which a {family} R-CNN answers and this detector does not"
+        return f"{kind} needs {what}, which a {family} R-CNN returns and this detector does not"
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return (
         f"no label of {kind} {tag.get('name')!r} is one of its names ({shown}); rename a label, or give it "

@@ -1,4 +1,4 @@
-"""The OpenAPI descriptions of what Label Studio asks."""
+"""The OpenAPI descriptions of the requests of Label Studio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TASK = {
     "required": ["id", "data"],
     "properties": {
         "id": {"type": "integer"},
-        "data": {"type": "object", "description": "Holds the picture: an address, or a data: URI."},
+        "data": {"type": "object", "description": "Contains the picture: an address, or a data: URI."},
     },
 }
 _PREDICTION = {
@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "health": (
         "get",
         {
-            "summary": "Tell whether the detector can be asked.",
+            "summary": "Report whether the detector is ready.",
             "answer": _object(status=_STRING, model_class=_STRING),
         },
     ),
@@ -64,7 +64,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "webhook": (
         "post",
         {
-            "summary": "Take note of an event, which changes nothing.",
+            "summary": "Receive an event, which changes nothing.",
             "body": _object(action=_STRING),
             "answer": {"type": "object"},
         },

@@ -1,7 +1,7 @@
-"""The HTTP interface that Label Studio asks; its own code for it is `label_studio/ml/api_connector.py`.
+"""The HTTP interface for Label Studio; Label Studio's code that calls it is `label_studio/ml/api_connector.py`.
 
-It sends GET health and POST setup before each POST predict, which brings any number of tasks. It reads the results in
-the order of the tasks, logs a result that has no `result`, and saves the others.
+Label Studio sends GET health and POST setup before each POST predict, which has any number of tasks. It reads the
+results in the order of the tasks, logs a result that has no `result`, and saves the others.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class LabelStudio:
     """The machine learning backend at /label-studio/MODEL.
 
     Args:
-        server: of the detectors.
+        server: the server of the detectors.
         places: shared with all other pictures.
         sources: where pictures may be fetched from.
-        in_flight: how many pictures are fetched or detected in at once.
-        timeout_s: limit for fetching a picture and for detecting in it, each, in seconds.
+        in_flight: how many tasks are worked on at once.
+        timeout_s: limit in seconds for fetching a picture, and again for detecting in it.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LabelStudio:
         self._at_work = asyncio.Semaphore(in_flight)
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes that Label Studio knows."""
+        """The routes that Label Studio uses."""
         base = "/label-studio/{model}"
         return [
             web.get(f"{base}/health", _explain(self.health)),
@@ -63,7 +63,7 @@ class LabelStudio:
         ]
 
     async def health(self, request: web.Request) -> web.Response:
-        """Whether the detector can be asked."""
+        """Whether the detector is ready."""
         model = request.match_info["model"]
         async with self._server.detector(model, self._timeout_s) as detector:
             if not await detector.is_ready(timeout_s=HEALTH_S):
@@ -71,7 +71,7 @@ class LabelStudio:
         return web.json_response({"status": "UP", "model_class": PROG})
 
     async def setup(self, request: web.Request) -> web.Response:
-        """The version of the detector, if a project's labelling config has something for it."""
+        """The version of the detector, if a project's labelling config has labels for it."""
         with self._places.admit():
             body = await _read_json(request)
         async with self._server.detector(request.match_info["model"], self._timeout_s) as detector:
@@ -80,7 +80,7 @@ class LabelStudio:
         return web.json_response({"model_version": _version(info)})
 
     async def predict(self, request: web.Request) -> web.Response:
-        """A prediction for each task, or why it has none."""
+        """A prediction for each task, or the reason why it has none."""
         with self._places.admit():
             body = await _read_json(request)
             tasks = _get(body, "tasks", list, "a list")
@@ -96,7 +96,7 @@ class LabelStudio:
         return web.json_response(text=text)
 
     async def webhook(self, request: web.Request) -> web.Response:
-        """Take note of what happens in a project, which changes nothing here."""
+        """Receive an event of a project, which changes nothing here."""
         with self._places.admit():
             body = await _read_json(request)
         if body.get("action") == "START_TRAINING":
@@ -106,7 +106,7 @@ class LabelStudio:
     async def _predict(
         self, detector: aio.Detector, pictures: Pictures, controls: Sequence[Control], version: str, task: Any
     ) -> dict[str, Any]:
-        """The prediction for one task; one that fails does not lose the others."""
+        """The prediction for one task; a task that fails does not affect the others."""
         try:
             if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
                 raise InvalidParameterError("it has no data, expected an object with the picture")
@@ -141,7 +141,7 @@ class LabelStudio:
 
 
 def _explain(handler: Handler) -> Handler:
-    """Say in the status line what is wrong: it is the only part of an error that Label Studio shows."""
+    """Put the error message into the status line, the only part of an error that Label Studio shows."""
 
     @functools.wraps(handler)
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -152,7 +152,7 @@ def _explain(handler: Handler) -> Handler:
             refusal.set_status(
                 refusal.status, " ".join(str(error).encode("ascii", "replace").decode().split())
             )
-            refusal.headers.popall("Retry-After", None)  # Label Studio would wait, and say less
+            refusal.headers.popall("Retry-After", None)  # with it, Label Studio would wait, and show less
             return refusal
 
     return answer
@@ -162,9 +162,9 @@ async def _read_json(request: web.Request) -> dict[str, Any]:
     try:
         body = await read_in_time(request.json())
     except (ValueError, LookupError, RecursionError) as error:
-        raise InvalidParameterError(f"the body is no JSON: {error}") from error
+        raise InvalidParameterError(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise InvalidParameterError("the body is no JSON object")
+        raise InvalidParameterError("the body is not a JSON object")
     return body
 
 
@@ -176,6 +176,6 @@ def _get(body: dict[str, Any], name: str, kind: type[T], expected: str) -> T:
 
 
 def _version(info: DetectorInfo) -> str:
-    """By this Label Studio knows which tasks have their prediction already."""
+    """The version by which Label Studio knows which tasks already have a prediction."""
     newest = max(info.versions, key=int, default="")
     return f"{info.model} {newest}".strip()

@@ -25,12 +25,12 @@ DATA = re.compile(r"data:[^,]*?(;base64)?,", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Sources:
-    """Where pictures may be fetched from. Tasks may name any address that this host reaches, so no other is asked.
+    """Where pictures may be fetched from: only from these, because tasks may name any address that this host reaches.
 
     Attributes:
-        label_studio: its address, which serves uploads, local files and cloud storage; None for none.
-        token: of a user of Label Studio, sent to it alone; empty for none.
-        hosts: names and ports of other hosts; the port None stands for that of http or https.
+        label_studio: the address of Label Studio, which serves uploads, local files and cloud storage; None for none.
+        token: token of a user of Label Studio, sent only to Label Studio; empty for none.
+        hosts: names and ports of other hosts; the port None stands for the default port of http or https.
     """
 
     label_studio: URL | None
@@ -51,10 +51,10 @@ NO_SOURCES = Sources(None, "", frozenset())
 
 
 def read_sources(label_studio: str | None, token: str, hosts: Sequence[str]) -> Sources:
-    """The sources that are given as text: the address of Label Studio, and others as HOST or HOST:PORT.
+    """Parse the sources: the address of Label Studio, and other hosts as HOST or HOST:PORT.
 
     Raises:
-        InvalidParameterError: one of them cannot be read, or there is a token for no Label Studio.
+        InvalidParameterError: one of them cannot be parsed, or there is a token but no Label Studio.
     """
     if token and label_studio is None:
         raise InvalidParameterError("--label-studio-token-file is given without --label-studio")
@@ -111,11 +111,11 @@ class Pictures:
         """The encoded picture of a task.
 
         Args:
-            place: where it is, as the task says: a data: URI, an address, or a path of Label Studio.
-            task_id: by which Label Studio resolves addresses of cloud storage.
+            place: the place that the task names: a data: URI, an address, or a path of Label Studio.
+            task_id: id by which Label Studio resolves addresses of cloud storage.
 
         Raises:
-            InvalidImageError: it is not allowed there, cannot be fetched, or is too large.
+            InvalidImageError: pictures from there are not allowed, or it cannot be fetched or is too large.
         """
         if not isinstance(place, str) or not place:
             raise InvalidImageError(f"the picture is {_show(place)}, expected an address or a data: URI")
@@ -141,13 +141,13 @@ class Pictures:
             if base is not None:
                 return URL(str(base).rstrip("/") + place)
         except ValueError as error:
-            raise InvalidImageError(f"{_show(place)}: is no address: {error}") from error
+            raise InvalidImageError(f"{_show(place)}: is not an address: {error}") from error
         raise InvalidImageError(
             f"{_show(place)}: Label Studio has this picture; start rcnn-ui with --label-studio and its address"
         )
 
     async def _get(self, url: URL) -> bytes:
-        """Follow redirects by hand: each place must be allowed, too, and the token is for Label Studio alone."""
+        """Follow redirects one by one: each place must be allowed, too, and only Label Studio may get the token."""
         for _ in range(MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
                 raise InvalidImageError(
@@ -163,7 +163,7 @@ class Pictures:
                 headers["Authorization"] = await self._authorization()
             async with self._session.get(url, headers=headers, allow_redirects=False) as answer:
                 if answer.status in (301, 302, 303, 307, 308) and "Location" in answer.headers:
-                    url = url.join(URL(answer.headers["Location"], encoded=True))  # as it was signed
+                    url = url.join(URL(answer.headers["Location"], encoded=True))  # it may be signed
                     continue
                 if answer.status != 200:
                     raise InvalidImageError(f"{_show(url)}: {self._explain(answer, url)}")
@@ -173,7 +173,7 @@ class Pictures:
     def _explain(self, answer: aiohttp.ClientResponse, url: URL) -> str:
         said = f"the answer is {answer.status} {answer.reason}"
         if answer.status in (401, 403, 404) and self._sources.is_label_studio(url):
-            return f"{said}; --label-studio-token-file must hold the token of a user who may see the task"
+            return f"{said}; --label-studio-token-file must contain the token of a user who may see the task"
         return said
 
     async def _read(self, answer: aiohttp.ClientResponse, url: URL) -> bytes:
@@ -185,7 +185,7 @@ class Pictures:
         return bytes(encoded)
 
     async def _authorization(self) -> str:
-        """Label Studio's header. A personal token, which is a JWT, is first exchanged for one of some minutes."""
+        """The header for Label Studio. A personal token, a JWT, is first exchanged for one that is valid for minutes."""
         if self._sources.token.count(".") != 2:
             return f"Token {self._sources.token}"
         if self._login is None or time.monotonic() - self._login_begin > LOGIN_S:
@@ -210,7 +210,7 @@ def _decode(uri: str, max_bytes: int) -> bytes:
     """The bytes in a data: URI."""
     found = DATA.match(uri)
     if found is None:
-        raise InvalidImageError(f"{_show(uri)}: is no data: URI, expected data:image/png;base64,...")
+        raise InvalidImageError(f"{_show(uri)}: is not a data: URI, expected data:image/png;base64,...")
     if len(uri) > 4 * max_bytes:
         raise _too_large("the data: URI", max_bytes)
     try:
@@ -224,7 +224,7 @@ def _decode(uri: str, max_bytes: int) -> bytes:
 
 
 def _show(place: object) -> str:
-    """The place for a message; a query may hold a signature."""
+    """The place as text for a message, without the query of an address, which may contain a signature."""
     return repr(str(place.with_query(None) if isinstance(place, URL) else place)[:SHOWN])
 
 

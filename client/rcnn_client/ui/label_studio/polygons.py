@@ -1,6 +1,6 @@
-"""Outlines with few corners, which a person can move.
+"""Reduces outlines to a few corners, which a person can move.
 
-N: corners of an outline, M: those that are kept.
+N: number of corners of an outline, M: number of corners that are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def simplify(outline: NDArray[np.float32], tolerance: float) -> NDArray[np.float32]:
-    """A closed outline by the Douglas-Peucker algorithm: no corner is further than `tolerance` from what is kept.
+    """Simplify a closed outline (Douglas-Peucker): no corner is further than `tolerance` from the result.
 
     Args:
         outline: [N, 2], x and y in pixels; the last corner is joined to the first.
@@ -41,7 +41,7 @@ def simplify(outline: NDArray[np.float32], tolerance: float) -> NDArray[np.float
 def _distances(
     points: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """How far points [N, 2] are from the segment between two others, [N]."""
+    """The distances [N] of points [N, 2] from the segment between `start` and `end`."""
     along, from_start = end - start, points - start
     share = np.clip(from_start @ along / max(along @ along, 1e-12), 0, 1)
     return np.asarray(np.hypot(*(from_start - share[:, None] * along).T))

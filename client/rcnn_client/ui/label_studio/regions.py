@@ -1,6 +1,6 @@
 """Detections as regions of Label Studio.
 
-Its units are percent of the upright picture's width and height.
+The unit of regions is percent of the upright picture's width and height.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .config import Control
 from .polygons import simplify
 
 TOLERANCE = 1.0  # pixels by which a polygon may differ from its mask
-POINT_SIZE = 0.5  # a keypoint's, in percent of the picture's width
+POINT_SIZE = 0.5  # size of a keypoint, in percent of the picture's width
 
 MASK_KINDS = ("brushlabels", "polygonlabels")
 
@@ -30,11 +30,11 @@ def make_regions(
 ) -> list[dict[str, Any]]:
     """The regions of one picture, those of the best detection first.
 
-    A mask of several parts becomes as many polygons, without their holes. The keypoints of a detection have its
-    rectangle as their parent, where it has one.
+    A mask of several parts becomes several polygons, without their holes. The keypoints of a detection have its
+    rectangle as their parent, if there is one.
 
     Args:
-        controls: of this picture. A detection without a label there is left out.
+        controls: the controls for this picture. A detection without a label in them is left out.
         image_size_hw: height and width of the upright picture in pixels.
     """
     kinds = {control.kind for control in controls}
@@ -68,7 +68,7 @@ def make_regions(
 def _values(
     found: Detections, row: int, crop: MaskCrop | None, control: Control, image_size_hw: tuple[int, int]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The regions of one detection for one control: each its label and its value without that."""
+    """The regions of one detection for one control: for each its label, and its value without the label."""
     if control.kind == "keypointlabels":
         yield from _keypoints(found, row, control, image_size_hw)
     elif (label := control.labels.get(found.class_names[row])) is None:
@@ -99,6 +99,6 @@ def _keypoints(
 
 
 def _percent(points: NDArray[np.float32], image_size_hw: tuple[int, int]) -> list[list[float]]:
-    """Points [n, 2] in pixels -> percent. Label Studio takes none of a request's predictions if one is above 100."""
+    """Points [n, 2] in pixels -> percent. Label Studio rejects all predictions of a request if one is above 100."""
     shares = 100 * points.astype(np.float64) / image_size_hw[::-1]
     return [[float(x), float(y)] for x, y in np.clip(shares, 0, 100)]

@@ -3,7 +3,7 @@
 export class ApiError extends Error {
   constructor(message, status) {
     super(message);
-    this.status = status; // of HTTP; 0 if nothing answered
+    this.status = status; // HTTP status; 0 if nothing answered
   }
 }
 

@@ -1,11 +1,11 @@
-// The camera: shown in a video element until a picture is taken.
+// Shows the camera in a video element until a picture is taken.
 
 const video = document.getElementById("video");
 const buttons = Object.fromEntries(["camera", "take", "close-camera"].map((id) => [id, document.getElementById(id)]));
 
 // `onPicture` gets a JPEG; `onError` a sentence; `onToggle` whether the camera is open.
 export function setUpCamera(onPicture, onError, onToggle) {
-  if (!navigator.mediaDevices) { // a page without TLS from another host has no access; phones still offer it as a file
+  if (!navigator.mediaDevices) { // without TLS, pages of other hosts cannot use it; phones still offer it as a file
     buttons.camera.hidden = true;
     return;
   }

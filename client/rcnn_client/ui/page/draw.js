@@ -1,17 +1,17 @@
-// Detections drawn on their picture, as rcnn_client.draw_detections draws them.
+// Draws detections on their picture, like rcnn_client.draw_detections.
 
 import { decodeRle } from "./rle.js";
 
-const MASK_OPACITY = 110; // of 255
+const MASK_OPACITY = 110; // out of 255
 const MIDDLE = "#3cd26e"; // of limbs that join both sides of a body
-const MAX_CANVAS_PIXELS = 16e6; // more is refused by some phones
+const MAX_CANVAS_PIXELS = 16e6; // some phones refuse more
 const masks = new WeakMap(); // detection -> its mask, drawn once
 
 export function canvasScale(bitmap) {
   return Math.min(1, Math.sqrt(MAX_CANVAS_PIXELS / (bitmap.width * bitmap.height)));
 }
 
-// `detections`: the best first. `info`: of the model, with the colours.
+// `detections`: the best first. `info`: the answer of /models/MODEL, with the colours.
 export function draw(canvas, bitmap, detections, info) {
   const scale = canvasScale(bitmap);
   canvas.width = Math.round(bitmap.width * scale);
@@ -23,7 +23,7 @@ export function draw(canvas, bitmap, detections, info) {
   const labels = placeLabels(context, detections, info, bitmap, Math.max(11, Math.round(shortSide / 32)), lineWidth + 1);
 
   context.scale(scale, scale);
-  const worstFirst = [...detections].reverse(); // the best lies on top
+  const worstFirst = [...detections].reverse(); // the best is drawn on top
   for (const each of worstFirst) drawMask(context, each, info.class_colours[each.label]);
   context.lineWidth = lineWidth;
   for (const { box, label } of worstFirst) {
@@ -88,7 +88,7 @@ function drawKeypoints(context, { keypoints = [] }, { keypoint_colours: colours,
   context.lineWidth = lineWidth;
 }
 
-// Each label at its box, inside the picture and, if there is room, not on the label of a better detection.
+// Places each label at its box, inside the picture and, if there is room, not on the label of a better detection.
 function placeLabels(context, detections, info, { width, height }, fontSize, padding) {
   const taken = [];
   return detections.map(({ class_name: name, score, label, box: [x1, y1, x2, y2] }) => {

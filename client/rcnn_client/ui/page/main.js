@@ -1,4 +1,4 @@
-// What the page does: a picture in, its detections drawn; the slider and the classes act on what was answered.
+// The page: sends a picture and draws its detections; the slider and the classes filter the last answer.
 
 import { ApiError, convertToPng, detect, keepToken, listModels, readInfo } from "./api.js";
 import { setUpCamera } from "./camera.js";
@@ -7,11 +7,11 @@ import { showClasses, showInfo, showList, showTiming } from "./panel.js";
 
 const element = (id) => document.getElementById(id);
 const threshold = element("threshold");
-const RETRY_MS = 3000; // until the server is there
+const RETRY_MS = 3000; // until the server answers
 
-let info = null; // of the chosen model
+let info = null; // about the chosen model
 let picture = null; // the file
-let shown = null; // { picture, bitmap, answer }: what the canvas holds
+let shown = null; // { bitmap, answer, name } of the picture on the canvas
 let running = new AbortController();
 let again = start; // what "Try again" does
 const unwanted = new Set(); // classes that are switched off
@@ -72,7 +72,7 @@ async function show(file) {
   if (info === null) return; // shown as soon as the model is known
   say(`Looking at ${file.name} …`);
   try {
-    // with the slider's lowest score, so that it needs no other answer
+    // with the slider's lowest score, so that moving it needs no other answer
     const answer = await detect(info.model, file, threshold.min, info.has_masks, signal);
     const bitmap = await decode(file, answer.orientation, signal);
     if (signal.aborted) return;
@@ -89,7 +89,7 @@ async function show(file) {
   }
 }
 
-// The upright picture. Browsers turn JPEGs by their EXIF orientation, other formats not always, and know fewer formats.
+// The upright picture. Browsers turn JPEGs by their EXIF orientation, other formats not always, and decode fewer formats.
 async function decode(file, orientation, signal) {
   const isTurned = orientation === 1 || file.type === "image/jpeg";
   const bitmap = isTurned && (await createImageBitmap(file).catch(() => null));
@@ -105,7 +105,7 @@ function clear() {
   element("save-picture").disabled = element("save-json").disabled = true;
 }
 
-// 3. What is wanted of its detections.
+// 3. The detections to show.
 function wanted() {
   return shown.answer.detections.filter((each) => each.score > threshold.value && !unwanted.has(each.class_name));
 }
@@ -156,7 +156,7 @@ element("token-form").addEventListener("submit", (event) => {
   again();
 });
 
-// 4. Ways in which a picture comes.
+// 4. Ways to choose a picture.
 function take(files) {
   if (files.length) show(files[0]);
 }
@@ -179,7 +179,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   element("drop").classList.remove("over");
   if (event.dataTransfer.files.length) take(event.dataTransfer.files);
-  else complain(new Error("What was dropped is no file. Save the picture first, then drop its file."), null);
+  else complain(new Error("This is not a file. Save the picture first, then drop its file."), null);
 });
 setUpCamera(show, (text) => complain(new Error(text), null), (isOpen) => {
   element("canvas").hidden = isOpen || !shown;

@@ -1,4 +1,4 @@
-// The side panel: classes, the list of detections, times, and what the model is.
+// The side panel: classes, the list of detections, times, and details of the model.
 
 const element = (id) => document.getElementById(id);
 
@@ -73,9 +73,9 @@ export function showInfo(info) {
     ["Server", info.server],
     ["Engine", [info.engine, info.precision].filter(Boolean).join(", ")],
     ["Versions", info.versions.join(", ")],
-    ["Answers", ["boxes", info.has_masks && "masks", info.keypoint_names.length && "keypoints"].filter(Boolean).join(", ")],
+    ["Returns", ["boxes", info.has_masks && "masks", info.keypoint_names.length && "keypoints"].filter(Boolean).join(", ")],
     ["Most detections", `${info.max_detections}`],
-    ["Largest picture", info.max_image_pixels ? `${(info.max_image_pixels / 1e6).toFixed(0)} megapixels` : "not told"],
+    ["Largest picture", info.max_image_pixels ? `${(info.max_image_pixels / 1e6).toFixed(0)} megapixels` : "unknown"],
     ["Classes", `${classes.length}: ${classes.join(", ")}`],
   ]);
   element("info").hidden = false;

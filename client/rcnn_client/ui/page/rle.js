@@ -1,6 +1,6 @@
-// COCO's compressed run-length codes of masks.
+// Decodes COCO's compressed run-length codes of masks.
 
-// Lengths of the runs in the picture's columns, by turns outside and inside the mask.
+// Lengths of the runs along the picture's columns, alternately outside and inside the mask.
 function readRuns(counts) {
   const runs = [];
   for (let position = 0; position < counts.length; ) {
@@ -18,7 +18,7 @@ function readRuns(counts) {
   return runs;
 }
 
-// The smallest part of the picture that holds the mask: inside is 1 in rows of `width`; null if the mask is empty.
+// The smallest part of the picture that contains the mask: `inside` is 1 in the mask, in rows of `width`; null if it is empty.
 export function decodeRle({ size: [height], counts }) {
   const spans = [];
   let start = 0;
