@@ -103,21 +103,23 @@ def _markdown(documented: Any) -> str:
     """A docstring: its sections become lists, its examples code."""
     out: list[str] = []
     section = ""
+    is_example = False
     for line in (inspect.getdoc(documented) or "").splitlines():
+        if line.startswith((">>> ", "... ")) != is_example:
+            out.append("```" if is_example else "```pycon")
+            is_example = not is_example
         if heading := re.fullmatch(r"(Args|Attributes|Raises|Returns):", line):
             section = heading[1]
             if section != "Attributes":
                 out.append("Arguments:\n" if section == "Args" else f"{section}:\n")
-        elif line.startswith(" " * 8):
+        elif line.startswith(" " * 8) or (section == "Returns" and out[-1].startswith("- ") and line):
             out[-1] += " " + line.strip()
         elif line.startswith(" " * 4) and section:
             out.append(f"- {line.strip()}")
-        elif line.startswith((">>> ", "... ")):
-            out.append(line if line.startswith("...") else f"```pycon\n{line}")
         else:
-            if out and out[-1].startswith(("```pycon", "... ")):
-                out.append("```")
             out.append(line)
+    if is_example:
+        out.append("```")
     names = re.compile(r"^- [\w, ]+: ", re.MULTILINE)
     text = names.sub(lambda entry: re.sub(r"(\w+)", r"`\1`", entry[0]), "\n".join(out))
     return text.strip() + "\n"
