@@ -158,7 +158,7 @@ def test_tags_of_a_tiff_that_no_pixel_depends_on() -> None:
 def test_tags_of_a_tiff_that_claim_too_much_are_refused() -> None:
     entries = [(tag, 7, 3000, struct.pack("<L", 0)) for tag in (326, 327, 328, 347)]
     with pytest.raises(
-        InvalidInputError, match=r"damaged or cut short: its tags claim .* bytes, and the file has"
+        InvalidInputError, match=r"damaged or cut short: its tags claim .* bytes, but the file has"
     ):
         decode_image(in_tiff(entries, bytes(2000)), LIMIT)
 
