@@ -1,4 +1,4 @@
-"""Which profile takes a batch, and what is said when none does."""
+"""Which profile accepts a batch, and the error message if none does."""
 
 import pytest
 from rcnn_backend.engines.profiles import ShapeRange, choose_profile, from_json, to_json
