@@ -81,6 +81,6 @@ def _check_frontend(path: Path) -> None:
         importlib.import_module("rcnn_backend.engines.convolution_plans")
     except ImportError as error:
         raise RepositoryError(
-            f"{path} needs nvidia-cudnn-frontend to run on a GPU, and it cannot be loaded here ({error}): "
+            f"{path} cannot run on a GPU, because nvidia-cudnn-frontend cannot be loaded here ({error}): "
             "run `pip install 'rcnn-backend[cudnn]'`"
         ) from error
