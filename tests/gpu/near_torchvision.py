@@ -31,7 +31,8 @@ def assert_features_near(
             values = pipeline.device.upload(network_input.numpy().astype(pipeline.input_dtype))
             found = pipeline.engines["rpn"].run({"input": values})
             features = pipeline.device.download(pyramid(found))
-        for ours, theirs in zip(features, expected.values(), strict=False):  # RoIs skip the last
+        # Not strict: torchvision's last level is not used for pooling.
+        for ours, theirs in zip(features, expected.values(), strict=False):
             error = np.abs(ours.astype(np.float32) - theirs.numpy()).max() / theirs.abs().max().item()
             assert error < largest_error, f"{tuple(network_input.shape)}: {error:.1e} of the largest"
 

@@ -209,7 +209,8 @@ def test_only_the_chosen_gpu_is_used(exports: Exports, exported: Callable[[str],
     before = cupy.cuda.Device(0).mem_info[0]
     options = ("--models", "boxes", "--fused", "on", "--mps", "off", "--gpus", "1")
     with rcnn_serve(exported("onnx"), *options) as serving, Detector(serving.urls["grpc"], "boxes") as boxes:
-        assert {stub.gpu for stub in serving.stubs.values()} == {0}  # the server sees one
+        # The number counts only the GPUs that the server sees.
+        assert {stub.gpu for stub in serving.stubs.values()} == {0}
         for number, path in enumerate(PICTURES):
             assert_same("onnx", boxes.detect(path), expected[number], f"picture {number}")
         assert before - cupy.cuda.Device(0).mem_info[0] < OTHER_BYTES

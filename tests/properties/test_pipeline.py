@@ -112,7 +112,8 @@ def pictures(draw: st.DrawFn) -> np.ndarray:
 def requests(draw: st.DrawFn, family: str) -> list[tuple[list[np.ndarray], dict[str, Any], Sequence[str]]]:
     """For each of some requests the pictures, the parameters and the names of the wanted answers."""
     chosen = {
-        "score_thresh": thresholds.map(lambda threshold: threshold / 4),  # low, for detections
+        # Low thresholds, so that there are usually some detections.
+        "score_thresh": thresholds.map(lambda threshold: threshold / 4),
         "nms_thresh": thresholds,
         "detections_per_img": st.integers(1, MOST),
     }

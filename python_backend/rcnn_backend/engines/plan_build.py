@@ -41,7 +41,7 @@ def build_plan(
         told = "; ".join(
             f"node {fault.node_name()!r} ({fault.node_operator()}): {fault.desc()}" for fault in faults
         )
-        raise RepositoryError(f"{find_installed()} cannot take {onnx}: {told or log}")
+        raise RepositoryError(f"{find_installed()} cannot parse {onnx}: {told or log}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # compute FP32 in FP32
     if options.version_compatible:

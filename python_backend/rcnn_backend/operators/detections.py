@@ -29,7 +29,7 @@ class Detections(NamedTuple):
     scores: Float  # [B, D]
     labels: npt.NDArray[np.int64]  # [B, D], 1..K
     num_detections: npt.NDArray[np.int32]  # [B, 1]
-    detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images; heads use these
+    detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, for the heads
     of_head: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})  # the answers of a head, by name
 
     @classmethod

@@ -123,7 +123,7 @@ def test_a_plan_unlike_its_config(
         ),
         (
             "g (float[n, 4] x) => (float[n, 4] y) { [odd_one] y = Celux (x) }",
-            r"cannot take .*'odd_one' \(Celux\)",
+            r"cannot parse .*'odd_one' \(Celux\)",
         ),
     ],
 )

@@ -55,7 +55,8 @@ def test_the_threshold_is_compared_as_torchvision_does() -> None:
 
 
 def test_without_overlap_a_threshold_of_zero_suppresses_nothing() -> None:
-    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [5, 5, 5, 5]], np.float32)  # touching, no area
+    # Two boxes that touch, and one without area.
+    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [5, 5, 5, 5]], np.float32)
     kept = batched_nms(boxes, np.array([3, 2, 1], np.float32), np.zeros(3, int), 0.0)
     np.testing.assert_array_equal(kept, [0, 1, 2])
 
