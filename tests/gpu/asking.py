@@ -1,4 +1,4 @@
-"""Who asks a detector, and what came back."""
+"""Clients that send requests to a detector, and the answers that they get."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ from rcnn_backend.pipeline import Pipeline
 from rcnn_client import Detections, Detector, RcnnError
 
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
-TIMEOUT_S = 15.0  # of a request
+TIMEOUT_S = 15.0  # per request
 
 
 def ask_pipeline(pipeline: Pipeline) -> list[SimpleNamespace]:
-    """What it answers to each of the sample pictures by itself, with the attributes of ``Detections``."""
+    """Its answer to each sample picture, sent alone, with the attributes of ``Detections``."""
     wanted = {tensor.name for tensor in pipeline.chain.answers} - {"rles"}
     answers = []
     for path in PICTURES:
@@ -25,9 +25,9 @@ def ask_pipeline(pipeline: Pipeline) -> list[SimpleNamespace]:
 
 
 class Clients:
-    """They ask one picture after the other, each until one of its requests fails.
+    """Clients that send one picture after another; each stops when one of its requests fails.
 
-    ``answers``: the number of the picture, and what it was answered. ``longest_s``: of a request.
+    ``answers``: the number of each picture, and the answer to it. ``longest_s``: the time of the longest request.
     """
 
     def __init__(self, url: str, name: str, count: int) -> None:
@@ -40,7 +40,7 @@ class Clients:
             thread.start()
 
     def finish(self) -> None:
-        """Waits until all have had an error."""
+        """Waits until each client has had an error."""
         for thread in self._threads:
             thread.join()
 

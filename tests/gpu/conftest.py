@@ -1,4 +1,4 @@
-"""Tests on a GPU: CuPy kernels beside torchvision on the same device."""
+"""Tests on a GPU: CuPy kernels are compared with torchvision on the same device."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ try:
     import cupy
 
     HAS_GPU = cupy.cuda.runtime.getDeviceCount() > 0
-except Exception:  # no CuPy, no driver or no device: each with an exception of its own
+except Exception:  # no CuPy, no driver and no device raise different types
     HAS_GPU = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips this folder's tests where there is no GPU."""
+    """Skips this folder's tests if there is no GPU."""
     for item in items:
         if not HAS_GPU and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU and CuPy"))
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """New arrays hold NaNs, so that a value nobody wrote shows."""
+    """Fills new arrays with NaN, so that a value that was never written is noticed."""
     if HAS_GPU:
         blocks = [cupy.full(1 << bits, 0xFF, cupy.uint8) for bits in range(9, 27)]
         del blocks
@@ -32,7 +32,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def compiled_network(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A small torch module on GPU 0, and the AOTInductor package of it: ``input`` [B, 3, 16, 16], two outputs."""
+    """A small torch module on GPU 0, and its AOTInductor package: ``input`` [B, 3, 16, 16], two outputs."""
     import torch
     from rcnn_backend.contract.manifest import write_manifest
     from rcnn_backend.engines.aoti import describe_target

@@ -1,4 +1,4 @@
-"""The Faster and the Mask R-CNN of the samples, exported for every engine at the same time."""
+"""Exports the samples' Faster R-CNN and Mask R-CNN for every engine at the same time."""
 
 import subprocess
 import sys
@@ -10,11 +10,11 @@ DETECTORS = {"boxes": "digits", "masks": "digits_mask"}  # name in the repositor
 
 
 class Exports:
-    """A process for each detector and engine, started now.
+    """Starts an export process for each detector and engine.
 
     Args:
-        folder: an empty one.
-        precisions: by engine.
+        folder: an empty folder.
+        precisions: the precision for each engine.
     """
 
     def __init__(self, folder: Path, precisions: dict[str, str]) -> None:
@@ -26,7 +26,7 @@ class Exports:
         }
 
     def repository(self, engine: str) -> Path:
-        """The model repository that has both detectors, once they are exported."""
+        """Waits for the exports for an engine; returns its model repository, which has both detectors."""
         both = self._folder / engine / "models"
         both.mkdir(exist_ok=True)
         for name in DETECTORS:
@@ -37,12 +37,12 @@ class Exports:
         return both
 
     def wait(self) -> None:
-        """Until all have ended."""
+        """Waits until all processes have ended."""
         for process in self._processes.values():
             process.wait()
 
     def stop(self) -> None:
-        """Ends those that still run."""
+        """Ends the processes that are still running."""
         for process in self._processes.values():
             process.kill()
             process.wait()

@@ -1,4 +1,4 @@
-"""Two answers to one picture have the same objects, in whatever order nearly equal scores put them."""
+"""Checks that two answers to a picture have the same objects, whose order may differ if scores are nearly equal."""
 
 from typing import NamedTuple, Protocol
 
@@ -8,7 +8,7 @@ from rcnn_export.verify.matching import UNMATCHED, Rows, match_rows
 
 
 class Answer(Protocol):
-    """What a picture was answered: boxes [n, 4], scores [n] and labels [n]."""
+    """The answer to a picture: boxes [n, 4], scores [n] and labels [n]."""
 
     boxes: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
@@ -16,11 +16,11 @@ class Answer(Protocol):
 
     @property
     def mask_probabilities(self) -> npt.NDArray[np.float16] | None:
-        """[n, 28, 28] of a Mask R-CNN."""
+        """[n, 28, 28] from a Mask R-CNN."""
 
 
 class Closeness(NamedTuple):
-    """How near the objects of two answers are; those with a score below ``least_score`` need no partner."""
+    """How close the objects of two answers must be; those with a score below ``least_score`` need no partner."""
 
     box_px: float
     score: float
@@ -29,12 +29,12 @@ class Closeness(NamedTuple):
 
 
 FP32 = Closeness(box_px=0.1, score=1e-3, mask=5e-3, least_score=0.0)
-# Of two batches in FP16, rounded differently, either may have an object near the threshold that the other has not.
+# Two FP16 batches may be rounded differently, so each may have an object near the threshold that the other lacks.
 FP16 = Closeness(box_px=0.5, score=0.02, mask=0.05, least_score=0.3)
 
 
 def assert_matched(found: Answer, expected: Answer, near: Closeness, what: str) -> None:
-    """Each object has one of the same label in the other answer, with box, score and mask near its own."""
+    """Checks that each object has a partner in the other answer, with the same label and similar box, score and mask."""
     ours, theirs = (Rows(each.boxes, each.scores, each.labels) for each in (expected, found))
     bounds_px = np.full(len(ours), near.box_px, np.float32)
     matching = match_rows(ours, theirs, bounds_px, near.score)

@@ -1,4 +1,4 @@
-"""What the pipelines of torch's engines have in common with torchvision, for the sample detector in any precision."""
+"""Checks that pipelines with torch's engines agree with torchvision, for the sample detector in any precision."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,11 +17,11 @@ STRIDE = 32
 def assert_features_near(
     model: FasterRCNN, pipeline: Pipeline, sides: Iterable[int], largest_error: float
 ) -> None:
-    """The features of two pictures of each shape, wide ones and high ones.
+    """Checks the features of two pictures of each shape, in landscape and portrait format.
 
     Args:
-        sides: their heights in strides.
-        largest_error: as a share of the largest magnitude of a level.
+        sides: the heights of the pictures in strides.
+        largest_error: relative to the largest magnitude of a level.
     """
     for side in sides:
         network_input = torch.rand(2, 3, STRIDE * side, STRIDE * (47 - side))
@@ -31,13 +31,14 @@ def assert_features_near(
             values = pipeline.device.upload(network_input.numpy().astype(pipeline.input_dtype))
             found = pipeline.engines["rpn"].run({"input": values})
             features = pipeline.device.download(pyramid(found))
-        for ours, theirs in zip(features, expected.values(), strict=False):  # the last is not pooled from
+        # Not strict: torchvision's last level is not used for pooling.
+        for ours, theirs in zip(features, expected.values(), strict=False):
             error = np.abs(ours.astype(np.float32) - theirs.numpy()).max() / theirs.abs().max().item()
             assert error < largest_error, f"{tuple(network_input.shape)}: {error:.1e} of the largest"
 
 
 def assert_detections_near(model: FasterRCNN, pipeline: Pipeline, batch: int) -> None:
-    """Three times: each call by itself, the call that is captured, its CUDA graph."""
+    """Checks three runs: without a graph, during the capture, and as a CUDA graph."""
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path in PICTURES[:batch]]
     tensors = [torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 for pixels in pictures]
     with torch.no_grad():
@@ -52,7 +53,7 @@ def assert_detections_near(model: FasterRCNN, pipeline: Pipeline, batch: int) ->
 
 
 def assert_sizes_take_no_more_memory(pipeline: Pipeline) -> None:
-    """Than batches of the largest pictures, which ``warm_up`` runs."""
+    """Checks that no sizes take more memory than batches of the largest pictures, which ``warm_up`` runs."""
     with pipeline.device.active():
         pipeline.warm_up(4)
     before = torch.cuda.memory_reserved()

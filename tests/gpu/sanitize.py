@@ -1,9 +1,9 @@
-"""Runs every kernel on small inputs, for compute-sanitizer; what they compute is the tests' business.
+"""Runs every kernel on small inputs for compute-sanitizer. The results are not checked here, but in the tests.
 
     compute-sanitizer --tool memcheck --error-exitcode 1 python tests/gpu/sanitize.py
     compute-sanitizer --tool racecheck --error-exitcode 1 python tests/gpu/sanitize.py
 
-Each array is an allocation of its own, so that an access beyond its end is seen.
+Each array is a separate allocation, so that an access beyond its end is detected.
 """
 
 import os
@@ -35,7 +35,7 @@ SIZES = np.tile(np.array([300, 400, 600, 1000], np.float32), (2, 1))
 
 
 def main() -> None:
-    """All steps, with every layout, type and kernel they choose from."""
+    """Runs all steps, with every layout, type and kernel that they choose from."""
     cupy.cuda.set_allocator(None)
     os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # torch reads it when it first allocates
     for dtype in (np.float32, np.float16):
@@ -62,14 +62,14 @@ def random_boxes(*shape: int) -> np.ndarray:
 
 
 def run_preprocess(dtype: type) -> None:
-    """More pictures than a launch takes, and one whose last pixel is an allocation's last."""
+    """More pictures than one launch allows, and a picture whose last pixel is at the end of its allocation."""
     limits = PreprocessParameters(40, 64, None, [0.5] * 3, [0.2] * 3, 32, 10**8)
     pictures = [RANDOM.integers(0, 256, (20 + number, 33, 3), np.uint8) for number in range(50)]
     preprocess([cupy.asarray(picture) for picture in pictures], limits, dtype)
 
 
 def run_quantize(dtype: type) -> None:
-    """Numbers that fill vectors, and some more."""
+    """Numbers that fill vectors, and a few more than that."""
     for shape in ((2, 16, 5, 4), (3, 3, 3, 3), (1, 1, 1, 1)):
         torch.ops.rcnn.quantize(
             torch.from_dlpack(cupy.asarray(RANDOM.standard_normal(shape).astype(dtype))), 0.02
@@ -77,7 +77,7 @@ def run_quantize(dtype: type) -> None:
 
 
 def run_proposals() -> None:
-    """Three levels, a single row, and what memory may hold that nobody wrote."""
+    """Three levels, a single row, and values that uninitialised memory may contain."""
     limits = ProposalParameters(0.1, 0.6, 1e-3, [100], 5000)
     rows = np.empty((2, 570, 6), np.float32)
     rows[..., 0], rows[..., 1:5] = RANDOM.uniform(0, 1, (2, 570)), random_boxes(2, 570)
@@ -88,7 +88,7 @@ def run_proposals() -> None:
 
 
 def run_roi_align(dtype: type) -> None:
-    """Both layouts, two output sizes, fixed and adaptive samples, and channels that fill no vector."""
+    """Both layouts, two output sizes, fixed and adaptive samples, and channels that do not fill a vector."""
     proposals, counts = cupy.asarray(random_boxes(2, 6)), cupy.asarray(np.array([[6], [4]], np.int32))
     for channels in (40, 13):
         sizes = [(2, channels, 400 // stride, 400 // stride) for stride in (4, 8)]
@@ -103,7 +103,7 @@ def run_roi_align(dtype: type) -> None:
 
 
 def run_detections() -> None:
-    """Random boxes, and more kept ones than are sorted at once."""
+    """Random boxes, and more kept boxes than are sorted at once."""
     limits = DetectionParameters(0.05, 0.5, 1e-2, 100)
     counts, sizes = cupy.asarray(np.array([[200], [150]], np.int32)), cupy.asarray(SIZES)
     scores, boxes = RANDOM.uniform(0, 1, (2, 200, 5)).astype(np.float32), random_boxes(2, 200, 5)
@@ -116,7 +116,7 @@ def run_detections() -> None:
 
 
 def run_keypoints(dtype: type) -> None:
-    """A box of no size, one smaller and one larger than its heatmap, and heatmaps of one sample."""
+    """A box without size, one smaller and one larger than its heatmap, and heatmaps of one sample."""
     boxes = cupy.asarray(np.array([[5, 5, 5, 5], [-9, 3, 21.5, 17.3], [0, 0, 90.1, 140]], np.float32))
     for side in (56, 1):
         heatmaps = RANDOM.standard_normal((3, 2, side, side)).astype(dtype)
@@ -124,7 +124,7 @@ def run_keypoints(dtype: type) -> None:
 
 
 def run_feature_maps(dtype: torch.dtype) -> None:
-    """Channels that fill vectors and some that do not, windows over every border, larger and smaller maps."""
+    """Channels that fill vectors and channels that do not, windows across every border, larger and smaller maps."""
     for channels in (16, 5):
         x = torch.randn(2, channels, 13, 9, device="cuda").to(dtype)
         for geometry in (([3, 3], [2, 2], [1, 1]), ([1, 1], [2, 2], [0, 0]), ([2, 3], [1, 2], [1, 1])):
@@ -134,7 +134,7 @@ def run_feature_maps(dtype: torch.dtype) -> None:
 
 
 def run_best_boxes(dtype: torch.dtype) -> None:
-    """Levels of several tiles, of less than one and of one anchor; more equal logits than a block sorts."""
+    """Levels of several tiles, of less than one tile and of one anchor; more equal logits than a block can sort."""
     sizes = [(50, 42), (13, 9), (1, 1)]
     cells = [torch.randn(3, 4, device="cuda") for _ in sizes]
     deltas = [torch.randn(2, 12, *size, device="cuda").to(dtype) for size in sizes]
@@ -145,7 +145,7 @@ def run_best_boxes(dtype: torch.dtype) -> None:
 
 
 def run_samples() -> None:
-    """As many tensors as a launch takes, of every type, some with fewer elements than are taken."""
+    """As many tensors as one launch allows, of every type, some with fewer elements than are sampled."""
     tensors = [
         cupy.asarray(RANDOM.uniform(0, 9, (3, 2, 1 + number % 6)).astype(dtype))
         for number, dtype in zip(range(32), [np.float32, np.float16, np.int32] * 11, strict=False)
@@ -154,7 +154,7 @@ def run_samples() -> None:
 
 
 def run_rles() -> None:
-    """Masks of noise inside the picture, over its border and outside; and one that reaches its last pixel."""
+    """Masks of noise inside the picture, across its border and outside; and one that reaches the last pixel."""
     boxes = np.concatenate(
         [random_boxes(20), [[-20, -20, 420, 320], [500, 10, 600, 60], [399, 299, 400, 300]]]
     )

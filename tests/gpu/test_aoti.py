@@ -1,4 +1,4 @@
-"""A detector compiled by AOTInductor on a GPU answers as torchvision does, whatever the size of the pictures."""
+"""A detector compiled by AOTInductor on a GPU gives torchvision's answers, whatever the size of the pictures."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def pipeline(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Pipe
 
 
 def test_features_of_every_size_are_torchs(digits: Detector, pipeline: Pipeline) -> None:
-    """The FPN doubles each level; where it takes a wrong pixel, the error is as large as the features."""
+    """The FPN upsamples each level by two. If it used a wrong pixel, the error would be as large as the features."""
     assert_features_near(digits.model, pipeline, range(3, 45), 0.02)
 
 

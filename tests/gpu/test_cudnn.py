@@ -1,4 +1,4 @@
-"""Fused convolutions on a GPU: every plan that may be chosen, the sample detector, and what is remembered."""
+"""Fused convolutions on a GPU: every plan that may be chosen, the sample detector, and the stored choices."""
 
 from typing import Any
 
@@ -25,13 +25,13 @@ from .near_torchvision import (  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
-TOLERANCES = {torch.float16: 2e-3, torch.float32: 1e-5}  # of the largest magnitude
-LARGEST_ERRORS = {FP16.name: 0.02, FP32.name: 1e-5}  # in a pyramid, likewise
+TOLERANCES = {torch.float16: 2e-3, torch.float32: 1e-5}  # relative to the largest magnitude
+LARGEST_ERRORS = {FP16.name: 0.02, FP32.name: 1e-5}  # likewise, in a pyramid
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A folder for what is remembered on disk, which is not the user's."""
+    """A folder for the choices stored on disk, instead of the user's folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         convolution_plans.plans_of.cache_clear()
@@ -53,7 +53,7 @@ def random_call(
     with_residual: bool = False,
     relu: bool = True,
 ) -> tuple[Convolution, tuple[Any, ...]]:
-    """A convolution that keeps the size but for its stride, and its tensors on the GPU."""
+    """A convolution that changes the size only by its stride, and its tensors on the GPU."""
 
     def random(*shape: int) -> torch.Tensor:
         tensor = torch.randn(shape, device=CUDA).to(dtype)

@@ -1,4 +1,4 @@
-"""INT8 on a GPU: every plan that may be chosen, the quantiser, the sample detector, all beside the CPU's whole numbers."""
+"""INT8 on a GPU, compared with the CPU's integers: every plan that may be chosen, the quantiser, the sample detector."""
 
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)
 INT8, FP16, FP32 = torch.int8, torch.float16, torch.float32
 CHANNELS_LAST = torch.channels_last
-# A sum may lie so near the middle of two numbers that the order of FP32's roundings decides.
+# A sum may be so close to the middle between two integers that the order of the FP32 roundings decides.
 MOST_OTHER_ROUNDINGS = 1e-3
-FEATURE_ERRORS = 0.15, 0.03  # the largest and the mean one, of a level's largest magnitude
+FEATURE_ERRORS = 0.15, 0.03  # the largest and the mean error, relative to a level's largest magnitude
 
 Call = tuple[
     Convolution, tuple[Any, ...], tuple[Any, ...]
@@ -51,7 +51,7 @@ def random_call(
     residual: torch.dtype | None = None,
     relu: bool = True,
 ) -> Call:
-    """A convolution that keeps the size but for its stride. Its results are spread over the INT8 numbers."""
+    """A convolution that changes the size only by its stride. Its results are spread over the INT8 range."""
     x = torch.randint(-128, 128, (batch, channels, *size_hw), dtype=INT8)
     weight = torch.randint(-127, 128, (kernels, channels // groups, side, side), dtype=INT8)
     padding = dilation * (side // 2)
@@ -130,7 +130,7 @@ def test_shapes_that_are_not_exported_in_int8_run_as_well(
     described, tensors, others = random_call(2, size_hw=(20, 30), side=3, **shape)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = ConvolutionPlans(CUDA).run(described, *on_gpu(tensors))
-    # Torch's own may transform FP32 numbers (Winograd), and then sums are not exact.
+    # torch's own convolution may transform FP32 numbers (Winograd); then the sums are not exact.
     assert_same(found, convolve_int8(*tensors, *others), "", most_others=1e-2)
 
 
@@ -151,7 +151,7 @@ def test_all_fp16_numbers_are_quantised_as_on_the_cpu(scale: float) -> None:
 def test_sizes_that_fill_no_vector_are_quantised(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     count = int(np.prod(shape))
-    for start in (0, 1):  # 1: its first number is not aligned
+    for start in (0, 1):  # 1: the first number is not aligned
         x = (3 * torch.randn(count + 1, device=CUDA)).to(dtype)[start : start + count]
         x = x.reshape(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
         found = torch.ops.rcnn.quantize(x, 0.05)
@@ -192,7 +192,7 @@ def repository(digits: Detector, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_features_are_near_those_of_the_same_program_on_a_cpu(repository: Path) -> None:
-    """And a CUDA graph gives those of its call by call, to the last bit."""
+    """A CUDA graph also gives the same features as the run without a graph, to the last bit."""
     host = Pipeline.load(repository, "digits").engines["rpn"]
     device = Gpu(0)
     engine = Pipeline.load(repository, "digits", device).engines["rpn"]
@@ -219,7 +219,7 @@ def test_features_are_near_those_of_the_same_program_on_a_cpu(repository: Path) 
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_detections_are_near_those_on_a_cpu(repository: Path, batch: int) -> None:
-    """Three times: each call by itself, the call that is captured, its CUDA graph."""
+    """Checks three runs: without a graph, during the capture, and as a CUDA graph."""
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path in PICTURES[:batch]]
     expected = Pipeline.load(repository, "digits").detect(pictures, {"score_thresh": 0.5})
     pipeline = Pipeline.load(repository, "digits", Gpu(0))

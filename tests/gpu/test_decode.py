@@ -1,4 +1,4 @@
-"""JPEGs decoded on a GPU are Pillow's, and an error costs only the picture that has it."""
+"""JPEGs decoded on a GPU are close to Pillow's, and an error affects only the picture that has it."""
 
 import io
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def test_pictures_are_turned_by_their_exif() -> None:
 
 
 def test_grey_pictures_are_left_to_pillow() -> None:
-    """nvImageCodec 0.9 leaves the pixels of some unwritten."""
+    """nvImageCodec 0.9 does not write the pixels of some of them."""
     device = Gpu(0)
     with device.active():
         assert JpegDecoder(device).decode([jpeg(32, 96, "L"), jpeg(50, 50, "L")], MAX_PIXELS) == [None, None]

@@ -22,7 +22,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def random_boxes(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """On a grid of 1/8 pixel, so that torchvision's shift by class rounds nothing; some over the border."""
+    """Boxes on a grid of 1/8 pixel, so that torchvision's shift by class rounds nothing; some cross the border."""
     corner = random.uniform(-50, 380, (*shape, 2))
     boxes = np.concatenate([corner, corner + random.uniform(0, 160, (*shape, 2))], axis=-1)
     return (boxes * 8).round().astype(np.float32) / 8
@@ -51,7 +51,7 @@ def found_in(
 
 
 def torchvision_found(probabilities: np.ndarray, boxes: np.ndarray, parameters: DetectionParameters) -> Found:
-    """Of one image's probabilities [R, K] without background and boxes [R, K, 4]."""
+    """torchvision's detections from one image's probabilities [R, K], without the background, and boxes [R, K, 4]."""
     rois = len(probabilities)
     background = 1 - probabilities.sum(axis=1, keepdims=True)
     all_boxes = np.concatenate([np.zeros((rois, 1, 4), np.float32), boxes], axis=1)
@@ -61,7 +61,7 @@ def torchvision_found(probabilities: np.ndarray, boxes: np.ndarray, parameters: 
         nms_thresh=parameters.nms_thresh,
         detections_per_img=parameters.detections_per_img,
     )
-    # the probabilities are given, not logits
+    # the arguments are probabilities, not logits
     original, torch.nn.functional.softmax = (
         torch.nn.functional.softmax,
         lambda probabilities, dim: probabilities,
@@ -117,7 +117,7 @@ def test_nan_and_inf() -> None:
 
 
 def test_by_hand() -> None:
-    # One class: the second box overlaps the first by 1/3, the third the second; another class is untouched.
+    # In one class, the second box overlaps the first by 1/3, and the third the second. Another class is not affected.
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10], [396, 290, 500, 500]], np.float32)
     boxes = np.repeat(boxes[:, None], 2, axis=1)
     scores = np.array([[0.9, 0.04], [0.8, 0.8], [0.7, 0.05], [0.06, 0.04]], np.float32)
@@ -143,7 +143,7 @@ def test_of_equal_scores_the_lower_proposal_and_then_the_lower_class_comes_first
 
 def test_no_detection_is_a_normal_answer() -> None:
     scores, boxes = np.zeros((3, 10, 3), np.float32), np.zeros((3, 10, 3, 4), np.float32)
-    scores[1] = scores[2] = 0.9  # but no size, or no proposal
+    scores[1] = scores[2] = 0.9  # but the boxes have no size, or there are no proposals
     boxes[2] = [0, 0, 9, 9]
     for found in found_in(scores, boxes, [10, 10, 0]):
         assert not len(found[0])
@@ -162,7 +162,7 @@ def test_each_image_has_its_own_thresholds_and_d_stays() -> None:
 
 @pytest.mark.parametrize("most", [1, 100, 1000, 3000])
 def test_more_kept_than_wanted(most: int) -> None:
-    """No two boxes overlap, so that all 90 x 100 stay until the best are chosen."""
+    """No two boxes overlap, so all 90 x 100 are kept until the best are chosen."""
     random = np.random.default_rng(most)
     left, top = np.meshgrid(np.arange(0, 400, 40), np.arange(0, 300, 30))
     corner = np.stack([left.ravel(), top.ravel()], axis=1)  # [100, 2]

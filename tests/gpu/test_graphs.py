@@ -1,4 +1,4 @@
-"""What a CUDA graph answers is what the same calls answer one by one."""
+"""A CUDA graph gives the same answers as the same calls without a graph."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(9)
 
 
 class CountedCalls:
-    """Two outputs of two inputs, by way of memory that is given back; counts how often Python runs it."""
+    """Computes two outputs from two inputs, with temporary memory; counts how often Python runs it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -42,7 +42,7 @@ def test_the_third_time_nothing_runs_in_python() -> None:
             found = [array.get() for array in cache(*pair)]
             np.testing.assert_allclose(found[0], 2 * total, rtol=1e-6)
             np.testing.assert_allclose(found[1], np.sqrt(np.abs(total)), rtol=1e-6)
-    assert calls.count == 4  # each shape as it is, and captured
+    assert calls.count == 4  # each shape once without a graph and once captured
 
 
 def test_the_graph_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_the_graph_unused_for_longest_is_forgotten(monkeypatch: pytest.MonkeyPat
     device, calls = Gpu(0), CountedCalls()
     cache = GraphCache(calls, device)
     with device.active():
-        for size in (1, 1, 2, 2, 1, 3, 3, 1):  # the graph of 2 goes when that of 3 comes
+        for size in (1, 1, 2, 2, 1, 3, 3, 1):  # the graph of 2 is dropped for that of 3
             cache(*random_pair(size, 4))
         assert calls.count == 6
         cache(*random_pair(2, 4))
@@ -64,7 +64,7 @@ def test_a_failed_capture_leaves_the_stream_and_the_other_graphs(caplog: pytest.
     def compute(left: "cupy.ndarray", right: "cupy.ndarray") -> list["cupy.ndarray"]:
         outputs = calls(left, right)
         if len(left) in (4, 6):
-            device.synchronize()  # which a capture does not permit
+            device.synchronize()  # not permitted during a capture
         return outputs
 
     cache = GraphCache(compute, device)
@@ -117,7 +117,7 @@ def test_without_memory_for_a_shape_the_graphs_of_others_keep_theirs(
 
 
 def test_a_package_runs_in_a_graph(compiled_network: tuple[torch.nn.Module, Path]) -> None:
-    """AOTInductor's memory in a graph is not touched by what runs beside it."""
+    """Other computations do not overwrite AOTInductor's memory in a graph."""
     network, path = compiled_network
     device = Gpu(0)
     engine = TorchEngine(path, device)

@@ -1,4 +1,4 @@
-"""Mask R-CNN and Keypoint R-CNN on a GPU, in process and served, beside torchvision: every stage of rcnn-verify holds."""
+"""Mask R-CNN and Keypoint R-CNN on a GPU, in process and served: every stage of rcnn-verify agrees with torchvision."""
 
 import importlib.util
 from pathlib import Path

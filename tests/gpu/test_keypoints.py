@@ -18,7 +18,7 @@ BOXES = np.array(
         [9, 9, 2, 3],
         [12.7, 1.2, 13.1, 300.9],  # thin
         [1.2, 12.7, 300.9, 13.1],
-        [8, 8, 64, 64],  # as the heatmap
+        [8, 8, 64, 64],  # as large as the heatmap
         [20.2, 30.4, 44.9, 61.3],
         [100.6, 50.2, 223.4, 301.7],
         [-20.5, -31.25, 44.75, 90.5],  # partly outside
@@ -78,7 +78,7 @@ def test_of_equal_values_the_first_is_taken() -> None:
 
 @pytest.mark.parametrize("values", [[NAN], [INF], [-INF], [NAN, INF], [INF, -INF]])
 def test_nan_and_inf_stay_in_their_heatmap(values: list[float]) -> None:
-    """What becomes of that one is up to the compiler: whether inf meets a weight of exactly 0, and which NaN is first."""
+    """That heatmap's result depends on the compiler: whether inf meets a weight of exactly 0, and which NaN is first."""
     heatmaps = random_heatmaps(len(BOXES), 3, 56, 56)
     random = np.random.default_rng(len(values))
     heatmaps[:, 1, random.integers(3, 53, len(values)), random.integers(3, 53, len(values))] = values

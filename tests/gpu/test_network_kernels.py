@@ -1,4 +1,4 @@
-"""The operators of --engine cudnn that are no convolutions, on a GPU, to the bit beside torch's on the same GPU."""
+"""The operators of --engine cudnn other than convolutions, on a GPU: bit-identical to torch's on the same GPU."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def run_eager_and_captured(run: Callable[[], Tensor], inputs: Sequence[Tensor], expected: Tensor) -> None:
-    """Checks the result of a call and, on inputs that come later, of a CUDA graph of it."""
+    """Checks the result of a call, and of a CUDA graph of it whose inputs are filled later."""
     with torch.inference_mode():
         assert_same(run(), expected)
         values = [tensor.clone() for tensor in inputs]
@@ -147,7 +147,7 @@ def random_call(
 
 
 def choose_by_stable_sort(monkeypatch: pytest.MonkeyPatch, call: tuple[Any, ...]) -> Tensor:
-    """The operator by torch's own operators on this GPU, of equal logits the lower anchor's first."""
+    """The operator computed with torch's own operators on this GPU; among equal logits, the lower anchor comes first."""
 
     def topk(logits: Tensor, kept: int, dim: int) -> tuple[Tensor, Tensor]:
         values, order = torch.sort(logits + 0.0, dim=dim, descending=True, stable=True)  # no -0
@@ -194,7 +194,7 @@ def test_best_boxes(
 @pytest.mark.parametrize("kind", ["random", "few values", "equal"])
 @pytest.mark.parametrize("batch", [1, 8])
 def test_best_boxes_are_those_of_torchs_topk(dtype: torch.dtype, kind: str, batch: int) -> None:
-    """And of torchvision's decoding: what the program computed before it had the operator, ties in the same order."""
+    """And those of torchvision's decoding, which the program used before it had the operator. Ties keep their order."""
     torch.manual_seed(0)
     call = random_call(kind, dtype, batch, PYRAMID)
     expected = choose_boxes(*call[:-2], BoxCoder((1.0, 1.0, 1.0, 1.0), CLIP).decode_single)

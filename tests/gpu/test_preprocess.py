@@ -61,7 +61,7 @@ def test_equals_the_cpu() -> None:
 
 
 def test_interpolation_is_torch_s() -> None:
-    """Without normalisation and at every scale: within two units in the last place of 255."""
+    """Without normalisation and at every scale, within two units in the last place of 255."""
     plain = PreprocessParameters(1, 1, None, [0, 0, 0], [1 / 255] * 3, 1, 10**9)
     for size_hw, resized_hw in [((37, 53), (801, 1203)), ((801, 1203), (37, 53)), ((479, 640), (599, 800))]:
         image = picture(*size_hw)
@@ -92,7 +92,7 @@ def test_a_batch_of_more_than_one_launch_holds() -> None:
 
 @pytest.mark.parametrize("padded", [[], [[64, 96], [96, 96]]])
 def test_requests_together_are_the_cpu_s(padded: list[list[int]]) -> None:
-    """CuPy pictures take the GPU's road, whatever size they are padded to."""
+    """CuPy pictures are preprocessed on the GPU, whatever size they are padded to."""
     lying, upright = picture(40, 60), picture(60, 40)
     requests = [[lying], [upright], [lying, upright], [lying], [picture(20, 80)]]
     limits = PreprocessParameters(64, 96, None, MEAN, STD, 32, 10**8, padded)

@@ -1,4 +1,4 @@
-"""The properties of tests/properties on a GPU: the CuPy operators beside torchvision on the same GPU."""
+"""The properties of tests/properties on a GPU: the CuPy operators are compared with torchvision on the same GPU."""
 
 from typing import Any
 

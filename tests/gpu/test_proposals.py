@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def random_boxes(count: int, random: np.random.Generator, crowding: int = 40) -> np.ndarray:
-    """Boxes inside the picture around as many objects as ``crowding`` says, on a grid of 1/8 pixel."""
+    """Boxes inside the picture, around ``crowding`` objects, on a grid of 1/8 pixel."""
     objects = random.uniform([0, 0, 20, 20], [WIDTH - 400, HEIGHT - 400, 300, 300], (crowding, 4))
     boxes = objects[random.integers(0, crowding, count)] + random.normal(0, 12, (count, 4))
     boxes[:, :2] = boxes[:, :2].clip(0)
@@ -49,7 +49,7 @@ def filtered(
 def torchvision_kept(
     scores: np.ndarray, boxes: np.ndarray, levels: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """torchvision's nms within each level, then all by score, of equal ones the lower index first."""
+    """torchvision's nms within each level, then all boxes by score; among equal scores, the lower index comes first."""
     kept = []
     for level in np.unique(levels):
         members = torch.from_numpy(np.flatnonzero(levels == level)).cuda()
@@ -65,9 +65,7 @@ def test_200_random_sets_keep_torchvision_s_index_list() -> None:
     for number in range(200):
         count = int(random.integers(1, 5001))
         boxes = random_boxes(count, random, crowding=int(random.integers(1, 200)))
-        boxes[:, 0] = (
-            boxes[:, 0].round() + np.arange(count) % 8 / 8
-        )  # boxes are told apart by more than chance
+        boxes[:, 0] = boxes[:, 0].round() + np.arange(count) % 8 / 8  # boxes differ, and not only by chance
         boxes = boxes + random.uniform(0, 0.1, (count, 4)).astype(np.float32)
         scores = random.uniform(0, 1, count).astype(np.float32)
         if number % 3 == 0:
@@ -90,7 +88,7 @@ def test_a_batch_of_pyramids_equals_torchvision(most: int, ties: bool) -> None:
         scores = random.uniform(0, 1, len(levels)).astype(np.float32)
         if ties:
             scores = scores.round(2)
-        for level in range(4):  # most levels come sorted, one does not
+        for level in range(4):  # all levels but one are sorted
             scores[levels == level] = -np.sort(-scores[levels == level])
         batch.append(rows_of(scores, boxes, levels))
         expected.append(boxes[torchvision_kept(scores, boxes, levels, 0.7)][:most])
@@ -103,7 +101,7 @@ def test_a_batch_of_pyramids_equals_torchvision(most: int, ties: bool) -> None:
 def test_equals_torchvision_filter_proposals(oddities: bool) -> None:
     random = np.random.default_rng(5)
     counts = [1200, 300, 7]
-    boxes = random_boxes(sum(counts), random) - 40  # some reach over the border
+    boxes = random_boxes(sum(counts), random) - 40  # some cross the border
     logits = random.permutation(np.linspace(-4, 4, sum(counts))).astype(np.float32)
     if oddities:
         places = random.permutation(sum(counts))[:120]
@@ -129,7 +127,7 @@ def test_equals_torchvision_filter_proposals(oddities: bool) -> None:
 
 
 def test_a_suppressed_box_suppresses_nothing() -> None:
-    # IoU of neighbours is 1/3, of the outer two 0: the first removes the second, so the third stays.
+    # The IoU of neighbours is 1/3, that of the outer two is 0: the first removes the second, so the third stays.
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10]], np.float32)
     scores = np.array([0.9, 0.8, 0.7], np.float32)
     parameters = dataclasses.replace(PARAMETERS, nms_thresh=0.3)
@@ -142,7 +140,7 @@ def test_a_suppressed_box_suppresses_nothing() -> None:
 
 
 def test_a_long_chain_of_overlaps() -> None:
-    # Each box overlaps its neighbours by 1/3 only: every second one stays, whatever the word of 64.
+    # Each box overlaps only its neighbours, by 1/3: every second one stays, in every word of 64.
     left = 5 * np.arange(300)
     boxes = np.stack([left, 0 * left, left + 10, 0 * left + 10], axis=1).astype(np.float32)
     rows = rows_of(np.linspace(0.9, 0.1, 300), boxes, np.zeros(300))[None]
@@ -172,7 +170,7 @@ def test_clip_and_drop() -> None:
             [NAN, 40, 40, 50, 50, 1],
             [0.7, NAN, 40, 50, 50, 1],
             [0.6, 60, 60, INF, INF, 1],  # clipped
-            [0.5, 200, 10, 220, 30, 2],  # wholly outside
+            [0.5, 200, 10, 220, 30, 2],  # completely outside
         ],
         np.float32,
     )

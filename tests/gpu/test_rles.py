@@ -1,4 +1,4 @@
-"""Masks pasted on a GPU are those pasted on a CPU, to the pixel."""
+"""Masks pasted on a GPU equal those pasted on a CPU in every pixel."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ RANDOM = np.random.default_rng(7)
 
 
 def random_boxes(batch: int, count: int, size_hw: tuple[int, int]) -> np.ndarray:
-    """Inside the picture, over its border and outside: [B, n, 4]."""
+    """Boxes [B, n, 4] inside the picture, across its border and outside."""
     height, width = size_hw
     corners = np.sort(RANDOM.uniform(-0.3, 1.3, (batch, count, 2, 2)) * (width, height), axis=2)
     return np.asarray(corners.reshape(batch, count, 4), np.float32)
@@ -22,7 +22,7 @@ def random_boxes(batch: int, count: int, size_hw: tuple[int, int]) -> np.ndarray
 @pytest.mark.parametrize("mask_size_hw", [(28, 28), (14, 28)])
 @pytest.mark.parametrize("kind", ["noise", "ties"])
 def test_equals_the_cpu(size_hw: tuple[int, int], mask_size_hw: tuple[int, int], kind: str) -> None:
-    """Counts of all, some and none; a threshold of each image."""
+    """Images with all, some and no detections, each with its own threshold."""
     shape = 4, 20, *mask_size_hw
     masks = RANDOM.random(shape) if kind == "noise" else RANDOM.choice([0, 0.25, 0.5, 0.75, 1], shape)
     masks, boxes = masks.astype(np.float16), random_boxes(4, 20, size_hw)
@@ -35,7 +35,7 @@ def test_equals_the_cpu(size_hw: tuple[int, int], mask_size_hw: tuple[int, int],
 
 
 def test_by_hand() -> None:
-    # torchvision's frame of one pixel is two pixels wide; the last mask goes on from column to column
+    # torchvision's frame of one pixel is two pixels wide; the last mask continues from column to column
     boxes = np.array([[-40, -40, -20, -20], [0, 0, 1, 1], [-90, -90, 90, 90]], np.float32)
     edges = paste_masks(cupy.ones((3, 28, 28), np.float16), boxes, (3, 4), 0.5)
     assert [each.tolist() for each in edges] == [[], [0, 2, 3, 5], [0, 3, 3, 6, 6, 9, 9, 12]]

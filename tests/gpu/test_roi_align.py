@@ -62,7 +62,7 @@ def torchvision_pooled(
     output_size: tuple[int, int],
     ratio: int,
 ) -> np.ndarray:
-    """In float32, back in the padded shape."""
+    """torchvision's result in float32, in the padded shape."""
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size, ratio)
     pooled = pooler(
         OrderedDict(
@@ -115,7 +115,7 @@ def test_other_samples_and_sizes(sampling_ratio: int, output_size: tuple[int, in
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_gpu_with_little_shared_memory(monkeypatch: pytest.MonkeyPatch, dtype: type) -> None:
-    """Pools 14x14 from channels-last features by the kernel for contiguous ones."""
+    """Pools 14x14 from channels-last features with the kernel for contiguous features."""
     used, load = [], kernels.load
 
     def record(source: str, expression: str, shared_bytes: int = 0) -> "cupy.RawKernel":
@@ -169,7 +169,7 @@ def test_nan_and_inf_features(layout: Layout) -> None:
 
 def test_a_ramp_pools_to_its_own_coordinates() -> None:
     # feature(y, x) = x, one level of stride 4: the bin centres of a 28 px wide box from x = 8 to 36
-    # lie at 2 + 0.5, 2 + 1.5, ... feature pixels; without alignment that is the value itself.
+    # are at 2 + 0.5, 2 + 1.5, ... feature pixels; without alignment these are also the pooled values.
     ramp = np.broadcast_to(np.arange(32, dtype=np.float32), (1, 8, 32, 32)).copy()
     box = np.array([[[8, 8, 36, 36]]], np.float32)
     for layout in (contiguous, channels_last):
@@ -181,13 +181,13 @@ def test_a_ramp_pools_to_its_own_coordinates() -> None:
 
 
 def test_levels_follow_the_fpn_paper() -> None:
-    # Level l holds the number l: what a square is pooled from shows in the output.
+    # Level l contains the number l, so the output shows from which level a square is pooled.
     sides = [1e-3, 10, 111.9, 112, 223.9, 224, 447.9, 448, 500]
     boxes = np.array([[[0, 0, side, side] for side in sides]], np.float32)
     features = [np.full((1, 8, SIDE // s, SIDE // s), level, np.float32) for level, s in enumerate(STRIDES)]
     pooled = pool([contiguous(feature) for feature in features], boxes, [len(sides)], parameters())
     np.testing.assert_array_equal(pooled[0, :, 0, 3, 3], [0, 0, 0, 1, 1, 2, 2, 3, 3])
-    # mobilenet's two levels have the same stride: torchvision pools all from the first
+    # mobilenet's two levels have the same stride: torchvision pools all boxes from the first
     same = [contiguous(features[0]), contiguous(features[1][:, :, :9, :9])]
     assert not pool(same, boxes, [len(sides)], parameters([32, 32])).any()
 

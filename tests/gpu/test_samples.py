@@ -1,4 +1,4 @@
-"""The samples that a GPU takes are those that the CPU takes."""
+"""The samples that a GPU takes equal those that the CPU takes."""
 
 import numpy as np
 import pytest

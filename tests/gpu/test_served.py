@@ -1,4 +1,4 @@
-"""The ensemble on a real tritonserver with a GPU: right answers, and no tensor by way of the CPU."""
+"""The ensemble on a real tritonserver with a GPU: answers are correct, and no tensor goes through the CPU."""
 
 import importlib.util
 import io
@@ -76,7 +76,7 @@ def detect_on_cpu(pipeline: Pipeline, data: bytes) -> Detections:
 
 
 def cpu_bytes(server: RunningServer) -> dict[str, float]:
-    """By step: the bytes of tensors that reached it by way of the CPU; a step on the CPU has no entry."""
+    """For each step, the bytes of tensors that reached it through the CPU; a step on the CPU has no entry."""
     text = urllib.request.urlopen(f"http://{server.urls['metrics']}/metrics").read().decode()
     lines = [line for line in text.splitlines() if line.startswith("rcnn_cpu_tensor_bytes_total{")]
     return {
@@ -128,7 +128,7 @@ def test_tensors_on_the_cpu_are_taken_too(server: RunningServer, pipeline: Pipel
 
 
 def test_a_lost_tensor_is_an_error(server: RunningServer, pipeline: Pipeline) -> None:
-    """What the proposals step gets is not what was sent: the samples say so."""
+    """The samples show that the proposals step did not get the tensor that was sent."""
     sizes = np.array([[320, 416, 320, 416]], np.float32)
     rpn = pipeline.engines["rpn"].run({"input": np.ones((1, 3, 320, 416), np.float32)})
     tensors = rpn | {
@@ -215,7 +215,7 @@ def test_bad_pictures_and_their_batch_mates(detector: Detector, data: bytes, mes
 
 @pytest.mark.parametrize("pinned_bytes", [256 << 20, 0])
 def test_a_full_memory_pool_never_gives_a_wrong_box(digits_repository: Path, pinned_bytes: int) -> None:
-    """Without pinned memory nothing is lost; with it, what is lost is an error that says what to do."""
+    """Without pinned memory nothing is lost; with it, a lost tensor is an error that says what to do."""
     soak = ROOT / "tests" / "benchmarks" / "soak.py"
     command = [
         sys.executable,

@@ -57,7 +57,7 @@ def test_another_stream_gives_the_same_and_nothing_waits() -> None:
     assert expected[8].min() > 1  # detections
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        run_steps(*inputs)  # gives the stream memory of its own
+        run_steps(*inputs)  # allocates the stream's own memory
         stream.synchronize()
         SPIN((1,), (1,), (np.int64(10**9),))  # half a second
         found = run_steps(*inputs)

@@ -1,4 +1,4 @@
-"""What a built engine says of itself is what its config and its manifest declare. Needs a builder and a GPU."""
+"""TensorRT's inspector shows what a built engine's config and manifest declare. Needs a builder and a GPU."""
 
 import importlib.util
 import json

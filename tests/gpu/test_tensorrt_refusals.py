@@ -1,4 +1,4 @@
-"""What cannot run is refused in words, before TensorRT sees it and by TensorRT's own runtime.
+"""Plans that cannot run are refused with a clear message, before TensorRT reads them or by TensorRT's own runtime.
 
 No builder is needed: ``tensorrt-lean-cu13`` is enough, and so is its Python module from wheels.
 """
@@ -33,7 +33,7 @@ NO_PLANS = {
     "empty": b"",
     "too short": b"plan",
     "no plan": bytes(range(256)) * 64,
-    # the first 28 bytes of a plan of TensorRT-RTX 1.7.1, and nothing of what they announce
+    # the first 28 bytes of a TensorRT-RTX 1.7.1 plan, without the data that should follow
     "another TensorRT's": bytes.fromhex("7674727400000000020000000000000044482c000000000001070174")
     + bytes(8192),
 }

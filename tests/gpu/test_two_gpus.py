@@ -1,4 +1,4 @@
-"""A host with several GPUs: all are used, each answers as one alone, and a step that dies on one of them is told."""
+"""A host with several GPUs: all are used, each gives the answers of a single GPU, and a step that dies is reported."""
 
 import functools
 import importlib.util
@@ -45,17 +45,17 @@ pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("two_gpus")]
 
 PRECISIONS = {"onnx": "fp32", "cudnn": "fp16", "aoti": "fp16"}  # by engine
 CLIENTS = 16
-TOLD_S = 10.0  # how soon rcnn-serve ends after a step has died
-OTHER_BYTES = 100 << 20  # less than any program on a GPU takes
+TOLD_S = 10.0  # rcnn-serve must end within this time after a step has died
+OTHER_BYTES = 100 << 20  # less memory than any program on a GPU uses
 
 Alone = Callable[[str, str, int], list[SimpleNamespace]]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
-    """They run while the first tests do."""
+    """The exports, which run during the first tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # not the user's
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # instead of the user's
         started = Exports(tmp_path_factory.mktemp("exports"), PRECISIONS)
         yield started
         started.stop()
@@ -63,13 +63,13 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
 
 @pytest.fixture(scope="module")
 def exported(exports: Exports) -> Callable[[str], Path]:
-    """The repository of an engine, with both detectors."""
+    """exported(engine): the repository for that engine, with both detectors."""
     return functools.cache(exports.repository)
 
 
 @pytest.fixture(scope="module")
 def alone(exported: Callable[[str], Path]) -> Alone:
-    """alone(engine, name, gpu): the answers to the pictures of one process on that GPU, without a server."""
+    """alone(engine, name, gpu): the answers of a single process on that GPU to the pictures, without a server."""
 
     def ask(engine: str, name: str, gpu: int) -> list[SimpleNamespace]:
         return ask_pipeline(Pipeline.load(exported(engine), name, Gpu(gpu)))
@@ -87,7 +87,7 @@ def assert_same(engine: str, found: object, expected: object, what: str) -> None
 
 
 def executions(server: RunningServer) -> Counter[tuple[str, int]]:
-    """How often each model has executed on each GPU; two numbers are one execution."""
+    """How often each model has executed on each GPU; every two numbers stand for one execution."""
     assert server.watch and server.hang_watch
     counts: Counter[tuple[str, int]] = Counter()
     for pid, stub in server.watch.stubs.items():
@@ -97,7 +97,7 @@ def executions(server: RunningServer) -> Counter[tuple[str, int]]:
 
 
 def assert_both_gpus_answer(server: RunningServer, names: Iterable[str], engine: str, alone: Alone) -> None:
-    """Each picture as one GPU answers it, and every model that was needed has executed on both."""
+    """Checks that each picture gets the answer of a single GPU, and that every needed model has executed on both."""
     before = executions(server)
     for name in names:
         with Detector(server.grpc_url, name) as detector, ThreadPoolExecutor(CLIENTS) as pool:
@@ -129,7 +129,7 @@ def test_an_array_of_another_gpu_is_copied() -> None:
 def test_a_package_works_in_the_memory_of_the_second_gpu(
     compiled_network: tuple[torch.nn.Module, Path],
 ) -> None:
-    """As it is and in a CUDA graph; torch's current GPU is the first."""
+    """Without a graph and in a CUDA graph, while torch's current GPU is the first."""
     network, path = compiled_network
     second = Gpu(1)
     engine = TorchEngine(path, second)
@@ -150,7 +150,7 @@ def test_a_package_works_in_the_memory_of_the_second_gpu(
 def test_a_step_killed_on_the_second_gpu_ends_the_command(
     fused: str, model: str, exported: Callable[[str], Path], alone: Alone
 ) -> None:
-    """Every request is answered rightly or refused, and the command serves again once it is started again."""
+    """Every request is answered correctly or refused, and the command serves again after a restart."""
     expected = alone("onnx", "boxes", 0)
     options = ("--models", "boxes", "--fused", fused, "--mps", "off")
     with rcnn_serve(exported("onnx"), *options) as serving:
@@ -187,7 +187,7 @@ def test_the_second_gpu_answers_as_the_first(name: str, engine: str, alone: Alon
 
 
 def test_every_gpu_answers_rightly(engine: str, exported: Callable[[str], Path], alone: Alone) -> None:
-    """The ensembles and the fused models, beside each other on one server."""
+    """The ensembles and the fused models, together on one server."""
     names = [*DETECTORS, *(f"{name}_fused" for name in DETECTORS)]
     with running_server(exported(engine), names) as server:
         assert_both_gpus_answer(server, names, engine, alone)
@@ -205,11 +205,12 @@ def test_the_steps_on_both_gpus_compute_through_mps(exported: Callable[[str], Pa
 
 def test_only_the_chosen_gpu_is_used(exports: Exports, exported: Callable[[str], Path], alone: Alone) -> None:
     expected = alone("onnx", "boxes", 0)
-    exports.wait()  # they take memory, too
+    exports.wait()  # the export processes use GPU memory, too
     before = cupy.cuda.Device(0).mem_info[0]
     options = ("--models", "boxes", "--fused", "on", "--mps", "off", "--gpus", "1")
     with rcnn_serve(exported("onnx"), *options) as serving, Detector(serving.urls["grpc"], "boxes") as boxes:
-        assert {stub.gpu for stub in serving.stubs.values()} == {0}  # of those that the server sees
+        # The number counts only the GPUs that the server sees.
+        assert {stub.gpu for stub in serving.stubs.values()} == {0}
         for number, path in enumerate(PICTURES):
             assert_same("onnx", boxes.detect(path), expected[number], f"picture {number}")
         assert before - cupy.cuda.Device(0).mem_info[0] < OTHER_BYTES

@@ -1,4 +1,4 @@
-"""Which failures of a GPU are for good: each in a process of its own, whose CUDA context it may destroy."""
+"""Which GPU failures are permanent. Each runs in its own process, because it may destroy the CUDA context."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
-"""How many cases each property is tried on, and whether they are the same in each run."""
+"""How many cases each property is tested with, and whether they are the same in each run."""
 
 from hypothesis import HealthCheck, settings
 
 BATCH = 4  # cases that a batched operator gets in one call
-# On a CPU. Each picture, or each detection of one, is a case.
+# Numbers for a CPU. Each picture, or each detection of a picture, is one case.
 CASES = {
     "rpn": 200,
     "proposals": 1100,
@@ -15,13 +15,13 @@ CASES = {
     "run_lengths": 400,
     "preprocess": 400,
     "decode": 300,
-    "pipeline": 10,  # of each family
+    "pipeline": 10,  # for each family
 }
 ON_GPU = ("proposals", "detections", "roi_align", "keypoints", "masks", "preprocess")
 GPU_CASES = {name: 12 * CASES[name] for name in ON_GPU}
 LONG_TIMES = 20
 
-# The same cases each time: a failure is there again, and a change is what broke it. `make properties` draws others.
+# Each run uses the same cases, so a failure is reproducible and is caused by a change. `make properties` draws others.
 settings.register_profile(
     "same",
     derandomize=True,
@@ -34,6 +34,6 @@ settings.load_profile("same")
 
 
 def cases(count: int, a_call: int = 1) -> settings:
-    """A decorator: so many cases, of which one call tries ``a_call``; more of them in the profile ``long``."""
+    """A decorator for a test with ``count`` cases, ``a_call`` of them in each call; more with the profile ``long``."""
     times = LONG_TIMES if settings.get_current_profile_name() == "long" else 1
     return settings(max_examples=times * count // a_call)

@@ -23,10 +23,10 @@ def tensor(array: np.ndarray, device: Device) -> Tensor:
 
 @contextlib.contextmanager
 def exact_batched_nms() -> Iterator[None]:
-    """torchvision's NMS of each group by itself, as it does for many boxes; of equal scores the first box comes first.
+    """Makes torchvision's NMS treat each group separately, as it does for many boxes, and keep the order of equal scores.
 
-    For few boxes it first shifts each group away from the others, which rounds the coordinates. And its last sort
-    promises no order of equal scores.
+    For few boxes, torchvision first shifts each group away from the others, which rounds the coordinates. And its final
+    sort guarantees no order among equal scores.
     """
 
     def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -55,7 +55,7 @@ def filter_proposals(
     level_sizes: list[int],
     parameters: ProposalParameters,
 ) -> list[np.ndarray]:
-    """The proposals of each image, from all anchors and the indices of the best."""
+    """The proposals of each image, from all anchors and the indices of the best ones."""
     rpn = SimpleNamespace(
         post_nms_top_n=lambda: parameters.padded_counts[-1],
         score_thresh=parameters.score_thresh,

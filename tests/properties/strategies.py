@@ -1,7 +1,7 @@
-"""What the operators may be given, drawn by hypothesis. Boxes are (x1, y1, x2, y2).
+"""Inputs of the operators, drawn by hypothesis. Boxes are (x1, y1, x2, y2).
 
-Arrays are made of bytes that look values up in a table: that draws a batch in microseconds, and a failure still shrinks
-to the least bytes, which are the plainest values.
+Arrays are made from bytes that are indices into a table of values. So a batch is drawn in microseconds, and hypothesis
+still shrinks a failure to the smallest bytes, which stand for the simplest values.
 """
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 NAN, INF = float("nan"), float("inf")
-# Coordinates of few values, so that boxes meet, touch, equal each other and have an IoU of exactly a threshold.
+# Few different coordinates, so that boxes overlap, touch, equal each other and have an IoU of exactly a threshold.
 FINITE = np.concatenate([np.arange(240) % 16, [-1, -16, -0.0, 1e-3, 1e-2, 0.5, 40, 160]]).astype(np.float32)
 ANY = np.append(FINITE, np.array([NAN, INF, -INF, 1e30, -1e30, 1e-30, 3e38, -3e38], np.float32))
 ODD_SCORES = [NAN, INF, -INF, -1, 0.05, np.nextafter(np.float32(0.05), np.float32(1)), 0.3, 0.5]
@@ -25,7 +25,7 @@ sizes_hw = st.tuples(sides, sides)
 
 
 def array_of(table: np.ndarray, *shape: int) -> st.SearchStrategy[np.ndarray]:
-    """Values of a table of at most 256, in that shape."""
+    """An array of this shape with values from a table of at most 256."""
     size = math.prod(shape)
     return st.binary(min_size=size, max_size=size).map(
         lambda drawn: table[np.frombuffer(drawn, np.uint8) % len(table)].reshape(shape)
@@ -33,7 +33,7 @@ def array_of(table: np.ndarray, *shape: int) -> st.SearchStrategy[np.ndarray]:
 
 
 def boxes(*shape: int, table: np.ndarray = ANY) -> st.SearchStrategy[np.ndarray]:
-    """float32 [*shape, 4]: overlapping, equal, without area, inverted, outside; of ``ANY`` also huge, inf and NaN."""
+    """float32 [*shape, 4]: overlapping, equal, without area, inverted, outside; with ``ANY`` also huge, inf and NaN."""
     return st.builds(_corners, array_of(table, *shape, 4), scales)
 
 

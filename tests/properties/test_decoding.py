@@ -1,4 +1,4 @@
-"""What the engines decode leads to torchvision's proposals and detections, for any outputs of the networks."""
+"""The engines' decoded outputs lead to torchvision's proposals and detections, for any outputs of the networks."""
 
 import math
 from collections import OrderedDict
@@ -22,11 +22,11 @@ from .strategies import FINITE, LOGITS, array_of, boxes
 
 DELTAS = np.concatenate([np.arange(248) % 31 / 8 - 2, [0.1, 0.3, 4, 5, 1e3, 1e30, -1e30, np.nan]])
 STRIDES = (4, 8, 16, 32)
-ROUNDING = {"rtol": 1e-6, "atol": 1e-4}  # of decoded boxes: exp() of many numbers at once and of the rest
+ROUNDING = {"rtol": 1e-6, "atol": 1e-4}  # of decoded boxes: vectorised and scalar exp() round differently
 
 
 class Given(nn.Module):
-    """A network that answers what it was told to."""
+    """A network that returns given outputs."""
 
     answer: Any = None
 
@@ -44,7 +44,7 @@ HEADER.box_head, HEADER.box_predictor = nn.Identity(), PREDICTOR
 
 @st.composite
 def rpn_outputs(draw: st.DrawFn) -> dict[str, Any]:
-    """No two logits are equal. The sigmoid of equal ones may differ in its last bit, and that would decide their order."""
+    """No two logits are equal: the sigmoids of equal ones may differ in the last bit, which would decide their order."""
     height, width = (32 * draw(st.integers(1, 2)) for _ in range(2))
     grids = [(height // stride, width // stride) for stride in STRIDES]
     return {
@@ -58,7 +58,7 @@ def rpn_outputs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def distinct(count: int, level: int) -> np.ndarray:
-    """Small numbers [count] that are in no other level, under the steps of LOGITS."""
+    """Small numbers [count], all different, also from those of other levels, and smaller than the steps of LOGITS."""
     return ((4 * np.arange(count) + level) * 2e-5).astype(np.float32)
 
 

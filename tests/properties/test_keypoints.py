@@ -20,7 +20,7 @@ MAX_SIDE = 300
 
 @st.composite
 def heatmaps_in_boxes(draw: st.DrawFn) -> dict[str, Any]:
-    """The heatmaps of one keypoint in each of some boxes, of which none is large."""
+    """The heatmaps of one keypoint in each of several boxes, none of which is large."""
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     drawn = draw(boxes(BATCH, table=FINITE))
     drawn[:, 2:] = np.minimum(drawn[:, 2:], drawn[:, :2] + MAX_SIDE)
@@ -33,7 +33,7 @@ def heatmaps_in_boxes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def check_keypoints(device: Device, heatmaps: np.ndarray, boxes: np.ndarray) -> None:
-    """The same but for ties, in which torch's own heatmap has the same value at both pixels."""
+    """Checks that keypoints are equal, except for ties, where torch's own heatmap has the same value at both pixels."""
     with device.active():
         found = heatmaps_to_keypoints(device.upload(heatmaps), device.upload(boxes))
         keypoints, scores = device.download(list(found))

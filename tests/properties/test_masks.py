@@ -1,4 +1,4 @@
-"""Masks are pasted as by torchvision and encoded as by pycocotools, on the server and in the client, for any boxes."""
+"""Masks are pasted as in torchvision and encoded as in pycocotools, on the server and in the client, for any boxes."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ from .cases import BATCH, CASES, cases
 from .strategies import FINITE, array_of, boxes, thresholds
 
 PROBABILITIES = (np.arange(256) % 65 / 64).astype(np.float16)
-MAX_SIDE = np.float32(500)  # torchvision makes the whole mask, in the picture or not
+MAX_SIDE = np.float32(500)  # torchvision computes the whole mask, inside the picture or not
 ROUNDING = 1e-6  # of an interpolated probability: a pixel this near the threshold may be on either side
 pictures_hw = st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.sampled_from([(1, 400), (400, 1)])
 
 
 @st.composite
 def masks_in_boxes(draw: st.DrawFn) -> dict[str, Any]:
-    """Square masks of one picture, and where their boxes lie in it."""
+    """Square masks of one picture, and the positions of their boxes in it."""
     side = draw(st.integers(1, 14))
     corner, end = np.split(draw(boxes(BATCH, table=FINITE)), 2, axis=1)
     return {
@@ -49,7 +49,7 @@ def encode(
 def check_masks(
     device: Device, masks: np.ndarray, boxes: np.ndarray, size_hw: tuple[int, int], thresh: float
 ) -> None:
-    """torchvision pastes and the client encodes on the CPU, whatever the device."""
+    """Compares with torchvision's pasting and the client's encoding, which run on the CPU, whatever the device."""
     rles = encode(device, masks, boxes, size_hw, thresh)
     decoded = np.array([coco_mask.decode({"size": list(size_hw), "counts": rle}) for rle in rles], np.bool_)
     # torchvision cannot paste outside the picture.
@@ -74,7 +74,7 @@ def test_masks(drawn: dict[str, Any]) -> None:
 @cases(CASES["run_lengths"])
 @given(pictures_hw.flatmap(lambda size_hw: array_of(np.arange(8) % 3 == 0, *size_hw)))
 def test_run_lengths(mask: np.ndarray) -> None:
-    """Text from runs, runs from text, and a mask from text."""
+    """Converts runs to text, text to runs, and text to a mask."""
     expected = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
     columns = np.pad(mask.T.ravel(), (1, 0))
     runs = run_lengths(np.flatnonzero(columns[1:] != columns[:-1]), mask.size)

@@ -1,4 +1,4 @@
-"""Pictures of any size and mode are turned upright, resized, normalised and padded as by Pillow and torchvision."""
+"""Pictures of any size and mode are turned upright, resized, normalised and padded as in Pillow and torchvision."""
 
 import io
 from typing import Any
@@ -27,7 +27,7 @@ pictures_hw = st.tuples(sides, sides) | st.sampled_from([(1, 1), (1, 4000), (400
 
 @st.composite
 def pixels(draw: st.DrawFn, channels: int = 3) -> np.ndarray:
-    """uint8 [h, w, channels], of a few values that are repeated over and over."""
+    """uint8 [h, w, channels], made of a few values that are repeated."""
     values = np.frombuffer(draw(st.binary(min_size=1, max_size=97)), np.uint8)
     return np.resize(values, (*draw(pictures_hw), channels))
 
@@ -102,7 +102,7 @@ MODES = [("RGB", "PNG"), ("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("RGBA", "PNG
 @cases(CASES["decode"])
 @given(pixels(), st.sampled_from(MODES), st.integers(0, 9))
 def test_any_picture_is_upright_rgb(drawn: np.ndarray, mode_and_format: tuple[str, str], turn: int) -> None:
-    """Grey, palette, one bit, with alpha; orientations that EXIF knows and does not know."""
+    """Grey, palette, one-bit, and with alpha; orientations that EXIF defines, and others."""
     mode, file_format = mode_and_format
     options: dict[str, Any] = {"lossless": True} if file_format == "WEBP" else {}
     if file_format in ("PNG", "WEBP", "TIFF"):

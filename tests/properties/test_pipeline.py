@@ -1,4 +1,4 @@
-"""Requests of any pictures and options, run together, are answered as each by itself."""
+"""Requests with any pictures and options get the same answers together as each gets alone."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ OUTPUTS = {
 
 
 class TorchNetwork:
-    """An engine that is the torch module itself. It runs row by row, so that rows together round as each alone."""
+    """An engine that is the torch module itself. It runs row by row, so that rounding does not depend on other rows."""
 
     is_capturable = False
 
@@ -110,9 +110,10 @@ def pictures(draw: st.DrawFn) -> np.ndarray:
 
 @st.composite
 def requests(draw: st.DrawFn, family: str) -> list[tuple[list[np.ndarray], dict[str, Any], Sequence[str]]]:
-    """Pictures, parameters and the names of the wanted answers of some requests."""
+    """For each of some requests the pictures, the parameters and the names of the wanted answers."""
     chosen = {
-        "score_thresh": thresholds.map(lambda threshold: threshold / 4),  # some detections, mostly
+        # Low thresholds, so that there are usually some detections.
+        "score_thresh": thresholds.map(lambda threshold: threshold / 4),
         "nms_thresh": thresholds,
         "detections_per_img": st.integers(1, MOST),
     }
@@ -130,7 +131,7 @@ def requests(draw: st.DrawFn, family: str) -> list[tuple[list[np.ndarray], dict[
 @cases(CASES["pipeline"])
 @given(data=st.data(), at_once=st.booleans())
 def test_together_as_alone(family: str, data: st.DataObject, at_once: bool) -> None:
-    """Picture by picture, as on a CPU, or at once, as on a GPU."""
+    """Picture by picture, as on a CPU, or all at once, as on a GPU."""
     pipeline = dataclasses.replace(small_pipeline(family), device=Cpu())
     pipeline.device.is_gpu = at_once
     drawn = [

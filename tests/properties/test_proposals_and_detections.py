@@ -23,7 +23,7 @@ MIN_BOX_SIZES = st.sampled_from([1e-3, 1e-2, 0.0, 1.0])
 
 @st.composite
 def anchors(draw: st.DrawFn) -> dict[str, Any]:
-    """What a RegionProposalNetwork filters, for a batch."""
+    """The boxes that a RegionProposalNetwork filters, for a batch."""
     level_sizes = draw(st.lists(st.integers(1, 24), min_size=1, max_size=3))
     shape = BATCH, sum(level_sizes)
     return {
@@ -74,7 +74,7 @@ def test_proposals(drawn: dict[str, Any]) -> None:
 
 @st.composite
 def classified(draw: st.DrawFn) -> dict[str, Any]:
-    """What a RoIHeads postprocesses, for a batch, each image with thresholds of its own."""
+    """The boxes and scores that RoIHeads postprocesses, for a batch; each image has its own thresholds."""
     rois, classes, most = draw(st.integers(1, 16)), draw(st.integers(1, 4)), draw(st.integers(1, 40))
     shape = BATCH, rois, classes
     return {

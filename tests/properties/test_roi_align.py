@@ -26,7 +26,8 @@ def pooled_boxes(draw: st.DrawFn) -> dict[str, Any]:
     rois = draw(st.integers(1, 8))
     sampling_ratio = draw(st.sampled_from([2, 0]))
     drawn = draw(boxes(BATCH, rois, table=FINITE))
-    if not sampling_ratio:  # as many samples as the box has pixels: it lies in the picture, as proposals do
+    # Without a ratio there are as many samples as a box has pixels, so keep the boxes in the picture, like proposals.
+    if not sampling_ratio:
         drawn = drawn.clip(0, np.array([width, height, width, height], np.float32))
     return {
         "features": [

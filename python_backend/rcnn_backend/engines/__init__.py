@@ -1,4 +1,4 @@
-"""The engines behind one interface, one a file, with what builds them and their CUDA graphs.
+"""The engines, all with the same interface and one in each file, the code that builds them, and their CUDA graphs.
 
-It imports ``operators`` and what lies below them. No Triton enters here.
+This package imports ``operators`` and the packages that ``operators`` imports. It does not import Triton.
 """

@@ -14,7 +14,7 @@ from rcnn_backend.errors import RepositoryError
 
 
 class TorchEngine:
-    """``model.pt2``, with the tensors' names from the manifest beside it.
+    """``model.pt2``, with the tensors' names from the manifest in the same folder.
 
     Raises:
         RepositoryError: the package was compiled for another device or by another PyTorch, or cannot
@@ -30,11 +30,11 @@ class TorchEngine:
         self._inputs, self._outputs = manifest["inputs"], manifest["outputs"]
         try:
             with self._torch.current():  # loading a package changes which GPU is current
-                # Not torch._inductor.aoti_load_package, which first looks for a compiler, for 15 s.
+                # torch._inductor.aoti_load_package would first spend 15 s looking for a compiler.
                 self._package = torch._C._aoti.AOTIModelPackageLoader(
                     str(path), "model", True, 1, self._torch.index
                 )
-        except Exception as error:  # of many kinds
+        except Exception as error:  # torch raises many types
             raise RepositoryError(
                 f"PyTorch {torch.__version__} cannot load {path}: {error}. {_rebuild_hint()}"
             ) from error
@@ -49,7 +49,7 @@ class TorchEngine:
 
 
 def describe_target(device: torch.device) -> str:
-    """What a package runs on: ``cpu``, or ``cuda`` and the compute capability."""
+    """The target of a package: ``cpu``, or ``cuda`` and the compute capability."""
     if device.type == "cpu":
         return "cpu"
     major, minor = torch.cuda.get_device_capability(device)

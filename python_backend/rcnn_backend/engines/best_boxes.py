@@ -1,10 +1,10 @@
-"""The best anchors of each level and their boxes, as one operator of torch: ``torch.ops.rcnn.best_boxes``.
+"""The best anchors of each level and their boxes, as one torch operator: ``torch.ops.rcnn.best_boxes``.
 
-Shapes: B images; of a level h x w cells with A anchors each, k anchors kept, N the sum of k over the levels. Boxes
-are (x1, y1, x2, y2) in pixels of the resized image.
+Shapes: B images; each level has h x w cells with A anchors each, of which k anchors are kept; N is the sum of k over
+the levels. Boxes are (x1, y1, x2, y2) in pixels of the resized image.
 
-rcnn-export writes calls of it into the programs of ``--engine cudnn``. On a CPU torch's own operators compute it;
-``best_boxes_gpu`` is what computes it on a GPU.
+rcnn-export writes calls of this operator into the programs of ``--engine cudnn``. On a CPU, torch's own operators
+compute it; on a GPU, ``best_boxes_gpu`` does.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,13 +33,13 @@ def choose_boxes(
     Follows torchvision's RegionProposalNetwork up to filter_proposals' top-k.
 
     Args:
-        objectness: of each level, logits [B, A, h, w].
-        deltas: of each level, [B, 4A, h, w]: four numbers for each anchor.
-        cell_anchors: of each level, [A, 4] around the origin.
-        height: of the padded picture, in pixels; the cells of a level are ``height // h`` apart.
-        width: likewise.
-        top_n: how many anchors of a level are kept, where it has so many.
-        decode: torchvision's ``BoxCoder.decode_single``, or what does the same.
+        objectness: for each level, logits [B, A, h, w].
+        deltas: for each level, [B, 4A, h, w]: four numbers for each anchor.
+        cell_anchors: for each level, [A, 4] around the origin.
+        height: height of the padded picture in pixels; the cells of a level are ``height // h`` apart.
+        width: its width, likewise.
+        top_n: how many anchors of a level are kept; all of them if the level has fewer.
+        decode: torchvision's ``BoxCoder.decode_single`` or an equivalent function.
 
     Returns:
         FP32 [B, N, 6]: objectness (probability), x1, y1, x2, y2, level.
@@ -82,7 +82,7 @@ def _choose_of_level(
 
 
 def _grid_anchors(cell_anchors: Tensor, height: int, width: int, stride_y: int, stride_x: int) -> Tensor:
-    """AnchorGenerator.grid_anchors of one level: [h*w*A, 4], row by row, A a cell."""
+    """AnchorGenerator.grid_anchors of one level: [h*w*A, 4], row by row, A anchors for each cell."""
     shift_y = torch.arange(height, dtype=torch.float32, device=cell_anchors.device) * stride_y
     shift_x = torch.arange(width, dtype=torch.float32, device=cell_anchors.device) * stride_x
     shift_y = shift_y[:, None].expand(height, width)
@@ -95,8 +95,8 @@ def decode_deltas(weights: Sequence[float], clip: float, deltas: Tensor, anchors
     """torchvision's BoxCoder.decode_single for one class.
 
     Args:
-        weights: by which the four deltas are divided.
-        clip: the largest logarithm of a box's size, as a share of its anchor's.
+        weights: the four numbers by which the deltas are divided.
+        clip: upper limit of the logarithm of a box's size divided by its anchor's size.
         deltas: FP32 [n, 4].
         anchors: FP32 [n, 4].
 
@@ -124,7 +124,7 @@ def best_boxes(
     weights: Sequence[float],
     clip: float,
 ) -> Tensor:
-    """The operator by torch's own operators, on any device: ``choose_boxes`` with ``decode_deltas``."""
+    """The operator computed with torch's own operators, on any device: ``choose_boxes`` with ``decode_deltas``."""
 
     def decode(chosen: Tensor, anchors: Tensor) -> Tensor:
         return decode_deltas(weights, clip, chosen, anchors)

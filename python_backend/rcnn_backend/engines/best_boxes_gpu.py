@@ -1,7 +1,7 @@
-"""How a GPU computes ``torch.ops.rcnn.best_boxes``: by the kernels of ``best_boxes.cu``.
+"""``torch.ops.rcnn.best_boxes`` on a GPU, computed by the kernels in ``best_boxes.cu``.
 
-Of equal logits the one of the lower anchor comes first. So it is in torch's ``topk`` on a GPU, unless 32 or fewer are
-kept: then torch's order of equal ones is any. To import this module is to register the operator for GPUs.
+Among equal logits, the one with the lower anchor number comes first. torch's ``topk`` on a GPU does the same, unless
+32 or fewer are kept: then it returns equal logits in any order. Importing this module registers the operator for GPUs.
 """
 
 import math
@@ -16,13 +16,13 @@ from rcnn_backend.engines.best_boxes import best_boxes
 from rcnn_backend.engines.torch_kernels import CPP_TYPES, launch
 
 MAX_LEVELS = 8
-MAX_KEPT = 4096  # of a level
-MAX_BATCH = (1 << 16) - 1  # of a grid
-MAX_ELEMENTS = (1 << 31) - 1  # anchors of an image
+MAX_KEPT = 4096  # anchors of one level
+MAX_BATCH = (1 << 16) - 1  # limit of a grid's y dimension
+MAX_ELEMENTS = (1 << 31) - 1  # anchors of one image
 TILE, BINS = 2048, 2048
 THREADS, DECODE_THREADS = 256, 1024
 LEVEL = struct.Struct("QQQiiiiiiiiii")  # the fields of the kernels' HeadLevel
-LEVELS = struct.Struct("iiii")  # of HeadLevels: count, rows, words, unused
+LEVELS = struct.Struct("iiii")  # the last fields of HeadLevels: count, rows, words, unused
 TABLE = np.dtype((np.void, LEVEL.size * MAX_LEVELS + LEVELS.size))
 DECODING = np.dtype((np.void, 5 * 4))
 
@@ -66,7 +66,7 @@ def _best_boxes_on_gpu(
     factors = [np.float32(1) / np.float32(weight) for weight in weights]
     decoding = np.array([*factors, clip], np.float32).view(DECODING)
     kind, data = CPP_TYPES[first.dtype], (bins.data_ptr(), ends.data_ptr(), listed.data_ptr())
-    # 1. How many logits share their first bits. 2. Those that may be kept. 3. Sort and decode them.
+    # 1. Count the logits that share their first bits. 2. List those that may be kept. 3. Sort and decode them.
     launch("best_boxes", f"count_logits<{kind}>", (tiles, batch), THREADS, (levels, data[0]), first)
     launch("best_boxes", f"gather_logits<{kind}>", (tiles, batch), THREADS, (levels, *data), first)
     arguments = levels, decoding, data[0], data[2], result.data_ptr()
@@ -75,7 +75,7 @@ def _best_boxes_on_gpu(
 
 
 def _takes(objectness: Sequence[Tensor], deltas: Sequence[Tensor], top_n: int) -> bool:
-    """Whether the kernels take these tensors."""
+    """Whether the kernels support these tensors."""
     anchors = sum(math.prod(logits.shape[1:]) for logits in objectness)
     return (
         len(objectness) <= MAX_LEVELS
@@ -88,7 +88,7 @@ def _takes(objectness: Sequence[Tensor], deltas: Sequence[Tensor], top_n: int) -
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
-    """The same in channels-last order, from an address that the kernels can read several numbers from at once."""
+    """The tensor in channels-last order, aligned so that the kernels can read several numbers at once."""
     tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 

@@ -1,13 +1,13 @@
-"""A convolution and what follows it, as one operator of torch: ``torch.ops.rcnn.convolution``.
+"""A convolution with bias, residual and ReLU as one torch operator: ``torch.ops.rcnn.convolution``.
 
     relu(conv2d(x, weight) + bias + residual)
 
 Shapes: x [B, C, H, W], weight [K, C / groups, R, S], bias [K], residual [B, K, h, w] -> [B, K, h, w].
-All are of one type, FP32 or FP16; sums are in FP32. Bias, residual and ReLU may each be missing. The result
-is in channels-last order whatever the order of the arguments.
+All have the same type, FP32 or FP16; sums are in FP32. Bias, residual and ReLU may each be missing. The result
+is in channels-last order, whatever the memory order of the arguments.
 
-rcnn-export writes calls of it into the programs of ``--engine cudnn``. On a CPU torch's own operators compute it;
-``convolution_plans`` is what computes it on a GPU.
+rcnn-export writes calls of this operator into the programs of ``--engine cudnn``. On a CPU, torch's own operators
+compute it; on a GPU, ``convolution_plans`` does.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SCHEMA = (
 
 
 class Convolution(NamedTuple):
-    """What a convolution computes and on which shapes; tensors of one description can share a plan."""
+    """What a convolution computes and on which shapes; convolutions with equal descriptions can share a plan."""
 
     x: tuple[int, ...]  # B, C, H, W
     weight: tuple[int, ...]  # K, C / groups, R, S
@@ -37,8 +37,8 @@ class Convolution(NamedTuple):
     has_bias: bool
     has_residual: bool
     relu: bool
-    residual_dtype: torch.dtype | None = None  # where it differs from ``dtype``; so the next
-    result_dtype: torch.dtype | None = None
+    residual_dtype: torch.dtype | None = None  # only if it differs from ``dtype``
+    result_dtype: torch.dtype | None = None  # likewise
 
     @classmethod
     def of(
@@ -95,7 +95,7 @@ def convolve(
     groups: int,
     relu: bool,
 ) -> Tensor:
-    """The operator by torch's own operators, one after the other, on any device."""
+    """The operator computed with torch's own operators, one after the other, on any device."""
     x = x.contiguous(memory_format=CHANNELS_LAST)
     found = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if residual is not None:

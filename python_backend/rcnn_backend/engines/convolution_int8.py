@@ -1,15 +1,15 @@
-"""A convolution in INT8 and what follows it, as one operator of torch: ``torch.ops.rcnn.convolution_int8``.
+"""An INT8 convolution with bias, residual and ReLU as one torch operator: ``torch.ops.rcnn.convolution_int8``.
 
     relu(conv2d(x, weight) * scale + bias + residual * residual_scale)
 
 Shapes: x int8 [B, C, H, W], weight int8 [K, C / groups, R, S], scale, bias and residual_scale FP32 [K], residual
 [B, K, h, w] int8, FP16 or FP32 -> [B, K, h, w] of ``dtype``: int8, FP16 or FP32. Bias, ReLU, and the residual with its
-scale may each be missing. The products are summed exactly; all else is in FP32. An int8 result is rounded to the nearest
-number, halves to the even one, and clamped to -128 to 127. It is in channels-last order.
+scale may each be missing. The products are summed exactly; everything else is in FP32. An int8 result is rounded to the
+nearest integer, with halves to the even one, and clamped to -128 to 127. The result is in channels-last order.
 
-``torch.ops.rcnn.quantize`` makes what it reads: x [B, C, H, W] FP16 or FP32 -> x / scale as int8, rounded and clamped the
-same way, in channels-last order. rcnn-export writes calls of both into the INT8 programs of ``--engine cudnn``.
-On a CPU torch's own operators compute them; on a GPU ``convolution_plans`` and ``quantize_gpu`` do.
+``torch.ops.rcnn.quantize`` makes its int8 input: x [B, C, H, W] FP16 or FP32 -> x / scale as int8, rounded and clamped
+the same way, in channels-last order. rcnn-export writes calls of both into the INT8 programs of ``--engine cudnn``.
+On a CPU, torch's own operators compute them; on a GPU, ``convolution_plans`` and ``quantize_gpu`` do.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from torch.nn import functional
 from rcnn_backend.engines.convolution import CHANNELS_LAST, Convolution
 
 SMALLEST, LARGEST = -128, 127
-EXACT_IN_FP32 = 1 << 24  # whole numbers up to here
+EXACT_IN_FP32 = 1 << 24  # FP32 represents all integers up to this one exactly
 SCHEMA = (
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor scale, Tensor? residual_scale, int[2] stride, "
     "int[2] padding, int[2] dilation, int groups, bool relu, ScalarType dtype) -> Tensor"
@@ -63,7 +63,7 @@ def convolve_int8(
     relu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The operator by torch's own operators, on any device."""
+    """The operator computed with torch's own operators, on any device."""
     largest_sum = weight[0].numel() * SMALLEST**2
     exact = torch.float32 if largest_sum <= EXACT_IN_FP32 else torch.float64
     x = x.contiguous(memory_format=CHANNELS_LAST)
@@ -81,7 +81,7 @@ def convolve_int8(
 
 
 def quantize(x: Tensor, scale: float) -> Tensor:
-    """The operator by torch's own operators, on a CPU."""
+    """The operator computed with torch's own operators, on a CPU."""
     return _to_int8(x.float() / scale).contiguous(memory_format=CHANNELS_LAST)
 
 

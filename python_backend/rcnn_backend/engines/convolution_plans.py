@@ -1,8 +1,8 @@
-"""How this GPU computes ``torch.ops.rcnn.convolution``: by the fastest of cuDNN's graphs and torch's operators.
+"""``torch.ops.rcnn.convolution`` on a GPU, computed by the fastest of cuDNN's plans and torch's operators.
 
-cuDNN has several plans for a graph, and the GPU and the shapes decide which is the fastest. For some
-convolutions it has none. Those in INT8, ``torch.ops.rcnn.convolution_int8``, torch's operators compute only then, since
-they do it in FP32. To import this module is to register both operators for GPUs.
+cuDNN has several plans for a graph; which one is the fastest depends on the GPU and the shapes. For some convolutions
+it has none. torch's operators compute INT8 convolutions, ``torch.ops.rcnn.convolution_int8``, only in that case, because
+they compute them in FP32 or FP64. Importing this module registers both operators for GPUs.
 """
 
 import functools
@@ -23,25 +23,28 @@ from rcnn_backend.engines.plan_choices import PlanChoices, cache_path
 logger = logging.getLogger(__name__)
 
 MAX_PLANS = 1 << 13
-MAX_TIMED = 18  # of those that run, in the order in which cuDNN's heuristics expect them to be fast; torch's come first
+# Counts only plans that run. torch's come first, then cuDNN's, starting with those that its heuristics expect to be fast.
+MAX_TIMED = 18
 WARM_UPS, TIMED_RUNS = 2, 5
-HEAD_START_CYCLES = 1_000_000  # 0.6 ms, in which the timed runs queue up behind it
+# The GPU waits for 0.6 ms, so that the timed runs are queued before the first one starts.
+HEAD_START_CYCLES = 1_000_000
 
-Tensors = Sequence[Tensor | None]  # x, weight, bias, residual; in INT8 scale and residual_scale, too
+Tensors = Sequence[Tensor | None]  # x, weight, bias, residual; for INT8 also scale and residual_scale
 Plan = Callable[..., Tensor]
-Candidate = tuple[str, Callable[[], Plan]]  # a name, the same for other shapes, and what makes the plan ready
+# A name, which does not depend on the shapes, and a function that prepares the plan.
+Candidate = tuple[str, Callable[[], Plan]]
 
 
 @functools.cache
 def plans_of(device: torch.device) -> "ConvolutionPlans":
-    """The plans of a GPU, which all engines of this process share."""
+    """The plans for a GPU; all engines of this process share them."""
     return ConvolutionPlans(device)
 
 
 class ConvolutionPlans:
-    """Runs convolutions on a GPU, each by the plan that is chosen when its shapes come first.
+    """Runs convolutions on a GPU. The plan for a convolution is chosen when its shapes first occur.
 
-    A plan that is part of a CUDA graph is kept. Of the others, those unused for longest are forgotten.
+    Plans that are part of a CUDA graph are always kept. Among the others, the least recently used are dropped.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,7 +76,7 @@ class ConvolutionPlans:
         return plan(*tensors)
 
     def measure(self, convolution: Convolution, tensors: Tensors) -> list[tuple[float, str, Plan]]:
-        """Milliseconds and name of each of the first MAX_TIMED plans that run, and the plan itself, the fastest first."""
+        """Milliseconds, name and plan of each of the first MAX_TIMED plans that run, the fastest first."""
         self._follow_stream()
         plans = ((name, _prepare(name, make, tensors)) for name, make in self._candidates(convolution))
         running = itertools.islice(((name, plan) for name, plan in plans if plan), MAX_TIMED)
@@ -81,15 +84,16 @@ class ConvolutionPlans:
         return sorted(timed, key=lambda each: each[0])
 
     def _choose(self, convolution: Convolution, tensors: Tensors) -> Plan:
-        """The plan that was the fastest for such a convolution before, or is the fastest now."""
+        """The plan that was chosen earlier for such a convolution, or else the one that is the fastest now."""
         if plan := self._build_chosen(convolution, tensors):
             return plan
         timed = self.measure(convolution, tensors)
-        if not timed:  # INT8 that cuDNN has no plan for; or out of memory, and the caller gets torch's error
+        # Either cuDNN has no plan for this INT8 convolution, or memory is exhausted: then the caller gets torch's error.
+        if not timed:
             return _torch_plan(convolution)
         _, name, fastest = timed[0]
         self.choices.put(convolution, name)
-        # A plan of its own: those that were timed share a graph, which keeps the kernels of all.
+        # Build the plan again: the timed plans share one graph, which keeps the kernels of all of them.
         return self._build_chosen(convolution, tensors) or fastest
 
     def _build_chosen(self, convolution: Convolution, tensors: Tensors) -> Plan | None:
@@ -108,7 +112,7 @@ class ConvolutionPlans:
             yield "torch.cudnn", lambda: _torch_relu_plan(convolution)
         try:
             graph = CudnnGraph(convolution, self._handle)
-        except Exception as error:  # of several kinds
+        except Exception as error:  # cuDNN raises several types
             logger.debug("cuDNN has no graph for %s: %s", convolution, error)
             return
         for index, name in enumerate(graph.plan_names):
@@ -149,14 +153,14 @@ def _prepare(name: str, make: Callable[[], Plan], tensors: Tensors) -> Plan | No
     try:
         plan = make()
         plan(*tensors)
-    except Exception as error:  # of several kinds: cuDNN offers plans that it then refuses
+    except Exception as error:  # several types: cuDNN offers plans that it then refuses to run
         logger.debug("the plan %s cannot run: %s", name, error)
         return None
     return plan
 
 
 def _time_ms(plan: Plan, tensors: Tensors) -> float:
-    """Milliseconds on the GPU of one of several runs in a row."""
+    """The mean GPU time of a run in milliseconds, over several consecutive runs."""
     for _ in range(WARM_UPS):
         plan(*tensors)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -205,7 +209,7 @@ def _convolve_int8_on_gpu(
 
 
 def _in_order(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Those of four axes in channels-last order."""
+    """The tensors, those with four axes in channels-last order."""
     return [
         tensor.contiguous(memory_format=CHANNELS_LAST) if tensor is not None and tensor.ndim == 4 else tensor
         for tensor in tensors

@@ -1,6 +1,6 @@
-"""Programs of torch whose convolutions are cuDNN's graphs on a GPU, beside kernels of our own.
+"""torch programs that, on a GPU, run their convolutions as cuDNN graphs and some other operators as our own kernels.
 
-Needs PyTorch, and on a GPU CuPy and nvidia-cudnn-frontend.
+Needs PyTorch, and on a GPU also CuPy and nvidia-cudnn-frontend.
 """
 
 import importlib
@@ -26,10 +26,10 @@ GPU_OPERATORS = ("best_boxes_gpu", "feature_maps_gpu", "quantize_gpu")
 
 
 class CudnnEngine:
-    """``model.cudnn.pt2``, with the tensors' names from the manifest beside it. FP32 is computed in FP32, not in TF32.
+    """``model.cudnn.pt2``, with the tensors' names from the manifest in the same folder.
 
-    On a CPU, torch's own operators run all of it. On a GPU, the first batch of new shapes waits for its plans:
-    seconds where they have to be timed, less where they are known for batches of about this size.
+    FP32 is computed in FP32, not in TF32. On a CPU, torch's own operators run everything. On a GPU, the first batch of
+    new shapes waits for its plans: seconds if they must be timed, less if plans are known for batches of about this size.
 
     Raises:
         RepositoryError: the program cannot be loaded, or nvidia-cudnn-frontend cannot be used.
@@ -47,18 +47,18 @@ class CudnnEngine:
         self._torch = TorchDevice(device)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's about its own code
+                warnings.simplefilter("ignore")  # torch warns about its own code
                 program = torch.export.load(path)
             if device.is_gpu:
                 program = move_to_device_pass(program, self._torch.target)
             self._module = program.module(check_guards=False)
-        except Exception as error:  # of many kinds
+        except Exception as error:  # torch raises many types
             raise RepositoryError(
                 f"PyTorch {torch.__version__} cannot load {path}: {error}. It was written by PyTorch "
                 f"{manifest['versions']['torch']}. Export the detector again with rcnn-export --engine cudnn"
             ) from error
         for parameter in self._module.parameters():
-            if parameter.ndim == 4:  # of a convolution
+            if parameter.ndim == 4:  # the weight of a convolution
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -81,6 +81,6 @@ def _check_frontend(path: Path) -> None:
         importlib.import_module("rcnn_backend.engines.convolution_plans")
     except ImportError as error:
         raise RepositoryError(
-            f"{path} runs on a GPU by cuDNN's graphs, and nvidia-cudnn-frontend cannot be loaded here ({error}): "
-            "`pip install 'rcnn-backend[cudnn]'`"
+            f"{path} cannot run on a GPU, because nvidia-cudnn-frontend cannot be loaded here ({error}): "
+            "run `pip install 'rcnn-backend[cudnn]'`"
         ) from error

@@ -1,8 +1,9 @@
-"""Graphs of cuDNN: a convolution with bias, residual and ReLU in one kernel. Needs nvidia-cudnn-frontend.
+"""cuDNN graphs: a convolution with bias, residual and ReLU in one kernel. Needs nvidia-cudnn-frontend.
 
-Tensors lie in channels-last order (NHWC), and sums are in FP32. FP32 is computed in FP32, not in TF32. The products of
-INT8 are summed in INT32; scales, bias and residual follow in FP32. An INT8 result is rounded to the nearest number, halves
-to the even one, and clamped: the kernels that cuDNN 9.19 makes for compute capability 9.0 convert by F2I.S8 and F2IP.S8.
+Tensors are in channels-last order (NHWC), and sums are in FP32. FP32 is computed in FP32, not in TF32. INT8 products
+are summed in INT32; scales, bias and residual are then applied in FP32. An INT8 result is rounded to the nearest integer,
+with halves to the even one, and clamped: the kernels that cuDNN 9.19 makes for compute capability 9.0 convert with the
+instructions F2I.S8 and F2IP.S8.
 """
 
 from collections.abc import Sequence
@@ -31,10 +32,10 @@ INEXACT_IN_FP32 = [
 
 
 class CudnnGraph:
-    """The graph of one convolution, with the plans by which cuDNN can run it.
+    """The graph of one convolution, with the plans that cuDNN has for it.
 
     Raises:
-        Exception: cuDNN, of several kinds: it has no plan for this convolution.
+        Exception: one of several types from cuDNN, which has no plan for this convolution.
     """
 
     def __init__(self, convolution: Convolution, handle: Any) -> None:
@@ -92,10 +93,10 @@ class CudnnGraph:
         return int(self._graph.get_workspace_size_plan_at_index(index))
 
     def run(self, index: int, workspace_bytes: int, *tensors: Tensor | None) -> Tensor:
-        """The result of a plan that was built, on the stream of the handle.
+        """Runs a plan that has been built, on the stream of the handle, and returns the result.
 
         Args:
-            tensors: in the order of their numbers, from X on.
+            tensors: in the order of their numbers, starting with X.
         """
         x = tensors[0]
         assert x is not None

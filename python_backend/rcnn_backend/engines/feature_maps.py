@@ -1,10 +1,10 @@
 """Max pooling and nearest upsampling in channels-last order: ``torch.ops.rcnn.max_pool`` and ``torch.ops.rcnn.upsample``.
 
-Shapes: x [B, C, H, W], FP32 or FP16 -> [B, C, h, w] of the same type. The results are in channels-last order
-whatever the order of x, and equal to torch's to the bit.
+Shapes: x [B, C, H, W], FP32 or FP16 -> [B, C, h, w] of the same type. The results are in channels-last order,
+whatever the memory order of x, and bit-identical to torch's.
 
-rcnn-export writes calls of them into the programs of ``--engine cudnn``. On a CPU torch's own operators compute them;
-``feature_maps_gpu`` is what computes them on a GPU.
+rcnn-export writes calls of these operators into the programs of ``--engine cudnn``. On a CPU, torch's own operators
+compute them; on a GPU, ``feature_maps_gpu`` does.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def upsample(x: Tensor, height: int, width: int) -> Tensor:
 def pooled_size_hw(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> tuple[int, ...]:
-    """Height and width of what ``max_pool`` returns; sizes may be symbols."""
+    """Height and width of the result of ``max_pool``; sizes may be symbols."""
     sides = zip(x.shape[2:], kernel, stride, padding, strict=True)
     return tuple((side + 2 * pad - window) // step + 1 for side, window, step, pad in sides)
 

@@ -1,6 +1,6 @@
-"""How a GPU computes ``torch.ops.rcnn.max_pool`` and ``torch.ops.rcnn.upsample``: by the kernels of ``feature_maps.cu``.
+"""``torch.ops.rcnn.max_pool`` and ``torch.ops.rcnn.upsample`` on a GPU, computed by the kernels in ``feature_maps.cu``.
 
-To import this module is to register the operators for GPUs.
+Importing this module registers the operators for GPUs.
 """
 
 import math
@@ -16,8 +16,8 @@ from rcnn_backend.engines.torch_kernels import CPP_TYPES, launch
 THREADS = 256
 LOAD_BYTES = 16
 MAX_WINDOW = 16  # pixels, which a thread holds in registers
-MAX_PARTS = (1 << 16) - 1  # of a row
-MAX_ELEMENTS = (1 << 31) - 1  # of an image or of a row of a grid
+MAX_PARTS = (1 << 16) - 1  # parts of a row: the limit of a grid's y dimension
+MAX_ELEMENTS = (1 << 31) - 1  # elements of an image; also the limit of a grid's x dimension
 
 
 def _max_pool_on_gpu(
@@ -38,11 +38,11 @@ def _upsample_on_gpu(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _takes(x: Tensor, size_hw: Sequence[int]) -> bool:
-    """Whether the kernels take this tensor and give one of this size."""
+    """Whether the kernels support this tensor and a result of this size."""
     if x.dtype not in CPP_TYPES or x.ndim != 4 or not x.numel() or min(size_hw) < 1:
         return False
     batch, channels, height, width = x.shape
-    parts = math.ceil(size_hw[1] * channels / THREADS)  # at most: a thread may make several channels
+    parts = math.ceil(size_hw[1] * channels / THREADS)  # at most: a thread may compute several channels
     return parts <= MAX_PARTS and max(height * width * channels, batch * size_hw[0]) <= MAX_ELEMENTS
 
 
@@ -53,7 +53,7 @@ def _launch(
     more: Sequence[int | np.float32],
     constants: Sequence[int] = (),
 ) -> Tensor:
-    """The result of a kernel, whose template takes the type, the channels of a thread and ``constants``."""
+    """Runs a kernel. Its template parameters are the type, the channels of a thread and ``constants``."""
     x = x.contiguous(memory_format=CHANNELS_LAST)
     batch, channels, *input_hw = x.shape
     result = torch.empty(

@@ -1,4 +1,4 @@
-"""CUDA graphs: a computation that ran for some shapes of inputs is launched again as one graph."""
+"""CUDA graphs: a computation that has already run for some input shapes is launched again as one graph."""
 
 import contextlib
 import logging
@@ -13,9 +13,10 @@ from rcnn_backend.devices import Gpu
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 64  # four padded sizes with eight batches each, twice
-MAX_COUNTED = 1024  # shapes whose runs are counted: some hundred bytes each
-# One run compiles and loads what a capture cannot, and shapes that never come again are not worth a capture.
+MAX_GRAPHS = 64  # twice what four padded sizes with eight batch sizes each need
+MAX_COUNTED = 1024  # shapes whose runs are counted: a few hundred bytes each
+# The first run compiles and loads what cannot be compiled or loaded during a capture. Shapes that occur only once
+# are not worth a capture.
 RUNS_BEFORE_CAPTURE = 1
 
 V = TypeVar("V")
@@ -24,7 +25,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class Graph(NamedTuple):
-    """A captured computation, with the arrays that it reads and those that it writes."""
+    """A captured computation, with the arrays that it reads and writes."""
 
     graph: cupy.cuda.graph.Graph
     inputs: list[cupy.ndarray]
@@ -32,14 +33,15 @@ class Graph(NamedTuple):
 
 
 class GraphCache:
-    """``compute``, which launches on the stream of ``device`` only and waits for nothing.
+    """Runs ``compute``, as a CUDA graph where possible. ``compute`` must launch only on the stream of ``device`` and
+    must not wait for the GPU.
 
-    The first RUNS_BEFORE_CAPTURE batches of some shapes run call by call, and the next one is captured. Of more
-    than MAX_GRAPHS graphs, the one unused for longest is forgotten, and its shapes count as new. Where a capture
-    fails, batches of these shapes go on call by call; the first failure is logged.
+    For each combination of shapes, the first RUNS_BEFORE_CAPTURE batches run without a graph, and the next one is
+    captured. Beyond MAX_GRAPHS graphs, the least recently used one is dropped, and its shapes count as new. If a capture
+    fails, batches of these shapes continue to run without a graph; the first failure is logged.
 
-    One batch runs after the other, so all of them work in the same memory, which grows with the largest
-    batch and not with the number of shapes. It is never given back: graphs point into it.
+    Batches run one after the other, so they all use the same memory. Its size depends on the largest batch, not on the
+    number of shapes. It is never freed, because graphs point into it.
     """
 
     def __init__(self, compute: Compute, device: Gpu) -> None:
@@ -48,7 +50,7 @@ class GraphCache:
         self._memory = cupy.cuda.MemoryPool(_allocate)
         self._inputs, self._outputs = SharedArrays(), SharedArrays()
         self._graphs: OrderedDict[Shapes, Graph] = OrderedDict()
-        self._runs: OrderedDict[Shapes, int] = OrderedDict()  # call by call
+        self._runs: OrderedDict[Shapes, int] = OrderedDict()  # runs without a graph
         self._has_failed = False
         device.has_graphs = True
 
@@ -57,7 +59,7 @@ class GraphCache:
         shapes = tuple(array.shape for array in inputs)
         runs = self._runs.get(shapes, 0)
         graph = self._graphs.get(shapes)
-        if runs == RUNS_BEFORE_CAPTURE:  # only once: what failed counts on
+        if runs == RUNS_BEFORE_CAPTURE:  # only once: after a failed capture the count goes on
             graph = self._try_capture(shapes, inputs)
         if graph is None:
             outputs = self._run(inputs)
@@ -73,10 +75,10 @@ class GraphCache:
         """The graph, or None if the capture fails."""
         try:
             return self._capture(inputs)
-        except Exception as error:  # of as many kinds as there are libraries
+        except Exception as error:  # each library raises its own types
             if not self._has_failed:
                 logger.warning(
-                    "batches of the shapes %s cannot become a CUDA graph and run call by call, which is slower; "
+                    "batches of the shapes %s cannot be captured as a CUDA graph and run without one, which is slower; "
                     "failures with other shapes are not logged",
                     shapes,
                     exc_info=error,
@@ -90,7 +92,7 @@ class GraphCache:
         try:
             outputs = self._run(own)
         except BaseException:
-            # The stream is usable again after this. An error here only says that the capture has failed.
+            # This makes the stream usable again. An error here only means that the capture has failed.
             with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
                 self._stream.end_capture()
             raise
@@ -105,13 +107,13 @@ class GraphCache:
 
 
 class SharedArrays:
-    """Arrays of any shapes over the same memory, for one batch at a time."""
+    """Arrays of any shapes that share the same memory, for one batch at a time."""
 
     def __init__(self) -> None:
         self._memory: list[cupy.ndarray] = []
 
     def like(self, arrays: Sequence[cupy.ndarray]) -> list[cupy.ndarray]:
-        """An array of the same layout for each of ``arrays``. Arrays that were given out before keep their memory."""
+        """An array of the same layout for each of ``arrays``. Arrays returned earlier keep their memory."""
         self._memory += [cupy.empty(0, np.uint8) for _ in arrays[len(self._memory) :]]
         for index, array in enumerate(arrays):
             if self._memory[index].nbytes < array.nbytes:
@@ -132,7 +134,7 @@ def _strides(array: cupy.ndarray) -> tuple[int, ...] | None:
 
 
 def _remember(cache: OrderedDict[Shapes, V], shapes: Shapes, value: V, size: int) -> None:
-    """Stores an entry as the one used last. Above ``size`` entries, the one unused for longest is forgotten."""
+    """Stores an entry as the most recently used one. Beyond ``size`` entries, the least recently used one is dropped."""
     cache[shapes] = value
     cache.move_to_end(shapes)
     if len(cache) > size:
@@ -152,7 +154,7 @@ def _flat(array: cupy.ndarray) -> cupy.ndarray:
 
 
 def _allocate(size: int) -> cupy.cuda.MemoryPointer:
-    """Allocates as CuPy's pool does, with another error: to CuPy's own the pool answers by freeing memory of the graphs."""
+    """Allocates as CuPy does, but raises another error: on CuPy's own, its pool would free memory that the graphs use."""
     try:
         return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
     except cupy.cuda.runtime.CUDARuntimeError as error:

@@ -1,4 +1,4 @@
-"""A head that runs on the final detections: from the pyramid's features to its answers."""
+"""A head that runs on the final detections: from the pyramid's features to the head's answers."""
 
 import functools
 from collections.abc import Callable, Collection, Sequence
@@ -25,11 +25,11 @@ class Head:
     engine: Engine
     parameters: HeadParameters
     pooling: PoolParameters
-    rle_parameters: RleParameters | None  # of a family with masks
+    rle_parameters: RleParameters | None  # only for a family with masks
 
     @property
     def answering_steps(self) -> tuple[ChainStep, ...]:
-        """The steps behind the engine; each makes some of the answers."""
+        """The steps after the engine; each computes some of the answers."""
         return self.chain.head_steps[2:]
 
     def answer(
@@ -40,13 +40,13 @@ class Head:
         wanted: Collection[str],
         rle_parameters: Sequence[RleParameters],
     ) -> Detections:
-        """The detections with those of the head's answers that are wanted; how many there are is waited for.
+        """The detections together with the wanted answers of the head. Waits for the number of detections.
 
         Args:
             features: pyramid levels [B, C, h, w], finest first.
             image_sizes: float32 [B, 4]: resized height and width, original height and width.
-            wanted: names of answers. Without any of the head's, the head does not run.
-            rle_parameters: of each image.
+            wanted: names of answers. If none of them is the head's, the head does not run.
+            rle_parameters: those of each image.
         """
         answering = [
             step for step in self.answering_steps if any(output.name in wanted for output in step.outputs)
@@ -61,7 +61,7 @@ class Head:
         return found._replace(of_head={name: array for each in answers for name, array in each.items()})
 
     def run(self, pooled: Array, labels: Array) -> Array:
-        """What its engine makes of pooled features [B, M, C, h, w] and labels [B, D]: [B, M, ...]."""
+        """The engine's output [B, M, ...] for pooled features [B, M, C, h, w] and labels [B, D]."""
         step = self.chain.step(f"{self.chain.head}_header")
         features, *also = step.inputs
         inputs = {features.name: pooled} | ({DETECTED_LABELS.name: labels} if DETECTED_LABELS in also else {})
@@ -69,7 +69,7 @@ class Head:
         return self.engine.run(inputs)[made.name]
 
     def warm_up(self, features: Sequence[Array], image_sizes: Array, detections_per_img: int) -> None:
-        """Runs it twice, so that it is captured, for each number of detections that it pads to, the largest first.
+        """Runs the head twice for each number of detections that it pads to, the largest first, so that it is captured.
 
         Args:
             features, image_sizes: as for ``answer``.
@@ -87,7 +87,7 @@ class Head:
 
     @functools.cached_property
     def _network(self) -> Callable[[Array, Array], Array]:
-        """``run``, as a CUDA graph for each batch and number of rows if the device and the engine allow it."""
+        """``run``, as one CUDA graph for each batch size and number of rows if the device and the engine allow it."""
         if not (isinstance(self.device, Gpu) and self.engine.is_capturable):
             return self.run
         from rcnn_backend.engines.graphs import GraphCache  # needs CuPy

@@ -1,4 +1,4 @@
-"""One interface to the engine files of a model: named arrays in, named arrays out."""
+"""One interface for all engine files of a model: named arrays in, named arrays out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,23 +8,24 @@ from rcnn_backend.devices import Array, Cpu, Device, Gpu
 from rcnn_backend.errors import RepositoryError
 
 Tensors = Mapping[str, Array]
-ENGINE_ORDER = ("model.plan", "model.pt2", "model.cudnn.pt2", "model.onnx")  # a plan's graph lies beside it
+# model.plan comes before model.onnx, because a plan's folder also has its graph.
+ENGINE_ORDER = ("model.plan", "model.pt2", "model.cudnn.pt2", "model.onnx")
 
 
 class Engine(Protocol):
-    """A network that runs: RPN or header, whatever the runtime. On the CPU several threads may run it at once.
+    """A network that can run, RPN or header, in any runtime. On the CPU, several threads may run it at once.
 
-    ``is_capturable``: a run of a shape that ran before can become part of a CUDA graph.
+    ``is_capturable``: whether a run can be captured in a CUDA graph once its shapes have run before.
     """
 
     is_capturable: bool
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Runs one batch; every input and output by its tensor name, on the engine's device."""
+        """Runs one batch. Inputs and outputs are keyed by tensor name, and are on the engine's device."""
 
 
 def find_engine(version_dir: Path) -> Path:
-    """The engine of a model's version folder that is used when none is named.
+    """The engine file in a model's version folder that is used by default.
 
     Raises:
         RepositoryError: there is none.
@@ -46,12 +47,12 @@ def load_engine(
     """Loads the engine of a model's version folder, e.g. ``model_repository/faster_rcnn_rpn/1``.
 
     Args:
-        device: where it runs; the CPU by default.
-        threads: of an ONNX file's engine on the CPU; 0 means one a core.
-        file_name: of the engine; by default the first of ENGINE_ORDER that is there.
+        device: where the engine runs; by default the CPU.
+        threads: how many threads the engine of an ONNX file uses on the CPU; 0 means one for each core.
+        file_name: the engine's file; by default the first of ENGINE_ORDER that exists.
 
     Raises:
-        RepositoryError: there is none, or it cannot be loaded.
+        RepositoryError: there is no engine, or it cannot be loaded.
     """
     path = version_dir / file_name if file_name else find_engine(version_dir)
     if not path.is_file():

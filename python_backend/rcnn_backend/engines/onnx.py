@@ -10,15 +10,15 @@ from rcnn_backend.errors import RepositoryError
 from rcnn_backend.operators.openvino_runtime import VERSION, compile_network, run_network
 
 Tensors = Mapping[str, Array]
-NOT_A_REASON = ("Exception from", "Check '", "To facilitate")  # lines of OpenVINO's source, and its advice
+NOT_A_REASON = ("Exception from", "Check '", "To facilitate")  # OpenVINO's source lines and its advice
 
 
 class OnnxEngine:
-    """``model.onnx`` in OpenVINO on the CPU, one image at a time: more take more memory and no less time each.
+    """``model.onnx`` in OpenVINO on the CPU, one image at a time: batches take more memory and save no time per image.
 
     Args:
         path: the ONNX file.
-        threads: for one run; 0 means one for each core that this process may use.
+        threads: how many threads a run uses; 0 means one for each core that this process may use.
 
     Raises:
         RepositoryError: the file cannot be loaded.

@@ -22,15 +22,15 @@ Shapes = tuple[tuple[int, ...], ...]
 class OnnxGpuEngine:
     """``model.onnx`` on a GPU, on the stream of ``device``. FP32 is computed in FP32, not in TF32.
 
-    ONNX Runtime plans every convolution anew, 0.4 s for a ResNet50-FPN, when an input's shape is not that of
-    the run before. So a batch runs image by image, which costs nothing in FP32, and each of the
-    last few shapes has a session of its own; the sessions share their working memory.
+    When an input's shape differs from that of the previous run, ONNX Runtime plans every convolution again, which takes
+    0.4 s for a ResNet50-FPN. So a batch runs image by image, which costs nothing in FP32, and each of the last few
+    shapes has its own session. The sessions share their working memory.
 
     Raises:
         RepositoryError: the file cannot be loaded, or this ONNX Runtime cannot use the GPU.
     """
 
-    is_capturable = False  # its arithmetic on shapes runs on the host
+    is_capturable = False  # ONNX Runtime computes shapes on the host
 
     def __init__(self, path: Path, device: Gpu) -> None:
         self._path = path
@@ -69,7 +69,7 @@ class OnnxGpuEngine:
         return {name: self._to_array(value) for name, value in values.items()}
 
     def _session_for(self, shapes: Shapes) -> onnxruntime.InferenceSession:
-        """The session that ran these shapes before. Without one, a new session, or the one unused for longest."""
+        """The session that last ran these shapes. If there is none: a new session, or the least recently used one."""
         session = self._sessions.pop(shapes, None)
         if session is None and self._unused is not None:
             session, self._unused = self._unused, None
@@ -90,7 +90,7 @@ class OnnxGpuEngine:
         options.log_severity_level = 3  # errors
         try:
             session = onnxruntime.InferenceSession(self._path, options, providers=providers)
-        except Exception as error:  # ONNX Runtime's exceptions share no public base
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
             raise RepositoryError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path}: {error}. "
                 "Export the detector again with rcnn-export"
@@ -99,13 +99,13 @@ class OnnxGpuEngine:
             raise RepositoryError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot use the GPU for {self._path}: it has "
                 f"{', '.join(onnxruntime.get_available_providers())}. Run `pip uninstall onnxruntime` and "
-                "`pip install 'rcnn-backend[gpu]'`; if that is what is installed, its log names the "
-                "CUDA library that is missing"
+                "`pip install 'rcnn-backend[gpu]'`; if that is already installed, ONNX Runtime's log names the "
+                "missing CUDA library"
             )
         return session
 
     def _to_array(self, value: onnxruntime.OrtValue) -> cupy.ndarray:
-        """An array over the value's memory, which it keeps alive."""
+        """An array over the value's memory. The array keeps the value alive."""
         shape, dtype = value.shape(), np.dtype(DTYPES[value.data_type()])
         size = int(np.prod(shape)) * dtype.itemsize
         memory = cupy.cuda.UnownedMemory(value.data_ptr(), size, value, self._device_id)
@@ -114,7 +114,7 @@ class OnnxGpuEngine:
 
 @cache
 def _share_working_memory(device_id: int) -> None:
-    """One memory arena on the GPU for all sessions of this process. It grows by the size that is asked for."""
+    """Creates one memory arena on the GPU for all sessions of this process. It grows only by the requested size."""
     info = onnxruntime.OrtMemoryInfo(
         "Cuda", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, device_id, onnxruntime.OrtMemType.DEFAULT
     )

@@ -1,7 +1,7 @@
-"""ONNX -> TensorRT plan. The graph decides what the networks compute in: they are strongly typed.
+"""ONNX -> TensorRT plan. The networks are strongly typed: the graph decides in which precision they compute.
 
-No builder flag chooses a precision, so that one graph builds alike on TensorRT 10 and 11: half
-weights and casts are in the ONNX, and so would be the Q and DQ nodes of INT8 or FP8.
+No builder flag chooses a precision, so the same graph builds alike on TensorRT 10 and 11. Half-precision
+weights and casts are in the ONNX file, and the Q and DQ nodes of INT8 or FP8 would be there too.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from rcnn_backend.errors import RepositoryError
 def build_plan(
     version_dir: Path, profiles: Sequence[Profile], options: PlanOptions, timing_cache: Path | None = None
 ) -> None:
-    """Builds ``model.plan`` from the ``model.onnx`` beside it, and records it in the manifest there.
+    """Builds ``model.plan`` from the ``model.onnx`` in the same folder, and records it in the manifest there.
 
-    A plan that was there stays until the new one is complete.
+    An existing plan stays until the new one is complete.
 
     Args:
-        timing_cache: file that remembers how fast each kernel is; the next build reads it.
+        timing_cache: file that stores how fast each kernel is; the next build reads it.
 
     Raises:
-        RepositoryError: no GPU to build for, or TensorRT refused a layer, a profile or the build; the
-            message has what TensorRT said of it.
+        RepositoryError: there is no GPU to build for, or TensorRT refused a layer, a profile or the build; the
+            message contains TensorRT's reason.
     """
     capabilities = list(options.compute_capabilities) or [find_compute_capability()]
     onnx, log = version_dir / ONNX, ErrorLog()
@@ -41,9 +41,9 @@ def build_plan(
         told = "; ".join(
             f"node {fault.node_name()!r} ({fault.node_operator()}): {fault.desc()}" for fault in faults
         )
-        raise RepositoryError(f"{find_installed()} cannot take {onnx}: {told or log}")
+        raise RepositoryError(f"{find_installed()} cannot parse {onnx}: {told or log}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # FP32 is FP32
+    config.clear_flag(trt.BuilderFlag.TF32)  # compute FP32 in FP32
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
@@ -79,10 +79,10 @@ def build_plan(
 
 
 def check_target(options: PlanOptions) -> None:
-    """Refuses a target that nothing on this machine can build for.
+    """Refuses a target that this machine cannot build for.
 
     Raises:
-        RepositoryError: no GPU, or one was named that this TensorRT does not know.
+        RepositoryError: there is no GPU, or this TensorRT cannot build for a named compute capability.
     """
     if options.compute_capabilities:
         set_target(trt.Builder(ErrorLog()).create_builder_config(), options.compute_capabilities)
@@ -91,7 +91,7 @@ def check_target(options: PlanOptions) -> None:
 
 
 def timing_cache(repository: Path) -> Path | None:
-    """The file in which this TensorRT remembers how fast each kernel is; None for TensorRT-RTX, which times no kernels."""
+    """The file in which this TensorRT stores how fast each kernel is; None for TensorRT-RTX, which times no kernels."""
     installed = find_installed()
     return None if installed.package == "tensorrt_rtx" else repository / f".timing-cache-{installed.version}"
 
@@ -100,14 +100,14 @@ def find_compute_capability(device_id: int = 0) -> str:
     """The compute capability of the GPU here, such as ``8.9``.
 
     Raises:
-        RepositoryError: there is none, or no CuPy to ask it by.
+        RepositoryError: there is no GPU, or no CuPy to query it with.
     """
     try:
         return Gpu(device_id).compute_capability
-    except Exception as error:  # no CuPy, no driver, no device: each with an exception of its own
+    except Exception as error:  # no CuPy, no driver and no device raise different types
         raise RepositoryError(
             f"a plan is built on the GPU that runs it, and none can be used here ({type(error).__name__}: {error}). "
-            "Run it on that machine, with `pip install 'rcnn-backend[gpu]'`"
+            "Build it on the machine with that GPU, after `pip install 'rcnn-backend[gpu]'`"
         ) from error
 
 
@@ -121,7 +121,7 @@ def _add_profiles(
     for number, ranges in enumerate(profiles):
         if set(ranges) != names:
             raise RepositoryError(
-                f"profile {number} is of {sorted(ranges)}, the graph's inputs are {sorted(names)}"
+                f"profile {number} is for the inputs {sorted(ranges)}, but the graph's inputs are {sorted(names)}"
             )
         profile = builder.create_optimization_profile()
         for name, (smallest, best, largest) in ranges.items():

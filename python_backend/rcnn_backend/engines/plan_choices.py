@@ -1,4 +1,4 @@
-"""Which plan was the fastest for each convolution: remembered, and on disk where the host has a cache folder."""
+"""Stores which plan was the fastest for each convolution, also on disk if the host has a cache folder."""
 
 import contextlib
 import json
@@ -15,14 +15,14 @@ FOLDER = "rcnn-backend"
 
 
 class PlanChoices:
-    """The names of the chosen plans, from the file and to it.
+    """The names of the chosen plans, which are read from a file and written to it.
 
-    Convolutions share a choice if they differ only in the number of output pixels, and that by less than a
-    power of two: so pictures of another size need no timing, and batches of 1 and of 8 have plans of their own.
+    Convolutions share a choice if they differ only in the number of output pixels, and if these numbers have the same
+    number of bits. So pictures of a similar size need no new timing, and batches of 1 and of 8 have different plans.
 
     Args:
-        path: a JSON file; None remembers in this process only. A file that cannot be read counts as empty, and
-            one that cannot be written is left alone.
+        path: a JSON file; with None the choices are kept in this process only. A file that cannot be read counts as
+            empty, and one that cannot be written is left unchanged.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -40,7 +40,7 @@ class PlanChoices:
         self._has_new = True
 
     def save(self) -> None:
-        """Adds what is new to the file, if the host lets this process write it."""
+        """Adds the new choices to the file if this process may write it."""
         if not self._has_new or self._path is None:
             return
         self._has_new = False
@@ -50,7 +50,7 @@ class PlanChoices:
             handle, written = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
             with os.fdopen(handle, "w") as file:
                 file.write(text)
-            Path(written).replace(self._path)  # in one step: other processes read it
+            Path(written).replace(self._path)  # atomic, because other processes read the file
 
     def _read(self) -> dict[str, str]:
         if self._path is None:
@@ -63,13 +63,13 @@ class PlanChoices:
 
 
 def cache_path(gpu: str, cudnn_version: int) -> Path | None:
-    """The file for a kind of GPU and a version of cuDNN; None on a host without a home folder.
+    """The file for a GPU model and a version of cuDNN; None on a host without a home folder.
 
-    It lies in ``$XDG_CACHE_HOME/rcnn-backend``, or in ``~/.cache/rcnn-backend``.
+    It is in ``$XDG_CACHE_HOME/rcnn-backend``, or in ``~/.cache/rcnn-backend`` if that variable is not set.
     """
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no HOME and no entry of the user
+    except RuntimeError:  # no HOME, and no entry for the user in the password database
         return None
     kind = re.sub(r"[^A-Za-z0-9]+", "-", gpu)
     return cache / FOLDER / f"convolutions-{kind}-cudnn-{cudnn_version}.json"

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the ranges of input shapes that a TensorRT plan is built for."""
+"""Optimisation profiles: the ranges of input shapes for which a TensorRT plan is built."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,20 +9,20 @@ Shape = tuple[int, ...]
 
 
 class ShapeRange(NamedTuple):
-    """The shapes from ``min`` to ``max``, axis by axis; ``opt`` is the one the plan is fastest at."""
+    """The shapes from ``min`` to ``max``, axis by axis; the plan is tuned for ``opt``."""
 
     min: Shape
     opt: Shape
     max: Shape
 
     def takes(self, shape: Shape) -> bool:
-        """Whether the shape lies within, on every axis."""
+        """Whether the shape is within the range on every axis."""
         return len(shape) == len(self.min) and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
 
     def overlaps(self, other: "ShapeRange") -> bool:
-        """Whether some shape lies within both."""
+        """Whether some shape is within both ranges."""
         starts, ends = zip(self.min, other.min, strict=True), zip(self.max, other.max, strict=True)
         return all(max(low) <= min(high) for low, high in zip(starts, ends, strict=True))
 
@@ -30,14 +30,14 @@ class ShapeRange(NamedTuple):
         return f"{list(self.min)} to {list(self.max)}"
 
 
-Profile = Mapping[str, ShapeRange]  # by the input's name
+Profile = Mapping[str, ShapeRange]  # by input name
 
 
 def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
-    """The number of the first profile that takes all the shapes.
+    """The number of the first profile that accepts all the shapes.
 
     Raises:
-        InvalidInputError: none does; the message has each such tensor with the ranges of all profiles.
+        InvalidInputError: no profile does; the message names each refused tensor with the ranges of all profiles.
     """
     for index, profile in enumerate(profiles):
         if all(profile[name].takes(shape) for name, shape in shapes.items()):
@@ -49,13 +49,13 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> 
             told = ", ".join(f"profile {index}: {range_}" for index, range_ in enumerate(ranges))
             faults.append(f"{name} is {list(shape)}; {told}")
     raise InvalidInputError(
-        f"the TensorRT plan takes no such shape: {'. '.join(faults)}. Send another size or fewer images, or "
+        f"the TensorRT plan does not accept this shape: {'. '.join(faults)}. Send another size or fewer images, or "
         "export again with other --shapes"
     )
 
 
 def to_json(profiles: Sequence[Profile]) -> list[dict[str, list[str]]]:
-    """The form that a manifest keeps: each shape as ``1x3x800x1344``."""
+    """The profiles as a manifest stores them, each shape as ``1x3x800x1344``."""
     return [
         {name: ["x".join(map(str, shape)) for shape in range_] for name, range_ in profile.items()}
         for profile in profiles

@@ -1,4 +1,4 @@
-"""``torch.ops.rcnn.quantize`` on a GPU, by one CUDA kernel. Needs CuPy. To import this module is to register it."""
+"""``torch.ops.rcnn.quantize`` on a GPU, computed by one CUDA kernel. Importing this module registers it. Needs CuPy."""
 
 import numpy as np
 import torch
@@ -8,8 +8,8 @@ from rcnn_backend.engines.convolution import CHANNELS_LAST
 from rcnn_backend.engines.torch_kernels import CPP_TYPES, launch
 
 THREADS = 256
-VALUES = 8  # of a thread
-ALIGNMENT = 16  # bytes: what a thread reads at once
+VALUES = 8  # per thread
+ALIGNMENT = 16  # bytes that a thread reads at once
 
 
 def quantize(x: Tensor, scale: float) -> Tensor:

@@ -1,9 +1,9 @@
-"""Builds the TensorRT plans of a repository again where those there cannot run: ``rcnn-serve --rebuild``.
+"""Rebuilds those TensorRT plans of a repository that cannot run here: ``rcnn-serve --rebuild``.
 
     python -m rcnn_backend.engines.rebuild model_repository [NAME ...]
 
-does it alone, before a ``tritonserver`` that is started otherwise. A process of its own, since one that
-has used a GPU keeps memory on it.
+only rebuilds the plans, for a ``tritonserver`` that is started in another way. This runs in its own process, because
+a process that has used a GPU keeps some of the GPU's memory.
 """
 
 import argparse
@@ -40,7 +40,7 @@ TYPES = {"float32": DataType.TYPE_FP32, "float16": DataType.TYPE_FP16}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when every plan of the served models can run, 1 with the reason on stderr."""
+    """Exit code 0 if every plan of the served models can run; otherwise 1, with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m rcnn_backend.engines.rebuild", description=__doc__)
     parser.add_argument("repository", type=Path)
     parser.add_argument("models", nargs="*", metavar="NAME", help="default: every complete model")
@@ -62,24 +62,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def rebuild_plans(
     repository: Path, models: Sequence[str], compute_capability: str, report: Callable[[str], None]
 ) -> dict[str, ModelConfig]:
-    """Builds each plan again that cannot run on a GPU of ``compute_capability``, such as ``8.9``.
+    """Rebuilds each plan that cannot run on a GPU of ``compute_capability``, such as ``8.9``.
 
     Args:
-        models: those to serve, with their steps; by default every complete model.
+        models: the models to serve; their steps are included. By default every complete model.
         report: called with a line of text about each plan.
 
     Returns:
-        The configs of the models whose plans were built, by their names.
+        The configs of the models whose plans were rebuilt, by model name.
 
     Raises:
-        RepositoryError: there is no graph to build from, or TensorRT cannot build it.
+        RepositoryError: there is no graph to build a plan from, or TensorRT cannot build it.
     """
     rebuilt = {}
     for name, config in _plan_models(repository, models).items():
         version_dir = repository / name / "1"
         record = read_plan_record(version_dir)
         if record is None:
-            report(f"{name}: the plan came without a manifest and stays as it is")
+            report(f"{name}: the plan has no manifest and is left as it is")
             continue
         if not (fault := _find_fault(version_dir, record, compute_capability)):
             report(f"{name}: the plan can run here")
@@ -89,7 +89,7 @@ def rebuild_plans(
                 f"{fault}. But there is no {version_dir / ONNX} to build it from: export again"
             )
         report(f"{fault}\nBuilding {version_dir / PLAN}, which takes minutes")
-        # TensorRT-RTX builds for the GPU it is told, TensorRT for the one it is on.
+        # TensorRT-RTX builds for the GPU that the options name, TensorRT for the GPU that it runs on.
         chosen = (compute_capability,) if record.package == find_installed().package == "tensorrt_rtx" else ()
         options = PlanOptions(record.version_compatible, record.hardware_compatible, chosen)
         build_plan(version_dir, from_json(record.profiles), options, timing_cache(repository))
@@ -98,16 +98,18 @@ def rebuild_plans(
 
 
 def check_config(tensors: Sequence[PlanTensor], profiles: Sequence[Profile], config: ModelConfig) -> None:
-    """Refuses a plan that is not what its ``config.pbtxt`` declares.
+    """Refuses a plan that does not match its ``config.pbtxt``.
 
     Raises:
-        RepositoryError: a tensor is missing, or of another type or shape, or no profile takes the
+        RepositoryError: a tensor is missing or has another type or shape, or no profile accepts the
             largest batch.
     """
     declared = {each.name: (each.data_type, list(each.dims)) for each in (*config.input, *config.output)}
     found = {each.name: (TYPES.get(each.dtype.__name__), list(each.shape[1:])) for each in tensors}
     if set(declared) != set(found):
-        raise RepositoryError(f"{config.name}: the plan has {sorted(found)}, its config {sorted(declared)}")
+        raise RepositoryError(
+            f"{config.name}: the plan has the tensors {sorted(found)}, but its config declares {sorted(declared)}"
+        )
     for name, (data_type, dims) in declared.items():
         own_type, own_dims = found[name]
         fits = len(dims) == len(own_dims) and all(
@@ -115,21 +117,21 @@ def check_config(tensors: Sequence[PlanTensor], profiles: Sequence[Profile], con
         )
         if data_type != own_type or not fits:
             raise RepositoryError(
-                f"{config.name}: {name} is {own_type and DataType.Name(own_type)} {own_dims} in the plan, its config "
+                f"{config.name}: {name} is {own_type and DataType.Name(own_type)} {own_dims} in the plan, but its config "
                 f"declares {DataType.Name(data_type)} {dims}"
             )
     largest = max(range_.max[0] for profile in profiles for range_ in profile.values())
     if largest < config.max_batch_size:
         raise RepositoryError(
-            f"{config.name}: the plan takes batches up to {largest}, its config says {config.max_batch_size}"
+            f"{config.name}: the plan takes batches up to {largest}, but its config says {config.max_batch_size}"
         )
 
 
 def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConfig]:
-    """The steps of the served models that are plans; of all models of the repository if none are named.
+    """The configs of the served models' steps that are plans. By default all models of the repository are served.
 
     Raises:
-        RepositoryError: the repository has no model of a name.
+        RepositoryError: the repository has no model with one of the names.
     """
     configs = read_configs(repository)
     if unknown := [name for name in models if name not in configs]:
@@ -138,7 +140,7 @@ def _plan_models(repository: Path, models: Sequence[str]) -> dict[str, ModelConf
     chosen = set(models or configs)
     for name in models:
         steps = steps_of(detector_of(name, steps_of) or name)
-        if name not in steps:  # a step stands for itself
+        if name not in steps:  # a step that is named itself does not add the others
             chosen.update(steps)
     return {
         name: config for name, config in configs.items() if config.backend == "tensorrt" and name in chosen
@@ -157,10 +159,10 @@ def _find_fault(version_dir: Path, record: PlanRecord, compute_capability: str) 
 
 
 def _verify(repository: Path, detector: str) -> None:
-    """rcnn-verify, where it is installed and has the weights."""
+    """Runs rcnn-verify if it is installed."""
     if importlib.util.find_spec("rcnn_export") is None:
         print(
-            f"{detector}: its plans have the tensors of its configs; rcnn-export is not here to verify more"
+            f"{detector}: its plans match its configs; rcnn-export is not installed, so nothing else is verified"
         )
         return
     command = [
@@ -174,7 +176,7 @@ def _verify(repository: Path, detector: str) -> None:
     ]
     code = subprocess.run([*command, "--engine", "tensorrt"]).returncode
     if code == DIVERGES:
-        raise RepositoryError(f"the rebuilt plans of {detector} do not answer as torchvision does")
+        raise RepositoryError(f"the rebuilt plans of {detector} do not give the same answers as torchvision")
     if code:
         print(f"{detector}: not verified (the line above says why)")
 

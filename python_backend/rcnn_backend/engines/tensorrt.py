@@ -19,7 +19,7 @@ from rcnn_backend.errors import InvalidInputError, RepositoryError
 
 
 class PlanTensor(NamedTuple):
-    """An input or output of a plan; an axis of -1 varies."""
+    """An input or output of a plan; an axis of size -1 varies."""
 
     name: str
     is_input: bool
@@ -30,14 +30,14 @@ class PlanTensor(NamedTuple):
 class TensorRTEngine:
     """``model.plan`` with one execution context for each of its profiles.
 
-    A plan with a manifest beside it is checked by that before TensorRT reads it.
+    If there is a manifest in the same folder, the plan is checked against it before TensorRT reads the plan.
 
     Raises:
         RepositoryError: the plan is not for this TensorRT or this GPU, is broken, is older than
-            its graph, or ``device`` is no GPU; says what was expected and what rebuilds it.
+            its graph, or ``device`` is not a GPU. The message says what was expected and how to rebuild the plan.
     """
 
-    # TensorRT wants a run right before a capture when the shapes of the last run were others.
+    # When the shapes differ from those of the last run, TensorRT needs a run directly before a capture.
     is_capturable = False
 
     def __init__(self, path: Path, device: Device) -> None:
@@ -69,7 +69,7 @@ class TensorRTEngine:
         """Runs one batch.
 
         Raises:
-            InvalidInputError: an input is missing, or of a type or shape that the plan does not take.
+            InvalidInputError: an input is missing, or has a type or shape that the plan does not accept.
         """
         arrays = {tensor.name: self._checked(tensor, inputs) for tensor in self._inputs}
         profile = choose_profile(self.profiles, {name: array.shape for name, array in arrays.items()})
@@ -81,7 +81,9 @@ class TensorRTEngine:
         for tensor in self._outputs:
             shape = tuple(context.get_tensor_shape(tensor.name))
             if min(shape, default=0) < 0:
-                raise RuntimeError(f"{self._path} cannot tell the shape of its output {tensor.name}: {shape}")
+                raise RuntimeError(
+                    f"TensorRT cannot determine the shape of the output {tensor.name} of {self._path}: {shape}"
+                )
             outputs[tensor.name] = self._cupy.empty(shape, tensor.dtype)
             context.set_tensor_address(tensor.name, outputs[tensor.name].data.ptr)
         self._log.errors.clear()
@@ -90,10 +92,10 @@ class TensorRTEngine:
         return outputs
 
     def _checked(self, tensor: PlanTensor, inputs: Mapping[str, Array]) -> Array:
-        """The input as one block of memory."""
+        """The input, in contiguous memory."""
         if tensor.name not in inputs:
             raise InvalidInputError(
-                f"{self._path} needs the input {tensor.name}, it was given {sorted(inputs)}"
+                f"{self._path} needs the input {tensor.name}, but it was given {sorted(inputs)}"
             )
         array = inputs[tensor.name]
         if array.dtype != tensor.dtype:
@@ -104,7 +106,7 @@ class TensorRTEngine:
 
     def _deserialize(self, record: PlanRecord | None) -> trt.ICudaEngine:
         self._runtime = trt.Runtime(self._log)
-        # A version-compatible plan brings the runtime it runs with.
+        # A version-compatible plan contains the runtime that runs it.
         self._runtime.engine_host_code_allowed = record is not None and record.version_compatible
         engine = self._runtime.deserialize_cuda_engine(self._path.read_bytes())
         if engine is None:
@@ -114,7 +116,7 @@ class TensorRTEngine:
         return engine
 
     def _open_context(self, profile: int) -> trt.IExecutionContext:
-        # memory for this profile and not for the largest
+        # allocates memory for this profile, not for the largest one
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         context = self._engine.create_execution_context(strategy)
         if context is None or not context.set_optimization_profile_async(profile, self._device.stream.ptr):
@@ -139,7 +141,7 @@ def list_tensors(engine: trt.ICudaEngine) -> list[PlanTensor]:
 
 
 def list_profiles(engine: trt.ICudaEngine) -> list[Profile]:
-    """The shapes that each profile takes, by input."""
+    """The profiles: the shapes that each one accepts, by input."""
     inputs = [tensor.name for tensor in list_tensors(engine) if tensor.is_input]
     return [
         {

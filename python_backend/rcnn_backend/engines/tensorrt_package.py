@@ -1,9 +1,9 @@
-"""The installed TensorRT, whichever package it comes in. No other module imports one.
+"""The installed TensorRT, from any of its packages. No other module imports these packages.
 
     from rcnn_backend.engines.tensorrt_package import trt
 
-``tensorrt`` builds and runs plans; ``tensorrt_lean`` is its runtime alone. ``tensorrt_rtx`` has the same
-API; it builds without a GPU, plans of its own kind, which run on GeForce and RTX GPUs.
+``tensorrt`` builds and runs plans; ``tensorrt_lean`` is only its runtime. ``tensorrt_rtx`` has the same API and
+builds without a GPU. Its plans have their own format and run on GeForce and RTX GPUs.
 """
 
 import importlib
@@ -39,7 +39,7 @@ else:
 
 
 class ErrorLog(trt.ILogger):
-    """TensorRT's log: keeps its errors, passes its warnings on, drops the rest."""
+    """TensorRT's log: keeps the errors, forwards the warnings and drops the rest."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -56,20 +56,20 @@ class ErrorLog(trt.ILogger):
 
 
 def find_installed() -> InstalledTensorRT:
-    """The package and its version; ``tensorrt_lean`` counts as ``tensorrt``, whose plans it runs."""
+    """The installed package and its version; ``tensorrt_lean`` counts as ``tensorrt``, because it runs the same plans."""
     return InstalledTensorRT(trt.__name__.removesuffix("_lean"), trt.__version__)
 
 
 def set_target(config: Any, compute_capabilities: Sequence[str]) -> None:
-    """Lets a builder's config build for other GPUs than the one here, which only ``tensorrt_rtx`` can.
+    """Makes a builder's config build for other GPUs than the one in this machine. Only ``tensorrt_rtx`` can do this.
 
     Raises:
-        RepositoryError: it cannot, or not for one of these.
+        RepositoryError: the installed TensorRT cannot build for other GPUs, or not for one of these.
     """
     known: Any = getattr(trt, "ComputeCapability", None)
     if known is None:
         raise RepositoryError(
-            f"{find_installed()} builds for the GPU it runs on only: build there, without --compute-capability"
+            f"{find_installed()} builds only for the GPU that it runs on: build there, without --compute-capability"
         )
     config.num_compute_capabilities = len(compute_capabilities)
     for index, capability in enumerate(compute_capabilities):

@@ -1,4 +1,4 @@
-"""Where torch computes for an engine: on the CPU, or on the stream of a step's GPU."""
+"""Makes torch compute on an engine's device: on the CPU, or on a GPU on the step's own stream."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,18 +21,21 @@ class TorchDevice:
         self.target, self.index = torch.device("cpu"), -1
         if isinstance(device, Gpu):
             self.target, self.index = torch.device("cuda", device.device_id), device.device_id
-            # the step's own, for what torch launches
+            # torch launches its kernels on the step's own stream
             self._stream = torch.cuda.ExternalStream(device.stream.ptr, self.target)
             with self.current():  # a pool belongs to torch's current GPU
-                self._graph_memory = torch.cuda.MemPool()  # which torch gives to nobody else
+                self._graph_memory = torch.cuda.MemPool()  # torch uses this memory for nothing else
 
     def current(self) -> contextlib.AbstractContextManager[None]:
-        """While this is entered, the GPU is torch's current one; for the CPU it does nothing."""
+        """A context in which the GPU is torch's current device; for the CPU it does nothing."""
         return torch.cuda.device(self.index)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """While this is entered, torch computes without gradients, on the step's stream and in its own memory."""
+        """A context in which torch computes without gradients and on the step's stream.
+
+        If there are CUDA graphs, torch also allocates from the engine's own memory pool.
+        """
         with torch.inference_mode(), contextlib.ExitStack() as stack:
             if isinstance(self._device, Gpu):
                 stack.enter_context(torch.cuda.stream(self._stream))

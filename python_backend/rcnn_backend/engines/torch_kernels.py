@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rcnn_backend.operators.gpu import kernels
 
-CPP_TYPES = {torch.float32: "float", torch.float16: "Half"}  # the kernels' names
+CPP_TYPES = {torch.float32: "float", torch.float16: "Half"}  # type names in the kernels
 
 
 def launch(
@@ -17,8 +17,8 @@ def launch(
     """Launches the kernel of ``operators/gpu/cuda/<source>.cu`` that the C++ ``expression`` names.
 
     Args:
-        arguments: of the kernel: addresses as int, other numbers as NumPy's scalars.
-        on: a tensor on the GPU that is to run it.
+        arguments: the kernel's arguments: addresses as int, other numbers as NumPy scalars.
+        on: a tensor on the GPU that is to run the kernel.
     """
     stream = torch.cuda.current_stream(on.device).cuda_stream
     with cupy.cuda.Device(on.device.index), cupy.cuda.ExternalStream(stream):

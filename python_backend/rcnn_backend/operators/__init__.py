@@ -1,4 +1,5 @@
-"""What runs between the engines, one concept a file: NumPy and ONNX operators, and in ``gpu/`` those in CuPy and CUDA.
+"""The computations between the engines, one concept per file: in NumPy and OpenVINO here, in CuPy and CUDA in ``gpu/``.
 
-It imports ``contract``, ``devices`` and ``errors``. No Triton and no files enter here.
+This package imports ``contract``, ``devices`` and ``errors``. It does not import Triton, and reads no files except its
+own CUDA sources.
 """

@@ -7,7 +7,7 @@ Float = npt.NDArray[np.float32]
 
 
 def clip_boxes_to_image(boxes: Float, size_hw: Float) -> Float:
-    """Clips boxes [..., 4] to an image of (height, width); x to 0..width, y to 0..height."""
+    """Clips boxes [..., 4] to an image of size (height, width): x to 0..width, y to 0..height."""
     height, width = size_hw
     return boxes.clip(0, np.array([width, height, width, height], np.float32))
 

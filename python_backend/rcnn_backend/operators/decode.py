@@ -1,4 +1,4 @@
-"""A picture as sent, encoded or not -> RGB pixels, with every refusal in plain words."""
+"""A picture as sent, encoded or not -> RGB pixels. Every refusal has a clear message."""
 
 import base64
 import binascii
@@ -20,10 +20,10 @@ from rcnn_backend.operators.sizes import resized_size_hw
 if TYPE_CHECKING:
     from rcnn_backend.operators.gpu.decode import JpegDecoder
 
-# Of one that fills in a large picture scan by scan, a small file keeps a decoder busy for hours.
+# A small JPEG that fills in a large picture scan by scan can keep a decoder busy for hours.
 MAX_JPEG_SCANS = 100
 
-# What turns a stored picture upright, by its EXIF orientation.
+# The transposition that turns a stored picture upright, by EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,7 +34,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What base64 makes of the first bytes of each format. No file of these formats begins so.
+# The first bytes of each format in base64. No file of these formats begins with such bytes itself.
 BASE64_STARTS = (
     b"/9j/",
     b"iVBORw0KGgo",
@@ -48,7 +48,7 @@ BASE64_STARTS = (
 
 
 def from_base64(data: bytes) -> bytes:
-    """The picture file in a text: base64, alone or in a data URL, as JSON carries it. Other bytes stay as they are."""
+    """Decodes a picture file in base64, alone or in a data URL, as it is sent in JSON. Returns other bytes unchanged."""
     text = data.partition(b";base64,")[2] if data.startswith(b"data:") else data
     if not text.startswith(BASE64_STARTS):
         return data
@@ -61,12 +61,12 @@ def from_base64(data: bytes) -> bytes:
 def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
     """Decodes a JPEG, PNG, WebP, TIFF, GIF or BMP to uint8 RGB [H, W, 3].
 
-    EXIF orientation is applied, alpha is dropped, 16 bits keep their upper 8,
-    and of several frames or pages the first is taken. All other metadata is skipped, damaged or not.
+    EXIF orientation is applied, alpha is dropped, 16-bit values keep their upper 8 bits,
+    and only the first of several frames or pages is used. All other metadata is skipped, damaged or not.
 
     Raises:
-        InvalidInputError: not a picture, damaged, more than ``max_image_pixels`` pixels, or a JPEG
-            of more than MAX_JPEG_SCANS scans.
+        InvalidInputError: the bytes are not a picture, or the picture is damaged, has more than
+            ``max_image_pixels`` pixels, or is a JPEG of more than MAX_JPEG_SCANS scans.
     """
     if not data:
         raise InvalidInputError(
@@ -98,7 +98,7 @@ def decode_image(data: bytes, max_image_pixels: int) -> npt.NDArray[np.uint8]:
             f"send the bytes of a picture file, one of {', '.join(FORMATS)}",
             "unknown_format",
         ) from None
-    except Exception as error:  # decoders raise many kinds on damaged files
+    except Exception as error:  # decoders raise many types on damaged files
         raise _damaged(error) from error
 
 
@@ -134,19 +134,19 @@ def _check_num_scans(data: bytes) -> None:
         scans += marker == START_OF_SCAN
         if scans > MAX_JPEG_SCANS:
             raise InvalidInputError(
-                f"the JPEG has more than {MAX_JPEG_SCANS} scans, and usual ones have 10 at most: save it anew",
+                f"the JPEG has more than {MAX_JPEG_SCANS} scans, but usual ones have at most 10: save it again",
                 "too_many_scans",
             )
 
 
 def _most_scans(data: bytes) -> int:
-    """An upper bound of the number of scans; takes a quarter of the time of ``data.count``."""
+    """An upper bound of the number of scans. This takes a quarter of the time of ``data.count``."""
     values = np.frombuffer(data, np.uint8)
     return int(np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == START_OF_SCAN)))
 
 
 class ImageDecoder:
-    """Turns the pictures of several requests into pixels on a step's device.
+    """Decodes the pictures of several requests to pixels on a step's device.
 
     On a GPU, JPEGs are decoded there if nvImageCodec is installed; Pillow decodes everything else.
     """
@@ -157,10 +157,11 @@ class ImageDecoder:
         self._jpeg_decoder = _open_jpeg_decoder(device)
 
     def read_requests(self, requests: Sequence[Mapping[str, Array]]) -> list[list[Array] | InvalidInputError]:
-        """What ``decode_requests`` gives, of requests with one of two tensors.
+        """Like ``decode_requests``, for requests that have one of two tensors.
 
         Args:
-            requests: ``image`` bytes [B, 1], encoded, also in base64, or ``pixels`` uint8 RGB [B, h, w, 3].
+            requests: either ``image``, bytes [B, 1], encoded and possibly in base64, or ``pixels``, uint8 RGB
+                [B, h, w, 3].
         """
         encoded = [
             [from_base64(data) for data in tensors["image"].reshape(-1).tolist()]
@@ -195,7 +196,7 @@ class ImageDecoder:
         return images
 
     def decode_requests(self, requests: Sequence[Sequence[bytes]]) -> list[list[Array] | InvalidInputError]:
-        """The pictures of each request, uint8 RGB [h, w, 3], or the first fault among them."""
+        """The pictures of each request, uint8 RGB [h, w, 3], or the error of its first bad picture."""
         if self._jpeg_decoder:
             everything = [
                 data if self._is_for_decoder(data) else b"" for request in requests for data in request
@@ -209,7 +210,7 @@ class ImageDecoder:
         try:
             _check_num_bytes(data, self._parameters.max_image_bytes)
             _check_num_scans(data)
-        except InvalidInputError:  # _finish tells it
+        except InvalidInputError:  # _finish reports it
             return False
         return True
 

@@ -1,6 +1,6 @@
 """The header's scores and boxes -> final detections.
 
-Shapes: B images, R proposals an image (padded), K foreground classes, D detections an
+Shapes: B images, R proposals per image (padded), K foreground classes, D detections per
 image (padded). Boxes are (x1, y1, x2, y2) in pixels.
 """
 
@@ -29,20 +29,20 @@ class Detections(NamedTuple):
     scores: Float  # [B, D]
     labels: npt.NDArray[np.int64]  # [B, D], 1..K
     num_detections: npt.NDArray[np.int32]  # [B, 1]
-    detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, which heads pool from
-    of_head: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})  # what a head on them answers, by its name
+    detected_boxes: Float | None = None  # [B, D, 4], pixels of the resized images, for the heads
+    of_head: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})  # the answers of a head, by name
 
     @classmethod
     def from_answers(cls, answers: Mapping[str, npt.NDArray[Any]]) -> "Detections":
-        """What clients get, by its name."""
+        """The detections from the answers that clients get, by name."""
         own = {name: array for name, array in answers.items() if name in cls._fields}
         return cls(**own, of_head={name: array for name, array in answers.items() if name not in own})
 
     @classmethod
     def concatenate(cls, parts: Sequence["Detections"]) -> "Detections":
-        """The batches of ``parts`` as one, on the host. All have the same answers.
+        """Joins ``parts``, on the host, into one batch. All parts have the same answers.
 
-        ``detected_boxes`` is left out: what needs it has run.
+        ``detected_boxes`` is left out: the heads, which need it, have already run.
         """
         if len(parts) == 1:
             return parts[0]
@@ -53,12 +53,12 @@ class Detections(NamedTuple):
 
     @property
     def answers(self) -> dict[str, npt.NDArray[Any]]:
-        """What clients get, by its name, as far as it was computed."""
+        """The answers that clients get and that were computed, by name."""
         return {**dict(zip(self._fields[:4], self[:4], strict=True)), **self.of_head}
 
     @property
     def detected_labels(self) -> npt.NDArray[np.int64]:
-        """``labels``, as the steps behind get them."""
+        """``labels``, under the name that later steps use."""
         return self.labels
 
     @property
@@ -100,13 +100,13 @@ def detect(
     Args:
         class_scores: float32 [B, R, K], softmax without the background.
         class_boxes: float32 [B, R, K, 4] in pixels of the resized image.
-        num_proposals: int32 [B, 1], how many of the R are real.
+        num_proposals: int32 [B, 1], how many of the R proposals are real.
         image_sizes: float32 [B, 4]: resized height and width, original height and width.
         parameters: the thresholds of each image, which a request may have overridden.
-        detections_per_img: D, the model's own, which no override exceeds.
+        detections_per_img: D, the model's own value, which no override exceeds.
 
     Returns:
-        The detections without masks. CuPy arrays are computed on their GPU.
+        The detections without masks. For CuPy arrays, they are computed on the arrays' GPU.
     """
     if not isinstance(class_scores, np.ndarray):
         from rcnn_backend.operators.gpu import detections as gpu  # needs CuPy
@@ -139,7 +139,7 @@ def detect(
 def postprocess_detections(
     class_scores: Float, class_boxes: Float, size_hw: Float, parameters: DetectionParameters
 ) -> tuple[Float, Float, npt.NDArray[np.int64]]:
-    """torchvision's RoIHeads.postprocess_detections of one image: boxes [n, 4], scores [n], labels [n]."""
+    """torchvision's RoIHeads.postprocess_detections for one image: boxes [n, 4], scores [n], labels [n]."""
     proposals, classes = np.nonzero(class_scores > np.float32(parameters.score_thresh))
     scores = class_scores[proposals, classes]
     boxes = clip_boxes_to_image(class_boxes[proposals, classes], size_hw)
@@ -157,7 +157,7 @@ def resize_boxes(boxes: Float, image_size: Float) -> Float:
 
 
 def warm_up(parameters: DetectionParameters, device: Device) -> None:
-    """Compiles what ``detect`` runs on a GPU."""
+    """Compiles the kernels that ``detect`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import detections as gpu  # needs CuPy
 
@@ -167,13 +167,13 @@ def warm_up(parameters: DetectionParameters, device: Device) -> None:
 def override(
     parameters: DetectionParameters, request: Mapping[str, Any], *, has_masks: bool = False
 ) -> DetectionParameters:
-    """The parameters with those that a request gives: score_thresh, nms_thresh, detections_per_img.
+    """The parameters, overridden by those in a request: score_thresh, nms_thresh, detections_per_img.
 
     Args:
-        has_masks: whether a request may give mask_thresh, too; it changes nothing here.
+        has_masks: whether a request may also have mask_thresh, which changes nothing here.
 
     Raises:
-        InvalidInputError: a value of the wrong type or out of range, or a mask_thresh for a detector without masks.
+        InvalidInputError: a value has the wrong type or is out of range, or a detector without masks got a mask_thresh.
     """
     changes: dict[str, Any] = {}
     for name in ("score_thresh", "nms_thresh"):
@@ -188,5 +188,5 @@ def override(
                 "request parameter mask_thresh: this detector has no masks; leave it out, or ask a Mask R-CNN",
                 "parameter",
             )
-        read_number(request, "mask_thresh", highest=1.0)  # refused here, whether its step runs or not
+        read_number(request, "mask_thresh", highest=1.0)  # checked even if the mask step does not run
     return dataclasses.replace(parameters, **changes) if changes else parameters

@@ -1,6 +1,6 @@
-"""What lies around a head that runs on the final detections: their RoIAligned features, and the answers from its maps.
+"""The input and output of a head that runs on the final detections: their RoIAligned features, and the head's answers.
 
-Shapes: B images, D detections an image (padded), M detections an image, padded to the next of a few sizes, C
+Shapes: B images, D detections per image (padded), M detections per image, padded to the next of a few sizes, C
 channels, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image.
 """
 
@@ -27,16 +27,17 @@ def pool_detections(
     parameters: HeadParameters,
     pooling: PoolParameters,
 ) -> Array:
-    """RoIAlign of the detections: [B, M, C, *output_size_hw] of the features' type, zero where there is none.
+    """RoIAlign of the detections: [B, M, C, *output_size_hw] of the features' type, zero where there is no detection.
 
-    M is enough for the image with the most detections. It is never 0, so a batch without any costs a row an image.
+    M is enough for the image with the most detections. M is never 0, so a batch without detections costs one row per
+    image.
 
     Args:
         features: pyramid levels, float32 or float16 [B, C, h, w], finest first.
         detected_boxes: float32 [B, D, 4].
         num_detections: int32 [B, 1], on the host.
 
-    CuPy arrays are computed on their GPU.
+    For CuPy arrays, this runs on the arrays' GPU.
     """
     rows = padded_count(int(num_detections.max()), parameters)
     counts = _beside(detected_boxes, num_detections)
@@ -50,14 +51,14 @@ def run_packed(
     num_detections: Counts,
     parameters: HeadParameters,
 ) -> Array:
-    """What a head makes of each detection, image by image: [n, ...], n the detections of all images.
+    """The output of a head for each detection, image by image: [n, ...] for the n detections of all images.
 
-    The head gets them side by side, without regard to their image. So one full image among many costs no more than
-    its own detections.
+    The rows are packed without gaps before the head runs, so a row may move to another image of the batch. That way, one
+    image with many detections does not make the head compute as many rows for all other images.
 
     Args:
-        head: features [B, M, ...] and labels [B, D], of which M count -> [B, M, ...].
-        pooled: what ``pool_detections`` gave.
+        head: features [B, M, ...] and labels [B, D], of which the first M of each image count -> [B, M, ...].
+        pooled: the result of ``pool_detections``.
         labels: int64 [B, D].
         num_detections: int32 [B, 1], on the host.
     """
@@ -65,7 +66,7 @@ def run_packed(
     images, places = np.nonzero(np.arange(rows) < num_detections)
     packed_rows = padded_count(math.ceil(len(images) / batch), parameters)
     packed_size = batch, packed_rows
-    # The first image's first row fills the rest; nobody looks at what the head makes of it.
+    # The first row of the first image fills the rest; the head's output for it is not used.
     filling = np.zeros(batch * packed_rows - len(images), np.int64)
     images_in = _beside(pooled, np.concatenate([images, filling]).reshape(packed_size))
     places_in = _beside(pooled, np.concatenate([places, filling]).reshape(packed_size))
@@ -85,7 +86,7 @@ def real_rows(padded: Array, num_detections: Counts) -> Array:
 
 
 def pad_rows(rows: Array, num_detections: Counts, detections_per_img: int) -> Array:
-    """The rows [n, ...] of a batch's detections, image by image -> [B, D, ...], zero where there is none.
+    """The rows [n, ...] of a batch's detections, image by image -> [B, D, ...], zero where there is no detection.
 
     Args:
         num_detections: int32 [B, 1], on the host; their sum is n.
@@ -98,13 +99,13 @@ def pad_rows(rows: Array, num_detections: Counts, detections_per_img: int) -> Ar
 
 
 class HeadOutput(NamedTuple):
-    """What a head made of the n detections of a batch, and what else its answers are computed from."""
+    """The output of a head for the n detections of a batch, and the other data that its answers are computed from."""
 
     rows: Array  # [n, ...], image by image
     detected_boxes: Array  # float32 [B, D, 4]
     image_sizes: Array  # float32 [B, 4]: resized height and width, original height and width
     num_detections: Counts  # [B, 1], on the host; their sum is n
-    rle_parameters: Sequence[RleParameters] = ()  # of each image, where there are masks
+    rle_parameters: Sequence[RleParameters] = ()  # those of each image, if there are masks
 
     def padded(self, rows: Array) -> Array:
         """Rows [n, ...] -> [B, D, ...]."""
@@ -128,14 +129,15 @@ def answer_keypoints(heatmaps: HeadOutput) -> dict[str, Array]:
     """Heatmaps [n, P, h, w] -> ``keypoints`` [B, D, P, 3] and ``keypoint_scores`` [B, D, P].
 
     Returns:
-        x and y in pixels of the pictures as sent, and visibility, which is 1; the highest value of each heatmap.
+        For each keypoint x and y in pixels of the picture as sent, and the visibility, which is 1. The scores are the
+        highest values of the heatmaps.
     """
     boxes = real_rows(heatmaps.detected_boxes, heatmaps.num_detections)
     keypoints, scores = (heatmaps.padded(rows) for rows in heatmaps_to_keypoints(heatmaps.rows, boxes))
     return {"keypoints": resize_keypoints(keypoints, heatmaps.image_sizes), "keypoint_scores": scores}
 
 
-# What becomes of what a head's engine makes, by the step that does it.
+# The functions that compute the answers from a head's output, by step name.
 ANSWERS: dict[str, Callable[[HeadOutput], dict[str, Array]]] = {
     "masks": answer_masks,
     "rles": answer_rles,
@@ -144,12 +146,12 @@ ANSWERS: dict[str, Callable[[HeadOutput], dict[str, Array]]] = {
 
 
 def padded_count(count: int, parameters: HeadParameters) -> int:
-    """The size that so many detections are padded to."""
+    """The number of rows that ``count`` detections are padded to."""
     return next(size for size in parameters.padded_counts if size >= count)
 
 
 def _beside(array: Array, host: npt.NDArray[Any]) -> Array:
-    """The host's array where ``array`` is."""
+    """The host array ``host``, on the same device as ``array``."""
     if isinstance(array, np.ndarray):
         return host
     import cupy  # optional

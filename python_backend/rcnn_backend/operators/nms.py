@@ -17,8 +17,8 @@ def batched_nms(
 ) -> Indices:
     """torchvision's ``batched_nms``: boxes [n, 4], scores [n], groups [n] -> kept indices, best first.
 
-    Boxes of different groups do not suppress each other. Equal scores keep the order of
-    the input. IoU is computed on the boxes as they are: torchvision's variant for up to
+    Boxes of different groups do not suppress each other. Boxes with equal scores keep the order of
+    the input. IoU is computed on the unchanged boxes. torchvision's variant for up to
     1000 boxes first shifts each group away from the others, which rounds the coordinates.
     """
     if not len(boxes):

@@ -1,4 +1,4 @@
-"""OpenVINO's operators on the CPU as functions: small networks, compiled once and kept."""
+"""OpenVINO's operators on the CPU as functions: small networks that are compiled once and cached."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rcnn_backend.operators.openvino_runtime import compile_network, openvino, opset, run_network
 
 Float = npt.NDArray[np.float32]
-ANY = -1  # a dimension that each run may choose
+ANY = -1  # a dimension that may differ in each run
 
 
 def non_max_suppression(boxes: Float, scores: Float, iou_threshold: float) -> npt.NDArray[np.int32]:
@@ -20,10 +20,10 @@ def non_max_suppression(boxes: Float, scores: Float, iou_threshold: float) -> np
         scores: [G, n]; -inf where there is no box.
 
     Returns:
-        [k, 2], the group and the index of each box that is kept, in any order.
+        [k, 2], the group and the index of each kept box, in any order.
 
-    Greedy: of two boxes whose IoU exceeds the threshold the lower-scored goes; a box
-    already gone suppresses nothing; of equal scores the lower index comes first.
+    The suppression is greedy: if the IoU of two boxes exceeds the threshold, the one with the lower score is removed. A
+    box that has been removed suppresses nothing. Among equal scores, the lower index comes first.
     """
     most = np.array(boxes.shape[1], np.int32)
     inputs = [boxes, scores[:, None], most, _smallest_above(iou_threshold)]
@@ -43,9 +43,9 @@ def roi_align(
 
     Args:
         features: L levels [1, C, h, w].
-        boxes: for each level those that it pools, [n, 4] in pixels; N in all.
-        rows: for each row of ``pooled`` the index of its box among the N, level after level; N for zeros.
-        strides: pixels a cell of each level.
+        boxes: for each level the boxes pooled from it, [n, 4] in pixels; N in all.
+        rows: for each row of ``pooled`` the index of its box among all N, level after level; N for a row of zeros.
+        strides: the size of a cell in pixels, for each level.
         pooled: [R, C, height, width].
     """
     output_size_hw = pooled.shape[2], pooled.shape[3]
@@ -97,7 +97,7 @@ def _roi_align_network(
 
 
 def _channels_last(feature: openvino.Node, channels: int) -> openvino.Node:
-    """A convolution that changes nothing. OpenVINO keeps its output channels-last in memory, and pools from that more
+    """A convolution that changes no value. OpenVINO stores its output in channels-last order, from which it pools more
     than ten times as fast.
     """
     ones = opset.constant(np.ones((channels, 1, 1, 1, 1), np.float32))
@@ -105,15 +105,15 @@ def _channels_last(feature: openvino.Node, channels: int) -> openvino.Node:
 
 
 def _zero_for_each(boxes: openvino.Node) -> openvino.Node:
-    """The index of its image, the only one, for each box [n, 4] -> [n]."""
+    """For boxes [n, 4] the index of each box's image [n], which is 0, because there is only one image."""
     count = opset.gather(opset.shape_of(boxes), opset.constant([0]), opset.constant(0))
     return opset.broadcast(opset.constant(np.int32(0)), count)
 
 
 def _smallest_above(threshold: float) -> npt.NDArray[np.float32]:
-    """The least FP32 number above a threshold: OpenVINO suppresses from its threshold on, torchvision above it.
+    """The smallest FP32 number above a threshold.
 
-    Not subnormal: OpenVINO may take that for zero.
+    OpenVINO suppresses from its threshold on, torchvision only above it. The result is never subnormal, because OpenVINO may treat subnormal numbers as zero.
     """
     above = np.array(threshold, np.float32)
     if float(above) <= threshold:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-# With this package, importing OpenVINO sends a report to its makers and writes into the home folder.
+# If this package can be imported, importing OpenVINO sends a report to its makers and writes to the home folder.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
@@ -21,10 +21,10 @@ Inputs = Mapping[str, npt.NDArray[Any]] | Sequence[npt.NDArray[Any]]
 
 
 def compile_network(network: openvino.Model | bytes, threads: int = 0) -> openvino.CompiledModel:
-    """A network of OpenVINO, or an ONNX file's content, that computes in FP32 whatever the processor prefers.
+    """Compiles an OpenVINO network, or the content of an ONNX file. It computes in FP32, whatever the processor prefers.
 
     Args:
-        threads: for one run; 0 means one for each core that this process may use.
+        threads: how many threads a run uses; 0 means one for each core that this process may use.
 
     Raises:
         RuntimeError: the network cannot be read or compiled.
@@ -44,11 +44,11 @@ def compile_network(network: openvino.Model | bytes, threads: int = 0) -> openvi
 def run_network(
     network: openvino.CompiledModel, inputs: Inputs, output: npt.NDArray[Any] | None = None
 ) -> list[npt.NDArray[Any]]:
-    """One run. No array is copied: the outputs are OpenVINO's memory, which they keep alive.
+    """Runs the network once. No array is copied: the outputs are views of OpenVINO's memory and keep it alive.
 
     Args:
         inputs: by name, or in the network's order.
-        output: memory for the network's only output, in its very shape and type.
+        output: array for the network's only output, with exactly its shape and type.
     """
     request = network.create_infer_request()
     if output is not None:
@@ -59,8 +59,8 @@ def run_network(
 def _average_axis_by_axis(network: openvino.Model) -> None:
     """Splits each mean over several axes into a mean for each axis, with an operator between them.
 
-    OpenVINO adds all elements in a row, and merges means that follow each other. For a million pixels this loses a
-    digit or two, where most are the same.
+    OpenVINO adds all elements one after another, and merges consecutive means. For a million pixels, most of them
+    equal, this loses a digit or two.
     """
     for node in network.get_ops():
         if not _is_mean(node):
@@ -82,7 +82,7 @@ def _average_axis_by_axis(network: openvino.Model) -> None:
 
 
 def _is_mean(node: openvino.Node) -> bool:
-    """Whether it is a mean over axes that are known."""
+    """Whether the node is a mean over axes that are constants."""
     if node.get_type_name() != "ReduceMean":
         return False
     is_known: bool = node.input_value(1).get_node().get_type_name() == "Constant"

@@ -10,7 +10,7 @@ def read_number(request: Mapping[str, Any], name: str, highest: float) -> float:
     """The request parameter ``name``.
 
     Raises:
-        InvalidInputError: it is no number from 0 to ``highest``.
+        InvalidInputError: the value is not a number from 0 to ``highest``.
     """
     try:
         value = float(request[name])

@@ -1,9 +1,9 @@
 """Opens a picture file with Pillow, without the limits that Pillow keeps in global variables.
 
 ``PIL.Image.open`` refuses pictures above ``PIL.Image.MAX_IMAGE_PIXELS``, and texts and profiles above other limits.
-Changing these numbers would change them for the whole process, and the process may be a caller's own. So the files
-are opened here as ``PIL.Image.open`` does it, without their metadata, and the caller checks the size against the
-model's limit before it decodes any pixel.
+These limits apply to the whole process, which may belong to a caller, so they must not be changed. Instead, the files
+are opened here in the same way as in ``PIL.Image.open``, but without their metadata, and the caller checks the size
+against the model's limit before it decodes any pixel.
 """
 
 import io
@@ -15,16 +15,16 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from rcnn_backend.operators.picture_metadata import EXIF_HEADER, without_metadata
 from rcnn_backend.operators.tiff_directory import read_orientation
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # every other decoder is out of a sender's reach
-NUM_SIGNATURE_BYTES = 16  # Pillow recognises a format by them
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # senders cannot use any other decoder
+NUM_SIGNATURE_BYTES = 16  # Pillow recognises a format by these first bytes
 
 
 class _TiffFile(TiffImagePlugin.TiffImageFile):
-    """A TIFF whose memory is there before Pillow would check its size once more."""
+    """A TIFF whose memory is allocated here, so that Pillow does not check its size again."""
 
     def load_prepare(self) -> None:
         if self._im is None:
-            self.im = Image.new(self.mode, self._tile_size, None).im  # None: memory that is not cleared
+            self.im = Image.new(self.mode, self._tile_size, None).im  # None: do not clear the memory
         super().load_prepare()
 
 
@@ -32,16 +32,16 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> ImageFile.Ima
     """Reads a picture file's header; its pixels are decoded when they are first used.
 
     Args:
-        formats: names of Pillow's formats, out of FORMATS.
+        formats: names of Pillow's formats, all from FORMATS.
 
     Returns:
         the picture as it is stored, without its metadata. ``info["orientation"]`` is its EXIF orientation,
         1 to 8, and 1 if it has none that can be read.
 
     Raises:
-        UnidentifiedImageError: the bytes are of none of these formats; its cause is what Pillow said of bytes that
-            start like one of them.
-        Exception: any other that Pillow raises on a damaged file.
+        UnidentifiedImageError: the bytes are not in any of these formats. If they start like one of them, the cause is
+            Pillow's error.
+        Exception: any other exception that Pillow raises on a damaged file.
     """
     Image.preinit()
     fault = None
@@ -51,7 +51,7 @@ def open_picture(data: bytes, formats: Sequence[str] = FORMATS) -> ImageFile.Ima
         opener, accepts = Image.OPEN[name]
         if name == "TIFF":
             opener = _TiffFile
-        if accepts is not None and accepts(data[:NUM_SIGNATURE_BYTES]) is not True:  # a str says why not
+        if accepts is not None and accepts(data[:NUM_SIGNATURE_BYTES]) is not True:  # a str is a refusal
             continue
         try:
             stripped, exif = without_metadata(data, name)

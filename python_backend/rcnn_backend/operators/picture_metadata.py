@@ -1,9 +1,9 @@
-"""Leaves the metadata out of a picture file before Pillow opens it.
+"""Removes the metadata from a picture file before Pillow opens it.
 
-Pillow reads texts, profiles, comments and EXIF before any pixel. A fault there costs the picture, Pillow limits
-their size by global variables of the whole process, and a small file can make it take gigabytes or hours: tags that
-all name the same megabyte, compressed text, a comment in a million blocks. No pixel depends on any of them. So the
-functions here copy what pixels depend on, in one pass over the file, and decompress nothing.
+Pillow reads texts, profiles, comments and EXIF before any pixel. If they are damaged, it refuses the picture. It limits
+their size by global variables of the whole process. And a small file can make it use gigabytes or take hours: with tags
+that all point to the same megabyte, with compressed text, or with a comment in a million blocks. No pixel depends on any
+of this. So the functions here copy only what the pixels depend on, in one pass over the file, and decompress nothing.
 """
 
 import re
@@ -17,7 +17,7 @@ EXIF_HEADER = b"Exif\0\0"
 
 JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 END_OF_IMAGE, START_OF_SCAN, APP1 = 0xD9, 0xDA, 0xE1
-# APP1 to APP15 and the comment, without APP14 (Adobe): it and APP0 (JFIF) tell the colour space.
+# APP1 to APP15 and the comment, without APP14 (Adobe), because APP14 and APP0 (JFIF) determine the colour space.
 JPEG_METADATA = {*range(APP1, 0xEE), 0xEF, 0xFE}
 
 GIF_BLOCK = re.compile(rb"[!,;]")
@@ -25,10 +25,10 @@ GRAPHIC_CONTROL = b"\xf9"
 
 
 def without_metadata(data: bytes, kind: str) -> tuple[bytes, bytes]:
-    """The file without its metadata, and its EXIF block, which is empty if there is none.
+    """The file without its metadata, and its EXIF block, which is empty if the file has none.
 
     Args:
-        kind: Pillow's name of the format. WebP and BMP stay as they are: what Pillow reads of them it only copies.
+        kind: Pillow's name of the format. WebP and BMP are not changed, because Pillow only copies their metadata.
 
     Raises:
         ValueError: the tags of a TIFF claim more bytes than the file has, or one has too many values.
@@ -41,7 +41,7 @@ def without_metadata(data: bytes, kind: str) -> tuple[bytes, bytes]:
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment of a JPEG, to the end of its image."""
     position = 2
-    while found := JPEG_MARKER.search(data, position):  # what follows a scan's header holds none
+    while found := JPEG_MARKER.search(data, position):  # a scan's data contains no such marker
         marker = data[found.start() + 1]
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
         yield marker, found.start(), position
@@ -50,7 +50,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _strip_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    """Leaves out the comments and APP segments in front of the first scan, but for JFIF's and Adobe's."""
+    """Removes the comments and APP segments before the first scan, except for JFIF's and Adobe's."""
     kept, kept_to, exif = [], 0, b""
     for marker, start, end in jpeg_segments(data):
         if marker == START_OF_SCAN:
@@ -65,12 +65,12 @@ def _strip_jpeg(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _strip_png(data: bytes) -> tuple[bytes, bytes]:
-    """Leaves out every ancillary chunk: texts, profiles, transparency, and of an animation all but its first frame."""
+    """Removes every ancillary chunk: texts, profiles, transparency, and all frames of an animation but the first."""
     kept, position, exif = [data[:8]], 8, b""
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, position)
         end = position + 8 + length + 4  # a checksum follows the content
-        if not kind[0] & 0x20:  # ancillary chunks have a name in lower case
+        if not kind[0] & 0x20:  # the names of ancillary chunks start with a lower-case letter
             kept.append(data[position:end])
         elif kind == b"eXIf" and not exif:
             checksum = zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big")
@@ -80,7 +80,7 @@ def _strip_png(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _strip_gif(data: bytes) -> tuple[bytes, bytes]:
-    """Leaves out every extension in front of the first picture, but for the number of its transparent colour."""
+    """Removes every extension before the first picture, except for the index of its transparent colour."""
     position = 13 + ((3 << (data[10] & 7) + 1) if data[10] & 0x80 else 0)
     header, transparency = data[:position], b""
     while (found := GIF_BLOCK.search(data, position)) and found.group() == b"!":

@@ -1,6 +1,6 @@
 """Pixels -> the RPN's input: resize, normalise, pad; torchvision's GeneralizedRCNNTransform.
 
-Shapes: B images, h x w an image as sent, H x W the padded batch. Sizes are (height, width).
+Shapes: B images; an image as sent has h x w pixels, the padded batch H x W. Sizes are (height, width).
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def preprocess(
 
     Args:
         images: B uint8 RGB arrays [h, w, 3] of any sizes.
-        dtype: of ``input``, float32 or float16.
+        dtype: the type of ``input``, float32 or float16.
 
     Returns:
-        ``input`` [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw``
-        says; ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
+        ``input`` [B, 3, H, W], zero outside each image, with H and W from ``padded_size_hw``;
+        and ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
 
     Raises:
-        InvalidInputError: an image too elongated to be resized.
+        InvalidInputError: an image is too elongated to be resized.
     """
     if not isinstance(images[0], np.ndarray):
         from rcnn_backend.operators.gpu.preprocess import preprocess as preprocess_on_gpu  # needs CuPy
@@ -53,11 +53,11 @@ def preprocess_requests(
 ) -> list[tuple[Array, Array]]:
     """Preprocesses each request's images, with one call for all requests that get the same H and W.
 
-    Taken together, the images of such requests get that H and W too: they fit into it, and
-    a smaller size that held them all would have been each request's own.
+    The images of such requests get this H and W together, too: all of them fit into it, and each request
+    would have got a smaller size if one were large enough for all.
 
     Raises:
-        InvalidInputError: an image too elongated to be resized.
+        InvalidInputError: an image is too elongated to be resized.
     """
     results = {}
     for indices in group_by_size(requests, parameters):
@@ -72,7 +72,7 @@ def preprocess_requests(
 
 
 def warm_up(parameters: PreprocessParameters, device: Device, dtype: npt.DTypeLike = np.float32) -> None:
-    """Compiles what ``preprocess`` runs on a GPU."""
+    """Compiles the kernel that ``preprocess`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import preprocess as gpu  # needs CuPy
 
@@ -95,10 +95,10 @@ def resize(image: npt.NDArray[np.uint8], size_hw: tuple[int, int]) -> Float:
 
 
 def source_pixels(size: int, resized: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float]:
-    """For each of ``resized`` pixels: the two source pixels it lies between and the second's weight.
+    """For each of ``resized`` pixels: the two nearest source pixels and the weight of the second.
 
-    torch's area_pixel_compute_source_index with its float32 scale and one rounding
-    (a fused multiply-add), so that the weights are torch's to the bit.
+    Follows torch's area_pixel_compute_source_index with its float32 scale and a single rounding
+    (a fused multiply-add), so that the weights are bit-identical to torch's.
     """
     scale = np.float64(np.float32(size) / np.float32(resized))
     position = (scale * (np.arange(resized) + 0.5) - 0.5).astype(np.float32).clip(min=0)

@@ -1,6 +1,6 @@
 """The RPN's boxes -> proposals and their RoIAligned features.
 
-Shapes: B images, N anchors kept an image, R proposals an image (padded), C channels.
+Shapes: B images, N kept anchors per image, R proposals per image (padded), C channels.
 Boxes are (x1, y1, x2, y2) in pixels of the resized image.
 """
 
@@ -41,7 +41,7 @@ def propose(
         features: pyramid levels, float32 or float16 [B, C, h, w], finest first.
         image_sizes: float32 [B, 4], of which the first two are the resized height and width.
 
-    CuPy arrays are computed on their GPU, where R is always the last of ``padded_counts``.
+    For CuPy arrays, this runs on the arrays' GPU, and R is always the last of ``padded_counts``.
     """
     if not isinstance(rpn_boxes, np.ndarray):
         from rcnn_backend.operators.gpu import proposals as gpu  # needs CuPy
@@ -61,7 +61,7 @@ def propose(
 
 
 def filter_proposals(rpn_boxes: Float, size_hw: Float, parameters: ProposalParameters) -> Float:
-    """torchvision's RegionProposalNetwork.filter_proposals of one image: [N, 6] -> [n, 4], best first."""
+    """torchvision's RegionProposalNetwork.filter_proposals for one image: [N, 6] -> [n, 4], best first."""
     scores, boxes, levels = rpn_boxes[:, 0], rpn_boxes[:, 1:5], rpn_boxes[:, 5]
     boxes = clip_boxes_to_image(boxes, size_hw)
     keep = is_large_enough(boxes, parameters.min_box_size) & (scores >= np.float32(parameters.score_thresh))
@@ -74,7 +74,7 @@ def filter_proposals(rpn_boxes: Float, size_hw: Float, parameters: ProposalParam
 
 
 def warm_up(parameters: ProposalParameters, pooling: PoolParameters, device: Device) -> None:
-    """Compiles what ``propose`` runs on a GPU."""
+    """Compiles the kernels that ``propose`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import proposals as gpu  # needs CuPy
 

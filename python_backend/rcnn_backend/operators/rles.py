@@ -1,9 +1,9 @@
 """The masks of detections, pasted into their pictures, as COCO's compressed run-length codes.
 
-Shapes: B images, D detections an image (padded), n detections of one image, h x w one mask, E edges of one mask.
+Shapes: B images, D detections per image (padded), n detections in one image; a mask has h x w values and E edges.
 
-An edge is where a mask begins or ends in the column-by-column order of a picture's pixels: the number of the pixel before
-which it lies. The picture itself is never made.
+The pixels of a picture are numbered column by column. An edge is the number of a pixel at which a mask begins, or of the
+first pixel after the mask. The pasted picture itself is never made.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from rcnn_backend.operators.overrides import read_number
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int64]
-PADDING = 1  # zeros around a mask, as in torchvision's RoIHeads
-ROUNDING = 1e-5  # an interpolated value may be this much above or below the two values that it lies between
+PADDING = 1  # width of the border of zeros around a mask, as in torchvision's RoIHeads
+ROUNDING = 1e-5  # an interpolated value may exceed the range of its two source values by this much
 
 
 def encode_rles(
@@ -37,14 +37,14 @@ def encode_rles(
     Args:
         masks: float16 [B, M, h, w], probabilities in the frame of each box; M is enough for the image with the most
             detections. CuPy arrays are pasted on their GPU.
-        detected_boxes: float32 [B, D, 4], x1, y1, x2, y2 in pixels of the resized images; on the host, as are the
-            next two.
+        detected_boxes: float32 [B, D, 4], x1, y1, x2, y2 in pixels of the resized images; on the host, like the
+            next two arguments.
         num_detections: int32 [B, 1].
         image_sizes: float32 [B, 4]: resized height and width, height and width as sent.
         parameters: the threshold of each image.
 
     Returns:
-        bytes [B, D]: ``counts`` of masks of the size of the picture as sent; empty from ``num_detections`` on.
+        bytes [B, D]: ``counts`` of masks that have the size of the picture as sent; empty from ``num_detections`` on.
     """
     rles = np.full(detected_boxes.shape[:2], b"", np.object_)
     for image, count in enumerate(num_detections[:, 0].tolist()):
@@ -75,7 +75,7 @@ def paste_masks(
 
 
 def expand_boxes(boxes: Float, mask_width: int) -> Int:
-    """The frames of padded masks [n, 4]: the boxes, larger about their centres, in whole pixels (truncated)."""
+    """The frames of padded masks [n, 4]: the boxes, enlarged about their centres and truncated to whole pixels."""
     scale = np.float32((mask_width + 2 * PADDING) / mask_width)
     first, second = boxes[:, :2], boxes[:, 2:]
     half, centre = (second - first) * np.float32(0.5), (second + first) * np.float32(0.5)
@@ -88,9 +88,9 @@ def find_edges(
 ) -> Int:
     """The edges [E] of one mask [h, w].
 
-    The pixels between two rows of the mask form a strip. A pixel's value lies between the interpolated values above and
-    below it. So most columns of a strip are above or below the threshold as a whole, and only the others are
-    interpolated.
+    The pixels between two rows of the mask form a strip. A pixel's value is between the interpolated values above and
+    below it. So in most columns of a strip, all pixels are on the same side of the threshold. Only the other columns
+    are interpolated.
     """
     x1, y1, x2, y2 = frame.tolist()
     padded = np.pad(mask.astype(np.float32), PADDING)  # [h + 2, w + 2]
@@ -129,18 +129,18 @@ def find_edges(
 
 
 class _Axis(NamedTuple):
-    """Where the pixels of one axis lie between the values of a mask."""
+    """The positions of the pixels of one axis between the values of a mask."""
 
     start: int  # the first pixel, in the picture
-    before: Int  # [pixels], ascending
-    after: Int  # [pixels]
-    weight: Float  # [pixels], of the value after
+    before: Int  # [pixels], index of the value before each pixel, ascending
+    after: Int  # [pixels], index of the value after it
+    weight: Float  # [pixels], weight of the value after it
 
 
 def _sample(first: int, last: int, size: int, num_values: int) -> _Axis:
-    """The pixels from ``first`` to ``last``, cut to the picture, between ``num_values`` values.
+    """The positions of the pixels from ``first`` to ``last``, clipped to the picture, between ``num_values`` values.
 
-    torch's ``area_pixel_compute_source_index`` with its float32 scale and one rounding.
+    Follows torch's ``area_pixel_compute_source_index`` with its float32 scale and a single rounding.
     """
     count = max(last - first + 1, 1)
     start, stop = max(first, 0), min(first + count, size)
@@ -152,21 +152,23 @@ def _sample(first: int, last: int, size: int, num_values: int) -> _Axis:
 
 
 def _between(before: Float, after: Float, weight: Float) -> Float:
-    """The mean of two values, weighted, rounded as by torch with a fused multiply-add."""
+    """The weighted mean of two values, rounded as in torch, with a fused multiply-add."""
     share = (1 - weight).astype(np.float64)
     return (before * share + after * weight).astype(np.float32)
 
 
 def run_lengths(edges: Int, num_pixels: int) -> Int:
-    """The lengths of the runs outside and inside the mask by turns, the first one outside."""
-    # Where a mask goes on from the end of a column to the next, it ends and begins at the same pixel.
+    """The lengths of the runs, alternately outside and inside the mask, starting outside."""
+    # A mask that continues from the end of a column into the next one ends and begins at the same pixel.
     ends, times = np.unique(edges, return_counts=True)
     lengths = np.diff(ends[times == 1], prepend=0, append=num_pixels)
     return lengths[:-1] if len(lengths) > 1 and lengths[-1] == 0 else lengths
 
 
 def compress(lengths: Int) -> bytes:
-    """COCO's text of run lengths: from the fourth on less that two before, 5 bits a character, the lowest first."""
+    """COCO's text for run lengths. From the fourth length on, the length two places before is subtracted. A character
+    holds 5 bits, the lowest bits first.
+    """
     rest = lengths.astype(np.int64)
     rest[3:] -= lengths[1:-2]
     digits = []
@@ -181,7 +183,7 @@ def compress(lengths: Int) -> bytes:
 
 
 def warm_up(device: Device) -> None:
-    """Compiles what ``encode_rles`` runs on a GPU."""
+    """Compiles the kernels that ``encode_rles`` runs on a GPU."""
     if device.is_gpu:
         from rcnn_backend.operators.gpu import rles as gpu  # needs CuPy
 
@@ -189,10 +191,10 @@ def warm_up(device: Device) -> None:
 
 
 def override(parameters: RleParameters, request: Mapping[str, Any]) -> RleParameters:
-    """The parameters with the ``mask_thresh`` of a request.
+    """The parameters, with the ``mask_thresh`` of a request if it has one.
 
     Raises:
-        InvalidInputError: a value of the wrong type or out of range.
+        InvalidInputError: the value has the wrong type or is out of range.
     """
     if "mask_thresh" not in request:
         return parameters

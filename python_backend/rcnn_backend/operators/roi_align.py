@@ -1,6 +1,6 @@
 """RoIAlign over a feature pyramid: torchvision's MultiScaleRoIAlign.
 
-Shapes: B images, R RoIs an image, C channels, L levels. Boxes are (x1, y1, x2, y2) in
+Shapes: B images, R RoIs per image, C channels, L levels. Boxes are (x1, y1, x2, y2) in
 pixels of the resized image.
 """
 
@@ -18,17 +18,17 @@ LEVEL_EPS = np.float32(1e-6)
 
 
 def assign_levels(boxes: Float, parameters: PoolParameters) -> npt.NDArray[np.int64]:
-    """The pyramid level [n] each box [n, 4] is pooled from, 0 the finest (FPN paper, equation 1).
+    """The pyramid level [n] from which each box [n, 4] is pooled; 0 is the finest (FPN paper, equation 1).
 
-    A box without area goes to the finest level. So does one with a negative side, for which torchvision gives zeros:
-    no operator before makes such a box.
+    A box without area is pooled from the finest level. The same is true for a box with a negative side, for which
+    torchvision gives zeros; no preceding operator makes such a box.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         size = np.sqrt(box_area(boxes))
         relative = np.log2(size / np.float32(parameters.canonical_scale))
     level = np.floor(np.float32(parameters.canonical_level) + relative + LEVEL_EPS)
     finest, coarsest = np.log2([parameters.feature_strides[0], parameters.feature_strides[-1]])
-    clipped = np.fmin(np.fmax(level, finest), coarsest)  # of NaN the finest
+    clipped = np.fmin(np.fmax(level, finest), coarsest)  # NaN becomes the finest level
     levels: npt.NDArray[np.int64] = (clipped - finest).astype(np.int64)
     return levels
 
@@ -43,12 +43,12 @@ def multi_scale_roi_align(
 
     Args:
         features: L float32 or float16 arrays [B, C, h, w], finest first.
-        proposals: float32 [B, R, 4], of which image b has ``num_proposals[b]``.
+        proposals: float32 [B, R, 4], of which the first ``num_proposals[b]`` of image b are real.
 
     Returns:
         [B, R, C, *output_size_hw] of the features' type, zero where there is no proposal.
 
-    CuPy arrays are computed on their GPU.
+    For CuPy arrays, this runs on the arrays' GPU.
     """
     if not isinstance(proposals, np.ndarray):
         from rcnn_backend.operators.gpu import roi_align as gpu  # needs CuPy

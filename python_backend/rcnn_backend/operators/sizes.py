@@ -9,7 +9,7 @@ from rcnn_backend.errors import InvalidInputError
 
 
 def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) -> tuple[int, int]:
-    """The short side becomes ``min_size`` unless the long one would exceed ``max_size``."""
+    """The resized size: the short side becomes ``min_size``, unless the long one would then exceed ``max_size``."""
     if parameters.fixed_size_hw is not None:
         height, width = parameters.fixed_size_hw
         return height, width
@@ -25,10 +25,10 @@ def resized_size_hw(size_hw: Sequence[int], parameters: PreprocessParameters) ->
 
 
 def padded_size_hw(sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessParameters) -> tuple[int, int]:
-    """H and W of a batch of images of the resized ``sizes_hw``.
+    """H and W of a batch of images whose resized sizes are ``sizes_hw``.
 
-    The smallest area of ``padded_sizes_hw`` that holds them all, the first of equal ones;
-    where none does, the largest sides rounded up to ``size_divisible``, as torchvision pads.
+    This is the size in ``padded_sizes_hw`` with the smallest area that holds all images, the first among equal areas.
+    If none holds them all, it is the largest sides rounded up to a multiple of ``size_divisible``, as in torchvision.
     """
     divisor = parameters.size_divisible
     height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*sizes_hw, strict=True))
@@ -42,7 +42,7 @@ def batch_size_hw(images: Sequence[Array], parameters: PreprocessParameters) -> 
 
 
 def group_by_size(requests: Sequence[Sequence[Array]], parameters: PreprocessParameters) -> list[list[int]]:
-    """Groups the requests, by index, whose images get the same H and W."""
+    """The indices of the requests, grouped so that all images of a group get the same H and W."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, images in enumerate(requests):
         groups.setdefault(batch_size_hw(images, parameters), []).append(index)

@@ -96,10 +96,10 @@ def test_plans_have_the_tensors_and_shapes_of_their_configs(plan_repository: Pat
         (lambda config: config.input.add(name="more"), "digits_header: the plan has .* its config .*'more'"),
         (
             lambda config: setattr(config.input[0], "data_type", DataType.TYPE_FP32),
-            r"roialigned_feature is TYPE_FP16 \[-1, 64, 7, 7\] in the plan, its config declares TYPE_FP32",
+            r"roialigned_feature is TYPE_FP16 \[-1, 64, 7, 7\] in the plan, but its config declares TYPE_FP32",
         ),
         (lambda config: config.input[0].dims.__setitem__(1, 65), r"declares TYPE_FP16 \[-1, 65, 7, 7\]"),
-        (lambda config: setattr(config, "max_batch_size", 9), "takes batches up to 8, its config says 9"),
+        (lambda config: setattr(config, "max_batch_size", 9), "takes batches up to 8, but its config says 9"),
     ],
 )
 def test_a_plan_unlike_its_config(
@@ -123,7 +123,7 @@ def test_a_plan_unlike_its_config(
         ),
         (
             "g (float[n, 4] x) => (float[n, 4] y) { [odd_one] y = Celux (x) }",
-            r"cannot take .*'odd_one' \(Celux\)",
+            r"cannot parse .*'odd_one' \(Celux\)",
         ),
     ],
 )
@@ -149,7 +149,8 @@ def test_profiles_of_other_inputs_and_unknown_gpus_are_refused(editable: Path) -
     version_dir = editable / "digits_header" / "1"
     profile = {"x": ShapeRange((1,), (1,), (1,))}
     with pytest.raises(
-        RepositoryError, match=r"profile 0 is of \['x'\], the graph's inputs are \['proposals', "
+        RepositoryError,
+        match=r"profile 0 is for the inputs \['x'\], but the graph's inputs are \['proposals', ",
     ):
         build_plan(version_dir, [profile], PlanOptions(compute_capabilities=("8.9",)))
     with pytest.raises(RepositoryError, match=r"cannot build for compute capability 9\.0: it knows SM.*SM89"):

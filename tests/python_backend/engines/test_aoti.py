@@ -1,4 +1,4 @@
-"""Where AOTInductor packages and their memory lie; torch's calls for a GPU are replaced."""
+"""On which GPU AOTInductor packages and their memory are; torch's GPU calls are replaced by fakes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from rcnn_backend.engines.aoti import TorchEngine
 def test_a_package_and_its_memory_lie_on_the_gpu_of_the_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device_id: int
 ) -> None:
-    """Whichever GPU is torch's current one, which stays what it was."""
+    """Whichever GPU is torch's current one; the current GPU does not change."""
     current, made = [0], []
 
     @contextmanager

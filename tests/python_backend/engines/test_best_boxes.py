@@ -1,4 +1,4 @@
-"""The choice and decoding of the best anchors as one operator of torch, and what a GPU is given for it."""
+"""The choice and decoding of the best anchors as one torch operator, and the kernel launches for it on a GPU."""
 
 import math
 import struct
@@ -33,7 +33,7 @@ def random_call(
 
 
 def test_by_hand() -> None:
-    logits = torch.tensor([[[[0.0, 2.0], [-1.0, 1.0]]]])  # one anchor a cell
+    logits = torch.tensor([[[[0.0, 2.0], [-1.0, 1.0]]]])  # one anchor per cell
     deltas = torch.zeros(1, 4, 2, 2)
     deltas[0, :, 0, 1] = torch.tensor([1.0, 0.5, math.log(2), 100.0])
     cells = torch.tensor([[-4.0, -2.0, 4.0, 2.0]])
@@ -41,7 +41,7 @@ def test_by_hand() -> None:
         [logits], [deltas], [cells], 32, 64, 2, [1.0, 2.0, 1.0, 1.0], math.log(3)
     )
     expected = [
-        # the cell at (32, 0): its centre moves by a width and a quarter of a height; twice as wide, three times as high
+        # the cell at (32, 0): its centre moves by a width and a quarter of a height; it gets twice as wide, three times as high
         [1 / (1 + math.exp(-2)), 40 - 8, 1 - 6, 40 + 8, 1 + 6, 0],
         [1 / (1 + math.exp(-1)), 32 - 4, 16 - 2, 32 + 4, 16 + 2, 0],
     ]
@@ -66,7 +66,7 @@ def test_equals_torchvisions_decoding(dtype: torch.dtype, weights: Any, top_n: i
 def on_gpu(
     load_with_fakes: Callable[[str, dict[str, Any]], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """The operator for GPUs on the CPU; ``launched`` holds the kernel, the grid and the arguments of each launch."""
+    """The GPU operator, run on the CPU; ``launched`` holds the kernel, the grid and the arguments of each launch."""
     launched: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
 
     def launch(
@@ -82,7 +82,7 @@ def on_gpu(
         launched.append((expression, grid, arguments))
 
     types = {torch.float32: "float", torch.float16: "Half"}
-    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # none for CUDA after the test
+    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # registers nothing for CUDA beyond the test
     fakes = {"rcnn_backend.engines.torch_kernels": SimpleNamespace(CPP_TYPES=types, launch=launch)}
     module = load_with_fakes("rcnn_backend.engines.best_boxes_gpu", fakes)
     return SimpleNamespace(run=module._best_boxes_on_gpu, launched=launched)
@@ -100,7 +100,7 @@ def test_three_launches_for_all_levels_and_images(on_gpu: Any) -> None:
     assert rpn_boxes == found.data_ptr()
     table = levels.tobytes()
     assert [LEVEL.unpack_from(table, 64 * level)[3:] for level in range(4)] == [
-        # anchors, a cell's, cells a row, stride y and x, kept, first tile, row and word
+        # anchors, anchors per cell, cells per row, stride y and x, kept, first tile, row and word
         (360, 3, 12, 8, 8, 40, 0, 0, 0, 0),
         (90, 3, 6, 16, 16, 40, 1, 40, 360, 0),
         (27, 3, 3, 26, 32, 27, 2, 80, 450, 0),

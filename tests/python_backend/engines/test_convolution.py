@@ -1,4 +1,4 @@
-"""The operator of fused convolutions by torch's own operators, and what is remembered of its plans."""
+"""The operator for fused convolutions, computed with torch's own operators, and the stored choices of its plans."""
 
 import json
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_the_file_gathers_what_several_processes_choose(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["plans.json"]
     path.unlink()
     first.save()
-    assert not path.exists()  # nothing is new
+    assert not path.exists()  # there are no new choices
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\udc80"])

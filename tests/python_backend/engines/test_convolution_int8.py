@@ -1,4 +1,4 @@
-"""The operators of INT8 by torch's own operators: whole numbers by hand, rounding, clamping, exact sums, tracing."""
+"""The INT8 operators, computed with torch's own operators: values by hand, rounding, clamping, exact sums, tracing."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ convolution_int8, quantize = torch.ops.rcnn.convolution_int8, torch.ops.rcnn.qua
 
 
 def int8(*values: int) -> Tensor:
-    """One pixel of so many channels, [1, C, 1, 1]."""
+    """One pixel with one channel for each value, [1, C, 1, 1]."""
     return torch.tensor(values, dtype=INT8)[None, :, None, None]
 
 

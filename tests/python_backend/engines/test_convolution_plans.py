@@ -1,4 +1,4 @@
-"""How the plan of a convolution is chosen; cuDNN and the GPU are replaced."""
+"""How the plan of a convolution is chosen; cuDNN and the GPU are replaced by fakes."""
 
 import importlib
 import sys
@@ -25,7 +25,7 @@ CALL = Convolution.of(*TENSORS, *GEOMETRY, True)
 
 
 class GraphOfPlans:
-    """In the place of CudnnGraph: plans by name, with the milliseconds that each takes, None for one that cannot run."""
+    """Replaces CudnnGraph: plans by name, with the milliseconds that each takes, or None for one that cannot run."""
 
     plans: dict[str, float | None] = {}  # noqa: RUF012
     built: list[str] = []  # noqa: RUF012
@@ -51,7 +51,7 @@ class GraphOfPlans:
 
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """ConvolutionPlans on the CPU, and how to make them anew."""
+    """The module with ConvolutionPlans, changed so that it works on the CPU."""
     frontend = ModuleType("cudnn")
     notes = "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"
     frontend.numerical_note = SimpleNamespace(**dict.fromkeys(notes, 0))  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     frontend.set_stream = lambda handle, stream: None  # type: ignore[attr-defined]
     frontend.backend_version = lambda: 91900  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cudnn", frontend)
-    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # none for CUDA after the test
+    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # registers nothing for CUDA beyond the test
     for name in MODULES:
         monkeypatch.delitem(sys.modules, f"{LAYER}.{name}", raising=False)
     module = importlib.import_module(f"{LAYER}.convolution_plans")
@@ -94,7 +94,8 @@ def test_the_fastest_plan_is_taken_and_known_by_its_name(plans: Any) -> None:
     GraphOfPlans.plans = {"slow": 9.0, "broken": None, "fast": 1.0, "medium": 2.0}
     made = run(plans)
     assert made.choices.get(CALL) == "fast"
-    assert GraphOfPlans.built == ["slow", "broken", "fast", "medium", "fast"]  # at last by itself
+    # The chosen plan is built again, in its own graph.
+    assert GraphOfPlans.built == ["slow", "broken", "fast", "medium", "fast"]
     run(plans, made)  # no plan is built again
     assert len(GraphOfPlans.built) == 5
 
@@ -103,7 +104,7 @@ def test_a_new_process_builds_only_the_plan_that_was_chosen(plans: Any) -> None:
     GraphOfPlans.plans = {"slow": 9.0, "fast": 1.0}
     run(plans).choices.save()
     GraphOfPlans.built.clear()
-    GraphOfPlans.plans = {"new": 0.5, "fast": 1.0, "slow": 9.0}  # in whatever order
+    GraphOfPlans.plans = {"new": 0.5, "fast": 1.0, "slow": 9.0}  # the order does not matter
     run(plans)
     assert GraphOfPlans.built == ["fast"]
 
@@ -122,7 +123,7 @@ def test_torchs_operators_run_where_they_are_faster_or_alone(plans: Any) -> None
 
 
 def test_only_the_first_plans_that_run_are_timed(plans: Any) -> None:
-    most = plans.MAX_TIMED - 1  # and torch's own
+    most = plans.MAX_TIMED - 1  # one more is torch's own
     GraphOfPlans.plans = {"broken": None} | {f"plan {index}": 4.0 - index / 10 for index in range(most + 5)}
     assert run(plans).choices.get(CALL) == f"plan {most - 1}"
     assert GraphOfPlans.built == ["broken", *(f"plan {index}" for index in range(most)), f"plan {most - 1}"]

@@ -1,4 +1,4 @@
-"""Pooling and upsampling as operators of torch: values, traced shapes, and what a GPU launches for them."""
+"""Pooling and upsampling as torch operators: values, traced shapes, and the kernel launches for them on a GPU."""
 
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -53,7 +53,7 @@ def test_upsamples_as_torch(dtype: torch.dtype, size_hw: tuple[int, int]) -> Non
 def on_gpu(
     load_with_fakes: Callable[[str, dict[str, Any]], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """The module for GPUs on the CPU; ``launched`` holds the kernel, the grid and the numbers of each launch."""
+    """The GPU module, run on the CPU; ``launched`` holds the kernel, the grid and the numbers of each launch."""
     launched: list[tuple[str, tuple[int, ...], list[float]]] = []
 
     def launch(
@@ -68,7 +68,7 @@ def on_gpu(
         launched.append((expression, grid, [number.item() for number in arguments[2:]]))
 
     types = {torch.float32: "float", torch.float16: "Half"}
-    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # none for CUDA after the test
+    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # registers nothing for CUDA beyond the test
     fakes = {"rcnn_backend.engines.torch_kernels": SimpleNamespace(CPP_TYPES=types, launch=launch)}
     module = load_with_fakes("rcnn_backend.engines.feature_maps_gpu", fakes)
     return SimpleNamespace(pool=module._max_pool_on_gpu, upsample=module._upsample_on_gpu, launched=launched)

@@ -1,4 +1,4 @@
-"""Which batches run call by call and which as CUDA graphs; NumPy and a stream that records take CuPy's place."""
+"""Which batches run as CUDA graphs and which without; NumPy and a stream that records replace CuPy."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ import pytest
 
 
 class CudaError(RuntimeError):
-    """What CuPy raises for an error of CUDA."""
+    """The exception that CuPy raises for a CUDA error."""
 
 
 class Stream:
-    """Runs what is launched on it at once, or records it for a graph."""
+    """Runs launched work immediately, or records it for a graph."""
 
     def __init__(self) -> None:
         self.recorded: list[Callable[[], None]] | None = None
@@ -39,7 +39,7 @@ class Stream:
 
 
 class Doubling:
-    """Doubles an array; its capture fails for the lengths in ``refused``, of which the stream hears or not."""
+    """Doubles an array. Its capture fails for lengths in ``refused``, and makes the stream invalid if ``is_heard``."""
 
     def __init__(self, stream: Stream, refused: Sequence[int] = (), is_heard: bool = True) -> None:
         self.stream, self.refused, self.is_heard = stream, refused, is_heard
@@ -81,7 +81,7 @@ def graphs(load_with_fakes: Callable[[str, dict[str, Any]], ModuleType], stream:
 
 
 def feed(cache: Any, *lengths: int) -> None:
-    """Checks the answers to batches of these lengths, each with numbers of its own."""
+    """Checks the answers to batches of these lengths, each with different numbers."""
     for number, length in enumerate(lengths):
         array = np.arange(length, dtype=np.float32) + number
         np.testing.assert_array_equal(cache(array)[0], 2 * array)
@@ -117,7 +117,7 @@ def test_the_graph_unused_for_longest_is_forgotten(
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     compute = Doubling(stream)
     feed(graphs.GraphCache(compute, SimpleNamespace(stream=stream)), 1, 1, 2, 2, 1, 3, 3, 1, 2, 2)
-    assert compute.captures == [1, 2, 3, 2]  # 2 goes when 3 comes, and counts as new
+    assert compute.captures == [1, 2, 3, 2]  # the graph of 2 is dropped for that of 3, and 2 counts as new
     assert compute.runs == [1, 2, 3, 2]
 
 
@@ -134,7 +134,7 @@ def test_the_runs_of_few_shapes_are_counted(
 def test_a_failed_capture_leaves_its_shape_call_by_call(
     graphs: ModuleType, stream: Stream, caplog: pytest.LogCaptureFixture, is_heard: bool
 ) -> None:
-    """It is tried once, the first is logged with its cause, and other shapes have their graphs."""
+    """The capture is tried once, the first failure is logged with its cause, and other shapes get graphs."""
     compute = Doubling(stream, refused=[3, 4], is_heard=is_heard)
     cache = graphs.GraphCache(compute, SimpleNamespace(stream=stream))
     with caplog.at_level(logging.WARNING):

@@ -133,4 +133,4 @@ def test_a_mean_of_many_pixels_keeps_its_digits(means: str, tmp_path: Path) -> N
     found = load_engine(tmp_path).run({"x": x})["y"]
     np.testing.assert_allclose(
         found[0, :, 0, 0], x.mean(axis=(0, 2, 3), dtype=np.float64), rtol=2e-5
-    )  # 4e-4 in one row
+    )  # the error would be 4e-4 if all were added one after another

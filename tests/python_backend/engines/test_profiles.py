@@ -1,4 +1,4 @@
-"""Which profile takes a batch, and what is said when none does."""
+"""Which profile accepts a batch, and the error message if none does."""
 
 import pytest
 from rcnn_backend.engines.profiles import ShapeRange, choose_profile, from_json, to_json
@@ -21,7 +21,7 @@ def test_what_no_profile_takes(shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInputError) as error:
         choose_profile([SMALL, LARGE], {"input": shape})
     assert str(error.value).startswith(
-        f"the TensorRT plan takes no such shape: input is {list(shape)}; profile 0: [1, 3, 32, 32] to "
+        f"the TensorRT plan does not accept this shape: input is {list(shape)}; profile 0: [1, 3, 32, 32] to "
         "[8, 3, 320, 320], profile 1: [1, 3, 352, 32] to [8, 3, 1344, 1344]. Send "
     )
 

@@ -1,4 +1,4 @@
-"""Every call of the builder and the runner exists in TensorRT 10, TensorRT 11 and TensorRT-RTX alike.
+"""Every call of the builder and the runner exists in TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
 mypy checks them against the recorded API of each version: names, arguments and their types.
 """
@@ -47,7 +47,7 @@ def test_what_the_runner_calls_is_in_the_runtime_alone() -> None:
     ],
 )
 def test_what_tensorrt_11_has_not_is_found(tmp_path: Path, line: str, message: str) -> None:
-    """The first two are in TensorRT 10 and were removed; the others are wrong in both."""
+    """The first two exist in TensorRT 10 and were removed in TensorRT 11; the others are wrong in both."""
     path = tmp_path / "caller.py"
     path.write_text(
         "from rcnn_backend.engines.tensorrt_package import trt\n\n"

@@ -1,4 +1,4 @@
-"""Every kind of picture file gives RGB pixels or says what is wrong with it."""
+"""Every kind of picture file gives RGB pixels or an error that says what is wrong with it."""
 
 import base64
 import io

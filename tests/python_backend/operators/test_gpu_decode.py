@@ -1,4 +1,4 @@
-"""What the GPU's JPEG decoder leaves to Pillow; a fake stands for nvImageCodec."""
+"""Which pictures the GPU's JPEG decoder leaves to Pillow; a fake replaces nvImageCodec."""
 
 import io
 import logging
@@ -22,18 +22,18 @@ def jpeg(width: int) -> bytes:
 
 
 class FakeArray:
-    """The shape alone."""
+    """Has only a shape."""
 
     def __init__(self, shape: tuple[int, ...], *_memory: Any) -> None:
         self.shape = shape
 
 
 class FakeDecoder:
-    """Gives each picture as its header says; fails on any batch with a picture in ``broken``."""
+    """Returns each picture as its header describes it; fails on any batch with a picture in ``broken``."""
 
     def __init__(self, **_options: Any) -> None:
         self.broken: set[bytes] = set()
-        self.given: dict[bytes, dict[str, Any]] = {}  # instead, for some pictures
+        self.given: dict[bytes, dict[str, Any]] = {}  # returned for some pictures instead
         self.batches: list[int] = []
 
     def decode(self, streams: Sequence[bytes], **_options: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The detections that a head runs on: pooled as torchvision pools them, packed, and put back in their places."""
+"""The detections that a head runs on: pooled as in torchvision, packed, and put back in their places."""
 
 from collections import OrderedDict
 
@@ -15,7 +15,7 @@ DETECTIONS = 6
 
 
 def make_batch(counts: list[int]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-    """Features of two levels, boxes, labels and counts; rows that are no detection are zero."""
+    """Features of two levels, boxes, labels and counts; rows without a detection are zero."""
     random = np.random.default_rng(sum(counts))
     batch = len(counts)
     features = [random.standard_normal((batch, 3, side, side)).astype(np.float32) for side in (64, 32)]

@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiles for the GPUs in use, on a machine without one."""
+"""Every CUDA kernel compiles for the GPUs in use, even on a machine without a GPU."""
 
 import itertools
 import re
@@ -14,10 +14,10 @@ nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC, which th
 
 SOURCES = Path(rcnn_backend.__file__).parent / "operators/gpu/cuda"
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
-OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space"]  # CuPy adds the last two
+OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space"]  # CuPy adds the last two options
 TYPES = ["float", "Half"]
 POOLS = ["7, 7, 2", "14, 14, 2", "7, 7, 1", "7, 7, 3", "7, 7, 4"]
-MAPS = ["float, 1", "float, 4", "Half, 1", "Half, 8"]  # and the channels of a thread
+MAPS = ["float, 1", "float, 4", "Half, 1", "Half, 8"]  # type, and channels of a thread
 KERNELS = {
     "preprocess": [f"resize_normalize_pad<{type_}>" for type_ in TYPES],
     "quantize": [f"quantize<{type_}>" for type_ in TYPES],
@@ -47,7 +47,7 @@ KERNELS = {
 
 @pytest.fixture
 def read_source(load_with_fakes: Callable[[str, dict[str, Any]], ModuleType]) -> Callable[[str], str]:
-    """What CuPy compiles."""
+    """The function that reads the code that CuPy compiles."""
     cupy = SimpleNamespace(RawKernel=object)
     reader: Callable[[str], str] = load_with_fakes(
         "rcnn_backend.operators.gpu.kernels", {"cupy": cupy}
@@ -66,7 +66,7 @@ def compile_kernels(code: str, expressions: list[str], architecture: str) -> byt
     log = bytearray(size)
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    assert log.strip(b"\0 \n") == b"", log.decode()  # a warning is a mistake too
+    assert log.strip(b"\0 \n") == b"", log.decode()  # warnings are mistakes, too
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     machine_code = bytearray(size)
     nvrtc.nvrtcGetCUBIN(program, machine_code)
@@ -98,13 +98,13 @@ def test_what_files_share_is_written_once() -> None:
     files = [*SOURCES.glob("*.cu*")]
     names = [name for path in files for name in set(definition.findall(path.read_text()))]
     assert {"overlap", "Half", "clip", "from_float<Half>"} <= set(names)
-    assert {name for name in names if names.count(name) > 1} == {"clip"}  # of a number, and of a box
+    assert {name for name in names if names.count(name) > 1} == {"clip"}  # one for a number, one for a box
 
 
 def test_a_changed_header_is_other_code(
     read_source: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CuPy looks for compiled kernels by the code that it is given."""
+    """CuPy looks up compiled kernels by their code."""
     before = read_source("nms")
     read_text = Path.read_text
     monkeypatch.setattr(

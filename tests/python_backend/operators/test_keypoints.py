@@ -30,7 +30,7 @@ def random_heatmaps(
 
 
 def peaked_heatmaps(boxes: int, keypoints: int) -> np.ndarray:
-    """As a trained header makes them: a peak a heatmap, some at its border, on a low ground."""
+    """Heatmaps like those of a trained header: one peak in each heatmap, some at its border, low values elsewhere."""
     random = np.random.default_rng(boxes)
     centres = random.uniform(-1, 57, (boxes, keypoints, 2, 1))
     squares = (np.arange(56) - centres) ** 2 / 8  # [n, P, 2, 56]
@@ -55,12 +55,12 @@ def resized_value(heatmap: np.ndarray, box: np.ndarray, keypoint: np.ndarray) ->
 
 
 def assert_as_torchvision(heatmaps: np.ndarray, boxes: np.ndarray) -> None:
-    """The same but for ties, in which torch's own heatmap has the same value at both pixels."""
+    """Checks that keypoints are equal, except for ties, where torch's own heatmap has the same value at both pixels."""
     keypoints, scores = heatmaps_to_keypoints(heatmaps, boxes)
     assert keypoints.dtype == scores.dtype == np.float32
     expected, expected_scores = expected_keypoints(heatmaps.astype(np.float32), boxes)
     assert keypoints.shape == expected.shape
-    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=2e-6)  # of logits up to 13
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=2e-6)  # the logits are up to 13
     np.testing.assert_array_equal(keypoints[..., 2], 1)
     for row, keypoint in np.argwhere(~np.isclose(keypoints, expected, rtol=0, atol=0.05).all(axis=-1)):
         heatmap = heatmaps[row, keypoint].astype(np.float32)
@@ -83,7 +83,7 @@ def test_heatmaps_of_any_size(side_hw: tuple[int, int]) -> None:
 
 
 def test_many_random_boxes_in_many_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operator, "STRIP_PIXELS", 1000)  # less than one row of some
+    monkeypatch.setattr(operator, "STRIP_PIXELS", 1000)  # less than one row of some heatmaps
     random = np.random.default_rng(1)
     corners = random.uniform(-50, 300, (40, 2))
     boxes = np.concatenate([corners, corners + np.exp(random.uniform(-1, 6, (40, 2)))], axis=1)
@@ -108,14 +108,14 @@ def test_by_hand() -> None:
     # first sample and 1.10546875 for the second, which is repeated beyond the border.
     heatmap = np.array([[[[0, 8]]]], np.float32)
     keypoints, scores = heatmaps_to_keypoints(heatmap, np.array([[10, 20, 13.5, 20.5]], np.float32))
-    # The four pixels share 3.5 pixels of the image; the height counts as one pixel.
+    # The four pixels cover 3.5 pixels of the image; the height counts as one pixel.
     np.testing.assert_array_equal(keypoints, [[[10 + 3.5 * 3.5 / 4, 20.5, 1]]])
     np.testing.assert_array_equal(scores, [[8 * 1.10546875]])
 
 
 def test_the_weights_are_those_of_torch() -> None:
     for size, resized in [(56, 203), (56, 57), (56, 13), (3, 1), (1, 4)]:
-        impulses = torch.eye(size)[None, :, :, None]  # a channel a sample
+        impulses = torch.eye(size)[None, :, :, None]  # one channel per sample
         expected = torch.nn.functional.interpolate(impulses, size=(resized, 1), mode="bicubic")[0, :, :, 0].T
         np.testing.assert_allclose(resample(size, resized).matrix, expected, atol=1e-6)
 
@@ -136,7 +136,7 @@ def test_of_equal_values_the_first_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("level", [5.3, -2.7])
 def test_a_constant_heatmap_is_a_tie_of_all_pixels(level: float) -> None:
-    """Rounding decides where the keypoint is, here as in torchvision; it has to lie in the box."""
+    """Rounding decides where the keypoint is, here as in torchvision; it must be inside the box."""
     box = np.array([[10.2, 20.3, 120.5, 130.9]], np.float32)
     ((keypoint,),), ((score,),) = heatmaps_to_keypoints(np.full((1, 1, 56, 56), level, np.float32), box)
     assert (box[0, :2] < keypoint[:2]).all()
@@ -146,7 +146,7 @@ def test_a_constant_heatmap_is_a_tie_of_all_pixels(level: float) -> None:
 
 @pytest.mark.parametrize("values", [[NAN], [INF], [-INF], [NAN, INF], [INF, -INF], [INF, INF, INF]])
 def test_nan_and_inf_as_in_torch(values: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN is the largest, and reaches as far as the four samples that a pixel lies between; others are untouched."""
+    """NaN is the largest value. It affects only pixels that have it among their four samples."""
     monkeypatch.setattr(operator, "STRIP_PIXELS", 1000)
     boxes = np.array([[10.3, 20.6, 130.5, 181.25], [3, 4, 31, 25], [0, 0, 56, 56]], np.float32)
     heatmaps = random_heatmaps(3, 4)

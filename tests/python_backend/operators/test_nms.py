@@ -31,7 +31,7 @@ def test_equals_torchvision(count: int) -> None:
 
 
 def test_a_suppressed_box_suppresses_nothing() -> None:
-    # IoU of neighbours is 1/3, of the outer two 0: the first removes the second, so the third stays.
+    # The IoU of neighbours is 1/3, that of the outer two is 0: the first removes the second, so the third stays.
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10]], np.float32)
     scores = np.array([0.9, 0.8, 0.7], np.float32)
     np.testing.assert_array_equal(batched_nms(boxes, scores, np.zeros(3, int), 0.3), [0, 2])
@@ -46,7 +46,7 @@ def test_iou_equal_to_the_threshold_stays() -> None:
 
 
 def test_the_threshold_is_compared_as_torchvision_does() -> None:
-    # IoU 3/10, which in FP32 is above 0.3 and which torchvision therefore suppresses; 7/10 is below 0.7.
+    # An IoU of 3/10 in FP32 is above 0.3, so torchvision suppresses the box; 7/10 in FP32 is below 0.7.
     for width, threshold, kept in [(3, 0.3, [0]), (7, 0.7, [0, 1]), (3, 0.0, [0]), (10, 1.0, [0, 1])]:
         boxes, scores = np.array([[0, 0, 10, 1], [0, 0, width, 1]], np.float32), np.array([2, 1], np.float32)
         expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold)
@@ -55,7 +55,8 @@ def test_the_threshold_is_compared_as_torchvision_does() -> None:
 
 
 def test_without_overlap_a_threshold_of_zero_suppresses_nothing() -> None:
-    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [5, 5, 5, 5]], np.float32)  # they touch; no area
+    # Two boxes that touch, and one without area.
+    boxes = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [5, 5, 5, 5]], np.float32)
     kept = batched_nms(boxes, np.array([3, 2, 1], np.float32), np.zeros(3, int), 0.0)
     np.testing.assert_array_equal(kept, [0, 1, 2])
 

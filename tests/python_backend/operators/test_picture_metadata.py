@@ -1,4 +1,4 @@
-"""No metadata costs a picture, memory or time; the EXIF orientation is used where it can be read."""
+"""Metadata never makes a picture fail or costs much memory or time; the EXIF orientation is used if it can be read."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from rcnn_backend.operators.decode import decode_image
 
 LIMIT = 10**6
 RGB = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-TURNED = np.rot90(RGB, -1)  # by orientation 6
+TURNED = np.rot90(RGB, -1)  # as orientation 6 does
 
 
 def encode(kind: str, **options: object) -> bytes:
@@ -57,7 +57,7 @@ def in_webp(kind: bytes, content: bytes) -> bytes:
 def exif(
     *entries: tuple[int, int, int, bytes], order: str = ">", more: bytes = b"", following: int = 0
 ) -> bytes:
-    """An EXIF block of entries (tag, type, number of values, value or offset); ``more`` starts behind them."""
+    """An EXIF block of entries (tag, type, number of values, value or offset), followed by ``more``."""
     rows = b"".join(struct.pack(f"{order}HHL", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in entries)
     head = b"MM\0*\0\0\0\x08" if order == ">" else b"II*\0\x08\0\0\0"
     return head + struct.pack(f"{order}H", len(entries)) + rows + struct.pack(f"{order}L", following) + more
@@ -121,7 +121,7 @@ def test_a_long_comment_in_a_gif_takes_no_time() -> None:
 
 
 def in_tiff(entries: list[tuple[int, int, int, bytes]], more: bytes) -> bytes:
-    """The TIFF with more entries, and ``more`` at byte ``len(TIFF)``; its values lie behind its directory."""
+    """The TIFF with more entries, in a new directory at its end, and with ``more`` at byte ``len(TIFF)``."""
     start = struct.unpack_from("<L", TIFF, 4)[0]
     count = struct.unpack_from("<H", TIFF, start)[0]
     rows = TIFF[start + 2 : start + 2 + 12 * count]
@@ -140,7 +140,7 @@ def test_tags_of_a_tiff_that_name_the_same_bytes_take_no_memory() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(decoded, RGB)
-    assert peak < 10 * len(data)  # Pillow takes 2000 times as much
+    assert peak < 10 * len(data)  # Pillow uses 2000 times the size
 
 
 def test_tags_of_a_tiff_that_no_pixel_depends_on() -> None:
@@ -158,7 +158,7 @@ def test_tags_of_a_tiff_that_no_pixel_depends_on() -> None:
 def test_tags_of_a_tiff_that_claim_too_much_are_refused() -> None:
     entries = [(tag, 7, 3000, struct.pack("<L", 0)) for tag in (326, 327, 328, 347)]
     with pytest.raises(
-        InvalidInputError, match=r"damaged or cut short: its tags claim .* bytes, and the file has"
+        InvalidInputError, match=r"damaged or cut short: its tags claim .* bytes, but the file has"
     ):
         decode_image(in_tiff(entries, bytes(2000)), LIMIT)
 

@@ -83,10 +83,10 @@ LYING, UPRIGHT, SQUARE = [800, 1344], [1344, 800], [1344, 1344]
         ([(800, 1066)], (800, 1344)),
         ([(800, 1333)], (800, 1344)),
         ([(1066, 800)], (1344, 800)),
-        ([(800, 800)], (800, 1344)),  # as large as upright: the first
+        ([(800, 800)], (800, 1344)),  # equal areas, landscape and portrait: the first is used
         ([(800, 1066), (1066, 800)], (1344, 1344)),
         ([(801, 1066)], (1344, 1344)),
-        ([(800, 1345)], (800, 1376)),  # fits none
+        ([(800, 1345)], (800, 1376)),  # fits in none
     ],
 )
 def test_the_smallest_padded_size_that_fits(

@@ -1,4 +1,4 @@
-"""Run-length codes of pasted masks: torchvision's pasting, pycocotools' encoding, and the client's own of both."""
+"""Run-length codes of pasted masks, compared with torchvision's pasting, pycocotools' encoding and the client's code."""
 
 import time
 import tracemalloc
@@ -33,7 +33,7 @@ def random_masks(kind: str, count: int, size_hw: tuple[int, int], random: np.ran
 
 
 def random_boxes(size_hw: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """Inside the picture, on whole pixels, and over its border: [27, 4]."""
+    """Boxes [27, 4] inside the picture, on whole pixels, and across its border."""
     height, width = size_hw
     corners = np.sort(random.uniform(-9, 1.1, (9, 2, 2)) * (width, height), axis=1).reshape(9, 4)
     boxes = np.clip(corners, 0, np.tile((width, height), 2))
@@ -43,7 +43,7 @@ def random_boxes(size_hw: tuple[int, int], random: np.random.Generator) -> np.nd
 def encode(
     masks: np.ndarray, boxes: np.ndarray, size_hw: tuple[int, int], thresh: float = 0.5
 ) -> list[bytes]:
-    """Of one image's detections, all of them real."""
+    """The run-length codes of one image's detections, all of which are real."""
     counts = np.array([[len(boxes)]], np.int32)
     sizes = np.array([[*size_hw, *size_hw]], np.float32)
     (rles,) = encode_rles(masks[None], boxes[None], counts, sizes, [RleParameters(thresh)])
@@ -70,7 +70,7 @@ def test_torchvisions_pasting_and_the_clients(kind: str, thresh: float) -> None:
         rles = encode(masks, boxes, size_hw, thresh)
         decoded = np.array([decode(rle, size_hw) for rle in rles])
         expected = torchvisions(masks, boxes, size_hw, thresh)
-        # a processor without fused multiply-add may round a tie to the other side
+        # a processor without fused multiply-add may round a tie in the other direction
         assert (decoded != expected).sum() <= 1e-5 * expected.size
         scores, labels = np.ones(len(boxes), np.float32), np.ones(len(boxes), np.int64)
         client = Detections(boxes, scores, labels, ["cat"] * len(boxes), masks, size_hw)
@@ -92,7 +92,7 @@ def test_masks_of_other_sizes(mask_size_hw: tuple[int, int]) -> None:
     [
         ([0, 0, 1, 1], (3, 4), [0, 2, 1, 2, 7]),  # torchvision's frame of one pixel is two pixels wide
         ([1, 1, 1, 1], (3, 4), [4, 1, 7]),  # no width and no height
-        ([-90, -90, 90, 90], (3, 4), [0, 12]),  # it goes on from column to column
+        ([-90, -90, 90, 90], (3, 4), [0, 12]),  # it continues from column to column
         ([0, -90, 1, 90], (3, 4), [0, 6, 6]),
         ([3, -90, 9, 90], (3, 4), [6, 6]),  # to the last pixel
         ([-40, -40, -20, -20], (3, 4), [12]),
@@ -139,7 +139,7 @@ def test_a_hundred_masks_on_twelve_megapixels() -> None:
     masks, boxes = np.repeat(blob()[None], 100, axis=0).astype(np.float16), corners.astype(np.float32)
     start = time.perf_counter()
     rles = encode(masks, boxes, size_hw)
-    assert time.perf_counter() - start < 1.5  # 0.15 s alone
+    assert time.perf_counter() - start < 1.5  # 0.15 s on an idle machine
     assert sum(map(len, rles)) < 1e6
     noise = random_masks("noise", 1, (28, 28), random)  # every pixel is interpolated
     tracemalloc.start()

@@ -53,8 +53,8 @@ def test_any_number_of_channels_levels_and_cells() -> None:
         (40, [4, 8, 16, 32, 64], (2, 9)),
     ]:
         features = [random.standard_normal((1, channels, 320 // s, 448 // s), np.float32) for s in strides]
-        proposals = random_boxes(9, 300, random)[None] - 20  # some begin outside
-        proposals[0, 0] = [500, 400, 520, 410]  # wholly outside
+        proposals = random_boxes(9, 300, random)[None] - 20  # some start outside
+        proposals[0, 0] = [500, 400, 520, 410]  # completely outside
         pooling = PoolParameters(strides, 224, 4, list(size_hw), 2)
         pooled = multi_scale_roi_align(features, proposals, np.array([[9]]), pooling)
         levels = assign_levels(proposals[0], pooling)
@@ -81,7 +81,7 @@ def test_no_proposal_and_half_precision() -> None:
 
 def test_a_ramp_pools_to_its_own_coordinates() -> None:
     # feature(y, x) = x, one level of stride 4: the bin centres of a 28 px wide box from x = 8 to 36
-    # lie at 2 + 0.5, 2 + 1.5, ... feature pixels; without alignment that is the value itself.
+    # are at 2 + 0.5, 2 + 1.5, ... feature pixels; without alignment these are also the pooled values.
     ramp = np.broadcast_to(np.arange(32, dtype=np.float32), (1, 1, 32, 32)).copy()
     box = np.array([[[8, 8, 36, 36]]], np.float32)
     pooled = multi_scale_roi_align([ramp], box, np.array([[1]]), parameters([4]))
@@ -95,7 +95,7 @@ def test_levels_follow_the_fpn_paper() -> None:
     sides = [0, 10, 111.9, 112, 223.9, 224, 447.9, 448, 5000]
     levels = assign_levels(np.array([square(side) for side in sides], np.float32), parameters())
     np.testing.assert_array_equal(levels, [0, 0, 0, 1, 1, 2, 2, 3, 3])
-    # mobilenet's two levels have the same stride: torchvision pools all from the first
+    # mobilenet's two levels have the same stride: torchvision pools all boxes from the first
     np.testing.assert_array_equal(
         assign_levels(np.array([square(900)], np.float32), parameters([32, 32])), [0]
     )

@@ -1,4 +1,4 @@
-"""JPEG -> pixels on a GPU by nvImageCodec (nvJPEG); what it does not take is left to Pillow."""
+"""JPEG -> pixels on a GPU with nvImageCodec (nvJPEG); pictures that it does not support are left to Pillow."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ from rcnn_backend.operators.picture_metadata import without_metadata
 logger = logging.getLogger(__name__)
 
 END_OF_IMAGE = b"\xff\xd9"
-MAX_TRAILER_BYTES = 1 << 10  # after a complete JPEG's end
+MAX_TRAILER_BYTES = 1 << 10  # after the end of a complete JPEG
 
 
 class JpegDecoder:
     """nvImageCodec on the GPU and the stream of ``device``.
 
-    Chroma is interpolated as libjpeg does it. The pixels are within a few of 255 levels of
-    libjpeg's, whose inverse cosine transform rounds in other places.
+    Chroma is interpolated as in libjpeg. The pixels differ from libjpeg's by at most a few of 255
+    levels, because libjpeg's inverse cosine transform rounds in other places.
     """
 
     def __init__(self, device: Gpu) -> None:
@@ -40,7 +40,7 @@ class JpegDecoder:
         self._has_failed = False
 
     def decode(self, images: Sequence[bytes], max_image_pixels: int) -> list[cupy.ndarray | None]:
-        """uint8 RGB [h, w, 3] of each image that is a complete JPEG within the limit and decodes, else None."""
+        """uint8 RGB [h, w, 3] for each image that is a complete JPEG within the limit and can be decoded; else None."""
         pixels: list[cupy.ndarray | None] = [None] * len(images)
         orientations = [orientation_for_gpu(data, max_image_pixels) for data in images]
         chosen = [index for index, orientation in enumerate(orientations) if orientation]
@@ -52,14 +52,14 @@ class JpegDecoder:
         return pixels
 
     def _decode(self, images: Sequence[bytes]) -> list[nvimgcodec.Image | None]:
-        """In one batch; image by image if that fails, and None for each that fails by itself."""
+        """Decodes in one batch, or image by image if that fails; None for each image that fails by itself."""
         try:
             streams = [nvimgcodec.CodeStream(data) for data in images]
             return list(self._decoder.decode(streams, params=self._params, cuda_stream=self._stream.ptr))
-        except Exception as error:  # nvImageCodec says nothing of their kinds
+        except Exception as error:  # nvImageCodec does not document their types
             if not self._has_failed:
                 logger.warning(
-                    "nvImageCodec failed, and Pillow decodes what it cannot, which is slower; "
+                    "nvImageCodec failed: Pillow decodes the images that it cannot decode, which is slower; "
                     "further failures are not logged",
                     exc_info=error,
                 )
@@ -69,19 +69,19 @@ class JpegDecoder:
         return [image for data in images for image in self._decode([data])]
 
     def _share(self, image: nvimgcodec.Image) -> cupy.ndarray:
-        """The image's memory, for use on the stream that it was decoded on: DLPack would wait for it.
+        """The image's memory, for use on the stream on which it was decoded. Unlike DLPack, this does not wait for it.
 
-        The decoder and the stream must outlive it, because it is given back to the one on the other.
+        The decoder and the stream must outlive the memory, because it is returned to the decoder on that stream.
         """
         interface = image.__cuda_array_interface__
         shape, strides = interface["shape"], interface["strides"]
-        owner = (self._decoder, self._stream, image)  # a tuple lets go of its last item first
+        owner = (self._decoder, self._stream, image)  # a tuple releases its last item first
         memory = cupy.cuda.UnownedMemory(interface["data"][0], math.prod(shape), owner)
         return cupy.ndarray(shape, np.uint8, cupy.cuda.MemoryPointer(memory, 0), strides)
 
 
 def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
-    """Whether a ``__cuda_array_interface__`` is uint8 [h, w, 3] within the limit: a header may say something else."""
+    """Whether a ``__cuda_array_interface__`` is uint8 [h, w, 3] within the limit, whatever the file's header says."""
     shape = interface["shape"]
     return (
         interface["typestr"] == "|u1"
@@ -92,7 +92,7 @@ def is_usable(interface: Mapping[str, Any], max_image_pixels: int) -> bool:
 
 
 def turn(pixels: Any, orientation: int) -> Any:
-    """A view of stored pixels [h, w, 3] that is upright by their EXIF orientation, 1 to 8."""
+    """An upright view of stored pixels [h, w, 3], by their EXIF orientation, 1 to 8."""
     if orientation in (3, 4, 6, 7):
         pixels = pixels[::-1]
     if orientation in (2, 3, 7, 8):
@@ -101,9 +101,9 @@ def turn(pixels: Any, orientation: int) -> Any:
 
 
 def orientation_for_gpu(data: bytes, max_image_pixels: int) -> int:
-    """The EXIF orientation of a complete JPEG in colour, YCbCr, of at most ``max_image_pixels``; 0 for anything else.
+    """The EXIF orientation of a complete YCbCr colour JPEG of at most ``max_image_pixels``; 0 for anything else.
 
-    nvImageCodec 0.9 leaves the pixels of some grey JPEGs unwritten, without an error: Pillow decodes them.
+    Pillow decodes grey JPEGs, because nvImageCodec 0.9 does not write the pixels of some of them, without an error.
     """
     try:
         with open_picture(data, formats=("JPEG",)) as image:
@@ -114,5 +114,5 @@ def orientation_for_gpu(data: bytes, max_image_pixels: int) -> int:
                 and END_OF_IMAGE in data[-MAX_TRAILER_BYTES:]
             )
             return image.info["orientation"] if is_for_gpu else 0
-    except Exception:  # Pillow says what is wrong with it
+    except Exception:  # Pillow reports the error later
         return 0

@@ -1,6 +1,6 @@
 """The header's scores and boxes -> final detections on a GPU.
 
-Shapes: B images, R proposals an image (padded), K foreground classes, D detections an
+Shapes: B images, R proposals per image (padded), K foreground classes, D detections per
 image (padded). Boxes are (x1, y1, x2, y2) in pixels.
 """
 
@@ -26,22 +26,22 @@ def detect(
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Score threshold, per-class NMS, top D and scaling back, for a batch.
 
-    Of equal scores the lower proposal comes first, then the lower class. IoU is rounded as in
+    Among equal scores, the lower proposal comes first, then the lower class. IoU is rounded as in
     torchvision's CUDA ``nms``.
 
     Args:
         class_scores: float32 [B, R, K], softmax without the background; R at most 4096 on most GPUs.
         class_boxes: float32 [B, R, K, 4] in pixels of the resized image.
-        num_proposals: int32 [B, 1], how many of the R are real.
+        num_proposals: int32 [B, 1], how many of the R proposals are real.
         image_sizes: float32 [B, 4]: resized height and width, original height and width.
         parameters: the thresholds of each image, which a request may have overridden.
-        detections_per_img: D, the model's own, which no override exceeds.
+        detections_per_img: D, the model's own value, which no override exceeds.
 
     Returns:
         The fields of ``rcnn_backend.operators.detections.Detections``: ``boxes`` float32 [B, D, 4] in pixels
         of the images as sent, ``scores`` float32 [B, D], ``labels`` int64 [B, D] in 1..K,
-        ``num_detections`` int32 [B, 1], ``detected_boxes`` float32 [B, D, 4] in pixels of the resized images; best
-        first, the rest zero.
+        ``num_detections`` int32 [B, 1], ``detected_boxes`` float32 [B, D, 4] in pixels of the resized images. They
+        are sorted, the best first; the rest is zero.
 
     Raises:
         ValueError: more proposals than the GPU's shared memory can sort.
@@ -66,7 +66,7 @@ def detect(
     num_detections = cupy.empty((batch, 1), np.int32)
     shape = np.int32(rois), np.int32(classes), np.int32(max_detections)
 
-    # 1. Each class of each image: threshold, sort, greedy suppression.
+    # 1. For each class of each image: threshold, sort, greedy suppression.
     capacity = _power_of_two(max(rois, 32))
     shared = capacity * (BOX_BYTES + ORDER_BYTES) + capacity // 8
     kernels.load("detections", "suppress_classes", shared)(
@@ -85,7 +85,7 @@ def detect(
         ),
         shared_mem=shared,
     )
-    # 2. Each image: the best of its classes, scaled back, padded and counted.
+    # 2. For each image: the best detections of all classes, scaled back, padded and counted.
     capacity = _power_of_two(max_detections + GATHER_THREADS)
     shared = capacity * ORDER_BYTES
     inputs = class_scores, class_boxes, image_sizes, limits, kept, kept_counts
@@ -103,7 +103,7 @@ def _power_of_two(least: int) -> int:
 
 
 def warm_up(parameters: DetectionParameters) -> None:
-    """Compiles and loads what ``detect`` runs."""
+    """Compiles and loads the kernels that ``detect`` runs."""
     boxes = cupy.zeros((1, 1, 1, 4), np.float32)
     counts, sizes = cupy.zeros((1, 1), np.int32), cupy.ones((1, 4), np.float32)
     detect(boxes[..., 0], boxes, counts, sizes, [parameters], parameters.detections_per_img)

@@ -11,16 +11,16 @@ SOURCES = Path(__file__).parent / "cuda"
 INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 OPTIONS = ("-std=c++17",)
 CPP_TYPES = {"float32": "float", "float16": "Half"}
-DEFAULT_SHARED_BYTES = 48 * 1024  # a block may use more only when its kernel asks for it
+DEFAULT_SHARED_BYTES = 48 * 1024  # a block may use more only if its kernel requests it
 
 
 def load(source: str, expression: str, shared_bytes: int = 0) -> cupy.RawKernel:
     """The kernel of ``cuda/<source>.cu`` that the C++ ``expression`` names, compiled for the current device.
 
     Args:
-        source: a file's name without its ending.
+        source: a file's name without its extension.
         expression: for example ``pool_planar<Half, 7, 7, 2>``.
-        shared_bytes: the dynamic shared memory a block is going to use.
+        shared_bytes: the dynamic shared memory that a block will use.
 
     Raises:
         ValueError: the device has less shared memory than that.
@@ -33,15 +33,15 @@ def load(source: str, expression: str, shared_bytes: int = 0) -> cupy.RawKernel:
 
 
 def max_shared_bytes() -> int:
-    """What a block can have on the current device, static and dynamic shared memory together."""
+    """The shared memory that a block can have on the current device, static and dynamic together."""
     return _max_shared_bytes(cupy.cuda.runtime.getDevice())
 
 
 def cpp_type(dtype: Any) -> str:
-    """The kernels' name for a floating-point type.
+    """The name of a floating-point type in the kernels.
 
     Raises:
-        ValueError: it is neither float32 nor float16.
+        ValueError: the type is neither float32 nor float16.
     """
     try:
         return CPP_TYPES[str(dtype)]
@@ -50,9 +50,9 @@ def cpp_type(dtype: Any) -> str:
 
 
 def read_source(source: str) -> str:
-    """The code of ``cuda/<source>.cu``, with each header that it includes in the place of its ``#include``.
+    """The code of ``cuda/<source>.cu``, with each ``#include`` replaced by the header's content.
 
-    CuPy's cache on disk takes no notice of what a header says.
+    CuPy's cache on disk does not notice changes in included headers.
     """
     code = (SOURCES / f"{source}.cu").read_text()
     return INCLUDE.sub(lambda found: (SOURCES / found[1]).read_text(), code)
@@ -74,7 +74,7 @@ def _allow_shared(kernel: cupy.RawKernel, expression: str, shared_bytes: int, de
     needed, max_bytes = shared_bytes + kernel.shared_size_bytes, _max_shared_bytes(device)
     if needed > max_bytes:
         raise ValueError(
-            f"{expression} needs {needed} bytes of shared memory a block for these shapes, GPU {device} "
-            f"has {max_bytes}: export the detector with fewer proposals or detections an image"
+            f"{expression} needs {needed} bytes of shared memory per block for these shapes, but GPU {device} "
+            f"has {max_bytes}: export the detector with fewer proposals or detections per image"
         )
     kernel.max_dynamic_shared_size_bytes = max(shared_bytes, kernel.max_dynamic_shared_size_bytes)

@@ -1,6 +1,6 @@
 """A keypoint header's heatmaps -> keypoints on a GPU.
 
-Shapes: n detections, P keypoints a detection. Boxes are (x1, y1, x2, y2), keypoints (x, y, visibility), both in
+Shapes: n detections, P keypoints per detection. Boxes are (x1, y1, x2, y2) and keypoints (x, y, visibility), both in
 pixels.
 """
 
@@ -14,21 +14,21 @@ THREADS = 512  # as in keypoints.cu
 
 
 def heatmaps_to_keypoints(heatmaps: cupy.ndarray, boxes: cupy.ndarray) -> tuple[cupy.ndarray, cupy.ndarray]:
-    """torchvision's ``heatmaps_to_keypoints``: where each heatmap, resized to its box, is largest.
+    """torchvision's ``heatmaps_to_keypoints``: the position of the maximum of each heatmap, resized to its box.
 
-    The interpolation is bicubic, in float32. Of equal values the first in row-major order is taken. NaN counts as
-    the largest value. Where a heatmap has inf, its score is inf or NaN.
+    The interpolation is bicubic, in float32. Among equal values, the first in row-major order is used. NaN counts as
+    the largest value. If a heatmap contains inf, its score is inf or NaN.
 
     Args:
         heatmaps: float32 or float16 [n, P, h, w], logits in the frame of each box.
-        boxes: float32 [n, 4], sides up to 65535. A side under one pixel counts as one pixel.
+        boxes: float32 [n, 4], sides up to 65535. A side shorter than one pixel counts as one pixel.
 
     Returns:
-        The keypoints, float32 [n, P, 3], in the pixels of the boxes and with a visibility of 1; and their scores,
+        The keypoints, float32 [n, P, 3], in the same pixels as the boxes and with a visibility of 1; and their scores,
         float32 [n, P], the largest values.
 
     Raises:
-        ValueError: heatmaps of another type.
+        ValueError: the heatmaps have another type.
     """
     detections, keypoints, height, width = heatmaps.shape
     kernel = kernels.load("keypoints", f"find_keypoints<{kernels.cpp_type(heatmaps.dtype)}>")
@@ -42,5 +42,5 @@ def heatmaps_to_keypoints(heatmaps: cupy.ndarray, boxes: cupy.ndarray) -> tuple[
 
 
 def warm_up(dtype: npt.DTypeLike) -> None:
-    """Compiles and loads what ``heatmaps_to_keypoints`` runs."""
+    """Compiles and loads the kernel that ``heatmaps_to_keypoints`` runs."""
     heatmaps_to_keypoints(cupy.zeros((1, 1, 1, 1), dtype), cupy.zeros((1, 4), np.float32))

@@ -1,6 +1,6 @@
 """Pixels -> the RPN's input on a GPU: resize, normalise and pad a batch in one kernel.
 
-Shapes: B images, h x w an image as sent, H x W the padded batch. Sizes are (height, width).
+Shapes: B images; an image as sent has h x w pixels, the padded batch H x W. Sizes are (height, width).
 """
 
 import math
@@ -14,7 +14,7 @@ from rcnn_backend.contract.parameters import PreprocessParameters
 from rcnn_backend.operators.gpu import kernels
 from rcnn_backend.operators.sizes import padded_size_hw, resized_size_hw
 
-MAX_PICTURES = 48  # a launch
+MAX_PICTURES = 48  # per launch
 PICTURE = np.dtype(
     [
         ("pixels", np.uint64),
@@ -29,7 +29,7 @@ BATCH = np.dtype(
     [("pictures", PICTURE, MAX_PICTURES), ("mean", np.float32, 3), ("inverse_std", np.float32, 3)]
 )
 BLOCK = (64, 4)  # threads
-ROWS = 4  # pixels a thread
+ROWS = 4  # pixels per thread
 
 
 def preprocess(
@@ -37,20 +37,20 @@ def preprocess(
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
     """Resizes, normalises and pads images to one batch.
 
-    The source coordinates are torch's to the bit (``area_pixel_compute_source_index``).
+    The source coordinates are bit-identical to torch's (``area_pixel_compute_source_index``).
 
     Args:
-        images: B uint8 RGB arrays [h, w, 3] of any sizes and strides; a planar [3, h, w] as
+        images: B uint8 RGB arrays [h, w, 3] of any sizes and strides. Pass a planar array [3, h, w] as
             ``image.transpose(1, 2, 0)``, which copies nothing.
-        dtype: of ``input``, float32 or float16.
+        dtype: the type of ``input``, float32 or float16.
 
     Returns:
-        ``input`` [B, 3, H, W], zero outside each image, H and W as ``padded_size_hw`` says;
-        ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
+        ``input`` [B, 3, H, W], zero outside each image, with H and W from ``padded_size_hw``;
+        and ``image_sizes`` float32 [B, 4]: resized height and width, original height and width.
 
     Raises:
-        InvalidInputError: an image too elongated to be resized.
-        ValueError: an array that is no uint8 [h, w, 3].
+        InvalidInputError: an image is too elongated to be resized.
+        ValueError: an array is not uint8 [h, w, 3].
     """
     for image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -76,7 +76,7 @@ def preprocess(
 def _pictures(
     images: Sequence[cupy.ndarray], sizes_hw: Sequence[tuple[int, int]], parameters: PreprocessParameters
 ) -> np.ndarray[Any, Any]:
-    """The kernel's description of some pictures."""
+    """The description of some pictures for the kernel."""
     batch = np.zeros(1, BATCH)
     pictures = batch["pictures"][0, : len(images)]
     pictures["pixels"] = [image.data.ptr for image in images]
@@ -90,5 +90,5 @@ def _pictures(
 
 
 def warm_up(parameters: PreprocessParameters, dtype: Any = np.float32) -> None:
-    """Compiles and loads what ``preprocess`` runs."""
+    """Compiles and loads the kernel that ``preprocess`` runs."""
     preprocess([cupy.zeros((8, 8, 3), np.uint8)], parameters, dtype)

@@ -1,6 +1,6 @@
 """The RPN's boxes -> proposals and their RoIAligned features on a GPU.
 
-Shapes: B images, N anchors kept an image, R proposals an image (padded), C channels.
+Shapes: B images, N kept anchors per image, R proposals per image (padded), C channels.
 Boxes are (x1, y1, x2, y2) in pixels of the resized image.
 """
 
@@ -28,8 +28,8 @@ def propose(
     """NMS and RoIAlign for a batch.
 
     Args:
-        rpn_boxes: float32 [B, N, 6]: objectness, x1, y1, x2, y2, level; an image's rows of one
-            level together, levels ascending.
+        rpn_boxes: float32 [B, N, 6]: objectness, x1, y1, x2, y2, level. Within an image, the rows of one
+            level are together, and the levels are ascending.
         features: pyramid levels, float32 or float16 [B, C, h, w], finest first.
         image_sizes: float32 [B, 4], of which the first two are the resized height and width.
 
@@ -47,12 +47,12 @@ def filter_proposals(
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
     """torchvision's RegionProposalNetwork.filter_proposals: [B, N, 6] -> boxes [B, R, 4], counts [B, 1].
 
-    Greedy NMS within each level; of equal scores the lower row comes first. IoU is rounded as
-    in torchvision's CUDA ``nms``, on the boxes as they are: torchvision's ``batched_nms`` first
+    Greedy NMS within each level; among equal scores, the lower row comes first. IoU is rounded as
+    in torchvision's CUDA ``nms`` and computed on the unchanged boxes. torchvision's ``batched_nms`` first
     shifts each level away from the others, which rounds the coordinates.
 
     Raises:
-        ValueError: rows of another length than 6, or none.
+        ValueError: the rows do not have 6 columns, or there are no rows.
     """
     if rpn_boxes.ndim != 3 or rpn_boxes.shape[2] != 6 or not rpn_boxes.shape[1]:
         raise ValueError(f"rpn_boxes is {rpn_boxes.shape}: expected [B, N, 6] with N at least 1")
@@ -71,24 +71,24 @@ def filter_proposals(
 
     blocks, n, r = math.ceil(rows / THREADS), np.int32(rows), np.int32(max_proposals)
     limits = np.float32(parameters.score_thresh), np.float32(parameters.min_box_size)
-    # 1. Clip, drop, sort each level.
+    # 1. Clip the boxes, drop small and low-scored ones, and sort each level.
     kernels.load("nms", "sort_candidates")(
         (blocks, batch), (THREADS,), (rpn_boxes, image_sizes, n, *limits, boxes, scores, segments)
     )
-    # 2. Which boxes of a level overlap.
+    # 2. Find out which boxes of a level overlap.
     kernels.load("nms", "mark_overlaps")(
         (blocks, words, batch),
         (THREADS,),
         (boxes, segments, n, np.float32(parameters.nms_thresh), np.int32(words), masks),
     )
-    # 3. Greedy suppression, a warp a level.
+    # 3. Greedy suppression, one warp per level.
     kernels.load("nms", "suppress")(
         (math.ceil(rows / 32), batch),
         (32,),
         (masks, scores, segments, n, np.int32(words), r, kept, kept_counts),
         shared_mem=8 * words,
     )
-    # 4. The best of all levels, padded and counted.
+    # 4. Merge the best of all levels, pad and count them.
     kernels.load("nms", "gather_proposals")(
         (math.ceil(max(rows, max_proposals) / THREADS), batch),
         (THREADS,),
@@ -98,7 +98,7 @@ def filter_proposals(
 
 
 def warm_up(parameters: ProposalParameters, pooling: PoolParameters) -> None:
-    """Compiles and loads what ``propose`` runs, for both types and layouts of features."""
+    """Compiles and loads the kernels that ``propose`` runs, for both types and layouts of features."""
     sizes = cupy.ones((1, 4), np.float32)
     rows = cupy.zeros((1, 1, 6), np.float32)
     for dtype in (np.float32, np.float16):

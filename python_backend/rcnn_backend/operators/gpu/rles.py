@@ -1,6 +1,6 @@
 """The edges of pasted masks on a GPU.
 
-Shapes: n detections of one image, h x w one mask, E edges of one mask.
+Shapes: n detections in one image; a mask has h x w values and E edges.
 """
 
 import math
@@ -13,22 +13,23 @@ import numpy as np
 from rcnn_backend.operators.gpu import kernels
 
 Host = np.ndarray[Any, Any]
-THREADS = 256  # columns a block
+THREADS = 256  # columns per block
 
 
 def find_edges(
     masks: cupy.ndarray, frames: Host, image_size_hw: tuple[int, int], mask_thresh: float
 ) -> Iterator[Host]:
-    """The edges of each mask; waits for the GPU.
+    """The edges of each mask. Waits for the GPU.
 
     Args:
         masks: float16 [n, h, w].
-        frames: int64 [n, 4], of the masks with a border of zeros, in pixels of the picture, the last ones included.
-        image_size_hw: of the picture; an edge is the number of one of its pixels, fewer than 2**31.
+        frames: int64 [n, 4], x1, y1, x2, y2 of the masks with a border of zeros, in pixels of the picture; x2 and y2 are
+            included.
+        image_size_hw: the size of the picture, which has fewer than 2**31 pixels; an edge is the number of a pixel.
         mask_thresh: pixels above it belong to the mask.
 
     Yields:
-        int32 [E] on the host, ascending; a column's end and the next one's start are the same edge.
+        int32 [E] on the host, ascending. The end of a column and the start of the next one are the same edge.
     """
     left, right = frames[:, 0], frames[:, 2]
     stop = (right.clip(left) + 1).clip(max=image_size_hw[1])  # a frame is at least a pixel wide
@@ -57,5 +58,5 @@ def find_edges(
 
 
 def warm_up() -> None:
-    """Compiles and loads what ``find_edges`` runs."""
+    """Compiles and loads the kernels that ``find_edges`` runs."""
     list(find_edges(cupy.ones((1, 1, 1), np.float16), np.array([[0, 0, 2, 2]]), (3, 3), 0.5))

@@ -1,6 +1,6 @@
 """RoIAlign over a feature pyramid on a GPU: torchvision's MultiScaleRoIAlign, all levels in one kernel.
 
-Shapes: B images, R RoIs an image, C channels, L levels. Boxes are (x1, y1, x2, y2) in
+Shapes: B images, R RoIs per image, C channels, L levels. Boxes are (x1, y1, x2, y2) in
 pixels of the resized image.
 """
 
@@ -15,7 +15,7 @@ from rcnn_backend.contract.parameters import PoolParameters
 from rcnn_backend.operators.gpu import kernels
 
 MAX_LEVELS = 8
-MAX_SAMPLING_RATIO = 4  # of the kernels with a compiled-in number of samples
+MAX_SAMPLING_RATIO = 4  # for the kernels with a compiled-in number of samples
 MAX_BIN_ROWS = 32  # pool_channels_last has a warp for each
 WARP, THREADS, VECTOR_BYTES = 32, 256, 16
 PLANAR_SHARED_BYTES = 24 * 1024
@@ -51,9 +51,9 @@ def multi_scale_roi_align(
     """Pools each real proposal from its level; ``aligned=False`` as in torchvision.
 
     Args:
-        features: L float32 or float16 arrays [B, C, h, w] of one type, finest first, of any
-            strides: contiguous, or channels-last as some engines give them.
-        proposals: float32 [B, R, 4], of which image b has ``num_proposals[b]``.
+        features: L float32 or float16 arrays [B, C, h, w] of one type, finest first, with any
+            strides: contiguous, or channels-last, as some engines return them.
+        proposals: float32 [B, R, 4], of which the first ``num_proposals[b]`` of image b are real.
         num_proposals: int32 [B, 1].
 
     Returns:
@@ -61,7 +61,7 @@ def multi_scale_roi_align(
         no proposal.
 
     Raises:
-        ValueError: features of another type, or not one for each stride.
+        ValueError: the features have another type, or are not one for each stride.
     """
     if not len(features) == len(parameters.feature_strides) <= MAX_LEVELS:
         raise ValueError(
@@ -107,10 +107,10 @@ def multi_scale_roi_align(
 def channels_last_shared_bytes(
     output_size_hw: tuple[int, int], sampling_ratio: int, max_shared_bytes: int
 ) -> int:
-    """The dynamic shared memory of a block of ``pool_channels_last``; 0 if a GPU cannot run it on such an output.
+    """The dynamic shared memory of a block of ``pool_channels_last``; 0 if it cannot run for such an output.
 
     Args:
-        max_shared_bytes: what a block can have on the GPU, static and dynamic together.
+        max_shared_bytes: the shared memory that a block can have on the GPU, static and dynamic together.
     """
     height, width = output_size_hw
     static = (

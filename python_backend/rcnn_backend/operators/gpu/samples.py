@@ -10,8 +10,8 @@ import numpy as np
 from rcnn_backend.contract.samples import FIRST, NUM_SAMPLES
 from rcnn_backend.operators.gpu import kernels
 
-MAX_TENSORS = 32  # a launch
-THREADS = 256  # of a tensor and an image
+MAX_TENSORS = 32  # per launch
+THREADS = 256  # for each tensor and image
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 2}
 TENSOR = struct.Struct(
     "Qqqqiiiiii"
@@ -20,16 +20,16 @@ TABLE = np.dtype((np.void, TENSOR.size * MAX_TENSORS))
 
 
 def gather(tensors: Sequence[cupy.ndarray], sampled: Sequence[bool]) -> cupy.ndarray:
-    """The samples of each tensor, or, not ``sampled``, all of it [B, n].
+    """The samples of each tensor, or all of its elements [B, n] where ``sampled`` is false.
 
     Args:
         tensors: [B, ...] float32, float16 or int32.
 
     Returns:
-        float32 [B, columns], side by side.
+        float32 [B, columns], the tensors side by side.
 
     Raises:
-        ValueError: more tensors than a launch takes, or one of another type.
+        ValueError: there are more tensors than a launch allows, or one has another type.
     """
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"{len(tensors)} tensors: expected at most {MAX_TENSORS}")

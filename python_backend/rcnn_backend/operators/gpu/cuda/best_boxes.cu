@@ -1,22 +1,23 @@
 // The RPN head's outputs -> the best anchors of each pyramid level of each image, sorted, with their boxes.
 //
-// Shapes: B images, L levels of h x w cells with A anchors a cell, k anchors kept of a level. Logits [B, h, w, A] and
-// deltas [B, h, w, A, 4] are in channels-last order. A logit's word orders all anchors of its level: NaN, then the
-// largest logit, comes first; of equal logits the one of the lower anchor. No two words of a level are equal.
+// Shapes: B images, L levels of h x w cells with A anchors per cell, k kept anchors per level. Logits [B, h, w, A] and
+// deltas [B, h, w, A, 4] are in channels-last order. A logit is encoded in a word, and the words order all anchors of a
+// level: NaN comes first, then the largest logit; among equal logits, the one with the lower anchor number. No two words
+// of a level are equal.
 //
 // Three kernels, in this order:
-//   count_logits   how many logits of a level have the same first 11 bits of their words
+//   count_logits   counts the words of a level that have the same first 11 bits
 //   gather_logits  lists the words that share their first bits with the k-th one, or come before it
-//   decode_best    one block a level: cuts the list to k or somewhat more, sorts it and decodes the boxes
+//   decode_best    one block per level: cuts the list to k or slightly more words, sorts it and decodes the boxes
 
 #include "half.cuh"
 #include "pack.cuh"
 
 using Word = unsigned long long;
 constexpr int MAX_LEVELS = 8;
-constexpr int THREADS = 256, EACH = 8, TILE = THREADS * EACH;  // logits of a block of the first two kernels
+constexpr int THREADS = 256, EACH = 8, TILE = THREADS * EACH;  // logits per block in the first two kernels
 constexpr int DECODE_THREADS = 1024;
-constexpr int MAX_WORDS = 4096;  // that a block sorts
+constexpr int MAX_WORDS = 4096;  // how many a block can sort
 constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS, FIRST_SHIFT = 64 - BIN_BITS;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -27,17 +28,17 @@ struct HeadLevel {  // engines/best_boxes_gpu.py fills these
     int anchors, cell_size;     // n, A
     int width, stride_y, stride_x;
     int kept;         // k, at least 1 and at most n and MAX_WORDS
-    int first_tile;   // of an image's tiles
-    int first_row;    // of an image's rows of rpn_boxes
-    int first_word;   // of an image's words
+    int first_tile;   // the level's first among the tiles of an image
+    int first_row;    // its first among the rows of rpn_boxes of an image
+    int first_word;   // its first among the words of an image
     int unused;
 };
 
 struct HeadLevels {
     HeadLevel levels[MAX_LEVELS];
     int count;
-    int rows;   // of an image: the sum of k
-    int words;  // of an image: the sum of n
+    int rows;   // per image: the sum of k
+    int words;  // per image: the sum of n
     int unused;
 };
 
@@ -62,7 +63,7 @@ __device__ int level_of_tile(const HeadLevels& levels, int tile) {
     return index;
 }
 
-// Each thread's words of a tile; ~0 beyond the level's end.
+// Reads the words of one thread in a tile; ~0 beyond the level's end.
 template <typename T> __device__ void read_tile(const HeadLevel& level, Word (&words)[EACH]) {
     const T* logits = static_cast<const T*>(level.logits) + static_cast<long long>(blockIdx.y) * level.anchors;
     const int first = (blockIdx.x - level.first_tile) * TILE + threadIdx.x;
@@ -74,12 +75,12 @@ template <typename T> __device__ void read_tile(const HeadLevel& level, Word (&w
 }
 
 struct Cut {
-    unsigned bin;     // the one that holds the word of a rank
+    unsigned bin;     // the one that contains the word of the given rank
     unsigned before;  // words in the bins before it
     unsigned inside;  // words in it
 };
 
-// The bin that holds the `rank`-th word, from 1 on, by the whole block.
+// Finds the bin that contains the `rank`-th word, counted from 1. All threads of the block must call it.
 template <int BLOCK> __device__ Cut find_cut(const unsigned* bins, unsigned rank) {
     constexpr int BINS_EACH = BINS / BLOCK, WARPS = BLOCK / 32;
     __shared__ unsigned warps[WARPS];
@@ -105,14 +106,14 @@ template <int BLOCK> __device__ Cut find_cut(const unsigned* bins, unsigned rank
     }
     __syncthreads();
     const Cut found = cut;
-    __syncthreads();  // the next call writes again
+    __syncthreads();  // the next call overwrites `cut`
     return found;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS) count_logits(
     const __grid_constant__ HeadLevels levels,
-    unsigned* bins  // [B, L, BINS], zeros before
+    unsigned* bins  // [B, L, BINS], initially zero
 ) {
     __shared__ unsigned counts[BINS];
     const int index = level_of_tile(levels, blockIdx.x);
@@ -134,8 +135,8 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS) gather_logits(
     const __grid_constant__ HeadLevels levels,
     const unsigned* bins,  // [B, L, BINS]
-    unsigned* ends,        // [B, L], zeros before: how many words are listed
-    Word* list             // [B, sum of n], of each level from its first word on, in any order
+    unsigned* ends,        // [B, L], initially zero: the number of listed words
+    Word* list             // [B, sum of n]: each level's listed words start at its first_word, in any order
 ) {
     __shared__ unsigned count, start;
     const int index = level_of_tile(levels, blockIdx.x);
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(THREADS) gather_logits(
         if (words[i] >> FIRST_SHIFT <= cut.bin) list[slots[i]] = words[i];
 }
 
-// Sorts `size` words, a power of two, ascending. A step within 64 words stays within a warp.
+// Sorts `size` words, a power of two, ascending. A step within 64 words involves only one warp.
 __device__ void sort_words(Word* words, int size) {
     for (int width = 2; width <= size; width *= 2) {
         for (int gap = width / 2; gap; gap /= 2) {
@@ -180,10 +181,11 @@ __device__ void sort_words(Word* words, int size) {
 
 struct Decoding {
     float factors[4];  // of dx, dy, dw, dh: 1 / the coder's weights
-    float clip;        // of dw and dh
+    float clip;        // upper limit of dw and dh
 };
 
-// The centre of a side of a box, and half its length: torchvision's BoxCoder.decode_single, rounded after each operation.
+// The centre of a side of a box, and half its length, as in torchvision's BoxCoder.decode_single, rounded after each
+// operation.
 __device__ void decode_side(
     float low, float high, float offset, float log_size, float clip, float& decoded_low, float& decoded_high
 ) {
@@ -194,7 +196,7 @@ __device__ void decode_side(
     decoded_high = __fadd_rn(centre, half);
 }
 
-// Objectness (probability), x1, y1, x2, y2 and level.
+// Writes objectness (probability), x1, y1, x2, y2 and level.
 template <typename T>
 __device__ void decode_anchor(const HeadLevel& level, const Decoding& decoding, unsigned anchor, int index, float2* row) {
     const long long place = static_cast<long long>(blockIdx.y) * level.anchors + anchor;
@@ -230,7 +232,8 @@ __global__ void __launch_bounds__(DECODE_THREADS) decode_best(
     list += static_cast<long long>(blockIdx.y) * levels.words + level.first_word;
     rpn_boxes += 3 * (static_cast<long long>(blockIdx.y) * levels.rows + level.first_row);
 
-    // 1. Words up to `last` are wanted, compared without their lowest `shift` bits: all that are listed, unless too many.
+    // 1. Find the words to sort: those up to `last`, compared without their lowest `shift` bits. These are all listed
+    //    words, unless there are too many.
     Cut cut = find_cut<DECODE_THREADS>(bins + (blockIdx.y * levels.count + blockIdx.x) * BINS, kept);
     const unsigned listed = cut.before + cut.inside;
     Word last = cut.bin;
@@ -251,7 +254,7 @@ __global__ void __launch_bounds__(DECODE_THREADS) decode_best(
         shift -= bits;
     }
 
-    // 2. Put them in order.
+    // 2. Sort them.
     const int wanted = before + cut.inside;
     int size = 1;
     while (size < wanted) size *= 2;

@@ -1,6 +1,6 @@
-// Where torch interpolates bilinearly, for preprocess.cu and paste_masks.cu.
+// The sampling positions of torch's bilinear interpolation, for preprocess.cu and paste_masks.cu.
 
-// The two source pixels that a resized pixel lies between, and the second one's weight.
+// The two source pixels nearest to a resized pixel, and the weight of the second.
 struct Between {
     int first, second;
     float weight;

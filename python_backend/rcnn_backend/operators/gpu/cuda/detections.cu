@@ -1,13 +1,13 @@
 // The header's scores and boxes -> detections: torchvision's RoIHeads.postprocess_detections for a batch,
 // scaled back to the pictures as sent.
 //
-// Shapes: B images, R proposals an image (padded), K foreground classes, D detections an image (padded).
-// Boxes are (x1, y1, x2, y2). A candidate is a proposal with a class: number r * K + k of its image. Of equal
-// scores the lower number comes first.
+// Shapes: B images, R proposals per image (padded), K foreground classes, D detections per image (padded).
+// Boxes are (x1, y1, x2, y2). A candidate is a proposal together with a class; its number within the image is r * K + k.
+// Among equal scores, the lower number comes first.
 //
 // Two kernels, in this order:
-//   suppress_classes   greedy NMS of one class of one image
-//   gather_detections  the best D of an image's classes
+//   suppress_classes   greedy NMS for one class of one image
+//   gather_detections  the best D candidates of all classes of an image
 
 #include "boxes.cuh"
 
@@ -28,7 +28,7 @@ __device__ Order order_of(float score, unsigned candidate) {
     return static_cast<Order>(descending(score)) << 32 | candidate;
 }
 
-// Sorts `count` orders ascending by a bitonic network; there is room for the next power of two.
+// Sorts `count` orders ascending with a bitonic network. The array must have room for the next power of two.
 __device__ void sort(Order* orders, int count) {
     int size = 1;
     while (size < count) size *= 2;
@@ -50,8 +50,8 @@ __device__ void sort(Order* orders, int count) {
     }
 }
 
-// Block (k, b): candidates of class k in image b, sorted, then one kept box after the other removes what
-// it overlaps.
+// Block (k, b) sorts the candidates of class k in image b. Then each kept box in turn removes the boxes that it
+// overlaps.
 __global__ void __launch_bounds__(256) suppress_classes(
     const float* class_scores,   // [B, R, K]
     const float4* class_boxes,   // [B, R, K]
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(256) suppress_classes(
 ) {
     extern __shared__ float4 boxes[];                                // [capacity]
     Order* orders = reinterpret_cast<Order*>(boxes + capacity);      // [capacity]
-    unsigned* removed = reinterpret_cast<unsigned*>(orders + capacity);  // a bit a candidate
+    unsigned* removed = reinterpret_cast<unsigned*>(orders + capacity);  // one bit per candidate
     __shared__ int candidates;
     const int label = blockIdx.x, image = blockIdx.y, lane = threadIdx.x % 32;
     const long long base = static_cast<long long>(image) * rois * classes;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(256) suppress_classes(
     if (threadIdx.x == 0) candidates = 0;
     __syncthreads();
 
-    // 1. Score and size.
+    // 1. Keep candidates with a high enough score and large enough box.
     const int real = min(num_proposals[image], rois);
     for (int roi = threadIdx.x; roi < real; roi += blockDim.x) {
         const unsigned candidate = roi * classes + label;
@@ -87,16 +87,16 @@ __global__ void __launch_bounds__(256) suppress_classes(
     }
     __syncthreads();
 
-    // 2. Best first.
+    // 2. Sort them, best first.
     const int count = candidates, words = (count + 31) / 32;
     sort(orders, count);
     for (int i = threadIdx.x; i < count; i += blockDim.x)
         boxes[i] = clip(class_boxes[static_cast<unsigned>(orders[i])], image_size);
     for (int word = threadIdx.x; word < words; word += blockDim.x)
-        removed[word] = word < count / 32 ? 0 : ALL_LANES << (count % 32);  // no candidate: removed
+        removed[word] = word < count / 32 ? 0 : ALL_LANES << (count % 32);  // bits beyond the last candidate are set
     __syncthreads();
 
-    // 3. Greedy: more than D of one class are never among the best D.
+    // 3. Suppress greedily. Stop at D kept candidates: one class never has more among the best D.
     const int limit = min(static_cast<int>(limits.detections_per_img), most);
     const long long own = static_cast<long long>(image) * classes + label;
     int total = 0;
@@ -121,14 +121,14 @@ __global__ void __launch_bounds__(256) suppress_classes(
     if (threadIdx.x == 0) kept_counts[own] = total;
 }
 
-// Block b: merges the classes' kept candidates and writes image b's detections.
+// Block b merges the kept candidates of all classes and writes the detections of image b.
 __global__ void __launch_bounds__(512) gather_detections(
     const float* class_scores, const float4* class_boxes, const float* image_sizes,
     const Thresholds* thresholds, const Order* kept, const int* kept_counts,
     const int rois, const int classes, const int most,
-    const int capacity,   // a power of two, at least D and the number of threads together
+    const int capacity,   // a power of two, at least the sum of D and the number of threads
     float4* boxes,        // [B, D], pixels of the picture as sent
-    float4* detected,     // [B, D], the same in pixels of the resized image
+    float4* detected,     // [B, D], the same boxes in pixels of the resized image
     float* scores,        // [B, D]
     long long* labels,    // [B, D], 1..K
     int* num_detections   // [B]
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(512) gather_detections(
         atomicMax(&longest, kept_counts[label]);
     __syncthreads();
 
-    // 1. The best of each class, the second of each class, ...; when the room is used up, the best so far,
-    //    and from then on only what is better than the last of them.
+    // 1. Collect the best candidate of each class, then the second of each class, and so on. When the array may
+    //    overflow, keep only the best so far, and from then on add only candidates better than the last of them.
     const int last = longest * classes;
     Order worst = LAST;
     for (int first = 0; first < last; first += blockDim.x) {

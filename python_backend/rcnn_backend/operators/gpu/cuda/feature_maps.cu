@@ -1,6 +1,6 @@
-// Max pooling and nearest upsampling of feature maps in channels-last order, to the bit as torch computes them.
+// Max pooling and nearest upsampling of feature maps in channels-last order, bit-identical to torch's.
 //
-// Shapes: B images, H x W the input, h x w the output, C channels. A thread makes VECTOR channels of one pixel of the
+// Shapes: B images, input H x W, output h x w, C channels. A thread computes VECTOR channels of one pixel of the
 // output. blockIdx.x is a row of an image, blockIdx.y a part of the row.
 
 #include "half.cuh"
@@ -8,7 +8,7 @@
 
 constexpr int THREADS = 256;
 
-// Padding is at most half the kernel, as torch demands.
+// Padding is at most half the kernel, as torch requires.
 template <typename T, int VECTOR, int KERNEL_HEIGHT, int KERNEL_WIDTH>
 __global__ void __launch_bounds__(THREADS) max_pool(
     const Pack<T, VECTOR>* input,  // [B, H, W, C / VECTOR]
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(THREADS) max_pool(
     output[(static_cast<long long>(blockIdx.x) * output_width + x) * vectors + vector] = result;
 }
 
-// The pixel that torch's mode "nearest" takes.
+// The pixel that torch's mode "nearest" selects.
 __device__ int nearest(int place, float scale, int size) {
     return min(static_cast<int>(floorf(place * scale)), size - 1);
 }

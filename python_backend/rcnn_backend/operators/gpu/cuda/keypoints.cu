@@ -1,17 +1,18 @@
 // A keypoint header's heatmaps -> keypoints: torchvision's heatmaps_to_keypoints.
 //
-// Shapes: n detections, P keypoints a detection; a heatmap has h x w samples and is resized to H x W pixels, the
-// sides of its box (x1, y1, x2, y2), rounded up. Samples are FP32 or FP16, everything else is FP32, in the order of
-// torch's CUDA kernel for bicubic interpolation. The resized heatmap is never written.
+// Shapes: n detections, P keypoints per detection; a heatmap has h x w samples and is resized to H x W pixels, the
+// sides of its box (x1, y1, x2, y2), rounded up. Samples are FP32 or FP16; everything else is FP32, computed in the same
+// order as in torch's CUDA kernel for bicubic interpolation. The resized heatmap is never written to memory.
 
 #include "half.cuh"
 
 constexpr int THREADS = 512, WARPS = THREADS / 32;
-constexpr int STRIP_ROWS = 16;           // a thread's pixels below each other
-constexpr float MAX_SIDE = 65535.0f;     // so that a pixel's number has 32 bits, and a box of garbage an end
-constexpr float CUBIC = -0.75f;          // the cubic convolution's A
+constexpr int STRIP_ROWS = 16;           // pixels of a column that one thread computes
+constexpr float MAX_SIDE = 65535.0f;     // so that a pixel's number fits in 32 bits, and the loops end for any box
+constexpr float CUBIC = -0.75f;          // the coefficient A of the cubic convolution
 
-using Peak = unsigned long long;  // a value, NaN above all, and its pixel; of equal values the first is the largest
+// A value and its pixel's number. NaN is above all values; among equal values, the first pixel has the largest peak.
+using Peak = unsigned long long;
 
 __device__ Peak peak_of(float value, unsigned pixel) {
     const unsigned bits = __float_as_uint(value + 0.0f);  // -0 equals +0
@@ -29,11 +30,11 @@ __device__ Peak highest_of_warp(Peak peak) {
     return peak;
 }
 
-// The weights at a distance of 0 to 1 and of 1 to 2 samples.
+// The weights at a distance of 0 to 1 samples and of 1 to 2 samples.
 __device__ float near_weight(float x) { return ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1; }
 __device__ float far_weight(float x) { return ((CUBIC * x - 5 * CUBIC) * x + 8 * CUBIC) * x - 4 * CUBIC; }
 
-// The four samples that a pixel lies between, and their weights. Samples beyond the border repeat the last.
+// The four samples around a pixel, and their weights. Samples beyond the border repeat the last one.
 struct Taps {
     int first;
     float weights[4];
@@ -50,13 +51,13 @@ __device__ Taps taps_of(int pixel, float scale) {
             {far_weight(t + 1), near_weight(t), near_weight(1 - t), far_weight(1 - t + 1)}};
 }
 
-// Block (i, p): keypoint p of detection i.
+// Block (i, p) computes keypoint p of detection i.
 template <typename T>
 __global__ void __launch_bounds__(THREADS) find_keypoints(
     const T* heatmaps,    // [n, P, h, w]
     const float4* boxes,  // [n]
     const int height, const int width,  // h, w
-    float* keypoints,     // [n, P, 3]: x and y in the pixels of the boxes, 1
+    float* keypoints,     // [n, P, 3]: x and y in the same pixels as the boxes, and 1
     float* scores         // [n, P]
 ) {
     __shared__ Peak warps[WARPS];
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(THREADS) find_keypoints(
     const int rows = static_cast<int>(fminf(ceilf(box_height), MAX_SIDE));
     const float scale_x = static_cast<float>(width) / columns, scale_y = static_cast<float>(height) / rows;
 
-    // 1. Each thread walks down columns of a few pixels.
+    // 1. Each thread goes down columns of STRIP_ROWS pixels.
     Peak peak = 0;
     const int strips = (rows + STRIP_ROWS - 1) / STRIP_ROWS;
     for (int strip = threadIdx.x; strip < columns * strips; strip += THREADS) {
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(THREADS) find_keypoints(
         }
     }
 
-    // 2. The block's highest.
+    // 2. Find the highest peak of the block.
     peak = highest_of_warp(peak);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (lane == 0) warps[warp] = peak;

@@ -1,15 +1,16 @@
 // The RPN's boxes -> proposals: torchvision's RegionProposalNetwork.filter_proposals for a batch.
-// Clip, drop what is small or scored low, greedy NMS within each pyramid level, the best R of all levels.
+// The boxes are clipped, small and low-scored ones are dropped, greedy NMS runs within each pyramid level, and the best
+// R of all levels are kept.
 //
-// Shapes: B images; N rows an image, those of one level contiguous, levels ascending; R proposals an
-// image (padded). A segment is the rows of one level of one image. Boxes are (x1, y1, x2, y2) in pixels.
-// Rows need not be sorted by score; of equal scores the lower row comes first.
+// Shapes: B images; N rows per image, those of one level contiguous, levels ascending; R proposals per
+// image (padded). A segment consists of the rows of one level of one image. Boxes are (x1, y1, x2, y2) in pixels.
+// Rows need not be sorted by score; among equal scores, the lower row comes first.
 //
 // Four kernels, in this order:
-//   sort_candidates   puts each segment's candidates in order, the best first
-//   mark_overlaps     which candidates of a segment overlap, one bit a pair, 64 candidates a word
-//   suppress          one warp walks a segment's candidates, 64 at a time
-//   gather_proposals  merges the segments' kept boxes, pads, counts
+//   sort_candidates   sorts each segment's candidates, the best first
+//   mark_overlaps     marks which candidates of a segment overlap: one bit per pair, 64 candidates per word
+//   suppress          one warp processes a segment's candidates, 64 at a time
+//   gather_proposals  merges, pads and counts the kept boxes of all segments
 
 #include "boxes.cuh"
 
@@ -22,7 +23,7 @@ struct Segment {
     int start, end;  // rows
 };
 
-// The first row whose level is at least (or, with `after`, above) this one.
+// The first row whose level is at least `level`, or, with `after`, above it.
 __device__ int find_level(const float* rpn_boxes, int rows, float level, bool after) {
     int low = 0, high = rows;
     while (low < high) {
@@ -34,9 +35,9 @@ __device__ int find_level(const float* rpn_boxes, int rows, float level, bool af
     return low;
 }
 
-constexpr int SORT_ROWS = 128;  // threads of a block of sort_candidates, one a row
+constexpr int SORT_ROWS = 128;  // threads in a block of sort_candidates, one per row
 
-// Finds each row's place in its segment by counting the rows that come before it. Rows that are no
+// Finds each row's place in its segment by counting the rows that come before it. Rows that are not
 // candidates come last and get the score NaN.
 __global__ void __launch_bounds__(SORT_ROWS) sort_candidates(
     const float* rpn_boxes,    // [B, N, 6]
@@ -76,7 +77,8 @@ __global__ void __launch_bounds__(SORT_ROWS) sort_candidates(
         read(row, box, score);
         mine = order_of(row, score);
         const float level = rpn_boxes[row * COLUMNS + 5];
-        // A row is in its own segment even where the levels are not ascending: garbage in, no stray access.
+        // The segment must contain the row even if the levels are not ascending, so that invalid input causes no
+        // invalid memory access.
         segment.start = min(find_level(rpn_boxes, rows, level, false), row);
         segment.end = max(find_level(rpn_boxes, rows, level, true), row + 1);
         if (threadIdx.x == 0) first_start = segment.start;
@@ -106,11 +108,11 @@ __global__ void __launch_bounds__(SORT_ROWS) sort_candidates(
     segments[base + row] = segment;
 }
 
-// Bit i of word w of a candidate's row of masks says whether it overlaps candidate 64 w + i of its
-// segment: one of those that it comes before or, in the candidate's own word, of those before it.
+// Each candidate has a row of masks. Bit i of word w says whether it overlaps candidate 64 w + i of its segment.
+// The candidate's own word covers only candidates before it; later words cover candidates after it.
 __global__ void __launch_bounds__(128) mark_overlaps(
     const float4* boxes, const Segment* segments, const int rows, const float nms_thresh,
-    const int words,  // of a row of masks: N / 64 rounded up
+    const int words,  // in a row of masks: N / 64 rounded up
     Word* masks       // [B, N, words]; words before a candidate's own are not written
 ) {
     const int slot = blockIdx.x * blockDim.x + threadIdx.x;
@@ -143,7 +145,8 @@ __device__ Word ballot64(bool low, bool high) {
     return __ballot_sync(ALL_LANES, low) | static_cast<Word>(__ballot_sync(ALL_LANES, high)) << 32;
 }
 
-// A lane's two of the 64 candidates of a word: which of the others overlap each, and whether it is one.
+// The two of a word's 64 candidates that belong to a lane: which earlier ones in the word overlap each of them, and
+// whether each is a candidate at all.
 struct Pair {
     Word low_mask, high_mask;
     bool low, high;
@@ -154,7 +157,7 @@ __device__ Pair read_pair(
 ) {
     const int low = segment.start + word * WORD_BITS + lane, high = low + 32;
     Pair pair = {0, 0, false, false};
-    // Only earlier candidates count, whatever the memory holds: the loop that waits for them ends.
+    // Only bits of earlier candidates are used, whatever the memory contains, so the loop that waits for them always ends.
     const Word earlier = (Word(1) << lane) - 1;
     if (low < segment.end) pair.low_mask = masks[static_cast<long long>(low) * words + word] & earlier;
     if (high < segment.end)
@@ -164,7 +167,7 @@ __device__ Pair read_pair(
     return pair;
 }
 
-// Greedy NMS of one segment by one warp; returns how many are kept, at most `most` and a few.
+// Greedy NMS of one segment by one warp. Returns the number of kept candidates, which may exceed `most` by up to 63.
 __device__ int suppress_segment(
     const Word* masks, const float* scores, Segment segment, int words, int most, Word* removed, int* kept
 ) {
@@ -177,7 +180,7 @@ __device__ int suppress_segment(
     int total = 0;
     Pair pair = read_pair(masks, scores, segment, words, 0, lane);
     for (int word = 0; word < segment_words && total < most; ++word) {
-        // 1. Within the word: a candidate stays when all the overlapping ones before it are gone.
+        // 1. Within the word: a candidate is kept when all earlier candidates that overlap it have been removed.
         const Word gone = removed[word];
         Word open = ballot64(pair.low, pair.high) & ~gone, keep = 0;
         while (open) {
@@ -187,7 +190,7 @@ __device__ int suppress_segment(
                 (open & high_bit) && !(pair.high_mask & (keep | open)));
             open &= ~(keep | ballot64(pair.low_mask & keep, pair.high_mask & keep));
         }
-        // 2. Note the kept ones, in order.
+        // 2. Store the kept ones, in order.
         const int first = segment.start + word * WORD_BITS;
         const Word below = (Word(1) << lane) - 1;
         if (keep >> lane & 1) kept[total + __popcll(keep & below)] = first + lane;
@@ -196,7 +199,8 @@ __device__ int suppress_segment(
         total += __popcll(keep);
         if (word + 1 == segment_words) break;
         pair = read_pair(masks, scores, segment, words, word + 1, lane);
-        // 3. What they overlap in later words goes. Each half of the warp takes 32 of the 64, a lane a word.
+        // 3. Remove the candidates in later words that they overlap. Each half of the warp handles 32 of the 64
+        //    candidates, and each lane handles one later word.
         for (int later = word + 1; later < segment_words; later += 16) {
             const int mine = later + lane % 16;
             unsigned left = static_cast<unsigned>(keep >> (32 * half));
@@ -221,12 +225,12 @@ __device__ int suppress_segment(
     return total;
 }
 
-// A block is one warp and looks after the segments that start in its 32 rows.
+// A block is one warp, which handles the segments that start in its 32 rows.
 __global__ void __launch_bounds__(32) suppress(
     const Word* masks, const float* scores, const Segment* segments, const int rows, const int words,
     const int most,   // R
-    int* kept,        // [B, N]: from a segment's start on, the places of its kept candidates, best first
-    int* kept_counts  // [B, N]: at a segment's start, elsewhere 0
+    int* kept,        // [B, N]: from a segment's start on, the positions of its kept candidates, best first
+    int* kept_counts  // [B, N]: the count at a segment's start, 0 elsewhere
 ) {
     extern __shared__ Word removed[];  // [words]
     const long long base = static_cast<long long>(blockIdx.y) * rows;
@@ -246,7 +250,7 @@ __global__ void __launch_bounds__(32) suppress(
     }
 }
 
-// A thread places one kept candidate among those of all levels and writes, or pads, one proposal.
+// A thread finds the rank of one kept candidate among those of all levels and writes it, and pads one proposal.
 __global__ void __launch_bounds__(128) gather_proposals(
     const float4* boxes, const float* scores, const Segment* segments, const int* kept,
     const int* kept_counts, const int rows, const int most,
@@ -277,7 +281,7 @@ __global__ void __launch_bounds__(128) gather_proposals(
             rank += index - start;
             continue;
         }
-        int low = 0, high = count;  // how many of that segment come before: on a tie, those of a lower row
+        int low = 0, high = count;  // how many of that segment come before; among equal scores, those of lower rows
         while (low < high) {
             const int middle = (low + high) / 2;
             const float there = scores[kept[start + middle]];

@@ -1,21 +1,22 @@
-// Masks pasted into a picture, as edges: torchvision's paste_masks_in_image and the threshold.
+// The edges of masks pasted into a picture: torchvision's paste_masks_in_image and the threshold.
 //
-// Shapes: n masks of mask_height x mask_width, with a border of zeros around each; C columns of pixels, of all masks
-// together. An edge is the number of the pixel, counted column by column, before which a mask begins or ends.
+// Shapes: n masks of mask_height x mask_width, each with a border of zeros around it; C is the number of pixel columns of
+// all masks together. Pixels are numbered column by column. An edge is the number of a pixel at which a mask begins, or
+// of the first pixel after the mask.
 
 #include "bilinear.cuh"
 #include "half.cuh"
 
-struct Frame {  // of a mask with its border; gpu/rles.py fills these
-    int left, top, right, bottom;  // pixels of the picture, the last ones included; they may lie beyond it
-    int first_column;              // of this mask inside the picture, among the C
+struct Frame {  // the frame of a mask with its border; gpu/rles.py fills these
+    int left, top, right, bottom;  // pixels of the picture, the last ones included; they may be outside it
+    int first_column;              // this mask's first column inside the picture, among all C
 };
 
 __device__ float interpolate(float first, float second, float weight) {
     return __fmaf_rn(first, 1.0f - weight, __fmul_rn(second, weight));
 }
 
-// A thread is a column of a mask, from top to bottom. It runs twice: first without `edges`, to count them.
+// A thread processes one column of a mask, from top to bottom. The kernel runs twice: first only to count the edges.
 template <bool WRITES>
 __global__ void __launch_bounds__(256) find_edges(
     const Half* masks,    // [n, mask_height, mask_width]
@@ -23,8 +24,8 @@ __global__ void __launch_bounds__(256) find_edges(
     const int mask_height, const int mask_width,
     const int height, const int width,  // of the picture
     const float thresh,
-    int* counts,      // [C], of each column's edges
-    const int* ends,  // [C], their running sum
+    int* counts,      // [C], the number of edges in each column
+    const int* ends,  // [C], the running sum of `counts`
     int* edges        // ascending
 ) {
     const Frame frame = frames[blockIdx.y];

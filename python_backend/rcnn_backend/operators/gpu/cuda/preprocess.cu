@@ -1,23 +1,23 @@
 // uint8 pictures of any sizes -> the RPN's input: resize, normalise and pad a batch in one pass.
-// Shapes: B pictures; H x W the padded batch. A thread makes four pixels below each other, three channels.
+// Shapes: B pictures; H x W the padded batch. A thread computes the three channels of four pixels of one column.
 
 #include "bilinear.cuh"
 #include "half.cuh"
 
-constexpr int MAX_PICTURES = 48;  // a launch: kernel parameters have 4 KiB
+constexpr int MAX_PICTURES = 48;  // per launch: kernel parameters are limited to 4 KiB
 constexpr int ROWS = 4;
 
 struct Picture {  // gpu/preprocess.py fills these
     const unsigned char* pixels;
     int row_stride, column_stride, channel_stride;  // bytes
     int height, width, resized_height, resized_width;
-    float scale_y, scale_x;  // source pixels a resized pixel
+    float scale_y, scale_x;  // source pixels per resized pixel
     int padding;
 };
 
 struct Batch {
     Picture pictures[MAX_PICTURES];
-    float mean[3], inverse_std[3];  // of values in 0..255
+    float mean[3], inverse_std[3];  // for values in 0..255
 };
 
 template <typename T>

@@ -1,5 +1,5 @@
-// FP16 or FP32 numbers -> INT8 numbers: the nearest to x / scale, halves to the even one, from -128 to 127.
-// The order of the numbers in memory stays. A thread makes VALUES of them; x is aligned to 16 bytes, y to 8.
+// FP16 or FP32 numbers -> INT8 numbers: x / scale, rounded to nearest with halves to even, clamped to -128 to 127.
+// The memory order does not change. A thread computes VALUES numbers; x must be aligned to 16 bytes, y to 8.
 
 #include "half.cuh"
 

@@ -1,16 +1,16 @@
 // RoIAlign over a feature pyramid: torchvision's MultiScaleRoIAlign, aligned=False.
 //
-// Shapes: B images, R RoIs an image (padded), C channels, P x Q bins a RoI, S x S samples a bin.
+// Shapes: B images, R RoIs per image (padded), C channels, P x Q bins per RoI, S x S samples per bin.
 // Boxes are (x1, y1, x2, y2) in pixels of the resized image. Features are FP32 or FP16 in any memory layout,
-// sums FP32, the output [B, R, C, P, Q] of the features' type; a RoI beyond num_proposals is zero.
+// sums are FP32, and the output [B, R, C, P, Q] has the features' type. RoIs beyond num_proposals are zero.
 //
-// A bin is a weighted sum of pixels whose weights are products of one for the row and one for the column:
-// four rows and four columns for two samples each way, fewer where samples share pixels.
+// A bin is a weighted sum of pixels. Each weight is the product of a row weight and a column weight. With two samples in
+// each direction, a bin has four rows and four columns, or fewer if samples share pixels.
 //
-//   pool_planar         a lane is a column of one bin: for features whose rows are contiguous
-//   pool_channels_last  a lane is 16 bytes of channels: for features whose channels are contiguous
-//   pool_adaptive       a thread is a bin: as many samples as the RoI has pixels (sampling ratio 0), or
-//                       any number the others are not compiled for
+//   pool_planar         a lane computes a column of one bin: for features whose rows are contiguous
+//   pool_channels_last  a lane computes 16 bytes of channels: for features whose channels are contiguous
+//   pool_adaptive       a thread computes a bin: with as many samples as the RoI has pixels (sampling ratio 0), or
+//                       with any number for which the others are not compiled
 
 #include "half.cuh"
 
@@ -19,10 +19,10 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 struct Level {  // gpu/roi_align.py fills these
     const void* data;
-    long long image_stride;  // strides in elements; an image's level has under 4 GiB
+    long long image_stride;  // strides in elements; a level of one image has less than 4 GiB
     int channel_stride, row_stride, column_stride;
     int height, width;
-    float scale;  // feature pixels a pixel of the image
+    float scale;  // feature pixels per pixel of the image
 };
 
 struct Pyramid {
@@ -31,7 +31,7 @@ struct Pyramid {
     float finest, coarsest;  // log2 of the strides
 };
 
-// torchvision's LevelMapper, equation 1 of the FPN paper; what has no area goes to the finest level.
+// torchvision's LevelMapper, equation 1 of the FPN paper. Boxes without area are pooled from the finest level.
 __device__ const Level& level_of(float4 box, const Pyramid& pyramid) {
     const float size = sqrtf(__fmul_rn(box.z - box.x, box.w - box.y));
     const float level = floorf(pyramid.canonical_level + log2f(size / pyramid.canonical_scale) + 1e-6f);
@@ -52,7 +52,7 @@ struct Side {
     }
 };
 
-// The two pixels a sample lies between and the second one's weight; first < 0 for a sample outside.
+// The two pixels nearest to a sample, and the weight of the second; first < 0 for a sample outside the feature map.
 struct Sample {
     int first, second;
     float weight;
@@ -66,7 +66,7 @@ __device__ Sample sample_at(float position, int size) {
     return {first, first + 1, position - first};
 }
 
-// The rows of features that a row of bins sums.
+// A row of features that contributes to a row of bins.
 struct Row {
     unsigned offset;  // bytes
     float weight;
@@ -100,7 +100,7 @@ template <typename V> __device__ void write_as(const char* pooled, char* output,
         reinterpret_cast<V*>(output)[i] = pooled ? reinterpret_cast<const V*>(pooled)[i] : V{};
 }
 
-// Writes `bytes` of shared memory, or zeros for null, to a RoI's output, both aligned to their element.
+// Copies `bytes` from shared memory, or zeros if `pooled` is null, to a RoI's output. Both are aligned to `element` bytes.
 __device__ void write_pooled(const char* pooled, char* output, int bytes, int element) {
     const unsigned long long address = reinterpret_cast<unsigned long long>(output);
     if ((address | bytes) % 16 == 0) write_as<uint4>(pooled, output, bytes);
@@ -110,7 +110,7 @@ __device__ void write_pooled(const char* pooled, char* output, int bytes, int el
 
 constexpr int power_of_two(int least) { return least <= 1 ? 1 : 2 * power_of_two((least + 1) / 2); }
 
-// Sums over the N lanes of a group N values a lane; lane i of a group gets the sum of the values i.
+// Each lane of a group of N lanes has N values. Sums them over the group; lane i gets the sum of the values i.
 template <int N> __device__ float sum_over_group(float (&values)[N], int lane) {
 #pragma unroll
     for (int half = N / 2; half > 0; half /= 2) {
@@ -144,7 +144,7 @@ __device__ void sum_rows(const Rows<S>& rows, const char* const (&columns)[N], f
         for (int i = 0; i < N; ++i) sums[i] += rows.rows[row].weight * to_float(pixels[row][i]);
 }
 
-// Block (r, c, b): `block_channels` channels from c * block_channels on, a warp GROUP at a time.
+// Block (r, c, b): `block_channels` channels from c * block_channels on; a warp computes GROUP channels at a time.
 template <typename T, int P, int Q, int S>
 __global__ void __launch_bounds__(256, 4) pool_planar(
     const __grid_constant__ Pyramid pyramid,
@@ -234,8 +234,8 @@ __device__ void sum_column(const Row (&rows)[COUNT], const char* column, float (
         for (int i = 0; i < N; ++i) sums[i] += rows[row].weight * to_float(pixels[row].values[i]);
 }
 
-// One row of bins for a lane's channels. Walks along the feature's columns and sums each once, then has the
-// sums of the two columns around a sample. COUNT: how many rows are summed, those missing with weight 0.
+// Computes one row of bins for a lane's channels. Goes along the feature's columns and sums each of them once; a sample
+// combines the sums of the two columns around it. COUNT is the number of summed rows; missing rows have weight 0.
 template <typename T, int COUNT, int Q, int S>
 __device__ void pool_row(
     const Rows<S>& given, const Sample* columns, const char* feature, unsigned column_bytes, int channel_bins,
@@ -277,7 +277,7 @@ __device__ void pool_row(
     }
 }
 
-// Block (r, c, b): the 32 vectors of channels from 32 c on. A warp takes a row of bins.
+// Block (r, c, b): the 32 vectors of channels from 32 c on. A warp computes a row of bins.
 template <typename T, int P, int Q, int S>
 __global__ void __launch_bounds__(32 * P) pool_channels_last(
     const __grid_constant__ Pyramid pyramid,
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(32 * P) pool_channels_last(
     T* output                  // [B, R, C, P, Q]
 ) {
     constexpr int N = Vector<T>::SIZE;
-    constexpr int VECTOR_WORDS = 4 * P * Q;       // of a vector's pooled bins
+    constexpr int VECTOR_WORDS = 4 * P * Q;       // for the pooled bins of a vector
     constexpr int LANE_WORDS = VECTOR_WORDS + 1;  // odd: lanes use different banks
     extern __shared__ unsigned words[];           // [32, LANE_WORDS]
     __shared__ Rows<S> rows[P];
@@ -323,14 +323,14 @@ __global__ void __launch_bounds__(32 * P) pool_channels_last(
         output_words[i] = words[i / VECTOR_WORDS * LANE_WORDS + i % VECTOR_WORDS];
 }
 
-// A thread makes one bin of one channel.
+// A thread computes one bin of one channel.
 template <typename T>
 __global__ void __launch_bounds__(256) pool_adaptive(
     const __grid_constant__ Pyramid pyramid,
     const float4* proposals,   // [B, R]
     const int* num_proposals,  // [B]
     const int rois, const int channels, const int bin_rows, const int bin_columns,
-    const int sampling_ratio,  // 0 or less: one sample a feature pixel, rounded up
+    const int sampling_ratio,  // 0 or less: one sample per feature pixel, rounded up
     T* output                  // [B, R, C, P, Q]
 ) {
     const int roi = blockIdx.x, image = blockIdx.z;
@@ -346,7 +346,7 @@ __global__ void __launch_bounds__(256) pool_adaptive(
     const Level& level = level_of(box, pyramid);
     const Side vertical(box.y, box.w, level.scale, bin_rows);
     const Side horizontal(box.x, box.z, level.scale, bin_columns);
-    auto samples = [&](float bin, int size) {  // as many as there are pixels ends for any box
+    auto samples = [&](float bin, int size) {  // at most `size`, so that the loops end for any box
         return sampling_ratio > 0 ? sampling_ratio : min(static_cast<int>(ceilf(bin)), size);
     };
     const int samples_y = samples(vertical.bin, level.height);

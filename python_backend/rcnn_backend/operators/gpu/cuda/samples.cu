@@ -1,4 +1,4 @@
-// Samples of each image's part of several tensors: the first elements, and the largest magnitude of the middle.
+// Samples of several tensors, for each image: the first elements, and the largest magnitude in the middle.
 // Shapes: B images.
 
 constexpr int MAX_TENSORS = 32, MAX_WARPS = 32;
@@ -7,11 +7,11 @@ enum Type { FLOAT32, FLOAT16, INT32 };
 struct Tensor {  // gpu/samples.py fills these
     const void* data;
     long long image_size;   // elements
-    long long middle;       // the first element of the middle of the last axis but one
-    long long middle_size;  // elements; 0: no largest magnitude is wanted
+    long long middle;       // the first element of the middle row, on the last axis but one
+    long long middle_size;  // elements; 0 if no largest magnitude is needed
     int last, rows;         // sizes of the last axis and of the one before
-    int count, width;       // of the first elements; columns for them, the rest zero
-    int first;              // column of the output
+    int count, width;       // the number of first elements, and of columns for them; the rest are zero
+    int first;              // the tensor's first column in the output
     int type;
 };
 
@@ -27,7 +27,7 @@ __device__ float read(const Tensor& tensor, long long element) {
     return single;
 }
 
-// The bits of a magnitude order like the numbers, NaN above all.
+// The bits of a magnitude have the same order as the numbers; NaN is above all.
 __device__ unsigned magnitude(float value) { return __float_as_uint(value) & 0x7fffffffu; }
 
 __device__ unsigned largest_of_warp(unsigned value) {
@@ -35,7 +35,7 @@ __device__ unsigned largest_of_warp(unsigned value) {
     return value;
 }
 
-// A block is a tensor of an image; whole warps. samples [B, columns]
+// A block processes one tensor of one image, and consists of whole warps. samples [B, columns]
 __global__ void take_samples(const Table table, int columns, float* samples) {
     __shared__ unsigned warps[MAX_WARPS];
     const Tensor tensor = table.tensors[blockIdx.x];
