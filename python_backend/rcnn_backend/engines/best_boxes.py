@@ -8,6 +8,7 @@ compute it; on a GPU, ``best_boxes_gpu`` does.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,8 +140,7 @@ def _describe(
     height: int,
     width: int,
     top_n: int,
-    weights: Sequence[float],
-    clip: float,
+    *_others: Any,
 ) -> Tensor:
     """An empty result, for tracing."""
     rows = sum(
