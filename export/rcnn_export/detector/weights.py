@@ -62,7 +62,9 @@ def find_weights(model: str, weights: str, key: str | None, report: Callable[[st
     is_given = weights == RANDOM or (weights == AS_BUILT and ":" in model)
     named = None if is_given else _published(model, weights)
     if key is not None and (named is not None or is_given):
-        raise ExportError(f"--weights-key {key} chooses within a file, and {weights} is none: leave it out")
+        raise ExportError(
+            f"--weights-key {key} chooses within a file, and {weights} is not a file: leave it out"
+        )
     if is_given:
         return None
     if named is not None:

@@ -128,7 +128,7 @@ def _stand_in(name: str, base: type[StandIn]) -> type[StandIn]:
 
 def _why_not_unpickled(error: str) -> str:
     if match := _BLOCKED.search(error):
-        return f"it wants to call {match[1]}, which no weights need. Do not trust it"
+        return f"it tries to call {match[1]}, which no weights need. Do not trust it"
     if "DTensor" in error:
         return (
             "its tensors are shards of a distributed model (DTensor). Gather them before saving: "

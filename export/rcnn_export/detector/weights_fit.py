@@ -34,7 +34,7 @@ def load_into(
     if starts_anew is not None and not any(name.startswith(starts_anew) for name in tensors):
         kept = {name: own for name, own in model.state_dict().items() if name.startswith(starts_anew)}
         if kept:
-            report(f"{weights} has no {starts_anew}..., which starts anew")
+            report(f"{weights} has no {starts_anew}..., which keeps its initial weights")
         tensors = {**tensors, **kept}
     if problem := _misfit(model, tensors):
         raise ExportError(

@@ -31,7 +31,7 @@ def parse_shapes(text: str) -> ShapeRange:
     """
     shapes = [tuple(int(side) for side in part.split("x")) for part in text.split(",") if _is_shape(part)]
     if len(shapes) != len(text.split(",")) or not 1 <= len(shapes) <= 3:
-        raise ValueError(f"{text!r} is no list of one to three BATCHxHEIGHTxWIDTH such as {EXAMPLE}")
+        raise ValueError(f"{text!r} is not a list of one to three BATCHxHEIGHTxWIDTH such as {EXAMPLE}")
     range_ = ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
     if not range_.takes(range_.opt):
         raise ValueError(
