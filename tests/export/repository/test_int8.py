@@ -173,7 +173,7 @@ def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Ex
     repository = Path(shutil.copytree(int8_repository, tmp_path / "models"))
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
     with pytest.raises(
-        ExportError, match=r"--keep-float backbone.layer9 is no layer .* It has 24: backbone.body.stem"
+        ExportError, match=r"--keep-float backbone.layer9 is not a layer .* It has 24: backbone.body.stem"
     ):
         export(repository, Calibration(PICTURES, keep_float=["backbone.layer9"]))
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before
