@@ -133,7 +133,9 @@ def test_options_of_int8_go_together(
 def test_a_loss_that_is_no_number_of_points(points: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         export.main(["--most-ap-loss", points])
-    assert f"{points!r} is not a loss in points of AP, expected 0 to 100, such as 0.5" in capsys.readouterr().err
+    assert (
+        f"{points!r} is not a loss in points of AP, expected 0 to 100, such as 0.5" in capsys.readouterr().err
+    )
 
 
 def test_annotations_are_for_the_sensitivity(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_the_weights_that_a_function_gives_are_kept() -> None:
     kept = load_detector("own_models:constant", AS_BUILT).model
     assert all((parameter == 0.25).all() for parameter in kept.parameters())
     with pytest.raises(
-        ExportError, match=r"own_models:constant is a function of yours, .* builder for those"
+        ExportError, match=r"own_models:constant is a function of yours, .* builder for the weights"
     ):
         load_detector("own_models:constant", "DEFAULT")
 

@@ -218,7 +218,9 @@ def test_a_key_chooses(state: State, digits: Detector, tmp_path: Path) -> None:
         ExportError, match=r"no detector under --weights-key emas: it has model, callbacks\.ema\.0"
     ):
         report_of(path, weights_key="emas")
-    with pytest.raises(ExportError, match="--weights-key ema chooses within a file, and random is not a file"):
+    with pytest.raises(
+        ExportError, match="--weights-key ema chooses within a file, and random is not a file"
+    ):
         load_detector(DIGITS, "random", weights_key="ema")
 
     torch.save({"first": state, "second": other(state)}, path)

@@ -322,7 +322,9 @@ def test_a_keypoint_rcnn_is_trained_from_a_faster_rcnn(
     run += ["--device", "cpu", "--workers", "0", "--epochs", "1", "--out", str(tmp_path)]
     assert train.main([*run, "--weights", str(SAMPLES / "digits.safetensors")]) == 0
     out = capsys.readouterr().out
-    assert "with keypoints)" in out and "has no roi_heads.keypoint_..., which keeps its initial weights" in out
+    assert (
+        "with keypoints)" in out and "has no roi_heads.keypoint_..., which keeps its initial weights" in out
+    )
     assert "mirrored pictures: right and left change places" in out
     assert "keypoint AP50:95" in out and "metrics.json, labels.txt, keypoints.txt" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
