@@ -33,7 +33,7 @@ class _Names:
 
     @property
     def advice(self) -> str:
-        return f"write a text file with one {self.named} name a line"
+        return f"write a text file with one {self.named} name per line"
 
 
 CLASSES, KEYPOINTS = _Names("labels", "class"), _Names("keypoints", "keypoint")

@@ -145,7 +145,7 @@ def load_detector(
     if len(class_names) != num_classes_of(detector):
         raise ExportError(
             f"{labels or weights} names {len(class_names) - 1} classes, but {model} has "
-            f"{num_classes_of(detector) - 1} without the background: give one name a line for each"
+            f"{num_classes_of(detector) - 1} without the background: give one name per line for each"
         )
     in_detector = num_keypoints_of(detector)
     keypoint_names = names_of_keypoints or default_keypoint_names(in_detector)
@@ -153,7 +153,7 @@ def load_detector(
         raise ExportError(
             f"{keypoints} names {len(keypoint_names)} keypoints, but {model} finds {in_detector or 'none'}: "
             + (
-                "give one name a line for each"
+                "give one name per line for each"
                 if in_detector
                 else "leave the names out, or give a KeypointRCNN"
             )

@@ -154,4 +154,4 @@ def _read_cache(path: Path, key: str) -> Ranges:
         fault = "it was measured for another detector, or on other pictures"
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = f"{type(error).__name__}: {error}"
-    raise ExportError(f"cannot use the calibration in {path}: {fault}. Delete the file to calibrate anew")
+    raise ExportError(f"cannot use the calibration in {path}: {fault}. Delete the file to calibrate again")

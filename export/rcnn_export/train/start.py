@@ -83,4 +83,4 @@ def _copy_weights(given: FasterRCNN, detector: FasterRCNN, report: Callable[[str
             (num_keypoints_of(detector), num_keypoints_of(given), "keypoints", ""),
         )
         others = [f"{new} {of} instead of {old}{note}" for new, old, of, note in numbers if new != old]
-        report(f"starting anew, for {' and '.join(others)}: {', '.join(anew)}")
+        report(f"initialising again, for {' and '.join(others)}: {', '.join(anew)}")

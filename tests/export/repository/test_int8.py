@@ -143,7 +143,7 @@ def spoil(cache: Path) -> str:
 
 def swap_for_another(cache: Path) -> str:
     cache.write_text(json.dumps(json.loads(cache.read_text()) | {"key": "0" * 64}))
-    return r"it was measured for another detector, or on other pictures\. Delete the file to calibrate anew"
+    return r"it was measured for another detector, or on other pictures\. Delete the file to calibrate again"
 
 
 @pytest.mark.parametrize("change", [spoil, swap_for_another])

@@ -349,7 +349,7 @@ def test_other_keypoints_start_anew(tmp_path: Path) -> None:
     settings = replace(SETTINGS, weights=str(tmp_path / "four.pth"))
     assert num_keypoints_of(initial_detector(settings, said.append)) == 2
     name = "roi_heads.keypoint_predictor.kps_score_lowres"
-    assert said[-1] == f"starting anew, for 2 keypoints instead of 4: {name}.weight, {name}.bias"
+    assert said[-1] == f"initialising again, for 2 keypoints instead of 4: {name}.weight, {name}.bias"
 
 
 def test_the_sample_weights_find_keypoints() -> None:
