@@ -205,7 +205,7 @@ def test_counterparts_of_coco() -> None:
 
 
 def test_a_keypoint_without_a_counterpart_is_an_error() -> None:
-    with pytest.raises(ExportError, match="makes 'left_eye' a keypoint 'right_eye', and there is none"):
+    with pytest.raises(ExportError, match="turns 'left_eye' into 'right_eye', and no keypoint"):
         counterparts(["left_eye", "nose"])
     with pytest.raises(ExportError, match="must know which keypoints are left and right"):
         counterparts(["0", "1", "2"])
