@@ -21,7 +21,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     files = ("ANNOTATIONS", "PICTURES")
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
-    source.add_argument("--train", nargs=2, type=Path, metavar=files, help="a COCO file and its folder")
+    source.add_argument(
+        "--train", nargs=2, type=Path, metavar=files, help="a COCO instances file and its folder"
+    )
     source.add_argument("--sample", choices=["digits"], help="compose the sample dataset instead")
     data.add_argument("--val", nargs=2, type=Path, metavar=files, help="the same for evaluation")
     data.add_argument(
