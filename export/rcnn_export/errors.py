@@ -1,6 +1,6 @@
-"""The one error this package raises for something its user can put right, and how a command ends after Ctrl-C."""
+"""The error this package raises for something its user can fix, and a command's exit code after Ctrl-C."""
 
-INTERRUPTED = 130  # the exit code after Ctrl-C, as a shell has it
+INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
 
 
 class ExportError(Exception):

@@ -69,7 +69,7 @@ def test_help_and_version_import_nothing_slow(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "work", "arguments", "said"),
     [
-        (export, "_export", ["faster_rcnn"], "rcnn-export: interrupted; model_repository is as it was\n"),
+        (export, "_export", ["faster_rcnn"], "rcnn-export: interrupted; model_repository is unchanged\n"),
         (verify, "_verify", [], "rcnn-verify: interrupted\n"),
     ],
 )
@@ -94,11 +94,11 @@ def test_ctrl_c_is_one_line(
     [
         (
             ["--precision", "int8"],
-            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
+            "--precision int8 needs --calibrate FOLDER: a few hundred pictures like those",
         ),
         (
             ["--precision", "int8", "--engine", "cudnn"],
-            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those",
+            "--precision int8 needs --calibrate FOLDER: a few hundred pictures like those",
         ),
         (
             ["--precision", "int8", "--engine", "aoti", "--calibrate", "."],
@@ -133,7 +133,9 @@ def test_options_of_int8_go_together(
 def test_a_loss_that_is_no_number_of_points(points: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         export.main(["--most-ap-loss", points])
-    assert f"{points!r} is no loss in points of AP, expected 0 to 100, such as 0.5" in capsys.readouterr().err
+    assert (
+        f"{points!r} is not a loss in points of AP, expected 0 to 100, such as 0.5" in capsys.readouterr().err
+    )
 
 
 def test_annotations_are_for_the_sensitivity(capsys: pytest.CaptureFixture[str]) -> None:

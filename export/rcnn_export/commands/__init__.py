@@ -1,7 +1,7 @@
 """The commands ``rcnn-export``, ``rcnn-train`` and ``rcnn-verify``: arguments, progress, messages, exit codes.
 
-They call the other folders, and nothing may import from here. What they compute belongs in those folders. ``--help``,
-``--version`` and wrong usage end before PyTorch is imported, which takes seconds.
+They call the other folders, and nothing may import from here. Computations belong in those folders. ``--help``,
+``--version`` and wrong usage end the program before PyTorch is imported, which takes seconds.
 """
 
 import importlib

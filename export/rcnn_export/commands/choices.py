@@ -1,6 +1,6 @@
-"""What the options choose from, as far as ``--help`` names it.
+"""The choices of the options that ``--help`` names.
 
-Written down, because the modules that define it import torch, which takes seconds; a test compares them.
+They are repeated here because the modules that define them import torch, which takes seconds. A test compares both.
 """
 
 TORCHVISION_MODELS = (

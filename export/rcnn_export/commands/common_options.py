@@ -12,18 +12,18 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weights_options(group: argparse._ActionsContainer, default: str) -> None:
-    """Adds ``--weights-key`` and ``--batch-norm-eps``; ``default`` says where the eps comes from otherwise."""
+    """Adds ``--weights-key`` and ``--batch-norm-eps``; ``default`` says where the eps comes from by default."""
     group.add_argument(
         "--weights-key",
         metavar="KEY",
-        help="which state dict of a file that holds several, such as model_ema; dots go into nested keys "
+        help="which state dict to use from a file that contains several, such as model_ema; dots separate nested keys "
         "(default: the model's, not its average)",
     )
     group.add_argument(
         "--batch-norm-eps",
         type=_eps,
         metavar="EPS",
-        help="of every batch normalisation; 0 for a fasterrcnn_resnet50_fpn fine-tuned from torchvision's COCO_V1 "
+        help="the eps of every batch normalisation; 0 for a fasterrcnn_resnet50_fpn fine-tuned from torchvision's COCO_V1 "
         f"and saved as a state dict (default: {default})",
     )
 
@@ -35,7 +35,7 @@ def add_annotations(group: argparse._ActionsContainer, purpose: str) -> None:
         nargs=2,
         type=Path,
         metavar=("ANNOTATIONS", "PICTURES"),
-        help=f"COCO instances file, its folder; {purpose}",
+        help=f"a COCO instances file and the folder of its pictures; {purpose}",
     )
 
 
@@ -45,5 +45,5 @@ def _eps(text: str) -> float:
     except ValueError:
         eps = math.nan
     if not 0 <= eps < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no eps, expected a number, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an eps, expected a number, 0 or more")
     return eps

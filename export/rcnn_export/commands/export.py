@@ -1,4 +1,4 @@
-"""The command ``rcnn-export``: a torchvision detector into a Triton model repository."""
+"""The command ``rcnn-export``: writes a torchvision detector into a Triton model repository."""
 
 import argparse
 import io
@@ -45,19 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     """Exports a detector; exit code 0, 1 with the reason on stderr, or 130 after Ctrl-C."""
     arguments = parse(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may contain any bytes
     try:
         return _export(arguments)
     except (ExportError, RepositoryError) as error:
         print(f"rcnn-export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"rcnn-export: interrupted; {arguments.repository} is as it was", file=sys.stderr)
+        print(f"rcnn-export: interrupted; {arguments.repository} is unchanged", file=sys.stderr)
         return INTERRUPTED
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    # The file is given because sys.stdout is another one while torch exports and its notes are hidden.
+    # The file is given because sys.stdout is replaced while torch exports, to hide its messages.
     console = Console(highlight=False, file=sys.stdout)
     started = time.monotonic()
 
@@ -90,7 +90,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _describe(repository: Path, name: str) -> str:
-    """What the repository has under this name: the model, its engine and when it was written; empty for nothing."""
+    """The export in the repository under this name: its model, weights, precision and time; empty if there is none."""
     version_dir = repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION
     try:
         manifest = read_manifest(version_dir)
@@ -115,7 +115,7 @@ def _engine_options(
     if arguments.engine != TENSORRT:
         if arguments.shapes or plan != PlanOptions():
             raise ExportError(
-                "--shapes, --version-compatible, --hardware-compatible and --compute-capability are TensorRT's: "
+                "--shapes, --version-compatible, --hardware-compatible and --compute-capability are options of TensorRT: "
                 f"they need --engine {TENSORRT}"
             )
         return EngineOptions(arguments.engine, precision, calibration=calibration)
@@ -128,7 +128,7 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
     """How INT8 is calibrated; None for another precision.
 
     Raises:
-        ExportError: INT8 without pictures or for an engine that has none, or an option of INT8 without it.
+        ExportError: INT8 without pictures or for an engine that does not support it, or an option of INT8 without INT8.
     """
     if arguments.precision != INT8.name:
         given = [name for name in INT8_OPTIONS if getattr(arguments, name) not in (None, [])]
@@ -143,7 +143,7 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
         )
     if not arguments.calibrate:
         raise ExportError(
-            "--precision int8 needs --calibrate FOLDER: some hundred pictures like those that will be sent"
+            "--precision int8 needs --calibrate FOLDER: a few hundred pictures like those that will be sent"
         )
     return Calibration(
         arguments.calibrate,
@@ -155,7 +155,7 @@ def _calibration(arguments: argparse.Namespace) -> Calibration | None:
 
 
 def _ap_goal(arguments: argparse.Namespace) -> ApGoal | None:
-    """What INT8 may cost; None if that was not said.
+    """The AP that INT8 may cost; None if no limit was given.
 
     Raises:
         ExportError: a loss without annotations, or the reverse.
@@ -172,7 +172,7 @@ def _ap_goal(arguments: argparse.Namespace) -> ApGoal | None:
 
 
 def _summary(detector: Detector, name: str, repository: Path, written: list[Path]) -> str:
-    """A line for all, and one for each engine, within 80 columns where the names are short."""
+    """One line for the whole export, and one for each engine; within 80 columns if the names are short."""
     classes = len(detector.class_names) - 1
     lines = [f"{name}: {classes} class{'' if classes == 1 else 'es'}, {len(written)} files in {repository}/"]
     for path in written:

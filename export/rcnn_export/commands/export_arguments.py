@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the arguments; --help, --version and wrong usage end the program."""
     parser = argparse.ArgumentParser(
         prog="rcnn-export",
-        description="Fills a Triton model repository from a torchvision detector.",
+        description="Exports a torchvision detector to a Triton model repository.",
         epilog="Example: rcnn-export --model fasterrcnn_resnet50_fpn --weights my.pth --labels labels.txt "
         "--name my_detector",
     )
@@ -35,35 +35,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "family",
         nargs="?",
         choices=list(DEFAULT_MODELS),
-        help="of the model; one of another family is refused (default: what the model is)",
+        help="the model's family; a model of another family is refused (default: the model's own family)",
     )
     parser.add_argument(
         "--model",
         help=f"one of {', '.join(TORCHVISION_MODELS)}, or package.module:function "
-        f"returning a FasterRCNN, MaskRCNN or KeypointRCNN (default: {DEFAULT_MODEL}, or that of the family)",
+        f"returning a FasterRCNN, MaskRCNN or KeypointRCNN (default: {DEFAULT_MODEL}, or the default of the family)",
     )
     parser.add_argument(
         "--weights",
         default="DEFAULT",
         help="a file with a state dict (torch.save or safetensors, alone or in a training checkpoint), a torchvision "
-        "weights name such as COCO_V1, builder for those that a function of yours gives its detector, or random to try "
-        "an export without weights (default: %(default)s, torchvision's best)",
+        "weights name such as COCO_V1, builder for the weights that a function of yours gives its detector, or random to "
+        "try an export without weights (default: %(default)s, torchvision's best)",
     )
-    add_weights_options(parser, default="as the weights record it, else as the model has it")
+    add_weights_options(parser, default="as recorded in the weights, else the model's own")
     parser.add_argument(
-        "--num-classes", type=int, help="classes with the background (default: as the weights or labels have)"
+        "--num-classes",
+        type=int,
+        help="number of classes, including the background (default: as in the weights or labels)",
     )
     parser.add_argument(
         "--labels",
         type=Path,
-        help="text file, one class name a line, without the background (default: those of published weights, else "
-        "class_1, class_2, ...)",
+        help="text file with one class name per line, without the background (default: the names of published weights, "
+        "else class_1, class_2, ...)",
     )
     parser.add_argument(
         "--keypoints",
         type=Path,
-        help="text file, one name of a keypoint a line, for a Keypoint R-CNN (default: COCO's if there are 17, else "
-        "numbers from 0)",
+        help="text file with one keypoint name per line, for a Keypoint R-CNN (default: COCO's names if there are 17 "
+        "keypoints, else numbers from 0)",
     )
     parser.add_argument(
         "--repository",
@@ -76,14 +78,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=ENGINES,
         default=ENGINES[0],
         help="onnx: runs anywhere, in OpenVINO on a CPU and in ONNX Runtime on a GPU; cudnn: PyTorch with "
-        "fused convolutions, for every NVIDIA GPU from compute capability 8.0 on; aoti: compiled by PyTorch for this "
+        "fused convolutions, for any NVIDIA GPU from compute capability 8.0 on; aoti: compiled by PyTorch for this "
         "machine's GPU, or CPU if it has none; tensorrt: built by TensorRT for this machine's GPU (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=PRECISIONS[0],
-        help="of the networks; boxes and scores are computed in fp32 whatever it is; int8 needs --calibrate "
+        help="precision of the networks; boxes and scores are always computed in fp32; int8 needs --calibrate "
         "(default: %(default)s)",
     )
     int8 = parser.add_argument_group("INT8")
@@ -91,35 +93,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--calibrate",
         type=Path,
         metavar="FOLDER",
-        help="pictures like those that will be sent, on which the ranges of the INT8 numbers are measured",
+        help="folder of pictures like those that will be sent; the ranges of the INT8 numbers are measured on them",
     )
     int8.add_argument(
         "--calibration-pictures",
         type=_count,
         metavar="N",
-        help=f"how many pictures of the folder are used, at most (default: {NUM_CALIBRATION_PICTURES})",
+        help=f"the largest number of pictures to use from the folder (default: {NUM_CALIBRATION_PICTURES})",
     )
     int8.add_argument(
         "--calibration-method",
         choices=CALIBRATION_METHODS,
-        help=f"how a range follows from the numbers seen (default: {CALIBRATION_METHODS[0]})",
+        help=f"how a range is computed from the measured values (default: {CALIBRATION_METHODS[0]})",
     )
     int8.add_argument(
         "--keep-float",
         nargs="+",
         default=[],
         metavar="LAYER",
-        help="layers that stay in fp32, or in fp16 with --engine cudnn, such as those that rcnn-verify --sensitivity names first; a module's name "
-        "stands for all its layers",
+        help="layers that stay in fp32, or in fp16 with --engine cudnn, such as those that rcnn-verify --sensitivity lists "
+        "first; a module's name means all its layers",
     )
     int8.add_argument(
         "--most-ap-loss",
         type=_points,
         metavar="POINTS",
-        help="keep the costliest layers in fp32, as many as it takes for AP50:95 on --annotations to be at most so many "
-        "points (of 100) below fp32: of boxes, and of masks or keypoints",
+        help="keep as many of the costliest layers in fp32 as needed so that AP50:95 on --annotations is at most this many "
+        "points (of 100) below fp32, for boxes and for masks or keypoints",
     )
-    add_annotations(int8, "for --most-ap-loss, of other pictures than those of --calibrate")
+    add_annotations(int8, "for --most-ap-loss; use other pictures than those of --calibrate")
     plans = parser.add_argument_group("TensorRT plans")
     plans.add_argument(
         "--shapes",
@@ -127,8 +129,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="BxHxW,BxHxW,BxHxW",
-        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE_SHAPES}; "
-        "once for each profile (default: one profile for what the detector's transform makes, up to 8 pictures)",
+        help=f"the smallest, the best and the largest batch of padded pictures, such as {EXAMPLE_SHAPES}; give it once "
+        "for each profile (default: one profile for the sizes that the detector's transform makes, up to 8 pictures)",
     )
     plans.add_argument(
         "--version-compatible", action="store_true", help="the plans run on later versions of TensorRT too"
@@ -143,17 +145,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="MAJOR.MINOR",
-        help="build for GPUs of this kind on a machine without one; TensorRT-RTX only (default: this machine's GPU)",
+        help="build for GPUs with this compute capability, on a machine without such a GPU; TensorRT-RTX only "
+        "(default: this machine's GPU)",
     )
     parser.add_argument("--name", help="the served model's name (default: the family)")
-    arguments = parser.parse_intermixed_args(argv)  # the family may stand anywhere
+    arguments = parser.parse_intermixed_args(argv)  # the family may be at any position
     arguments.model = arguments.model or DEFAULT_MODELS.get(arguments.family, DEFAULT_MODEL)
     return arguments
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pictures, expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pictures, expected 1 or more")
     return int(text)
 
 
@@ -164,7 +167,7 @@ def _points(text: str) -> float:
         points = math.nan
     if not 0 <= points < 100:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no loss in points of AP, expected 0 to 100, such as 0.5"
+            f"{text!r} is not a loss in points of AP, expected 0 to 100, such as 0.5"
         )
     return points
 

@@ -187,7 +187,7 @@ def _loader(data: Any, arguments: argparse.Namespace, **batching: Any) -> DataLo
 
 
 def _leave_process_group(_worker: int) -> None:
-    # Ctrl-C goes to the whole group; a loader's worker must live until its parent's step has ended.
+    # Ctrl-C is sent to the whole process group; a loader's worker must live until its parent's step has ended.
     os.setsid()
 
 

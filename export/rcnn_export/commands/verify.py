@@ -45,13 +45,13 @@ SERVER_TIMEOUT_S = 600.0
 ENGINE_OF_STAGE = {
     stage: step.name for chain in CHAINS.values() for step in chain.engines for stage in step.stages
 }
-TABLE_WIDTH = 80  # columns; narrower, it would leave out numbers
+TABLE_WIDTH = 80  # columns; a narrower table would leave out numbers
 
 Picture = tuple[str, bytes]  # its name, and an encoded file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Verifies a detector; exit code 0 if every stage holds, 1 if one diverges, 2 with the reason if it cannot run."""
+    """Verifies a detector; exit code 0 if every stage agrees, 1 if one diverges, 2 with the reason if it cannot run."""
     arguments = parse(argv)
     try:
         return _verify(arguments)
@@ -121,18 +121,18 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def load_reference(arguments: argparse.Namespace, report: Callable[[str], None]) -> Detector:
-    """The torch detector that the engines were exported from: as the manifest says, or as the arguments do.
+    """The torch detector that the engines were exported from, as given by the arguments or else by the manifest.
 
     Raises:
         RepositoryError: no manifest.
-        ExportError: the weights are not there, or not those of the engines.
+        ExportError: the weights do not exist, or are not those of the engines.
     """
     version_dir = arguments.repository / f"{arguments.name}_{FASTER_RCNN.engines[0].name}" / VERSION
     manifest = read_manifest(version_dir)
     exported_from = Path(manifest["weights"])
     if not arguments.weights and exported_from.is_absolute() and not exported_from.exists():
         raise ExportError(
-            f"the weights {exported_from} that {arguments.name} was exported from are not there any more: give them "
+            f"the weights {exported_from} that {arguments.name} was exported from no longer exist: give them "
             "as --weights FILE"
         )
     key, eps = arguments.weights_key, arguments.batch_norm_eps
@@ -162,7 +162,7 @@ def read_precision(repository: Path, name: str) -> Precision:
 
     Raises:
         RepositoryError: no manifest.
-        ExportError: a precision that is not known here.
+        ExportError: an unknown precision.
     """
     version_dir = repository / f"{name}_rpn" / VERSION
     exported = read_manifest(version_dir)["precision"]
@@ -175,7 +175,7 @@ def read_precision(repository: Path, name: str) -> Precision:
 
 
 def read_pictures(paths: Sequence[Path]) -> list[Picture]:
-    """The files, and of a folder those that are named like pictures, in the order of their names."""
+    """The files, and the files with a picture's suffix in each folder, sorted by name."""
     files = []
     for path in paths:
         in_folder = sorted(path.iterdir()) if path.is_dir() else ()
@@ -199,7 +199,7 @@ def decode(picture: Picture, max_image_pixels: int) -> npt.NDArray[np.uint8]:
 def deal(pictures: Sequence[Picture], sizes: Sequence[int]) -> list[list[Picture]]:
     """The pictures in batches of each size in turn.
 
-    Each picture is in one batch at least and there is one batch of each size at least; the
+    Each picture is in at least one batch, and there is at least one batch of each size. The
     last batches are filled up with the first pictures.
     """
     batches: list[list[Picture]] = []
@@ -230,7 +230,7 @@ def _print_layer(
     stage, _ = verification.first_divergence or ("", "")
     step = ENGINE_OF_STAGE.get(stage)
     if step is None:
-        console.print(f"{stage} is computed between the engines: there is no layer to name")
+        console.print(f"{stage} is computed between the engines, so there is no layer to name")
         return
     version_dir = arguments.repository / f"{arguments.name}_{step}" / VERSION
     found = bisect(version_dir, verification.first_inputs(step, dtype), verification.precision.bounds.array)

@@ -13,7 +13,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="rcnn-verify",
         description="Runs pictures through torchvision (eager, FP32, CPU) and through an exported detector, and "
-        "says stage by stage how far they differ. Each stage runs alone, on torchvision's own input, and end to end. "
+        "reports how far they differ at each stage. Each stage runs alone, on torchvision's own input, and end to end. "
         "Exit code 0: every stage holds. 1: a stage diverges. 2: the comparison could not run.",
     )
     add_version(parser)
@@ -43,33 +43,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[1, 3, 8],
         metavar="SIZE",
-        help="how many pictures go together, in turn (default: 1 3 8)",
+        help="batch sizes, used in turn (default: 1 3 8)",
     )
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="",
-        help="which of the engine files, where there are several: a plan has its ONNX beside it (default: the one "
+        help="which engine file to verify if there are several, such as a plan and its ONNX graph (default: the one "
         "that is served)",
     )
     parser.add_argument(
         "--bisect",
         action="store_true",
-        help="when a TensorRT plan diverges, name the first layer whose output differs from ONNX "
-        "Runtime's; builds the plan again with every layer's output",
+        help="if a TensorRT plan diverges, name the first layer whose output differs from ONNX "
+        "Runtime's; this builds the plan again with every layer's output",
     )
     parser.add_argument(
         "--sensitivity",
         action="store_true",
-        help="of an INT8 export, instead of comparing it: rank its layers by the error of each when it alone is INT8, on "
-        "the first 3 pictures; rcnn-export --keep-float keeps those that are named in FP32",
+        help="instead of comparing, rank the layers of an INT8 export by the error that each causes when only it is INT8, "
+        "on the first 3 pictures; rcnn-export --keep-float keeps layers in FP32",
     )
     add_annotations(
         parser,
-        "for --sensitivity: rank the layers by the AP that each loses; runs all pictures for each layer",
+        "for --sensitivity: rank the layers by the AP that each loses; this runs all pictures for each layer",
     )
     parser.add_argument(
-        "--server", metavar="HOST:PORT", help="compare also the answers of the server at this gRPC address"
+        "--server", metavar="HOST:PORT", help="also compare the answers of the server at this gRPC address"
     )
     arguments = parser.parse_args(argv)
     if arguments.annotations and not arguments.sensitivity:
@@ -79,5 +79,5 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _batch_size(text: str) -> int:
     if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH):
-        raise argparse.ArgumentTypeError(f"{text!r} is no batch size, expected 1 to {MAX_BATCH}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a batch size, expected 1 to {MAX_BATCH}")
     return int(text)

@@ -1,4 +1,4 @@
-"""The torch detector: which model and weights, where it is cut in two, and the settings that it has.
+"""The torch detector: its model and weights, where it is cut into networks, and its settings.
 
-The lowest folder: torch and torchvision only. No ONNX, no engines, and nothing of Triton.
+The lowest folder. It uses torch and torchvision only: no ONNX, no engines, and nothing of Triton.
 """

@@ -1,7 +1,7 @@
 """The eps of a detector's batch normalisation, which a state dict does not record.
 
-torchvision sets it to 0 in ``fasterrcnn_resnet50_fpn(weights="COCO_V1")``, whose weights were trained so, and leaves
-1e-5 in every other case. Whoever fine-tunes from COCO_V1 trains with 0.
+torchvision sets it to 0 in ``fasterrcnn_resnet50_fpn(weights="COCO_V1")``, whose weights were trained with 0, and leaves
+it at 1e-5 in every other case. A detector that is fine-tuned from COCO_V1 is trained with 0.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from rcnn_export.errors import ExportError
 
 
 def batch_norm_eps_of(model: nn.Module) -> float | None:
-    """The eps of all its batch normalisation; None if it has none, or several."""
+    """The eps of all batch normalisation layers in ``model``; None if there is none, or if they differ."""
     found = {float(layer.eps) for layer in _layers(model)}
     return found.pop() if len(found) == 1 else None
 
@@ -27,7 +27,7 @@ def set_batch_norm_eps(model: nn.Module, eps: float) -> None:
     """Gives every batch normalisation of ``model`` this eps.
 
     Raises:
-        ExportError: it has none.
+        ExportError: it has no batch normalisation.
     """
     layers = list(_layers(model))
     if not layers:
@@ -40,11 +40,11 @@ def set_batch_norm_eps(model: nn.Module, eps: float) -> None:
 
 
 def report_open_eps(model: nn.Module, weights: str, report: Callable[[str], None]) -> None:
-    """Says so where ``model`` may have been trained with another eps than it has, which ``weights`` does not record."""
+    """Reports if ``model`` may have been trained with an eps other than its own; ``weights`` does not record the eps."""
     eps = batch_norm_eps_of(model)
     if eps and _has_v1_backbone(model):
         report(
-            f"{weights} does not record the eps of batch normalisation: {eps:g} is taken, the model's own. If the "
+            f"{weights} does not record the eps of batch normalisation: the model's own, {eps:g}, is used. If the "
             "detector was fine-tuned from torchvision's COCO_V1 (DEFAULT), it has eps 0: give --batch-norm-eps 0"
         )
 
@@ -59,7 +59,7 @@ def _has_v1_backbone(model: nn.Module) -> bool:
 
 
 def _shapes(model: Any) -> dict[str, torch.Size]:
-    # Frozen layers count no batches.
+    # Frozen layers have no num_batches_tracked.
     return {
         name: tensor.shape
         for name, tensor in model.backbone.state_dict().items()

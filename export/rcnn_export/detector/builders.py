@@ -1,4 +1,4 @@
-"""Calls a function of the user's own that returns a detector, and takes the detector out of its wrappers."""
+"""Calls a user's function that returns a detector, and removes the detector's wrappers."""
 
 import importlib
 import inspect
@@ -14,28 +14,28 @@ from torch.nn.parallel import DistributedDataParallel
 from rcnn_export.errors import ExportError
 
 WRAPPERS = (nn.DataParallel, DistributedDataParallel, OptimizedModule)
-OPTIONS = {
+OPTIONS = {  # the options that set each parameter
     "num_classes": "--num-classes or --labels",
     "num_keypoints": "--keypoints",
-}  # that decide a parameter
+}
 ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def call_function(path: str, numbers: Mapping[str, int], seed: int) -> object:
-    """What the function ``path``, ``package.module:function``, returns; a module is unwrapped, FP32 and on the CPU.
+    """The return value of the function ``path``, ``package.module:function``; a module is unwrapped, FP32 and on the CPU.
 
     Args:
-        numbers: ``num_classes`` and ``num_keypoints``, as far as they are known; each is given to the function if it
-            has a parameter of that name, and num_classes if it takes any.
-        seed: of torch's random numbers in the call, whatever the import used.
+        numbers: ``num_classes`` and ``num_keypoints``, if they are known. Each is passed to the function if it has a
+            parameter of that name; num_classes is also passed if the function takes ``**kwargs``.
+        seed: for torch's random numbers in the call; it is set after the import.
 
     Raises:
-        ExportError: it cannot be imported, is no function, needs other arguments, or raises.
+        ExportError: it cannot be imported, is not a function, needs other arguments, or raises.
     """
     function = _import(path)
     if isinstance(function, nn.Module) or not callable(function):
         raise ExportError(
-            f"{path} is no function but {type(function).__name__}: give a function that returns a FasterRCNN"
+            f"{path} is not a function but a {type(function).__name__}: give a function that returns a FasterRCNN"
         )
     arguments = _arguments(path, function, numbers)
     torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def call_function(path: str, numbers: Mapping[str, int], seed: int) -> object:
 def _import(path: str) -> Any:
     module_name, _, function_name = path.partition(":")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: a module in the user's own folder
+        sys.path.insert(0, "")  # as `python -m` does, for modules in the current folder
     try:
         return getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:  # a module may do anything when it is imported
@@ -84,12 +84,12 @@ def _arguments(path: str, function: Any, numbers: Mapping[str, int]) -> dict[str
 
 
 def _unwrap(detector: object) -> object:
-    """The module without DataParallel and torch.compile, inside it too, in FP32, on the CPU."""
+    """The module without DataParallel and torch.compile, also around its submodules, in FP32, on the CPU."""
     if isinstance(detector, WRAPPERS):
         return _unwrap(detector._orig_mod if isinstance(detector, OptimizedModule) else detector.module)
     if isinstance(detector, nn.Module):
         for part in detector.modules():
-            part._compiled_call_impl = None  # of Module.compile()
+            part._compiled_call_impl = None  # set by Module.compile()
             for name, child in part.named_children():
                 if isinstance(child, WRAPPERS):
                     setattr(part, name, _unwrap(child))

@@ -1,8 +1,8 @@
-"""Refuses detectors that answer by code of their own where an export follows torchvision's.
+"""Refuses detectors that replace code of torchvision which an export does not take from the detector.
 
-Backbone, RPN head, box, mask and keypoint heads, their predictors and ``decode_single`` are exported through their own code,
-whatever it is. The rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings: a method
-or a hook of the user's own would be left out without a word.
+Backbone, RPN head, box, mask and keypoint heads, their predictors and ``decode_single`` are exported from their own code,
+whatever it is. The rest runs in rcnn_backend, which has torchvision's semantics and the detector's settings. A user's own
+method or hook there would be silently ignored.
 """
 
 import operator
@@ -29,8 +29,8 @@ from torchvision.ops import MultiScaleRoIAlign
 from rcnn_export.detector.families import KINDS, chain_of
 from rcnn_export.errors import ExportError
 
-# The parts of a detector that rcnn_backend stands in for, and the methods that answer there. Methods that only training
-# calls may be anything.
+# The parts of a detector that rcnn_backend replaces, and the methods that they use in inference. Methods that only
+# training calls may be anything.
 FOLLOWED: dict[str, tuple[type, tuple[str, ...]]] = {
     "transform": (
         GeneralizedRCNNTransform,
@@ -52,7 +52,7 @@ def check_builder_name(model: str, family: str | None = None) -> None:
     """Refuses a torchvision builder of another kind of detector.
 
     Args:
-        family: the only one that is taken; by default any.
+        family: the only family that is accepted; by default any.
 
     Raises:
         ExportError: it builds a detector of another family, or a one-stage detector.
@@ -63,13 +63,13 @@ def check_builder_name(model: str, family: str | None = None) -> None:
 
 
 def check_is_faster_rcnn(detector: object, model: str, family: str | None = None) -> FasterRCNN:
-    """What the function ``model`` returned, if it is a FasterRCNN; a MaskRCNN and a KeypointRCNN are ones, too.
+    """The return value of the function ``model``, if it is a FasterRCNN; MaskRCNN and KeypointRCNN are subclasses of it.
 
     Args:
-        family: the only one that is taken; by default any.
+        family: the only family that is accepted; by default any.
 
     Raises:
-        ExportError: it is something else, or holds the FasterRCNN in an attribute.
+        ExportError: it is something else, or has the FasterRCNN in an attribute.
     """
     for kind in (*KINDS.values(), *ONE_STAGE.values()):
         if isinstance(detector, kind):
@@ -88,11 +88,11 @@ def check_is_faster_rcnn(detector: object, model: str, family: str | None = None
 
 
 def check_followed(model: FasterRCNN) -> None:
-    """Refuses a detector in which torchvision's code is replaced where an export follows it.
+    """Refuses a detector that replaces code of torchvision where an export runs torchvision's.
 
     Raises:
-        ExportError: a part has another class, a method or a hook of the user's own, or there is a head that the
-            detector's family does not have, or it lacks one that the family has.
+        ExportError: a part has another class, or a method or hook of the user's own; or the detector has a head that
+            its family does not have, or lacks one that its family has.
     """
     chain = chain_of(model)
     own_head, own_kind = chain.head, KINDS[chain.family]
@@ -111,8 +111,8 @@ def check_followed(model: FasterRCNN) -> None:
             if not _is_torchvisions(part, method, kind):
                 raise ExportError(
                     f"{_name(part)}.{method} of {name} is not torchvision's {kind.__name__}.{method}: an export runs "
-                    f"torchvision's, and would answer otherwise. Use torchvision's {method} and do the rest with the "
-                    "pictures before they are sent or with the boxes that come back"
+                    f"torchvision's, and would give other answers. Use torchvision's {method} and do the rest to the "
+                    "pictures before they are sent or to the returned boxes"
                 )
         if isinstance(part, nn.Module) and (part._forward_hooks or part._forward_pre_hooks):
             raise ExportError(
@@ -137,7 +137,7 @@ def _has_head(model: FasterRCNN, head: str) -> bool:
 
 
 def _is_torchvisions(part: Any, method: str, kind: type) -> bool:
-    """Whether ``part.method`` is the code in torchvision's file, not that of a subclass or a patch."""
+    """Whether ``part.method`` is the code in torchvision's file, not in a subclass or a patch."""
     function = getattr(part, method)
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     home = next(base for base in kind.__mro__ if method in vars(base))
@@ -151,7 +151,7 @@ def _refusal(kind: type, family: str | None) -> str:
     """Why a detector of that kind is not exported; empty if it is."""
     if kind in ONE_STAGE.values():
         return (
-            f"{kind.__name__}, a one-stage detector: there are no proposals to cut it at. Give a FasterRCNN"
+            f"{kind.__name__}, a one-stage detector, which has no proposals to cut it at. Give a FasterRCNN"
         )
     if family is None or kind is KINDS[family]:
         return ""
@@ -159,7 +159,7 @@ def _refusal(kind: type, family: str | None) -> str:
     reason = (
         f"{family} exports {_found(family)}, and it finds {_found(own)}"
         if CHAINS[family].head
-        else f"{family} exports {_found(family)} only, and what it finds beyond them would be lost"
+        else f"{family} exports {_found(family)} only, and anything else that it finds would be lost"
     )
     return f"{kind.__name__}: {reason}. Give a {wanted.__name__}, or export it with `rcnn-export {own}`"
 

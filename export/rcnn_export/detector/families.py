@@ -4,9 +4,8 @@ from rcnn_backend.contract.chain import CHAINS, FASTER_RCNN, KEYPOINT_RCNN, MASK
 from rcnn_backend.contract.chain_types import Chain
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 
-KINDS: dict[
-    str, type[FasterRCNN]
-] = {  # torchvision's class of each family; subclasses of FasterRCNN come first
+# torchvision's class of each family; subclasses of FasterRCNN come first
+KINDS: dict[str, type[FasterRCNN]] = {
     MASK_RCNN.family: MaskRCNN,
     KEYPOINT_RCNN.family: KeypointRCNN,
     FASTER_RCNN.family: FasterRCNN,

@@ -1,4 +1,4 @@
-"""Finds the format of a weights file by its content, and says what a file is that holds no weights."""
+"""Detects the format of a weights file by its content, and describes a file that contains no weights."""
 
 import tarfile
 import zipfile
@@ -12,9 +12,9 @@ _HEAD_BYTES = 1024
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: a pickled magic number
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, the format's own bound
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
-_DOWNLOAD_AGAIN = "download the weights again, and look at the file that arrives"
+_DOWNLOAD_AGAIN = "download the weights again, and check the downloaded file"
 
-# What a file begins with, and what it then is.
+# The first bytes of a file, and what such a file is.
 _OTHERS = (
     (b"\x1f\x8b", "a gzip archive: unpack it first"),
     (b"BZh", "a bzip2 archive: unpack it first"),
@@ -32,7 +32,7 @@ _OTHERS = (
 
 
 def find_format(path: Path) -> str:
-    """``TORCH`` or ``SAFETENSORS``, by what the file holds.
+    """``TORCH`` or ``SAFETENSORS``, by the content of the file.
 
     Raises:
         ExportError: the file is neither; the message says what it is and what to do.
@@ -45,7 +45,7 @@ def find_format(path: Path) -> str:
             f"no weights file {path}: give an existing file, a torchvision weights name such as DEFAULT, or random"
         )
     if not path.is_file():
-        raise _no_weights(path, "no regular file: give one that can be read more than once")
+        raise _no_weights(path, "not a regular file: give one that can be read more than once")
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head.startswith(_LEGACY_TORCH):
@@ -70,7 +70,7 @@ def _describe_folder(path: Path) -> str:
 
 
 def _describe_zip(path: Path) -> str:
-    """What a zip archive is that torch.save did not write; empty where it did."""
+    """Describes a zip archive that torch.save did not write; empty if torch.save wrote it."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -80,7 +80,7 @@ def _describe_zip(path: Path) -> str:
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
         return (
-            "a TorchScript archive, which holds code beside the weights: save the state dict of the model that it "
+            "a TorchScript archive, which contains code and weights: save the state dict of the model that it "
             "was made from, torch.save(model.state_dict(), path)"
         )
     if "data.pkl" in inner:
@@ -100,7 +100,7 @@ def _describe(path: Path, head: bytes) -> str:
     if head.startswith(b"PK"):
         return f"a zip or torch.save file that is cut short: {_DOWNLOAD_AGAIN}"
     if not head.strip(b"\0"):
-        return "all zeros, as an unfinished download leaves it: download the weights again"
+        return "all zeros, as after an unfinished download: download the weights again"
     if text.startswith(_LFS_POINTER):
         return "a Git LFS pointer, not the weights it points to: run `git lfs pull`"
     if text.startswith((b"<!doctype html", b"<html")):

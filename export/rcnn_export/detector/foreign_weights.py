@@ -1,4 +1,4 @@
-"""Says whose weights they are, by the names of the tensors, where they are no torchvision Faster R-CNN's."""
+"""Names the origin of weights that are not a torchvision Faster R-CNN's, by the names of their tensors."""
 
 import re
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _RCNN_KINDS = (
     ),
 )
 
-# These have not. Whole detectors come before the backbones inside them.
+# These do not. Whole detectors come before the backbones inside them.
 _OTHER_KINDS = (
     (
         r"(^|\.)(proposal_generator|backbone\.bottom_up)\.",
@@ -41,12 +41,12 @@ _OTHER_KINDS = (
 
 
 def rcnn_kind(names: Iterable[str]) -> str | None:
-    """Whose weights have these names, which are those of an R-CNN; None for torchvision's Faster R-CNN."""
+    """The origin of an R-CNN's weights with these names; None for torchvision's Faster R-CNN."""
     return _first_match(_RCNN_KINDS, list(names))
 
 
 def describe_names(names: Iterable[str]) -> str:
-    """Whose weights have these names, which are no R-CNN's; the first few names where it is not known."""
+    """The origin of weights with these names, which are not an R-CNN's; the first few names if it is unknown."""
     names = list(names)
     first = ", ".join(names[:3])
     return (

@@ -1,4 +1,4 @@
-"""Reads a labels file, a text file of one class name a line, and a file of keypoints' names, which is alike."""
+"""Reads a labels file, which is a text file with one class name per line, and a similar file of keypoint names."""
 
 import codecs
 import re
@@ -11,8 +11,8 @@ from pathlib import Path
 from rcnn_export.errors import ExportError
 
 BACKGROUND = "__background__"
-UNUSED = "N/A"  # what torchvision's COCO names call each label that no object has
-# The mark of UTF-32 in little endian begins with that of UTF-16.
+UNUSED = "N/A"  # the name of each unused label in torchvision's COCO names
+# UTF-32 comes first: its little-endian mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -21,19 +21,19 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 YAML_LINE = r"-\s+\S|\d+\s*:|.*\S:\s*\d+\Z"  # an entry of a list, "0: cat" or "cat: 0"
-CSV_SEPARATOR = r"[,;](?!\s)"  # a name may have a comma and a blank
+CSV_SEPARATOR = r"[,;](?!\s)"  # a name may contain a comma followed by a space
 
 
 @dataclass(frozen=True)
 class _Names:
-    """What errors call a file of names, and what each line names."""
+    """How errors name a file of names, and what each of its lines names."""
 
     file: str
     named: str
 
     @property
     def advice(self) -> str:
-        return f"write a text file with one {self.named} name a line"
+        return f"write a text file with one {self.named} name per line"
 
 
 CLASSES, KEYPOINTS = _Names("labels", "class"), _Names("keypoints", "keypoint")
@@ -42,17 +42,17 @@ CLASSES, KEYPOINTS = _Names("labels", "class"), _Names("keypoints", "keypoint")
 def read_labels(path: Path) -> list[str]:
     """The class names, with the background put first.
 
-    The file is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Blank lines, and blanks around a name, do not count.
+    The file is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Blank lines, and spaces around a name, are ignored.
 
     Raises:
-        ExportError: the file cannot be read, has another encoding or format, holds no name, or holds one twice.
+        ExportError: the file cannot be read, has another encoding or format, has no names, or has a name twice.
     """
     names = _read_names(path, CLASSES)
     return names if names[0] == BACKGROUND else [BACKGROUND, *names]
 
 
 def read_keypoint_names(path: Path) -> list[str]:
-    """The names of keypoints, one a line; the file is read, and refused, as one of labels."""
+    """The names of keypoints, one per line. The rules and errors are those of ``read_labels``."""
     return _read_names(path, KEYPOINTS)
 
 
@@ -85,7 +85,7 @@ def _read_names(path: Path, of: _Names) -> list[str]:
 
 
 def _decode(path: Path, content: bytes, of: _Names) -> str:
-    """The text without byte order marks: files that were joined have them inside, too."""
+    """The text without byte order marks, which concatenated files also have inside."""
     encoding = next((MARKS[mark] for mark in MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding).replace("\ufeff", "")
@@ -96,7 +96,7 @@ def _decode(path: Path, content: bytes, of: _Names) -> str:
                 "Save the file as UTF-8"
             ) from error
         if b"\0" in content:
-            raise ExportError(f"the {of.file} {path} are no text: {of.advice}") from error
+            raise ExportError(f"the {of.file} {path} are not text: {of.advice}") from error
         number = content.count(b"\n", 0, error.start) + 1
         line = content.split(b"\n")[number - 1].strip()
         guess = "cp1252" if re.search(rb"[\x80-\x9f]", content) else "latin1"
@@ -110,7 +110,7 @@ def _decode(path: Path, content: bytes, of: _Names) -> str:
             raise ExportError(
                 f"the {of.file} {path} seem to be UTF-16 without a byte order mark. {_convert(path, guess)}"
             )
-        raise ExportError(f"the {of.file} {path} hold zero bytes and are no text: {of.advice}")
+        raise ExportError(f"the {of.file} {path} hold zero bytes and are not text: {of.advice}")
     return text
 
 

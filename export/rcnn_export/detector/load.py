@@ -1,9 +1,9 @@
-"""Loads a torchvision two-stage detector: which model, which weights, which names of classes and keypoints.
+"""Loads a torchvision two-stage detector: its model, its weights, and the names of its classes and keypoints.
 
 A detector is named by a torchvision builder (``fasterrcnn_resnet50_fpn``) or by
 ``package.module:function``, any function that returns a
-``torchvision.models.detection.FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN``. A function with a parameter
-``num_classes`` or ``num_keypoints`` is given the number.
+``torchvision.models.detection.FasterRCNN``, ``MaskRCNN`` or ``KeypointRCNN``. If the function has a parameter
+``num_classes`` or ``num_keypoints``, the number is passed to it.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ RANDOM_SEED = 0
 
 @dataclass(frozen=True)
 class Detector:
-    """A detector in eval mode on the CPU, and what its manifest says about it.
+    """A detector in eval mode on the CPU, and the information about it that goes into its manifest.
 
-    ``class_names[label]`` names a label; label 0 is the background. ``weights_key`` is the key of its state
-    dict in a file that holds several, where one was given. ``keypoint_names`` are those of a Keypoint R-CNN's keypoints,
-    in their order.
+    ``class_names[label]`` is the name of a label; label 0 is the background. ``weights_key`` is the key of its state
+    dict in a file that contains several, if a key was given. ``keypoint_names`` are the names of a Keypoint R-CNN's
+    keypoints, in order.
     """
 
     model: FasterRCNN
@@ -56,12 +56,12 @@ class Detector:
 
     @property
     def chain(self) -> Chain:
-        """The steps of its family."""
+        """The chain of steps of its family."""
         return chain_of(self.model)
 
     @property
     def batch_norm_eps(self) -> float | None:
-        """The eps of all its batch normalisation; None if it has none, or several."""
+        """The eps of all its batch normalisation layers; None if it has none, or if they differ."""
         return batch_norm_eps_of(self.model)
 
     @property
@@ -93,17 +93,18 @@ def load_detector(
     Args:
         model: a torchvision builder's name, or ``package.module:function``.
         weights: a torchvision weights name (``COCO_V1``, ``DEFAULT``), a file of ``torch.save`` or
-            safetensors that holds a state dict, alone or in a checkpoint, ``random`` (seeded), or ``builder``: those
-            that a function of one's own gives the detector.
-        num_classes: classes with the background; by default as many as the weights have.
-        labels: a text file, one class name a line, without the background.
-        num_keypoints: of a Keypoint R-CNN whose weights do not tell; by default as many as ``keypoints`` names.
-        keypoints: a text file, one name of a keypoint a line; by default COCO's 17, or numbers from 0.
-        weights_key: which state dict of a file that holds several, with dots between nested keys.
-        batch_norm_eps: of every batch normalisation; by default what the weights record, else the model's own.
-        family: ``faster_rcnn``, ``mask_rcnn`` or ``keypoint_rcnn``, if a detector of another one is to be refused.
-        starts_anew: the start of the names of tensors that keep their random values if ``weights`` has none of them.
-        report: called with a line of text for whatever a user should know of the weights.
+            safetensors with a state dict, alone or in a checkpoint, ``random`` (seeded), or ``builder`` for the weights
+            that a user's function gives the detector.
+        num_classes: number of classes, including the background; by default as many as the weights have.
+        labels: a text file with one class name per line, without the background.
+        num_keypoints: used for a Keypoint R-CNN whose weights do not show it; by default the number of names in
+            ``keypoints``.
+        keypoints: a text file with one keypoint name per line; by default COCO's 17 names, or numbers from 0.
+        weights_key: which state dict to use from a file that contains several, with dots between nested keys.
+        batch_norm_eps: the eps of every batch normalisation; by default as recorded in the weights, else the model's own.
+        family: ``faster_rcnn``, ``mask_rcnn`` or ``keypoint_rcnn``, if a detector of another family is to be refused.
+        starts_anew: the prefix of the names of tensors that keep their random values if ``weights`` has none of them.
+        report: called with a line of text for everything that a user should know about the weights.
 
     Raises:
         ExportError: the model, the weights or the labels do not exist or do not fit together.
@@ -144,7 +145,7 @@ def load_detector(
     if len(class_names) != num_classes_of(detector):
         raise ExportError(
             f"{labels or weights} names {len(class_names) - 1} classes, but {model} has "
-            f"{num_classes_of(detector) - 1} without the background: give one name a line for each"
+            f"{num_classes_of(detector) - 1} without the background: give one name per line for each"
         )
     in_detector = num_keypoints_of(detector)
     keypoint_names = names_of_keypoints or default_keypoint_names(in_detector)
@@ -152,7 +153,7 @@ def load_detector(
         raise ExportError(
             f"{keypoints} names {len(keypoint_names)} keypoints, but {model} finds {in_detector or 'none'}: "
             + (
-                "give one name a line for each"
+                "give one name per line for each"
                 if in_detector
                 else "leave the names out, or give a KeypointRCNN"
             )
@@ -166,10 +167,10 @@ def build_detector(
     family: str | None = None,
     num_keypoints: int | None = None,
 ) -> FasterRCNN:
-    """An untrained detector with ``num_classes`` classes, the background included, of that family or of any.
+    """An untrained detector with ``num_classes`` classes, the background included, of ``family`` or of any family.
 
-    Without ``num_classes`` and ``num_keypoints`` it has as many as its builder gives it: 91 classes in torchvision, or
-    2 and 17 keypoints.
+    Without ``num_classes`` and ``num_keypoints`` the builder decides. torchvision's builders use 91 classes, or 2 classes
+    and 17 keypoints.
 
     Raises:
         ExportError: no such builder, it fails, or it returns a detector that cannot be exported.
@@ -200,17 +201,17 @@ def build_detector(
 
 
 def default_keypoint_names(num_keypoints: int) -> list[str]:
-    """COCO's names of 17 keypoints, otherwise numbers from 0: what clients take where a detector has no names."""
+    """COCO's names for 17 keypoints, otherwise numbers from 0; clients use the same names for a detector without any."""
     if num_keypoints == len(COCO_KEYPOINTS):
         return list(COCO_KEYPOINTS)
     return [str(number) for number in range(num_keypoints)]
 
 
 def check_detector(model: FasterRCNN) -> None:
-    """Refuses a detector whose answers an export would not give.
+    """Refuses a detector whose answers an export could not reproduce.
 
     Raises:
-        ExportError: it has code of its own where an export follows torchvision's, or parts that do not fit together.
+        ExportError: it has its own code where an export runs torchvision's, or parts that do not fit together.
     """
     check_followed(model)
     check_rpn(model)

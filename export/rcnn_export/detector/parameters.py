@@ -1,4 +1,4 @@
-"""The settings of a torch detector that the steps between the engines follow."""
+"""The settings of a torch detector that the steps between the engines use."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from torchvision.models.detection import FasterRCNN
 from rcnn_export.detector.shapes import CHANNELS, backbone_features, pooled_strides
 from rcnn_export.errors import ExportError
 
-# On a CPU a batch of RoIs is padded to the next of these shares of ``post_nms_top_n``, the largest number of RoIs.
+# On a CPU a batch of RoIs is padded to the next of these fractions of ``post_nms_top_n``, the largest number of RoIs.
 PADDED_SHARES = (0.1, 0.3, 0.6, 1.0)
-# A head of the final detections pads them to the next of these shares of ``detections_per_img``.
+# A mask or keypoint head pads the final detections to the next of these fractions of ``detections_per_img``.
 DETECTION_SHARES = (0.01, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detections
 
@@ -24,8 +24,8 @@ POSTPROCESS_MIN_BOX_SIZE = 1e-2  # a literal in torchvision's postprocess_detect
 def preprocess_parameters(model: FasterRCNN) -> PreprocessParameters:
     """GeneralizedRCNNTransform's settings in eval mode.
 
-    The fields that it has no setting for (``max_image_bytes``, ``max_image_pixels``, ``padded_sizes_hw``) are
-    placeholders: the hand-written config decides them.
+    The fields without such a setting (``max_image_bytes``, ``max_image_pixels``, ``padded_sizes_hw``) are
+    placeholders. The hand-written config decides them.
     """
     transform = model.transform
     fixed_size = transform.fixed_size
@@ -78,13 +78,13 @@ def detection_parameters(model: FasterRCNN) -> DetectionParameters:
 
 
 def head_parameters(model: FasterRCNN) -> HeadParameters:
-    """How a head of the final detections pads them."""
+    """How a mask or keypoint head pads the final detections."""
     most = model.roi_heads.detections_per_img
     return HeadParameters(sorted({max(1, round(share * most)) for share in DETECTION_SHARES}))
 
 
 def _by_channel(values: Sequence[float]) -> list[float]:
-    """A mean or a standard deviation of each of R, G and B; torchvision takes one for all three too."""
+    """The mean or standard deviation of R, G and B; torchvision also accepts one value for all three."""
     listed = [float(value) for value in values]
     return listed * CHANNELS if len(listed) == 1 else listed
 

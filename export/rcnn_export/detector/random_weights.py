@@ -1,4 +1,4 @@
-"""Seeded random weights with which a detector finds something, to try an export without trained weights."""
+"""Seeded random weights with which a detector finds objects, to try an export without trained weights."""
 
 import copy
 
@@ -11,33 +11,33 @@ from torchvision.transforms.functional import to_tensor
 
 from rcnn_export.photos import load_photo
 
-# The spread that each predictor's outputs are given on the calibration picture. Sharper
-# pictures get more, so these leave room below saturation: no score ties at 1.0, no box
-# delta near its clamp, which would make boxes thousands of pixels wide.
+# The standard deviation that each predictor's outputs are given on the calibration picture. It is
+# larger on sharper pictures, so these values leave room below saturation: no score ties at 1.0, and no
+# box delta near its clamp, which would make boxes thousands of pixels wide.
 OBJECTNESS_STD = 1.0
 RPN_DELTAS_STD = 0.15
 CLASS_LOGITS_STD = 1.5
 CLASS_DELTAS_STD = 0.3
 
-# Batch normalisation's outputs centre here, in standard deviations, so that the activations
-# after it pass most of them. Random layers that cut half of everything, fifty in a row,
-# amplify FP32's rounding to 3e-5 of the features; trained ones do not, nor do these (2 to 4e-6).
+# The mean of batch normalisation's outputs, in standard deviations, so that the ReLU after it passes
+# most of them. Fifty consecutive random layers that each cut off half of their outputs amplify FP32's
+# rounding to 3e-5 of the features; trained layers do not, and neither do these (2 to 4e-6).
 NORM_BIAS = 2.0
 
 TILE_WIDTH, TILE_HEIGHT = 320, 240
-# Four photos, and how wide the crop is that fills a tile: from sharp to smooth.
+# Four photos, and the width of the crop that fills a tile: from sharp to smooth.
 TILES = (("china.jpg", 320), ("flower.jpg", 320), ("coffee", 160), ("astronaut", 80))
 
 
 @torch.no_grad()
 def calibrate(model: FasterRCNN) -> None:
-    """Scales random weights in place, so that there are proposals and detections and their scores vary.
+    """Scales random weights in place, so that there are proposals and detections with different scores.
 
     An untrained detector gives everything the same score, so the later steps would have nothing to do.
-    Batch normalisation takes its statistics from one picture made of real photos, and each
-    predictor's outputs on it are given the spread of a trained one's. Runs in one thread:
-    the weights are the same to the bit whatever the number of cores (another kind of CPU
-    may round otherwise).
+    Batch normalisation takes its statistics from one picture made of real photos. Each predictor is
+    scaled so that its outputs on this picture vary like those of a trained detector. This runs in one
+    thread, so that the weights are the same to the bit for any number of cores (another kind of CPU
+    may round differently).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -58,14 +58,13 @@ def _calibrate(model: FasterRCNN) -> None:
     if isinstance(features, torch.Tensor):
         features = {"0": features}
     objectness, deltas = model.rpn.head(list(features.values()))
-    if isinstance(model.rpn.head, RPNHead):  # a head of the user's own keeps the weights that it has
+    if isinstance(model.rpn.head, RPNHead):  # a user's own head keeps its weights
         _spread(model.rpn.head.cls_logits, _channels_last(objectness), OBJECTNESS_STD)
         _spread(model.rpn.head.bbox_pred, _channels_last(deltas), RPN_DELTAS_STD)
     proposals, _ = model.rpn(images, features)
     heads = model.roi_heads
-    pooler = copy.deepcopy(
-        heads.box_roi_pool
-    )  # a pooler keeps the scales that it infers from its first picture
+    # A copy, because a pooler keeps the scales that it infers from its first picture.
+    pooler = copy.deepcopy(heads.box_roi_pool)
     roi_features = pooler(features, proposals, images.image_sizes)
     class_logits, class_deltas = heads.box_predictor(heads.box_head(roi_features))
     if isinstance(heads.box_predictor, FastRCNNPredictor):

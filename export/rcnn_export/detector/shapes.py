@@ -1,6 +1,6 @@
 """The names, sizes and strides of a detector's tensors, found by running its networks on blank pictures.
 
-The pictures are fake tensors: they have a shape and no values, so that nothing is computed and any size is quick.
+The pictures are fake tensors, which have a shape but no values. Nothing is computed, so any size is quick.
 """
 
 import copy
@@ -28,16 +28,16 @@ def pooled_levels(model: FasterRCNN) -> list[str]:
     """Names of the backbone's feature maps that RoIs are pooled from, finest first.
 
     Raises:
-        ExportError: the backbone gives none of that name, or of different numbers of channels.
+        ExportError: the backbone returns none of these names, or maps with different numbers of channels.
     """
     return list(pooled_features(model))
 
 
 def pooled_features(model: FasterRCNN) -> dict[str, Tensor]:
-    """The feature maps that RoIs are pooled from, as ``backbone_features`` gives them, finest first.
+    """The feature maps that RoIs are pooled from, as ``backbone_features`` returns them, finest first.
 
     Raises:
-        ExportError: the backbone gives none of that name, or of different numbers of channels.
+        ExportError: the backbone returns none of these names, or maps with different numbers of channels.
     """
     features, wanted = backbone_features(model), model.roi_heads.box_roi_pool.featmap_names
     pooled = {name: feature for name, feature in features.items() if name in wanted}
@@ -53,11 +53,11 @@ def pooled_features(model: FasterRCNN) -> dict[str, Tensor]:
 
 
 def pooled_strides(model: FasterRCNN, name: str = "box_roi_pool") -> list[int]:
-    """Stride in pixels of each pooled level, as one of RoIHeads' MultiScaleRoIAligns has it.
+    """Stride in pixels of each pooled level in one of RoIHeads' MultiScaleRoIAligns.
 
     Raises:
-        ExportError: torchvision would infer other strides from a picture of another shape, or they do not ascend
-            level by level.
+        ExportError: torchvision would infer other strides from a picture of another shape, or the strides do not
+            increase level by level.
     """
     pooler = pooler_with_strides(model, name)
     strides = [round(1 / scale) for scale in pooler.scales]
@@ -80,9 +80,10 @@ def pooled_strides(model: FasterRCNN, name: str = "box_roi_pool") -> list[int]:
 def pooler_with_strides(model: FasterRCNN, name: str = "box_roi_pool") -> MultiScaleRoIAlign:
     """A copy of one of the detector's MultiScaleRoIAligns that knows the pyramid's strides.
 
-    torchvision infers them once, from the first picture that it sees: ``2 ** round(log2(feature / picture))`` of the
-    heights. Scales that the detector has already stay. Otherwise they are those of a picture of usual shape, resized as the
-    transform does; a small or thin one, whose coarse levels have a row or two, would give wrong ones for good.
+    torchvision infers the scales once, from the first picture that it sees: ``2 ** round(log2(feature / picture))`` of
+    the heights. Scales that the detector already has are kept. Otherwise they are those of a picture of usual shape,
+    resized as the transform does. A small or thin picture, whose coarse levels have only one or two rows, would give wrong
+    scales permanently.
 
     Raises:
         ExportError: pictures of usual shapes give different strides.
@@ -109,19 +110,19 @@ def pooler_with_strides(model: FasterRCNN, name: str = "box_roi_pool") -> MultiS
             for (height, width), scales in inferred.items()
         )
         raise ExportError(
-            f"torchvision infers other strides from pictures of other sizes ({strides}), and keeps those of the first "
-            f"picture it sees. Choose min_size and max_size so that they agree, or set {name}.scales and map_levels"
+            f"torchvision infers different strides from pictures of different sizes ({strides}), and keeps those of the "
+            f"first picture it sees. Choose min_size and max_size so that they agree, or set {name}.scales and map_levels"
         )
     return pooler
 
 
 def pooled_channels(model: FasterRCNN) -> int:
-    """The number of channels of what is pooled."""
+    """The number of channels of the pooled feature maps."""
     return next(iter(pooled_features(model).values())).shape[1]
 
 
 def tensor_sizes(model: FasterRCNN) -> dict[str, int]:
-    """The sizes of a detector's tensors that are the same for every picture, by their word in the chain."""
+    """The sizes of a detector's tensors that are the same for every picture, by their name in the chain."""
     height, width = model.roi_heads.box_roi_pool.output_size
     return head_sizes(model) | {
         "channels": pooled_channels(model),
@@ -136,8 +137,8 @@ def num_classes_of(model: FasterRCNN) -> int:
     """Classes that the box predictor scores, the background included.
 
     Raises:
-        ExportError: box head and predictor do not fit what is pooled, or give anything else than a score and four
-            numbers of a box for each class.
+        ExportError: box head and predictor do not fit the pooled features, or return anything other than a score and
+            four box numbers for each class.
     """
     heads = model.roi_heads
     channels = pooled_channels(model)
@@ -150,17 +151,17 @@ def num_classes_of(model: FasterRCNN) -> int:
     if shapes != [(2, scores), (2, 4 * scores)]:
         raise ExportError(
             f"box_predictor gives tensors of the shapes {shapes} for two RoIs: torchvision expects scores [2, classes] "
-            "and boxes [2, 4 * classes], four numbers for each class with the background"
+            "and boxes [2, 4 * classes], four numbers for each class, including the background"
         )
     return int(scores)
 
 
 def head_sizes(model: FasterRCNN) -> dict[str, int]:
-    """The sizes of the tensors around the head of the final detections, by their word in the chain; none without one.
+    """The sizes of the tensors around the mask or keypoint head, by their name in the chain; empty without such a head.
 
     Raises:
-        ExportError: the head and its predictor do not fit what is pooled, or give anything else than torchvision's;
-            or it pools other levels than box_roi_pool.
+        ExportError: the head and its predictor do not fit the pooled features, or return anything other than
+            torchvision's; or the head pools other levels than box_roi_pool.
     """
     chain, heads = chain_of(model), model.roi_heads
     if not (head := chain.head):
@@ -184,12 +185,12 @@ def head_sizes(model: FasterRCNN) -> dict[str, int]:
 
 
 def _check_made(model: FasterRCNN, head: str, made: Tensor) -> None:
-    """Whether a predictor gives for two RoIs what torchvision expects of it."""
+    """Checks that a predictor returns for two RoIs what torchvision expects."""
     num_classes = num_classes_of(model)
     if head == "mask" and (made.ndim != 4 or tuple(made.shape[:2]) != (2, num_classes)):
         raise ExportError(
             f"mask_predictor gives a tensor {list(made.shape)} for two RoIs: torchvision expects one mask for each of "
-            f"the {num_classes} classes with the background, [2, {num_classes}, height, width]"
+            f"the {num_classes} classes, including the background, [2, {num_classes}, height, width]"
         )
     if head == "keypoint" and (made.ndim != 4 or len(made) != 2 or made.shape[2] != made.shape[3]):
         raise ExportError(
@@ -199,17 +200,17 @@ def _check_made(model: FasterRCNN, head: str, made: Tensor) -> None:
 
 
 def cell_anchors(model: FasterRCNN) -> list[Tensor]:
-    """The anchors of one position of each feature map, FP32 [A, 4] each, as an AnchorGenerator has them when it runs."""
+    """The anchors of one position of each feature map, FP32 [A, 4] each, as an AnchorGenerator uses them when it runs."""
     generator = model.rpn.anchor_generator
     generator.set_cell_anchors(torch.float32, torch.device("cpu"))
     return list(generator.cell_anchors)
 
 
 def check_rpn(model: FasterRCNN) -> None:
-    """Checks that the RPN has anchors, one objectness and four numbers an anchor, for each feature map.
+    """Checks that the RPN has anchors for each feature map, and one objectness and four numbers for each anchor.
 
     Raises:
-        ExportError: it has not.
+        ExportError: it does not.
     """
     features = list(backbone_features(model).values())
     anchors = [len(cell) for cell in cell_anchors(model)]
@@ -225,13 +226,13 @@ def check_rpn(model: FasterRCNN) -> None:
         expected = [numbers * count for count in anchors]
         if given != expected:
             raise ExportError(
-                f"rpn.head gives {given} {word} a position of its feature maps, but the anchor generator's anchors "
-                f"need {expected}: give RPNHead the same num_anchors as each level has"
+                f"rpn.head gives {given} {word} per position of its feature maps, but the anchor generator's anchors "
+                f"need {expected}: give RPNHead the num_anchors that each level has"
             )
 
 
 def num_keypoints_of(model: FasterRCNN) -> int:
-    """Keypoints that the detector finds in each box; 0 if it is no Keypoint R-CNN.
+    """Keypoints that the detector finds in each box; 0 if it is not a Keypoint R-CNN.
 
     Raises:
         ExportError: as ``head_sizes``.
@@ -242,14 +243,13 @@ def num_keypoints_of(model: FasterRCNN) -> int:
 def backbone_features(
     model: FasterRCNN, size_hw: tuple[int, ...] = (BLANK_SIDE_PX, BLANK_SIDE_PX)
 ) -> dict[str, Tensor]:
-    """Every feature map of one blank picture, by name. They are fake tensors: only their shapes mean something.
+    """Every feature map of one blank picture, by name. They are fake tensors: only their shapes are meaningful.
 
     Raises:
-        ExportError: the backbone takes other than three channels, fails, or returns no feature maps.
+        ExportError: the backbone does not take three channels, fails, or returns no feature maps.
     """
-    normalised = {len(model.transform.image_mean), len(model.transform.image_std)} - {
-        1
-    }  # one serves any number
+    # One value is used for any number of channels.
+    normalised = {len(model.transform.image_mean), len(model.transform.image_std)} - {1}
     if normalised - {CHANNELS}:
         raise _other_channels(max(normalised))
     try:
@@ -277,7 +277,7 @@ def _other_channels(channels: int) -> ExportError:
 
 @contextmanager
 def _running(networks: str) -> Iterator[None]:
-    """Runs networks on fake tensors; what goes wrong in them is an ExportError."""
+    """Runs networks on fake tensors; their exceptions become an ExportError."""
     try:
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
             yield

@@ -1,15 +1,15 @@
-"""Cuts a torchvision Faster, Mask or Keypoint R-CNN at module boundaries, where the data decides the shapes.
+"""Cuts a torchvision Faster, Mask or Keypoint R-CNN at the module boundaries where shapes depend on the data.
 
     RpnModule             input -> rpn_boxes, feature_0, feature_1, ..., rpn_samples
     HeaderModule          roialigned_feature, proposals -> class_scores, class_boxes, header_samples
     MaskHeaderModule      mask_features, labels -> mask_probabilities, mask_header_samples
     KeypointHeaderModule  keypoint_features -> heatmaps, keypoint_header_samples
 
-Shapes: B images, C channels, N anchors kept an image, R RoIs an image, K foreground
-classes, L pyramid levels that RoIs are pooled from, D detections an image (padded), M of
-them with features, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image. What lies
-between the modules (NMS, RoIAlign) runs in rcnn_backend, which checks by the ``*_samples``
-that no tensor got lost on the way to an engine or from it.
+Shapes: B images, C channels, N anchors kept per image, R RoIs per image, K foreground
+classes, L pyramid levels that RoIs are pooled from, D detections per image (padded), M of
+them with features, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image. The steps
+between the modules (NMS, RoIAlign) run in rcnn_backend. It uses the ``*_samples`` to check that no
+tensor was lost on the way to or from an engine.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from rcnn_export.detector.shapes import cell_anchors, pooled_levels
 
 
 class Cut(nn.Module):
-    """A part of a detector that becomes an engine. ``NETWORKS``: what of it may be FP16; the rest of forward is FP32."""
+    """A part of a detector that becomes an engine. ``NETWORKS``: its parts that may be FP16; the rest of forward is FP32."""
 
     NETWORKS: tuple[str, ...]
 
@@ -64,7 +64,7 @@ class RpnModule(Cut):
         return rpn_boxes, *pooled, take_samples(input, rpn_boxes, *pooled)
 
     def best_boxes(self, objectness: list[Tensor], deltas: list[Tensor], input: Tensor) -> Tensor:
-        """``rpn_boxes`` of what the head gives for each level: [B, A, h, w] and [B, 4A, h, w]."""
+        """``rpn_boxes`` from the head's outputs for each level: [B, A, h, w] and [B, 4A, h, w]."""
         height, width = input.shape[-2:]
         anchors, decode = list(self.cell_anchors), self.box_coder.decode_single
         return choose_boxes(objectness, deltas, anchors, height, width, self.pre_nms_top_n, decode)
@@ -111,14 +111,14 @@ class MaskHeaderModule(Cut):
     def forward(self, mask_features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """``mask_features`` [B, M, C, 14, 14], ``labels`` INT64 [B, D] -> mask_probabilities, mask_header_samples
 
-        ``mask_probabilities`` FP16 [B, M, 28, 28]: of the first M labels, in the frame of each box.
+        ``mask_probabilities`` FP16 [B, M, 28, 28]: for the first M labels, in the frame of each box.
         ``mask_header_samples`` FP32 [B, S]: samples of both inputs and of mask_probabilities.
         Follows torchvision's maskrcnn_inference.
         """
         batch, rois = mask_features.shape[:2]
         logits = self.mask_predictor(self.mask_head(mask_features.flatten(0, 1)))  # [B * M, K + 1, 28, 28]
         height, width = logits.shape[-2:]
-        # A slice of labels would tie M to the example's.
+        # A slice of labels would fix M to the example's value in the traced graph.
         first = labels.index_select(1, torch.arange(rois, device=labels.device))
         channels = first.reshape(-1, 1, 1, 1).expand(-1, 1, height, width)
         probabilities = torch.sigmoid(logits.gather(1, channels).float()).half()
@@ -139,7 +139,7 @@ class KeypointHeaderModule(Cut):
     def forward(self, keypoint_features: Tensor) -> tuple[Tensor, Tensor]:
         """``keypoint_features`` [B, M, C, 14, 14] -> heatmaps, keypoint_header_samples
 
-        ``heatmaps`` [B, M, P, 56, 56], of the features' type: one of each keypoint, in the frame of each box.
+        ``heatmaps`` [B, M, P, 56, 56], of the features' type: one for each keypoint, in the frame of each box.
         ``keypoint_header_samples`` FP32 [B, S]: samples of both.
         Follows torchvision's RoIHeads up to keypointrcnn_inference.
         """

@@ -1,9 +1,8 @@
-"""Finds the state dict of a detector in whatever a checkpoint holds around it.
+"""Finds the state dict of a detector in a checkpoint.
 
-A checkpoint nests state dicts in dicts, and wrappers put a prefix before every name: ``module.`` of
-DistributedDataParallel, ``_orig_mod.`` of torch.compile, ``model.`` of a Lightning module. The names of every
-torchvision R-CNN begin with ``backbone.``, ``rpn.`` and ``roi_heads.``, so whatever stands before all three
-is a prefix.
+A checkpoint nests state dicts in dicts, and wrappers put a prefix before every name: ``module.`` for
+DistributedDataParallel, ``_orig_mod.`` for torch.compile, ``model.`` for a Lightning module. The names of every
+torchvision R-CNN begin with ``backbone.``, ``rpn.`` and ``roi_heads.``, so any text before all three is a prefix.
 """
 
 import re
@@ -21,7 +20,7 @@ from rcnn_export.errors import ExportError
 PARTS = frozenset(("backbone", "rpn", "roi_heads"))
 MAX_DEPTH = 20
 
-# Under these keys training codes keep the weights that they train.
+# The keys under which training code usually saves the weights being trained.
 _MODEL_KEYS = {
     "model",
     "model_state_dict",
@@ -39,13 +38,13 @@ _INNER_WRAPPER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint
 
 @dataclass(frozen=True)
 class StateDict:
-    """The tensors of one detector, by the names that the detector has for them.
+    """The tensors of one detector, by their names in the detector.
 
     Attributes:
-        path: the keys that lead to them in the file, with dots between.
-        prefix: what stood before each name, its last dot included.
-        num_left_out: how many tensors beside them are no part of a detector.
-        batch_norm_eps: that of a whole pickled model; None where there is none, or several.
+        path: the keys that lead to them in the file, separated by dots.
+        prefix: the prefix removed from each name, including its last dot.
+        num_left_out: how many tensors in the same dict are not part of a detector.
+        batch_norm_eps: the eps of a whole pickled model; None if there is none, or if there are several.
     """
 
     tensors: dict[str, Tensor]
@@ -56,12 +55,12 @@ class StateDict:
 
     @property
     def key(self) -> str:
-        """What ``--weights-key`` calls it; empty for a plain state dict."""
+        """Its name for ``--weights-key``; empty for a plain state dict."""
         return ".".join(filter(None, (self.path, self.prefix.rstrip("."))))
 
     @property
     def is_average(self) -> bool:
-        """Whether it is an average over training, such as an EMA, by its key."""
+        """Whether its key shows that it is an average over training, such as an EMA."""
         return _AVERAGE.search(self.key) is not None
 
     @property
@@ -71,16 +70,16 @@ class StateDict:
 
 
 def choose_state_dict(content: Any, file: str, key: str | None) -> tuple[StateDict, list[StateDict]]:
-    """The detector's state dict in the ``content`` of a file, and the others that are in it.
+    """The detector's state dict in the ``content`` of a file, and the other state dicts in it.
 
-    Of several the weights being trained are taken, not their average (EMA), and of those the ones under a usual
-    key, such as ``model``, ``state_dict`` or ``model_state_dict``.
+    If there are several, the weights being trained are preferred to their average (EMA), and those under a usual key,
+    such as ``model``, ``state_dict`` or ``model_state_dict``, to others.
 
     Args:
-        key: the key to take instead, with dots between nested keys.
+        key: the key to use instead, with dots between nested keys.
 
     Raises:
-        ExportError: there is none, none under ``key``, or several that no rule tells apart.
+        ExportError: there is none, there is none under ``key``, or the rules do not decide between several.
     """
     found = list(_find(content))
     if not found:
@@ -129,9 +128,9 @@ def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
 def _named_tensors(
     node: Any, seen: set[int], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor], float | None]]:
-    """Every dict or pickled model under ``node`` that holds tensors by name, once.
+    """Every dict or pickled model under ``node`` that contains tensors by name, once.
 
-    Yields the keys that lead there, the tensors, and a model's eps of batch normalisation.
+    Yields the keys that lead to it, its tensors, and the eps of batch normalisation of a model.
     """
     if len(path) > MAX_DEPTH or id(node) in seen:
         return
@@ -157,7 +156,7 @@ def _named_tensors(
 
 
 def _state_dict_of(model: StandIn) -> tuple[dict[str, Tensor], float | None]:
-    """What ``state_dict()`` of a pickled model would give, and its eps of batch normalisation if it has one."""
+    """The ``state_dict()`` of a pickled model, and its eps of batch normalisation if it has exactly one."""
     tensors: dict[str, Tensor] = {}
     eps: set[float] = set()
     for prefix, attributes in _modules(model):
@@ -181,7 +180,7 @@ def _modules(module: StandIn, prefix: str = "") -> Iterator[tuple[str, dict[str,
 
 
 def _describe(content: Any, file: str) -> str:
-    """What a file without a detector holds."""
+    """Describes the content of a file without a detector."""
     groups = [tensors for _, tensors, _ in _named_tensors(content, set())]
     if not groups:
         kind = type(content).__name__

@@ -1,4 +1,4 @@
-"""Where weights come from: a file, or torchvision's published ones."""
+"""The sources of weights: a file, or torchvision's published weights."""
 
 import os
 import pickle
@@ -24,20 +24,20 @@ from rcnn_export.detector.weights_file import read_weights_file
 from rcnn_export.errors import ExportError
 
 RANDOM, DEFAULT = "random", "DEFAULT"
-AS_BUILT = "builder"  # the weights that a function of the user's own gives the detector
+AS_BUILT = "builder"  # the weights that a user's function gives the detector
 
 
 class DownloadError(ExportError):
-    """Published weights could not be had."""
+    """Published weights could not be downloaded."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The state dict of a detector, and what is known of it.
+    """The state dict of a detector, and what is known about it.
 
     Attributes:
-        published: torchvision's, where it is one of those.
-        batch_norm_eps: the eps it was trained with; None where the file does not record it.
+        published: torchvision's name of the weights, if they are published ones.
+        batch_norm_eps: the eps they were trained with; None if it is not recorded.
     """
 
     tensors: dict[str, Tensor]
@@ -48,12 +48,12 @@ class Weights:
 def find_weights(model: str, weights: str, key: str | None, report: Callable[[str], None]) -> Weights | None:
     """Reads the file ``weights``, or downloads the published weights of that name; None for ``random`` and ``builder``.
 
-    A published name comes before a file of the same name; ``./NAME`` is always a file.
+    A published name takes precedence over a file of the same name; ``./NAME`` is always a file.
 
     Args:
         model: as for ``load_detector``. A function has no published weights.
-        key: which state dict of a file that holds several, with dots between nested keys.
-        report: called with a line about what was taken.
+        key: which state dict to use from a file that contains several, with dots between nested keys.
+        report: called with a line about the chosen state dict.
 
     Raises:
         ExportError: there are no such weights, or they cannot be read.
@@ -62,7 +62,9 @@ def find_weights(model: str, weights: str, key: str | None, report: Callable[[st
     is_given = weights == RANDOM or (weights == AS_BUILT and ":" in model)
     named = None if is_given else _published(model, weights)
     if key is not None and (named is not None or is_given):
-        raise ExportError(f"--weights-key {key} chooses within a file, and {weights} is none: leave it out")
+        raise ExportError(
+            f"--weights-key {key} chooses within a file, and {weights} is not a file: leave it out"
+        )
     if is_given:
         return None
     if named is not None:
@@ -89,7 +91,7 @@ def published_weights_of(path: Path) -> models.WeightsEnum | None:
 
 
 def _published(model: str, weights: str) -> models.WeightsEnum | None:
-    """The published weights that ``weights`` names; None where it is a file."""
+    """The published weights that ``weights`` names; None if it is a file."""
     is_function = ":" in model
     known = {} if is_function else models.get_model_weights(model).__members__
     enum, _, name = weights.rpartition(".")
@@ -101,7 +103,7 @@ def _published(model: str, weights: str) -> models.WeightsEnum | None:
     if is_function:
         raise ExportError(
             f"{model} is a function of yours, which has no published weights {weights!r}: "
-            f"give --weights a file, {AS_BUILT} for those that the function itself gives the detector, or random"
+            f"give --weights a file, {AS_BUILT} for the weights that the function itself gives the detector, or random"
         )
     raise ExportError(
         f"{model} has no weights {weights!r}: give one of {', '.join(known)}, a file, or random"
@@ -109,7 +111,7 @@ def _published(model: str, weights: str) -> models.WeightsEnum | None:
 
 
 def _trained_eps(weights: models.WeightsEnum) -> float | None:
-    # torchvision overwrites it for these alone; None: as the builder has it.
+    # torchvision overwrites the eps only for these weights. None: the builder's eps.
     overwritten = (
         FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
         MaskRCNN_ResNet50_FPN_Weights.COCO_V1,

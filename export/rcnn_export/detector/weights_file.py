@@ -1,8 +1,8 @@
-"""Reads a weights file without running anything from it.
+"""Reads a weights file without running any code from it.
 
-``torch.load(weights_only=True)`` builds tensors and plain Python values. Checkpoints hold more beside them:
+``torch.load(weights_only=True)`` builds tensors and plain Python values. Checkpoints also contain other objects:
 arguments, configs, or the whole model. Each class that torch does not allow is replaced by a stand-in, which
-keeps the values it is given and does nothing.
+stores the values that it is given and does nothing else.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 
 
 class StandIn:
-    """Takes the place of an object whose class torch does not allow; ``state`` holds its attributes."""
+    """Replaces an object whose class torch does not allow; ``state`` has its attributes."""
 
     state: dict[str, Any]
 
@@ -41,7 +41,7 @@ class StandIn:
         return stand_in
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        """Takes whatever the class would take."""
+        """Accepts any arguments."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
@@ -58,11 +58,11 @@ class _StandInList(StandIn):
 
 
 def read_weights_file(path: Path) -> tuple[Any, float | None]:
-    """What a file of ``torch.save`` or a ``.safetensors`` file holds, whatever its name.
+    """The content of a file of ``torch.save`` or a ``.safetensors`` file, whatever its name.
 
     Returns:
         dicts, lists, plain values, ``StandIn`` and tensors on the CPU, nested as they were saved; and the eps
-        of batch normalisation that the file records, None where it records none.
+        of batch normalisation that the file records, or None if it records none.
 
     Raises:
         ExportError: there is no such file, or it cannot be read; the message says what it is instead.
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], float | None
 
 def _read_torch(path: Path) -> Any:
     stand_ins: dict[str, type[StandIn]] = {}
-    # A file of the old format does not tell its classes before it is read: each then costs another attempt.
+    # The classes in a file of the old format are not known before it is read, so each costs another attempt.
     with contextlib.suppress(Exception):
         for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
             stand_ins[name] = _stand_in(name, StandIn)
@@ -110,7 +110,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _add_stand_in(stand_ins: dict[str, type[StandIn]], error: str) -> bool:
-    """Adds the stand-in without which torch raised ``error``; False if none would help."""
+    """Adds the stand-in whose absence made torch raise ``error``; False if no stand-in would help."""
     for pattern, base in ((_NOT_ALLOWED, StandIn), (_IS_A_DICT, _StandInDict), (_IS_A_LIST, _StandInList)):
         if match := pattern.search(error):
             name = match[1] if "." in match[1] else f"builtins.{match[1]}"
@@ -128,7 +128,7 @@ def _stand_in(name: str, base: type[StandIn]) -> type[StandIn]:
 
 def _why_not_unpickled(error: str) -> str:
     if match := _BLOCKED.search(error):
-        return f"it wants to call {match[1]}, which no weights need. Do not trust it"
+        return f"it tries to call {match[1]}, which no weights need. Do not trust it"
     if "DTensor" in error:
         return (
             "its tensors are shards of a distributed model (DTensor). Gather them before saving: "

@@ -28,13 +28,13 @@ def load_into(
     Tensors of the model whose names start with ``starts_anew`` keep their values if ``tensors`` has none of them.
 
     Raises:
-        ExportError: tensors are missing, have no place, another shape or no plain numbers in them.
+        ExportError: tensors are missing, are not in the model, have another shape, or are not plain floating point.
     """
     _check_kinds(model, tensors, weights)
     if starts_anew is not None and not any(name.startswith(starts_anew) for name in tensors):
         kept = {name: own for name, own in model.state_dict().items() if name.startswith(starts_anew)}
         if kept:
-            report(f"{weights} has no {starts_anew}..., which starts anew")
+            report(f"{weights} has no {starts_anew}..., which keeps its initial weights")
         tensors = {**tensors, **kept}
     if problem := _misfit(model, tensors):
         raise ExportError(
@@ -48,19 +48,19 @@ def load_into(
     if broken:
         report(
             f"Warning: {len(broken)} of {len(tensors)} tensors in {weights} have NaN or infinite values (the first: "
-            f"{broken[0]}). What the detector answers will be wrong; use weights from before training diverged"
+            f"{broken[0]}). The detector's answers will be wrong; use weights from before training diverged"
         )
 
 
 def fitting_builders(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The torchvision builders whose detectors ``tensors`` fit, of as many classes as they have."""
+    """The torchvision builders whose detectors ``tensors`` fit, with the number of classes in ``tensors``."""
     scores = tensors.get(CLASS_SCORES)
     classes = {} if scores is None else {"num_classes": len(scores)}
     on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     fitting = []
     for name in models.list_models(module=detection, include="fasterrcnn_*"):
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing is copied to the meta device
+            warnings.simplefilter("ignore")  # the warning that copies to the meta device do nothing
             model = models.get_model(name, weights=None, weights_backbone=None, **classes)
             if not _misfit(model, on_meta):
                 fitting.append(name)
@@ -98,7 +98,7 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
         )
     except RuntimeError as error:  # another shape under a name that torchvision had before 0.13
         return str(error).splitlines()[-1].strip()
-    # A FrozenBatchNorm2d saves no step count; it is the same function as BatchNorm2d in eval mode.
+    # A FrozenBatchNorm2d saves no batch count; it computes the same function as BatchNorm2d in eval mode.
     missing = [
         name
         for name in problems.missing_keys
@@ -122,7 +122,7 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _explain(problem: str, model: nn.Module, tensors: Mapping[str, Tensor], model_name: str) -> str:
-    """The problem with its cause and what helps, as far as these are known."""
+    """The problem with its cause and a remedy, if these are known."""
     kind = rcnn_kind(tensors)
     if kind and kind != rcnn_kind(model.state_dict()):
         own = next((name for kind, name in NAMES.items() if isinstance(model, kind)), "Faster R-CNN")

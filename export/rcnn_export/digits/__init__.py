@@ -1,4 +1,4 @@
-"""The sample: pictures of digits, composed from data inside Python packages, and a light detector for them.
+"""The sample: pictures of digits, composed from data inside Python packages, and light detectors for them.
 
-Gives ``train`` a dataset and is never imported by it. No engines, and nothing of Triton.
+It provides a dataset for ``train``, which never imports it. No engines, and nothing of Triton.
 """

@@ -40,7 +40,7 @@ def draw_background(split: str, size_hw: tuple[int, int], rng: np.random.Generat
 def _photo_crop(split: str, size_hw: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     height, width = size_hw
     photo = load_photo(PHOTOS[split][rng.integers(len(PHOTOS[split]))])
-    largest = min(photo.width / width, photo.height / height)  # photo pixels a picture pixel
+    largest = min(photo.width / width, photo.height / height)  # photo pixels per picture pixel
     scale = largest * rng.uniform(0.4, 1.0)
     left = rng.uniform(0, photo.width - scale * width)
     top = rng.uniform(0, photo.height - scale * height)
@@ -52,14 +52,14 @@ def _photo_crop(split: str, size_hw: tuple[int, int], rng: np.random.Generator) 
 def _gradient(size_hw: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     height, width = size_hw
     corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    # The sampled box runs between the four pixel centres, so that the corner colours land in the corners.
+    # The sampled box spans the four pixel centres, so that the corners get the corner colours.
     return Image.fromarray(corners).resize(
         (width, height), Image.Resampling.BILINEAR, box=(0.5, 0.5, 1.5, 1.5)
     )
 
 
 def _smooth_noise(size_hw: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Colour noise of three sizes of blotch, from a few pixels to a quarter of the picture."""
+    """Colour noise with blotches of three sizes, from a few pixels to a quarter of the picture."""
     height, width = size_hw
     base = Image.new("RGB", (width, height), _colour(rng))
     for cells in (4, 12, int(rng.integers(30, 120))):
@@ -70,7 +70,7 @@ def _smooth_noise(size_hw: tuple[int, int], rng: np.random.Generator) -> Image.I
 
 
 def _draw_clutter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Lines, arcs, ellipses, rectangles and polygons: strokes that are no digits."""
+    """Lines, arcs, ellipses, rectangles and polygons, which are not digits."""
     layer = picture.copy()
     draw = ImageDraw.Draw(layer)
     for _ in range(rng.integers(2, 14)):

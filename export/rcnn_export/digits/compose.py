@@ -1,7 +1,7 @@
 """The sample dataset: scikit-learn's real handwritten digits, composed onto cluttered backgrounds.
 
-Picture ``index`` of a split is a pure function of ``(split, index)``: nothing is stored, a split has as many
-pictures as one asks for, and the splits share neither source digits, nor background photos, nor seeds.
+Picture ``index`` of a split is a pure function of ``(split, index)``: nothing is stored, a split has any number of
+pictures, and the splits share neither source digits, nor background photos, nor seeds.
 
 Boxes are left, top, right, bottom in pixels; labels run from 1 (the digit zero) to 10 (the digit nine).
 """
@@ -21,10 +21,10 @@ SPLITS = ("train", "held-out")
 CLASS_NAMES = tuple("0123456789")
 HELD_OUT_SHARE = 0.2  # of the source digits of each class
 SIDE_RANGE_PX = (256, 480)
-DIGIT_SIZE_RANGE_PX = (20, 140)  # the longer side of the ink, about
-MAX_ROTATION_DEGREES = 25  # far enough from 180 to tell a 6 from a 9
+DIGIT_SIZE_RANGE_PX = (20, 140)  # the approximate longer side of the ink
+MAX_ROTATION_DEGREES = 25  # small enough to distinguish a 6 from a 9
 MAX_DIGITS = 10
-MAX_HIDDEN_SHARE = 0.2  # of a digit's ink, by digits drawn over it
+MAX_HIDDEN_SHARE = 0.2  # of a digit's ink, hidden by digits drawn over it
 INK_THRESHOLD = 0.5  # a pixel at least this opaque belongs to the digit
 
 
@@ -36,7 +36,7 @@ class DigitPicture:
         pixels: uint8 [H, W, 3], RGB.
         boxes: float32 [D, 4], left, top, right, bottom in pixels, tight around the ink.
         labels: int64 [D], the digit plus one.
-        masks: bool [D, H, W], each digit's ink, also where another digit hides it.
+        masks: bool [D, H, W], each digit's ink, including ink that another digit hides.
         keypoints: float32 [D, 4, 3], x and y in pixels and COCO's visibility of each digit's ``extreme_points``.
     """
 
@@ -59,7 +59,7 @@ def compose_picture(split: str, index: int) -> DigitPicture:
     rng = np.random.default_rng([SPLITS.index(split), index])
     height, width = (int(side) for side in rng.integers(SIDE_RANGE_PX[0], SIDE_RANGE_PX[1] + 1, 2))
     canvas = draw_background(split, (height, width), rng).astype(np.float32)
-    topmost = np.zeros((height, width), np.int64)  # whose ink each pixel shows, counted from 1; 0 no one's
+    topmost = np.zeros((height, width), np.int64)  # the digit whose ink each pixel shows, from 1; 0 for none
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
     masks: list[np.ndarray] = []
@@ -89,7 +89,7 @@ def compose_picture(split: str, index: int) -> DigitPicture:
 
 
 def _keypoints(masks: list[np.ndarray], topmost: np.ndarray) -> np.ndarray:
-    """The keypoints of each digit's ink; one under another digit is hidden."""
+    """The keypoints of each digit's ink; a keypoint under another digit is hidden."""
     keypoints = np.zeros((len(masks), len(KEYPOINT_NAMES), 3), np.float32)
     for number, mask in enumerate(masks, start=1):
         x, y = extreme_points(mask).T
@@ -123,7 +123,7 @@ def _split_rows() -> dict[str, np.ndarray]:
 def _draw_digit(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Enlarges 8x8 ink smoothly, rotated, slanted and stretched: opacity float32 [h, w] in 0..1, cropped."""
     low, high = DIGIT_SIZE_RANGE_PX
-    size_px = low * (high / low) ** rng.random()  # as many small as large ones, by the logarithm
+    size_px = low * (high / low) ** rng.random()  # the logarithm of the size is uniform
     stretch = np.exp(rng.uniform(-0.15, 0.15))
     angle = np.radians(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES))
     slant = rng.uniform(-0.15, 0.15)
@@ -131,7 +131,7 @@ def _draw_digit(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     to_picture = rotation @ np.array([[stretch, slant], [0, 1 / stretch]]) * (size_px / 8)
     to_source = np.linalg.inv(to_picture)  # picture (x, y) -> source (x, y)
 
-    margin = 3  # empty source pixels around the digit, which bicubic interpolation reaches into
+    margin = 3  # empty source pixels around the digit, which bicubic interpolation reads
     source = Image.fromarray(np.pad(ink, margin))  # mode F, 14x14
     source_centre = np.full(2, 4.0 + margin)
     side = int(np.ceil(size_px * 1.75))  # room for the corners
@@ -139,7 +139,7 @@ def _draw_digit(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     coefficients = (*to_source[0], offset[0], *to_source[1], offset[1])
     enlarged = source.transform((side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
 
-    # A steep ramp around the stroke's edge turns the blurred ink into a crisp stroke of varying weight.
+    # A steep ramp around the stroke's edge turns the blurred ink into a sharp stroke of varying thickness.
     threshold = rng.uniform(0.3, 0.5)
     steepness = rng.uniform(2.0, 8.0)
     opacity = np.clip((np.asarray(enlarged) - threshold) * steepness + INK_THRESHOLD, 0, 1)
@@ -150,7 +150,7 @@ def _draw_digit(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _find_place(
     ink: np.ndarray, topmost: np.ndarray, masks: list[np.ndarray], rng: np.random.Generator
 ) -> tuple[slice, slice] | None:
-    """Tries a few places at random for one where every digit stays legible; rows and columns, or None."""
+    """Tries a few random places and returns rows and columns of one where every digit stays legible, or None."""
     free_height, free_width = topmost.shape[0] - ink.shape[0], topmost.shape[1] - ink.shape[1]
     if free_height < 0 or free_width < 0:
         return None
@@ -168,20 +168,20 @@ def _find_place(
 
 
 def _paint(under: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blends a digit of a colour that stands out over ``under``, float32 [h, w, 3] in 0..255."""
+    """Blends a digit over ``under``, float32 [h, w, 3] in 0..255, in a colour with enough contrast."""
     behind = under[opacity >= INK_THRESHOLD].mean(axis=0)
     contrast = rng.uniform(60, 160)
     while True:
         colour = rng.uniform(0, 255, 3)
         if np.abs(colour - behind).mean() >= contrast:
             break
-        contrast *= 0.95  # no colour is far from mid grey
+        contrast *= 0.95  # no colour differs enough from mid grey
     strength = opacity[:, :, None] * rng.uniform(0.8, 1.0)
     return np.asarray(under * (1 - strength) + colour.astype(np.float32) * strength)
 
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rounds to uint8 with what a camera adds: sensor noise and JPEG compression."""
+    """Adds a camera's sensor noise and JPEG compression, and rounds to uint8."""
     amplitude = rng.uniform(0, 12)
     noise = rng.integers(-128, 128, canvas.shape, dtype=np.int8) * np.float32(amplitude / 128)
     picture = Image.fromarray(np.clip(canvas + noise, 0, 255).astype(np.uint8))

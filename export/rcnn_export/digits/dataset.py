@@ -1,7 +1,7 @@
 """The composed digits as a torch dataset, and as a COCO-format folder.
 
-``python -m rcnn_export.digits.dataset FOLDER --split held-out --count 500`` writes ``annotations.json`` and,
-beside it, the pictures as JPEG.
+``python -m rcnn_export.digits.dataset FOLDER --split held-out --count 500`` writes ``annotations.json`` and
+the pictures as JPEG into FOLDER.
 """
 
 import argparse
@@ -26,9 +26,9 @@ JPEG_QUALITY = 95
 
 
 class DigitsDataset(Dataset[Sample]):
-    """The first ``num_pictures`` pictures of a split, composed when asked for.
+    """The first ``num_pictures`` pictures of a split, composed when they are read.
 
-    Targets have the masks of their ink or their keypoints if these are the ``kind``.
+    Targets also have the masks or the keypoints of the digits if ``kind`` is ``segm`` or ``keypoints``.
     """
 
     def __init__(self, split: str, num_pictures: int, kind: Kind = "bbox") -> None:
@@ -69,7 +69,7 @@ def write_coco(folder: Path, split: str, indices: Iterable[int]) -> Path:
     for index in indices:
         picture = compose_picture(split, index)
         file_name = f"digits_{split}_{index:06d}.jpg"
-        # Without subsampling the colours stay sharp, which small coloured digits need.
+        # No subsampling, because small coloured digits need sharp colours.
         Image.fromarray(picture.pixels).save(folder / file_name, quality=JPEG_QUALITY, subsampling=0)
         height, width = picture.pixels.shape[:2]
         images.append({"id": index, "file_name": file_name, "width": width, "height": height})
@@ -94,7 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", choices=SPLITS, default="held-out")
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--count", type=int, default=500, help="the first so many pictures (500)")
+    chosen.add_argument(
+        "--count", type=int, default=500, help="how many pictures, from the first on (default: 500)"
+    )
     chosen.add_argument("--indices", type=int, nargs="+", help="these pictures")
     arguments = parser.parse_args(argv)
     indices = arguments.indices or range(arguments.count)

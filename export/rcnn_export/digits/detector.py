@@ -1,8 +1,8 @@
-"""The samples' light detectors: a slim ResNet, a four-level FPN of 64 channels, a two-layer box head; one has masks,
-one keypoints.
+"""The samples' light detectors: a slim ResNet, a four-level FPN of 64 channels and a two-layer box head. One also has
+masks, another keypoints.
 
-Made of torchvision's own parts only and under 10 MB in FP32, so that their trained weights live in git and a
-CPU runs them in tens of milliseconds. They are trained from scratch, hence BatchNorm and no frozen layer.
+They consist of torchvision's own parts only. They are under 10 MB in FP32, so that their trained weights can be kept in git
+and a CPU runs them in tens of milliseconds. They are trained from scratch, so they use BatchNorm and have no frozen layers.
 """
 
 from collections import OrderedDict
@@ -29,7 +29,7 @@ def digits_detector(num_classes: int = 11) -> FasterRCNN:
     """Builds the untrained detector.
 
     Args:
-        num_classes: classes with the background counted, as everywhere in torchvision: 11 for ten digits.
+        num_classes: number of classes, including the background, as everywhere in torchvision: 11 for ten digits.
 
     Returns:
         a FasterRCNN that resizes the shorter side to 384 px (the longer to at most 768 px) and returns at
@@ -82,9 +82,9 @@ def _box_parts(num_classes: int) -> dict[str, Any]:
         out_channels=FPN_CHANNELS,
         extra_blocks=None,
     )
-    # BackboneWithFPN reads None as "add a pooled fifth level"; the largest digit fits the fourth.
+    # BackboneWithFPN interprets None as "add a pooled fifth level"; the largest digit fits the fourth.
     backbone.fpn.extra_blocks = None
-    # Digits are half as tall again as wide; two sizes a level cover them from 15 to 180 px.
+    # Digits are 1.5 times as tall as wide; two sizes per level cover them from 15 to 180 px.
     anchors = AnchorGenerator(sizes=((16, 22), (32, 44), (60, 82), (110, 150)), aspect_ratios=((1.5,),) * 4)
     return {
         "backbone": backbone,
@@ -103,7 +103,7 @@ def _box_parts(num_classes: int) -> dict[str, Any]:
 
 
 def _slim_resnet() -> nn.Sequential:
-    """A ResNet-10 (one BasicBlock a stage) with narrow stages and two 3x3 convolutions for a stem."""
+    """A ResNet-10 (one BasicBlock per stage) with narrow stages and a stem of two 3x3 convolutions."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["stem"] = nn.Sequential(
         Conv2dNormActivation(3, 16, kernel_size=3, stride=2),

@@ -1,6 +1,6 @@
-"""The keypoints of a digit: where its ink reaches farthest up, right, down and left.
+"""The keypoints of a digit: the points where its ink extends farthest up, right, down and left.
 
-They follow from the ink alone, so that they are known exactly. Each is the centre of a pixel.
+They are computed from the ink alone, so they are exact. Each is the centre of a pixel.
 """
 
 import numpy as np
@@ -14,8 +14,8 @@ HIDDEN, VISIBLE = 1, 2  # COCO's visibility of a labelled keypoint
 def extreme_points(ink: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The column and row of each keypoint, int64 [4, 2], in ink [h, w].
 
-    Where the ink reaches as far in several pixels, it is the middle of the longest run of them; the first of equally
-    long ones.
+    If the ink extends equally far in several pixels, the keypoint is the middle of the longest run of them, or of the first
+    such run if several are equally long.
     """
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1], columns[0], columns[-1]

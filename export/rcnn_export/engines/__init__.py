@@ -1,4 +1,5 @@
-"""From a detector's modules to files that an engine loads: ONNX graphs, exported programs, AOTInductor packages, plan profiles.
+"""Turns a detector's modules into files that an engine loads: ONNX graphs, exported programs, AOTInductor packages.
 
-Knows precisions and shapes. No model configuration of Triton, and no folder of a repository.
+This folder knows precisions, shapes and the profiles of TensorRT plans. It knows nothing of Triton's model configuration or
+of the folders of a repository.
 """

@@ -1,7 +1,7 @@
 """torch -> AOTInductor package: the RPN and the header compiled for this machine's GPU, or for its CPU.
 
-A package runs where PyTorch of the same version runs, on the kind of GPU it was compiled on; the
-manifest beside it says which. No TensorRT is needed.
+A package runs with the same version of PyTorch, on the kind of GPU it was compiled on, which the
+manifest in the same folder names. No TensorRT is needed.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from rcnn_export.engines.onnx_export import export_program
 from rcnn_export.engines.stages import Stage
 from rcnn_export.errors import ExportError
 
-INDUCTOR_OPTIONS = {"freezing": True}  # folds what is constant: batch normalisation into the convolutions
+INDUCTOR_OPTIONS = {"freezing": True}  # folds constants, such as batch normalisation into the convolutions
 
 
 def compile_package(stage: Stage, path: Path) -> str:
     """Writes the stage as ``path``, e.g. ``1/model.pt2``; takes a minute or two.
 
     Returns:
-        What it was compiled for, e.g. ``cuda sm_90``.
+        The target it was compiled for, e.g. ``cuda sm_90``.
 
     Raises:
         ExportError: the compiler failed.
@@ -50,7 +50,7 @@ def compile_package(stage: Stage, path: Path) -> str:
             )
     except ExportError:
         raise
-    except Exception as error:  # of many kinds, from the compilers too
+    except Exception as error:  # many kinds, also from the compilers
         raise ExportError(
             f"AOTInductor cannot compile the {stage.name}: {type(error).__name__}: {str(error)[:2000]}. "
             "It needs a C++ compiler (`apt install g++`; CXX chooses one)"
@@ -59,10 +59,10 @@ def compile_package(stage: Stage, path: Path) -> str:
 
 
 def upsample_by_integers(program: ExportedProgram) -> ExportedProgram:
-    """Nearest upsampling, the FPN's, with integer source indices.
+    """Replaces nearest upsampling, which the FPN uses, by one with integer source indices.
 
-    Inductor's own multiplies by the ratio of the two sizes, which a GPU divides approximately: of a ratio
-    one rounding below 1/2, every second row and column is the pixel's neighbour.
+    Inductor's own version multiplies by the ratio of the two sizes, and a GPU's division is approximate. With a ratio one
+    rounding step below 1/2, every second row and column is taken from the neighbouring pixel.
     """
     exact: ExportedProgram = program.run_decompositions(
         {torch.ops.aten.upsample_nearest2d.vec: _upsample_nearest}
@@ -73,7 +73,7 @@ def upsample_by_integers(program: ExportedProgram) -> ExportedProgram:
 def _upsample_nearest(x: Tensor, size: Sequence[int] | None, scale_factors: Sequence[float] | None) -> Any:
     if scale_factors is not None:
         if not all(factor.is_integer() for factor in scale_factors):
-            return NotImplemented  # torch's own
+            return NotImplemented  # torch's own version is used
         size = [old * int(factor) for old, factor in zip(x.shape[-2:], scale_factors, strict=True)]
     assert size is not None
     rows, columns = (
@@ -88,7 +88,7 @@ def _upsample_nearest(x: Tensor, size: Sequence[int] | None, scale_factors: Sequ
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides torch's warnings about its own code, which the user can do nothing about."""
+    """Hides torch's warnings about its own code, because the user cannot act on them."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a traced network computes from its parameters alone, and the parameters that a changed graph keeps."""
+"""The values that a traced network computes from its parameters alone, and the parameters that a changed graph keeps."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class Constants:
     """The tensors of a traced network.
 
     Args:
-        traced: the graph may change; the tensors that it has stay as they are.
+        traced: the graph may change later; its existing tensors must not.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -28,7 +28,7 @@ class Constants:
         return self._values[argument]
 
     def add(self, name: str, value: Tensor) -> str:
-        """Adds a tensor under this name, or under one like it if the name is taken; returns the name."""
+        """Adds a tensor under this name, or with a number appended if the name is taken; returns the name."""
         unique, number = name, 1
         while hasattr(self._traced, unique):
             unique, number = f"{name}_{number}", number + 1

@@ -1,4 +1,4 @@
-"""torch -> exported program for cuDNN: the networks with fused convolutions and our own kernels. Needs no GPU.
+"""torch -> exported program for cuDNN: the networks with fused convolutions and our own kernels. No GPU is needed.
 
 The server builds cuDNN's graphs for its own GPU when it loads the program.
 """

@@ -8,14 +8,14 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn_export.engines.half_precision import ChannelAffine
 
-NO_EPS = 1e-12  # added to a variance of 1 in FP32 it is nothing, and torch wants more than 0
+NO_EPS = 1e-12  # torch requires more than 0; added to a variance of 1 in FP32 it has no effect
 
 
 @torch.no_grad()
 def to_foldable(module: nn.Module) -> nn.Module:
-    """A copy whose batch normalisation is ``BatchNorm2d``, frozen or with an eps of 0 or not.
+    """A copy in which every batch normalisation, also one that is frozen or has an eps of 0, is a ``BatchNorm2d``.
 
-    A layer is quantised with nothing but its activation behind it. Of the other forms the exporter makes a
+    A layer can only be quantised if just its activation follows it. The exporter turns the other forms into a
     multiplication and an addition, which stay in the graph.
     """
     module = copy.deepcopy(module)

@@ -1,9 +1,9 @@
-"""Finds each convolution with what follows it in a traced network, and makes them one operator.
+"""Finds each convolution and the operations after it in a traced network, and replaces them by one operator.
 
     conv2d -> batch normalisation, or a factor and a summand for each channel -> + residual -> ReLU
 
-becomes ``rcnn_backend.engines.convolution``; what is constant goes into weight and bias. Each part but the
-convolution may be missing. All else stays as torch traced it.
+becomes ``rcnn_backend.engines.convolution``. Constants are folded into weight and bias. Each part except the
+convolution may be missing. Everything else stays as torch traced it.
 """
 
 import operator
@@ -21,7 +21,7 @@ from rcnn_export.engines.constants import Constants
 aten = torch.ops.aten
 SIZE = aten.sym_size.int
 LAYER = "layer"  # in a node's ``meta``: the layer whose weights it has
-PLACE = "place"  # likewise: its place among all that are fused
+PLACE = "place"  # also in ``meta``: its position among all fused convolutions
 CONVOLUTION, NORMALIZATION = aten.conv2d.default, aten.batch_norm.default
 ADD, MULTIPLY = (aten.add.Tensor, aten.add_.Tensor), (aten.mul.Tensor, aten.mul_.Tensor)
 RELU = (aten.relu.default, aten.relu_.default)
@@ -30,7 +30,7 @@ DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)  # of conv2d: bias, stride, padding
 
 @dataclass(frozen=True)
 class Fusions:
-    """How many convolutions became the operator, and of the others how many of each kind."""
+    """How many convolutions became the operator, and how many others of each kind there are."""
 
     fused: int
     left: dict[str, int]
@@ -52,7 +52,7 @@ class Fusions:
 def fuse_convolutions(traced: fx.GraphModule) -> tuple[fx.GraphModule, Fusions]:
     """The traced network with fused convolutions, and how many there are.
 
-    Depthwise convolutions take in what is constant and stay torch's: cuDNN has no graphs for them.
+    In depthwise convolutions constants are folded, but torch runs them, because cuDNN has no graphs for them.
 
     Args:
         traced: ``torch.export.export(...).module()``. Its graph is changed.
@@ -74,13 +74,13 @@ def fuse_convolutions(traced: fx.GraphModule) -> tuple[fx.GraphModule, Fusions]:
             fused += 1
     for node in graph.nodes:
         if node.target == aten.view.default:
-            node.target = aten.reshape.default  # in channels-last order it may have to copy
+            node.target = aten.reshape.default  # a view is not always possible in channels-last order
     graph.eliminate_dead_code()
     return constants.used_module(), Fusions(fused, dict(left))
 
 
 def _is_known(node: fx.Node, constants: Constants) -> bool:
-    """Whether it is a conv2d of a batch, with numbers for padding and with constants for weight and bias."""
+    """Whether it is a conv2d of a batch, with numeric padding and with constant weight and bias."""
     if node.target != CONVOLUTION or node.kwargs or node.meta["val"].ndim != 4:
         return False
     parameters = (node.args[1], _arguments(node)[0])
@@ -100,9 +100,9 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 class _Chain:
-    """A convolution, and the nodes behind it that become one operator with it.
+    """A convolution, and the nodes after it that become one operator with it.
 
-    Each is the only user of the one before, but for those that ask for a size, which follows from that of the input.
+    Each node is the only user of the one before, except for nodes that read a size, which follows from the input's size.
     """
 
     def __init__(self, convolution: fx.Node, constants: Constants) -> None:
@@ -110,14 +110,14 @@ class _Chain:
         self._nodes = [convolution]
         self._value = convolution.meta["val"]
         bias = constants.value(_arguments(convolution)[0])
-        self._scale: Tensor | None = None  # FP64 [K]: of each kernel, None for 1
+        self._scale: Tensor | None = None  # FP64 [K], one for each kernel, None for 1
         self._shift = None if bias is None else bias.double()  # FP64 [K], None for 0
-        self._is_folded = False  # scale and shift are not the convolution's own
+        self._is_folded = False  # whether scale and shift differ from the convolution's own
         self._residual: fx.Node | None = None
         self._has_relu = False
 
     def fold(self) -> "_Chain":
-        """Takes in batch normalisation, and factors and summands that are the same for each channel."""
+        """Adds batch normalisation, and factors and summands that are constant for each channel."""
         while (node := self._next()) is not None:
             if node.target == NORMALIZATION:
                 affine = self._read_normalization(node)
@@ -136,7 +136,7 @@ class _Chain:
         return self
 
     def extend(self) -> "_Chain":
-        """Takes in a residual of the result's shape, and ReLU."""
+        """Adds a residual of the result's shape, and ReLU."""
         node = self._next()
         if node is not None and node.target in ADD and self._is_residual(other := self._other(node)):
             self._residual = other
@@ -148,7 +148,7 @@ class _Chain:
         return self
 
     def replace(self, target: Any) -> fx.Node:
-        """Puts one call of ``target`` into the place of the last node, and returns it."""
+        """Replaces the nodes by one call of ``target``, and returns it."""
         convolution, last = self._nodes[0], self._nodes[-1]
         x, weight = convolution.args[:2]
         bias, *geometry = _arguments(convolution)
@@ -184,7 +184,7 @@ class _Chain:
             return None
         if _is_mutable(user) and user.args[0] is not last:
             return None
-        # What the convolution reads, or the residual, may be overwritten before the user runs.
+        # The convolution's input, or the residual, may be overwritten before the user runs.
         node = self._nodes[0].next
         while node is not user:
             if node not in self._nodes and _is_mutable(node):
@@ -193,7 +193,7 @@ class _Chain:
         return user
 
     def _other(self, node: fx.Node) -> Any:
-        """What a node adds to the last one, or multiplies it by."""
+        """The value that a node adds to the last one, or multiplies it by."""
         left, right = node.args
         return right if left is self._nodes[-1] else left
 
@@ -237,7 +237,7 @@ class _Chain:
         )
 
     def _compute_sizes(self) -> None:
-        """Lets those who ask for a size of the nodes that go compute it from the size of the convolution's input."""
+        """Computes sizes that are read from the removed nodes from the size of the convolution's input instead."""
         convolution = self._nodes[0]
         x, (_, stride, padding, dilation, _) = convolution.args[0], _arguments(convolution)
         sides = self._value_of_weight().shape[2:]
@@ -259,7 +259,7 @@ class _Chain:
         return weight
 
     def _folded(self) -> tuple[fx.Node, fx.Node | None]:
-        """New nodes for weight and bias, with scale and shift in them."""
+        """New nodes for weight and bias, with scale and shift folded in."""
         convolution, graph = self._nodes[0], self._nodes[-1].graph
         weight = self._value_of_weight()
         folded = (
@@ -276,7 +276,7 @@ class _Chain:
 
 
 def _layer_of(convolution: fx.Node) -> str:
-    """The name of the module whose parameter the weights are; empty if they are computed."""
+    """The name of the module that has the weights; empty if they are computed."""
     weight = convolution.args[1]
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         return str(weight.target).removesuffix(".weight")

@@ -1,7 +1,7 @@
-"""Puts the operators that have kernels of their own into a network: pooling, upsampling, and the choice of boxes.
+"""Puts the operators with our own kernels into a network: pooling, upsampling, and the selection of boxes.
 
-They are ``rcnn_backend.engines.feature_maps`` and ``rcnn_backend.engines.best_boxes``. What they do not take stays
-as torch traced it.
+They are ``rcnn_backend.engines.feature_maps`` and ``rcnn_backend.engines.best_boxes``. Operations that they do not
+support stay as torch traced them.
 """
 
 from typing import Any
@@ -16,18 +16,18 @@ from rcnn_export.detector.split import RpnModule
 aten, rcnn = torch.ops.aten, torch.ops.rcnn
 MAX_POOL, UPSAMPLE = aten.max_pool2d.default, aten.upsample_nearest2d.vec
 TYPES = (torch.float16, torch.float32)
-Call = tuple[Any, tuple[Any, ...]]  # an operator, and its arguments behind the feature map
+Call = tuple[Any, tuple[Any, ...]]  # an operator, and its arguments after the feature map
 
 
 class FusedRpn(RpnModule):
-    """An RpnModule, with which it shares all parts, whose boxes one operator chooses and decodes."""
+    """An RpnModule whose boxes one operator selects and decodes. It shares all parts with the given module."""
 
     def __init__(self, rpn: RpnModule) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(vars(rpn))
 
     def best_boxes(self, objectness: list[Tensor], deltas: list[Tensor], input: Tensor) -> Tensor:
-        """As RpnModule's."""
+        """As in RpnModule."""
         coder = self.box_coder
         boxes: Tensor = rcnn.best_boxes(
             list(objectness),
@@ -67,7 +67,7 @@ def use_feature_map_kernels(graph: fx.Graph) -> None:
 
 
 def _read(node: fx.Node) -> Call | None:
-    """What to call in the node's place; None if it stays."""
+    """The call that replaces the node; None if the node stays."""
     if node.target not in (MAX_POOL, UPSAMPLE) or node.kwargs or not _is_feature_map(node.args[0]):
         return None
     return _read_pool(*node.args[1:]) if node.target == MAX_POOL else _read_upsampling(*node.args[1:])

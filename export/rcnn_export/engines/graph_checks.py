@@ -1,4 +1,4 @@
-"""Cleans an exported graph and refuses what TensorRT cannot take or what depends on data."""
+"""Cleans an exported graph, and refuses operators that TensorRT does not support or whose shapes depend on data."""
 
 import ast
 
@@ -12,16 +12,16 @@ from rcnn_export.errors import ExportError
 DATA_DEPENDENT = frozenset(
     {"NonZero", "NonMaxSuppression", "Unique", "Compress", "If", "Loop", "Scan", "SequenceMap"}
 )
-# Operators for which TensorRT wants a plugin, and those rcnn_backend runs between the engines.
+# Operators for which TensorRT needs a plugin, and those that rcnn_backend runs between the engines.
 NOT_IN_AN_ENGINE = frozenset({"RoiAlign", "MaxRoiPool", "StringNormalizer", "ImageDecoder", "Optional"})
 MODULE_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def clean_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Folds constants, splits means, drops what nothing reads, sorts the nodes and checks the result.
+    """Folds constants, splits means, removes unused nodes, sorts the nodes and checks the result.
 
     Raises:
-        ExportError: the graph holds an operator that cannot be part of an engine.
+        ExportError: the graph contains an operator that cannot be part of an engine.
     """
     modules = {node.name: _module_of(node) for node in model.graph.node}
     axes = {value.name: value for value in (*model.graph.input, *model.graph.output)}
@@ -39,10 +39,10 @@ def clean_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def split_means(graph: gs.Graph) -> None:
-    """Takes each mean over several axes (global average pooling) one axis at a time.
+    """Splits each mean over several axes (global average pooling) into one mean per axis.
 
-    ONNX Runtime sums a whole plane one value after another; over 150x150 like values, as
-    padding gives, that loses 2e-5 of the mean in FP32. Row by row it loses 4e-7, as torch does.
+    ONNX Runtime sums a whole plane one value after another. Over 150x150 similar values, as in
+    padding, that loses 2e-5 of the mean in FP32. Row by row it loses 4e-7, as torch does.
     """
     for node in list(graph.nodes):
         axes = node.inputs[1] if node.op == "ReduceMean" and len(node.inputs) == 2 else None

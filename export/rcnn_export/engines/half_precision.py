@@ -1,7 +1,7 @@
-"""FP16 as a property of the module: half weights, and FP32 for the arithmetic that would lose too much.
+"""FP16 as a property of the module: FP16 weights, and FP32 for the arithmetic that would lose too much precision.
 
-Whatever is made of the module, ONNX or a compiled package, has the same types, and no engine builder
-chooses them. The modules of ``split`` decode boxes and take softmax and sigmoid in FP32 themselves.
+Every export of the module, ONNX or a compiled package, has the same types. No engine builder
+chooses them. The modules of ``split`` decode boxes and compute softmax and sigmoid in FP32 themselves.
 """
 
 import copy

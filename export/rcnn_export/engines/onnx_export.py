@@ -31,7 +31,7 @@ def export_onnx(stage: Stage) -> onnx.ModelProto:
     """The stage as an ONNX graph with named axes, before ``clean_graph``.
 
     Raises:
-        ExportError: torch cannot trace it, or has no ONNX for one of its operators.
+        ExportError: torch cannot trace it, or cannot translate one of its operators to ONNX.
     """
     traced = export_program(stage)
     with _quiet(), _refusal(f"write the {stage.name} as ONNX"):
@@ -55,20 +55,20 @@ def export_onnx(stage: Stage) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _refusal(deed: str) -> Iterator[None]:
-    """Turns what an exporter raises, which is of many kinds, into one error with its first line."""
+    """Turns an exporter's exceptions, which are of many kinds, into one error with the exception's first line."""
     try:
         yield
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         raise ExportError(
-            f"torch cannot {deed}: {type(error).__name__}: {lines[0]}. Look in the detector's own modules for code that "
+            f"torch cannot {deed}: {type(error).__name__}: {lines[0]}. Check the detector's own modules for code that "
             "depends on the values or on the size of a picture"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the exporter's progress notes and deprecation warnings, which the user can do nothing about."""
+    """Hides the exporter's progress messages and deprecation warnings, because the user cannot act on them."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

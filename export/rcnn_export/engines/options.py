@@ -1,4 +1,4 @@
-"""What the networks are exported to: the engine that runs them, and the precision they compute in."""
+"""The target of an export: the engine that runs the networks, and the precision they compute in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,16 +19,16 @@ NUM_CALIBRATION_PICTURES = 300
 
 
 def precision_of(engine: str, name: str) -> Precision:
-    """The precision of that name, as the engine has it."""
+    """The precision of that name for the engine."""
     return INT8_IN_FP16 if engine == CUDNN and name == INT8.name else PRECISIONS[name]
 
 
 @dataclass(frozen=True)
 class ApGoal:
-    """What INT8 may cost. Layers stay in FP32 until it costs no more.
+    """The AP that INT8 may cost. As many layers stay in FP32 as this needs.
 
     Attributes:
-        most_loss: points of AP50:95 below FP32, of boxes and, where they are scored, of masks or keypoints.
+        most_loss: points of AP50:95 below FP32, for boxes and, if they are scored, for masks or keypoints.
         annotations: a COCO instances file.
         pictures: the folder that its file names are relative to.
     """
@@ -43,12 +43,12 @@ class Calibration:
     """How an INT8 export chooses its scales.
 
     Attributes:
-        folder: of pictures like those that will be sent.
-        num_pictures: how many of them, at most.
+        folder: contains pictures like those that will be sent.
+        num_pictures: the largest number of them to use.
         method: one of METHODS.
         keep_float: layers that stay in FP32, by the names that rcnn-verify --sensitivity shows; a module's name
-            stands for all layers in it.
-        ap_goal: which other layers stay in FP32; by default none.
+            means all layers in it.
+        ap_goal: decides which other layers stay in FP32; by default none.
     """
 
     folder: Path
@@ -60,14 +60,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The engine, the precision and, of TensorRT plans, how they are built.
+    """The engine, the precision and, for TensorRT plans, how they are built.
 
     Attributes:
         engine: ONNX, CUDNN, AOTI or TENSORRT.
         precision: of the networks.
         profiles: of the TensorRT plans, by step; by default those of ``plan_profiles``.
         plan: how TensorRT builds the plans.
-        calibration: of an INT8 export; None of any other.
+        calibration: of an INT8 export; otherwise None.
     """
 
     engine: str = ONNX

@@ -1,8 +1,8 @@
-"""The optimisation profiles of a detector's plans, from the batch sizes and picture sizes that it must take.
+"""The optimisation profiles of a detector's plans, from the batch sizes and picture sizes that it must accept.
 
     --shapes 1x320x320,4x800x1344,8x1344x1344      smallest, best and largest batch of one profile
 
-B images, H and W the sides of the RPN's input in pixels, R RoIs an image.
+B images, H and W the sides of the RPN's input in pixels, R RoIs per image.
 """
 
 import re
@@ -24,14 +24,14 @@ DEFAULT_BATCHES = (1, 4, 8)
 def parse_shapes(text: str) -> ShapeRange:
     """One profile's smallest, best and largest B x H x W.
 
-    Of two shapes the last is also the best; a single one is all three.
+    If two shapes are given, the last is also the best; a single shape is all three.
 
     Raises:
         ValueError: the text is something else.
     """
     shapes = [tuple(int(side) for side in part.split("x")) for part in text.split(",") if _is_shape(part)]
     if len(shapes) != len(text.split(",")) or not 1 <= len(shapes) <= 3:
-        raise ValueError(f"{text!r} is no list of one to three BATCHxHEIGHTxWIDTH such as {EXAMPLE}")
+        raise ValueError(f"{text!r} is not a list of one to three BATCHxHEIGHTxWIDTH such as {EXAMPLE}")
     range_ = ShapeRange(shapes[0], shapes[len(shapes) // 2], shapes[-1])
     if not range_.takes(range_.opt):
         raise ValueError(
@@ -54,7 +54,7 @@ def plan_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange] = ()) -> dict[
 
 
 def _default_shapes(model: FasterRCNN) -> list[ShapeRange]:
-    """One profile for every picture that the detector's own transform makes."""
+    """One profile for all picture sizes that the detector's own transform makes."""
     transform = preprocess_parameters(model)
     divisor = transform.size_divisible
     if transform.fixed_size_hw is not None:
@@ -70,8 +70,8 @@ def _rpn_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profi
     """One profile for each of the shapes.
 
     Raises:
-        ExportError: two overlap, so that either could run; none takes a batch size below the largest; or a side is no
-            multiple of what pictures are padded to.
+        ExportError: two shapes overlap, so that either could run; no shape takes some batch size below the largest; or a
+            side is not a multiple of the size that pictures are padded to.
     """
     divisor = model.transform.size_divisible
     for range_ in shapes:
@@ -97,7 +97,7 @@ def _rpn_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange]) -> list[Profi
 
 
 def _roi_profiles(model: FasterRCNN, shapes: Sequence[ShapeRange], step: ChainStep) -> list[Profile]:
-    """One profile of an engine that runs on RoIs for each range of batch sizes in the shapes; overlapping ranges are joined."""
+    """The profiles of an engine that runs on RoIs: one for each range of batch sizes in the shapes. Overlaps are joined."""
     proposals, detections = proposal_parameters(model).padded_counts, head_parameters(model).padded_counts
     fixed = tensor_sizes(model)
     fewest = fixed | {"proposals": proposals[0], "head_detections": detections[0]}

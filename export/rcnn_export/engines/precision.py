@@ -1,4 +1,4 @@
-"""What the precisions of an export differ in, each as one object."""
+"""The precisions of an export, each as one object."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,16 +18,16 @@ class Bounds:
     """How far an export may be from torchvision's FP32.
 
     Attributes:
-        array: the largest difference in an array, as a share of the array's largest magnitude in the image.
+        array: the largest difference in an array, as a fraction of the array's largest magnitude in the image.
         box_px: the largest difference of a box's edge, in pixels.
-        box_of_side: the same for large boxes before clipping, as a share of the box's longer side; the larger of
-            the two bounds counts. A box's side is exp(delta) times its anchor's, so a delta within ``array`` moves
-            the edges of a very large box by more than ``box_px``.
+        box_of_side: the same for large boxes before clipping, as a fraction of the box's longer side; the larger of
+            the two bounds applies. A box's side is exp(delta) times its anchor's side, so a delta within ``array``
+            moves the edges of a very large box by more than ``box_px``.
         score: the largest difference of a score.
         mask: the largest difference of a mask's probability.
-        matched_share: the smallest share of detections that must match end to end, explained ones not counted.
-        explains: True: every row without a partner needs an explanation. False: rows are only counted, and
-            ``matched_share`` of the rows of each stage must have a partner.
+        matched_share: the smallest fraction of detections that must match end to end; explained ones do not count.
+        explains: True: every unmatched row needs an explanation. False: rows are only counted, and
+            ``matched_share`` of the rows of each stage must be matched.
     """
 
     array: float
@@ -47,15 +47,15 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Precision:
-    """How the networks of an export compute. Boxes and scores are computed in FP32 whatever it is.
+    """How the networks of an export compute. Boxes and scores are always computed in FP32.
 
     Attributes:
         name: in commands and manifests.
-        dtype: of the tensors that go into a network, and of the features that come out.
+        dtype: of a network's input tensors and of the features that it returns.
         triton_type: the same type in a model configuration.
-        prepare: makes a network of this precision out of a torch module in FP32, which stays as it is.
+        prepare: makes a network of this precision from a torch module in FP32, which is not changed.
         bounds: how far the export's answers may be from torchvision's.
-        is_quantized: the layers of the exported graph become INT8, and need calibration pictures for it.
+        is_quantized: whether the layers of the exported graph become INT8, which needs calibration pictures.
     """
 
     name: str
@@ -75,8 +75,8 @@ FP32 = Precision(
     torch.float32,
     "TYPE_FP32",
     _as_it_is,
-    # Sums of thousands of terms, added in another order. Boxes and scores differ by far less than an eye or a
-    # mAP sees.
+    # Sums of thousands of terms, added in another order. The differences of boxes and scores are far too small to
+    # be visible or to change mAP.
     Bounds(array=1e-5, box_px=0.05, box_of_side=1e-5, score=1e-4, mask=1e-3, matched_share=0.99),
 )
 FP16 = Precision(
@@ -85,8 +85,8 @@ FP16 = Precision(
     "TYPE_FP16",
     to_half,
     # Each number has 11 bits. In ONNX Runtime the sample with its trained weights stays within a fifth of these
-    # bounds, and each network of torchvision's models with random weights, by itself, within half. End to end
-    # their nearly tied scores fall on either side of cuts and thresholds, so rows are counted and not explained.
+    # bounds, and each network of torchvision's models with random weights, run alone, within half of them. End to
+    # end their nearly tied scores fall on either side of cuts and thresholds, so rows are counted, not explained.
     Bounds(
         array=2e-2, box_px=2.0, box_of_side=1e-2, score=0.05, mask=2e-2, matched_share=0.9, explains=False
     ),
@@ -96,8 +96,8 @@ INT8 = Precision(
     torch.float32,  # around the quantised layers
     "TYPE_FP32",
     to_foldable,
-    # Each number has 8 bits. In ONNX Runtime the samples reach nine tenths of these bounds. A lost scale or a wrong layer goes
-    # far beyond them. AP shows what INT8 costs.
+    # Each number has 8 bits. In ONNX Runtime the samples reach nine tenths of these bounds. A lost scale or a wrong
+    # layer exceeds them by far. AP shows what INT8 costs.
     Bounds(array=0.2, box_px=16.0, box_of_side=0.1, score=0.3, mask=0.5, matched_share=0.8, explains=False),
     is_quantized=True,
 )

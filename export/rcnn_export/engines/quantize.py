@@ -1,9 +1,9 @@
 """FP32 ONNX graph -> the same graph with Q/DQ nodes: INT8 weights by channel, INT8 activations by tensor, symmetric.
 
-TensorRT and OpenVINO both take it: every zero point is 0, and biases stay in FP32. The nodes are those that
-``onnxruntime.quantization`` inserts; this module decides where they go. Convolutions and linear layers are quantised,
-and a residual addition reads the INT8 tensor that the first layer of its block reads. The last layer of each branch,
-which predicts, and all that follows it stay in FP32, and so do the features of the pyramid that the graph gives back.
+TensorRT and OpenVINO both accept it: every zero point is 0, and biases stay in FP32. ``onnxruntime.quantization`` inserts
+the nodes; this module decides where. Convolutions and linear layers are quantised, and a residual addition reads the INT8
+tensor that the first layer of its block reads. The last layer of each branch, which predicts, and everything after it stay
+in FP32, and so do the features of the pyramid that the graph returns.
 """
 
 import importlib.util
@@ -18,23 +18,25 @@ from rcnn_export.errors import ExportError
 LAYER_TYPES = ("Conv", "Gemm")
 PREDICTOR_TYPES = (*LAYER_TYPES, "ConvTranspose")  # of heatmaps
 RESIDUAL = "Add"
-# OpenVINO drops a bias of zeros, and gives wrong results for an INT8 layer that has none before another one (2026.4).
-# This is far below what FP32 resolves beside any sum.
+# OpenVINO drops a bias of zeros, and gives wrong results for an INT8 layer without a bias before another one (2026.4).
+# This value is far too small to change any sum in FP32.
 NO_BIAS = 1e-20
-LARGEST = 127  # an INT8 number, on both sides of 0
+LARGEST = 127  # the INT8 numbers used are -127 to 127
 OPTIONS = {
     "ActivationSymmetric": True,
     "WeightSymmetric": True,
-    "QuantizeBias": False,  # TensorRT takes no INT32 bias
-    "OpTypesToExcludeOutputQuantization": list(LAYER_TYPES),  # so that what follows a layer is fused into it
+    "QuantizeBias": False,  # TensorRT supports no INT32 bias
+    "OpTypesToExcludeOutputQuantization": list(
+        LAYER_TYPES
+    ),  # so that the next operation is fused into a layer
 }
 
 
 def check_quantizer() -> None:
-    """Looks whether ONNX Runtime, whose quantiser this is, is installed.
+    """Checks that ONNX Runtime, which contains the quantiser, is installed.
 
     Raises:
-        ExportError: it is not.
+        ExportError: it is not installed.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise ExportError(
@@ -45,26 +47,26 @@ def check_quantizer() -> None:
 def find_layers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     """The layers that can be quantised, by the name of their weights, in the graph's order.
 
-    A layer that runs on every level of the pyramid is one layer of several nodes.
+    A layer that runs on every level of the pyramid is one layer with several nodes.
     """
     nodes, _ = _divide(model)
     single_pixels = _single_pixels(model)
     layers: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
-        if node.input[0] not in single_pixels:  # squeeze-and-excitation has nothing to gain
+        if node.input[0] not in single_pixels:  # squeeze-and-excitation gains nothing from INT8
             layers.setdefault(node.input[1].removesuffix(".weight"), []).append(node)
     return layers
 
 
 def find_ends(model: onnx.ModelProto) -> list[str]:
-    """What the layers are there for: the features of the pyramid, and what each last layer makes."""
+    """The results of the layers: the features of the pyramid, and the output of each last layer."""
     _, last = _divide(model)
     features = [output.name for output in model.graph.output if output.name.startswith(LEVEL)]
     return [*features, *(node.output[0] for node in last)]
 
 
 def _divide(model: onnx.ModelProto) -> tuple[list[onnx.NodeProto], list[onnx.NodeProto]]:
-    """The layers whose output reaches another layer or the pyramid, and the last ones, each in the graph's order."""
+    """The layers whose output reaches another layer or the pyramid, and the last layers, each in the graph's order."""
     constants = {tensor.name for tensor in model.graph.initializer}
     goes_on = {output.name for output in model.graph.output if output.name.startswith(LEVEL)}
     inner, last = [], []
@@ -80,12 +82,12 @@ def _divide(model: onnx.ModelProto) -> tuple[list[onnx.NodeProto], list[onnx.Nod
 
 
 def layer_inputs(layers: Mapping[str, list[onnx.NodeProto]]) -> list[str]:
-    """The tensors that the layers read: those to be quantised."""
+    """The tensors that the layers read, which are to be quantised."""
     return list(dict.fromkeys(node.input[0] for nodes in layers.values() for node in nodes))
 
 
 def give_back(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """The graph with these tensors as outputs, too."""
+    """The graph with these tensors as additional outputs."""
     inferred = onnx.shape_inference.infer_shapes(model)
     inner = {value.name: value for value in inferred.graph.value_info}
     inferred.graph.output.extend(inner[name] for name in names if name in inner)
@@ -109,7 +111,7 @@ def quantize(
 
     Args:
         ranges: the magnitude that becomes 127, for each of ``layer_inputs``.
-        keep_float: names of layers, out of ``find_layers``, that stay as they are.
+        keep_float: names of layers from ``find_layers`` that stay in FP32.
     """
     layers = {name: nodes for name, nodes in find_layers(model).items() if name not in keep_float}
     names = {node.name for nodes in layers.values() for node in nodes}
@@ -118,10 +120,10 @@ def quantize(
     inferred = onnx.shape_inference.infer_shapes(model)
     _give_biases(inferred, names)
     outputs = list(inferred.graph.output)
-    del inferred.graph.output[:]  # or what is given back would be quantised, too
+    del inferred.graph.output[:]  # otherwise the graph's outputs would also be quantised
     inferred.graph.value_info.extend(outputs)
     pairs = {name: (np.float32(-ranges[name]), np.float32(ranges[name])) for name in layer_inputs(layers)}
-    # Of the extra int8.
+    # Installed by the extra "int8".
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -166,7 +168,7 @@ def _is_bias(name: str, constants: Mapping[str, onnx.TensorProto]) -> bool:
 
 
 def _read_floats(quantized: onnx.ModelProto, layers: Collection[str]) -> None:
-    """Lets everything but the layers and the residual additions read an activation before it is quantised."""
+    """Makes all nodes except the layers and the residual additions read activations before they are quantised."""
     made_by = {output: node for node in quantized.graph.node for output in node.output}
     for node in quantized.graph.node:
         if node.name in layers or node.op_type == RESIDUAL:
@@ -178,7 +180,7 @@ def _read_floats(quantized: onnx.ModelProto, layers: Collection[str]) -> None:
 
 
 def _single_pixels(model: onnx.ModelProto) -> set[str]:
-    """The activations [B, C, 1, 1]."""
+    """The names of the activations with shape [B, C, 1, 1]."""
     inferred = onnx.shape_inference.infer_shapes(model)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred.graph.value_info}
     return {

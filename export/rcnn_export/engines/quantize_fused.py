@@ -1,10 +1,11 @@
-"""A traced network with fused convolutions -> the same with convolutions in INT8.
+"""A traced network with fused convolutions -> the same network with convolutions in INT8.
 
     rcnn.convolution(x, ...)  ->  rcnn.convolution_int8(rcnn.quantize(x, scale), ...)
 
 Weights are INT8 by channel, activations by tensor, all symmetric, as in the ONNX graphs of ``quantize``, whose ranges
-serve here, too. An activation that INT8 layers alone read, as their input or as their residual, is made in INT8 and exists in
-nothing else. Any other one is made in the type of the network, and quantised once for all INT8 layers that read it.
+are also used here. An activation that only INT8 layers read, as their input or as their residual, is produced in INT8 and
+exists in no other type. Any other activation is produced in the type of the network, and quantised once for all INT8 layers
+that read it.
 """
 
 from collections import defaultdict
@@ -21,19 +22,19 @@ from rcnn_export.engines.quantize import LARGEST
 
 FUSED, INT8 = torch.ops.rcnn.convolution.default, torch.ops.rcnn.convolution_int8.default
 QUANTIZE = torch.ops.rcnn.quantize.default
-CHANNELS = 16  # tensor cores read so many INT8 numbers at once
-Layers = Mapping[str, Sequence[float]]  # by its name, the range of what a layer reads each time that it runs
+CHANNELS = 16  # the number of INT8 values that tensor cores read at once
+Layers = Mapping[str, Sequence[float]]  # by a layer's name, the range of its input for each of its calls
 
 
 @torch.no_grad()
 def quantize_convolutions(fused: fx.GraphModule, layers: Layers) -> tuple[fx.GraphModule, int]:
     """The network with these layers in INT8, and the number of its INT8 convolutions.
 
-    Those with groups, or with numbers of channels that are no multiples of CHANNELS, stay as they are.
+    Grouped convolutions, and those whose numbers of channels are not multiples of CHANNELS, stay as they are.
 
     Args:
-        fused: what ``fuse_convolutions`` gave. Its graph is changed.
-        layers: a layer whose ranges are not as many as its calls stays as it is, too.
+        fused: the result of ``fuse_convolutions``. Its graph is changed.
+        layers: a layer that does not have one range for each of its calls also stays as it is.
     """
     constants = Constants(fused)
     calls = [node for node in fused.graph.nodes if node.target == FUSED]
@@ -45,7 +46,7 @@ def quantize_convolutions(fused: fx.GraphModule, layers: Layers) -> tuple[fx.Gra
 
 
 def _read_scales(calls: Sequence[fx.Node], constants: Constants, layers: Layers) -> dict[fx.Node, float]:
-    """The calls that become INT8, each with the scale of what it reads."""
+    """The calls that become INT8, each with the scale of its input."""
     by_layer: dict[str, list[fx.Node]] = defaultdict(list)
     for node in sorted(calls, key=lambda node: int(node.meta[PLACE])):
         by_layer[node.meta[LAYER]].append(node)
@@ -65,21 +66,21 @@ def _is_suitable(node: fx.Node, constants: Constants) -> bool:
 
 
 class _Network:
-    """The graph on its way to INT8.
+    """The graph while it is converted to INT8.
 
     Attributes:
-        scales: of what each convolution reads that becomes INT8.
+        scales: the scale of the input of each convolution that becomes INT8.
     """
 
     def __init__(self, scales: Mapping[fx.Node, float], constants: Constants) -> None:
         self.scales = scales
         self._constants = constants
         self._scale_of = {_input(node): scale for node, scale in scales.items()}  # of an activation
-        self._weights: dict[str, tuple[str, Tensor]] = {}  # the name of the INT8 ones, and their scales
-        self._as_int8: dict[fx.Node, fx.Node] = {}  # activations; one that is made in INT8 is its own
+        self._weights: dict[str, tuple[str, Tensor]] = {}  # the name of the INT8 weights, and their scales
+        self._as_int8: dict[fx.Node, fx.Node] = {}  # activations; one that is produced in INT8 maps to itself
 
     def convert(self, node: fx.Node) -> None:
-        """Puts the INT8 operator into the place of a convolution. What it reads was converted before."""
+        """Replaces a convolution by the INT8 operator. The nodes that it reads must already be converted."""
         _, weight, bias, residual, *geometry, relu = node.args
         is_int8 = self._is_made_in_int8(node)
         dtype = torch.int8 if is_int8 else node.meta["val"].dtype
@@ -113,7 +114,7 @@ class _Network:
         node.graph.erase_node(node)
 
     def _is_made_in_int8(self, node: fx.Node) -> bool:
-        """Whether INT8 convolutions alone read it, and one of them as its input, so that it has a scale."""
+        """Whether only INT8 convolutions read it, and one of them reads it as its input, so that it has a scale."""
         readers = [user for user in node.users if user.target != SIZE]
         return node in self._scale_of and all(reader in self.scales for reader in readers)
 

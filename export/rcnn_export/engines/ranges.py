@@ -1,4 +1,4 @@
-"""Measures the range of every tensor that is to be quantised, while a detector runs on calibration pictures."""
+"""Measures the range of every tensor to be quantised, while a detector runs on calibration pictures."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ class _Collector(Protocol):
 
 
 class CalibratingEngine:
-    """A graph on the CPU that runs like any engine, and measures what its layers read.
+    """A graph on the CPU that runs like any engine, and measures the inputs of its layers.
 
     Args:
         path: an FP32 ONNX file.
@@ -56,7 +56,7 @@ class CalibratingEngine:
         return {name: tensors[name] for name in self._outputs}
 
     def ranges(self) -> dict[str, float]:
-        """The magnitude that becomes 127, for each tensor that a layer reads. Nothing where nothing ran."""
+        """The magnitude that becomes 127, for each tensor that a layer reads. Empty if nothing ran."""
         return self._collector.ranges()
 
 
@@ -74,18 +74,18 @@ class _Largest:
 
 
 class _Histograms:
-    """ONNX Runtime's, one batch after another: all of them at once would need the memory of all their tensors."""
+    """ONNX Runtime's histograms, one batch after another: all batches at once would need memory for all their tensors."""
 
     def __init__(self) -> None:
-        from onnxruntime.quantization.calibrate import HistogramCollector  # of the extra int8
+        from onnxruntime.quantization.calibrate import HistogramCollector  # installed by the extra "int8"
 
         self._collector = HistogramCollector(
             PERCENTILE,
-            symmetric=False,  # of the histogram, which then has bins of one width
+            symmetric=False,  # concerns the histogram, whose bins then all have the same width
             num_bins=NUM_BINS,
-            num_quantized_bins=None,  # entropy's
+            num_quantized_bins=None,  # for the entropy method only
             percentile=KEPT_PERCENT,
-            scenario=None,  # another method's
+            scenario=None,  # for another method only
         )
 
     def add(self, arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""The networks of a detector on their way to an engine: a torch module, example inputs, names and axes.
+"""The networks of a detector before they become engines: a torch module, example inputs, names and axes.
 
 Names and shapes are those of the declared chain.
 """
@@ -22,19 +22,19 @@ MAX_BATCH = 128
 MAX_SIDE_PX = 8192
 MAX_ROIS = 1 << 14
 TYPICAL_BATCH = 8
-TYPICAL_DETECTIONS = 10  # an image
-EXAMPLE_SIZE_HW = (256, 320)  # large enough for several rows on every level, whose number is then dynamic
+TYPICAL_DETECTIONS = 10  # per image
+EXAMPLE_SIZE_HW = (256, 320)  # large enough for several rows on every level, so that their number is dynamic
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A module on its way to an engine.
+    """A module that is to become an engine.
 
     Attributes:
-        name: the step's in the chain, such as ``rpn``.
+        name: the step's name in the chain, such as ``rpn``.
         typical: the shape of each input that a compiler should choose its kernels for.
-        dynamic_shapes: for each input its dynamic axes, as ``torch.export.export`` takes them.
-        axes: the axes of each input and output, by its name: a number is the length of a fixed axis, a text is
+        dynamic_shapes: the dynamic axes of each input, as ``torch.export.export`` takes them.
+        axes: the axes of each input and output, by name: a number is the length of a fixed axis, a string is
             the name of a dynamic one.
     """
 
@@ -49,7 +49,7 @@ class Stage:
 
 
 def engine_stages(model: FasterRCNN, precision: Precision = FP32) -> list[Stage]:
-    """All networks of the detector, in the order the data flows."""
+    """All networks of the detector, in the order in which they run."""
     return [engine_stage(model, step.name, precision) for step in chain_of(model).engines]
 
 
@@ -77,7 +77,7 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
     batch = Dim("batch", min=1, max=MAX_BATCH)
     height, width = (divisor * Dim(name, min=1, max=MAX_SIDE_PX // divisor) for name in ("rows", "columns"))
     if divisor % pooled_strides(model)[-1]:
-        # The levels' sizes are then rounded, and the tracer would ask for rows that are not known to be two or more.
+        # The levels' sizes are then rounded, and the tracer could not prove that each level has two or more rows.
         height = width = Dim.DYNAMIC
     open_dims = {
         "height": height,
@@ -103,7 +103,7 @@ def engine_stage(model: FasterRCNN, name: str, precision: Precision = FP32) -> S
 
 
 def _example(tensor: Tensor, sizes: dict[str, int], precision: Precision) -> torch.Tensor:
-    """Two images."""
+    """An example input for two images."""
     if tensor.data_type == INT64:
         return torch.ones(2, *bind(tensor.shape, sizes), dtype=torch.int64)
     dtype = precision.dtype if tensor.data_type == NETWORK else torch.float32
@@ -111,7 +111,7 @@ def _example(tensor: Tensor, sizes: dict[str, int], precision: Precision) -> tor
 
 
 def _axes(tensor: Tensor, fixed: dict[str, int]) -> list[str | int]:
-    """The batch, then a number for each size that is fixed and a name for each other one."""
+    """The batch, then a number for each fixed size and a name for each other size."""
     prefix = f"{tensor.name}_" if tensor.is_pyramid else ""
     return [
         "batch",

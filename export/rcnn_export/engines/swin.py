@@ -1,11 +1,11 @@
 """Swin's windowed attention for pictures of every size: torchvision's ``shifted_window_attention`` as one graph.
 
-torchvision's does not shift the windows along a side that one window covers, and decides so in Python. A tracer
-would keep what it decided for the example picture, which is wrong for smaller ones. Here the shift is a number of
+torchvision's function does not shift the windows along a side that one window covers, and decides this in Python. A
+tracer would keep the decision for the example picture, which is wrong for smaller ones. Here the shift is computed in
 the graph.
 
-Shapes: B images, H x W the feature map, Hp x Wp the same padded to whole windows, C channels, M heads, n windows an
-image, s positions a window.
+Shapes: B images, H x W the feature map, Hp x Wp the same padded to whole windows, C channels, M heads, n windows per
+image, s positions per window.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models import swin_transformer
 
-MASKED = -100.0  # added to the logits of positions that are neighbours through the cyclic shift only
+MASKED = -100.0  # added to the logits of positions that are neighbours only because of the cyclic shift
 
 
 @contextlib.contextmanager
 def traceable_swin() -> Iterator[None]:
-    """Lets torchvision's Swin modules, V1 and V2, call the functions below."""
+    """Makes torchvision's Swin modules, V1 and V2, call the functions below."""
     with (
         mock.patch.object(swin_transformer, "shifted_window_attention", shifted_window_attention),
         mock.patch.object(swin_transformer, "_patch_merging_pad", merge_patches),
@@ -64,7 +64,7 @@ def shifted_window_attention(
     padded_height, padded_width = rows * window_size[0], columns * window_size[1]
     x = functional.pad(input, (0, 0, 0, padded_width - width, 0, padded_height - height))
 
-    # 1. Cyclic shift, by nothing along a side of one window.
+    # 1. Cyclic shift; zero along a side that one window covers.
     is_shifted = sum(shift_size) > 0
     shift_y = shift_size[0] * torch.sym_min(rows - 1, 1)
     shift_x = shift_size[1] * torch.sym_min(columns - 1, 1)
@@ -115,6 +115,6 @@ def _roll(x: Tensor, shift: int, dim: int) -> Tensor:
 
 
 def _regions(size: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Which of three parts each position lies in, along one side: attention does not cross from one to another."""
+    """Which of three parts each position along one side belongs to. Attention does not cross between parts."""
     position = torch.arange(size, device=like.device)
     return (position >= size - window).to(torch.int64) + (position >= size - shift).to(torch.int64)

@@ -1,5 +1,5 @@
-"""Writes a detector into a Triton model repository: configs, engines, labels, all or nothing.
+"""Writes a detector into a Triton model repository: configs, engines and labels, all of them or none.
 
-The one folder that knows Triton's model configuration and the names of model folders. No comparison with
-torchvision, and no training.
+Only this folder knows Triton's model configuration and the names of model folders. It does not compare with
+torchvision, and does not train.
 """

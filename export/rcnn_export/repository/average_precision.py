@@ -1,4 +1,4 @@
-"""COCO's average precision of an exported detector, run in process on annotated pictures; the metric is rcnn-eval's."""
+"""COCO's average precision of an exported detector, run in this process on annotated pictures, computed as in rcnn-eval."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ FEW_PICTURES = 50
 WORDS: dict[Kind, str] = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 Aps = dict[str, float]
-"""AP50:95 in points, 0 to 100, of boxes and, where they are scored, of masks or keypoints, by these words."""
+"""AP50:95 in points, 0 to 100, of boxes and, if they are scored, of masks or keypoints, keyed by these words."""
 
 
 @dataclass(frozen=True)
 class AnnotatedPictures:
-    """Pictures and what is annotated in them; ``kind``: what is scored beside the boxes."""
+    """Pictures and their annotations. ``kind``: what is scored in addition to the boxes."""
 
     samples: CocoDataset
     kind: Kind
@@ -37,7 +37,7 @@ class AnnotatedPictures:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What a detector answers beside boxes."""
+    """What a detector returns in addition to boxes."""
 
     has_masks: bool
     keypoint_names: list[str]
@@ -46,13 +46,13 @@ class _Shapes:
 def read_annotated(
     annotations: Path, folder: Path, detector: Detector, report: Callable[[str], None]
 ) -> AnnotatedPictures:
-    """Reads a COCO instances file, whose file names are relative to ``folder``, and looks at every picture.
+    """Reads a COCO instances file, whose file names are relative to ``folder``, and checks every picture.
 
-    Masks or keypoints are scored if the detector and the file have them.
+    Masks or keypoints are scored if both the detector and the file have them.
 
     Raises:
-        ExportError: the file cannot be used, it has a category that is no class of the detector, or a picture is missing
-            or cannot be read.
+        ExportError: the file cannot be used, it has a category that is not a class of the detector, or a picture is
+            missing or cannot be read.
     """
     shapes = _Shapes(kind_of(detector.model) == "segm", list(detector.keypoint_names))
     try:
@@ -63,12 +63,12 @@ def read_annotated(
         raise ExportError(str(error)) from error
     samples = CocoDataset(read, folder, detector.class_names[1:])
     for index in counted(range(len(samples)), report, "Looked at {} of {} annotated pictures"):
-        samples[index]  # or one that cannot be read would be found after minutes
+        samples[index]  # otherwise a picture that cannot be read would only be found after minutes
     for line in (read.summary, *reasons):
         report(line)
     if len(samples) < FEW_PICTURES:
         are = "is 1 annotated picture" if len(samples) == 1 else f"are {len(samples)} annotated pictures"
-        report(f"There {are}. AP over so few depends on chance: some hundred are better")
+        report(f"There {are}. AP over so few depends on chance: a few hundred are better")
     return AnnotatedPictures(samples, kinds[-1])
 
 
@@ -89,12 +89,12 @@ def describe(aps: Aps) -> str:
 
 
 def largest_loss(expected: Aps, found: Aps) -> float:
-    """By how many points AP is lower than expected, of what has lost most; negative where all of it is higher."""
+    """The largest loss of AP, in points, among boxes, masks and keypoints; negative if all are higher than expected."""
     return max(expected[word] - found[word] for word in expected)
 
 
 def detect_samples(pipeline: Pipeline, samples: Iterable[Sample]) -> Detected:
-    """What the pipeline finds, as ``coco_eval.detect`` tells it of a torch model; image ids count from 0."""
+    """The pipeline's detections, in the form of ``coco_eval.detect`` for a torch model; image ids count from 0."""
     detected = Detected()
     for image_id, (picture, target) in enumerate(samples):
         answers = pipeline.detect([picture.permute(1, 2, 0).numpy()], {"score_thresh": SCORE_THRESH}).answers

@@ -1,4 +1,4 @@
-"""The ranges of an INT8 export, measured while the detector that serves runs on calibration pictures in FP32."""
+"""The ranges of an INT8 export, measured while the served pipeline runs in FP32 on calibration pictures."""
 
 import hashlib
 import json
@@ -43,11 +43,11 @@ class CalibrationPictures:
 def find_pictures(
     calibration: Calibration, max_image_pixels: int, report: Callable[[str], None]
 ) -> CalibrationPictures:
-    """So many pictures of the folder, evenly over the names in it. Those of one colour are left out.
+    """The requested number of pictures, spread evenly over the folder's sorted names. Pictures of one colour are left out.
 
     Raises:
-        ExportError: no such folder, a file in it that is named like a picture and is none, or fewer than
-            FEWEST_PICTURES pictures.
+        ExportError: there is no such folder, a file in it has a picture's suffix but is not a picture, or there are fewer
+            than FEWEST_PICTURES pictures.
     """
     folder = calibration.folder
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def find_pictures(
         has += f", {blank} of one colour" if blank else ""
         raise ExportError(
             f"cannot calibrate on {folder}: it has {has}. Give --calibrate at least {FEWEST_PICTURES} pictures like those "
-            "that will be sent; some hundred are better"
+            "that will be sent; a few hundred are better"
         )
     if blank:
         are = "has one colour and is" if blank == 1 else "have one colour and are"
@@ -92,10 +92,10 @@ def measure_ranges(
 ) -> Ranges:
     """Runs the FP32 detector ``name`` in the repository ``exported`` on the pictures, one by one.
 
-    What was measured before on the same networks and pictures is read from a file in ``cache_folder``.
+    Earlier measurements for the same networks and pictures are read from a file in ``cache_folder``.
 
     Raises:
-        ExportError: that file is not what was written there, or the detector finds nothing in the pictures.
+        ExportError: that file was changed or is damaged, or the detector finds nothing in the pictures.
     """
     engines: dict[str, CalibratingEngine] = {}
 
@@ -134,8 +134,8 @@ def _key(
     method: str,
     measured: Sequence[str],
 ) -> str:
-    """Of all that decides the ranges: the networks with their weights, what runs between them, the pictures, the method,
-    and the tensors that have ranges.
+    """A hash of everything that decides the ranges: the networks with their weights, the settings of the steps between
+    them, the pictures, the method, and the tensors that have ranges.
     """
     parts = [pictures.sha256, method, *measured]
     for model in (exported / model_name for model_name in chain.step_names(name)):
@@ -154,4 +154,4 @@ def _read_cache(path: Path, key: str) -> Ranges:
         fault = "it was measured for another detector, or on other pictures"
     except (OSError, ValueError, KeyError, TypeError) as error:
         fault = f"{type(error).__name__}: {error}"
-    raise ExportError(f"cannot use the calibration in {path}: {fault}. Delete the file to calibrate anew")
+    raise ExportError(f"cannot use the calibration in {path}: {fault}. Delete the file to calibrate again")

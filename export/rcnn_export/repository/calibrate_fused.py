@@ -1,6 +1,6 @@
-"""The INT8 layers of an export for cuDNN: found and calibrated in ONNX graphs that are written for that alone.
+"""The INT8 layers of an export for cuDNN, found and calibrated in ONNX graphs that are written only for this purpose.
 
-So the layers, their ranges and the calibrations that are kept are those of an ONNX export of the same detector.
+So the layers, their ranges and the stored calibrations are those of an ONNX export of the same detector.
 """
 
 from collections.abc import Callable
@@ -36,14 +36,14 @@ def calibrate_fused(
     cache_folder: Path,
     report: Callable[[str], None],
 ) -> tuple[dict[str, Layers], dict[str, Any]]:
-    """The layers that become INT8, by step, and what manifests say of their calibration.
+    """The layers that become INT8, by step, and the manifests' entry about their calibration.
 
     Args:
-        folder: a new one, for the detector in FP32.
-        annotated: what the goal of ``calibration`` is measured on, if it has one.
+        folder: a new folder, for the detector in FP32.
+        annotated: the pictures on which the goal of ``calibration`` is measured, if it has a goal.
 
     Raises:
-        ExportError: a graph cannot be exported, a layer to keep in FP32 is not there, the cache cannot be used, or the
+        ExportError: a graph cannot be exported, a layer to keep in FP32 does not exist, the cache cannot be used, or the
             goal cannot be reached.
     """
     write_configs(detector, name, EngineOptions(ONNX, INT8), folder)
@@ -52,7 +52,7 @@ def calibrate_fused(
         report(f"Exporting the {stage.name}, fp32, to calibrate it")
         with still_running(report, f"exporting the {stage.name}"):
             graph = export_onnx(stage)
-        # In the order in which torch runs them, which the clean graph has lost.
+        # In the order in which torch runs them; clean_graph does not keep this order.
         reads[stage.name] = {
             layer: [node.input[0] for node in nodes] for layer, nodes in find_layers(graph).items()
         }

@@ -24,27 +24,25 @@ from rcnn_export.detector.shapes import pooled_levels, tensor_sizes
 from rcnn_export.engines.options import DEFAULT_ENGINE, TRITON_BACKENDS, EngineOptions
 from rcnn_export.engines.precision import Precision
 
-FUSED_INSTANCES = 2  # at least, on a GPU: one decodes while the other computes
-QUEUE_ON_GPU = 64  # of the models that clients' requests wait for
-CHOSEN_BY_HAND = (
-    "max_image_bytes",
-    "max_image_pixels",
-    "padded_sizes_hw",
-)  # the torch model knows nothing of them
+FUSED_INSTANCES = 2  # the minimum on a GPU: one decodes while the other computes
+QUEUE_ON_GPU = 64  # the minimum queue size, on a GPU, of the models in whose queues requests wait
+CHOSEN_BY_HAND = ("max_image_bytes", "max_image_pixels", "padded_sizes_hw")  # not settings of the torch model
 
 
 def template_dir() -> Path:
-    """The hand-written model repository: beside this package in a clone, inside it in a wheel."""
+    """The hand-written model repository: in a clone at the top level, in a wheel inside this package."""
     in_clone = Path(__file__).resolve().parents[3] / "model_repository"
     return in_clone if in_clone.is_dir() else Path(__file__).resolve().parents[1] / "model_repository"
 
 
 def template_of(chain: Chain, part: str) -> Path:
-    """The hand-written folder of one of a family's models: its own, or one that differs in what the chain declares only,
-    Mask R-CNN's for the steps around a head and Faster R-CNN's for the others.
+    """The hand-written folder of one of a family's models.
+
+    If the family has no folder of its own, it is one that differs only in what the chain declares: Mask R-CNN's for the steps
+    around a head, and Faster R-CNN's for the others.
 
     Args:
-        part: what the model's name has behind the detector's, such as ``_rpn``; empty for the ensemble.
+        part: the part of the model's name after the detector's name, such as ``_rpn``; empty for the ensemble.
     """
     of_mask = part.replace(f"_{chain.head}_", f"_{MASK_RCNN.head}_") if chain.head else part
     names = (f"{chain.family}{part}", f"{MASK_RCNN.family}{of_mask}", f"{FASTER_RCNN.family}{part}")
@@ -53,9 +51,10 @@ def template_of(chain: Chain, part: str) -> Path:
 
 
 def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAULT_ENGINE) -> dict[str, str]:
-    """The text of each model's config.pbtxt, by model name. Tensors that go to and from a network have the type of the export's precision.
+    """The text of each model's config.pbtxt, by model name.
 
-    A file that needs no change is passed on with its comments.
+    The input and output tensors of a network have the type of the export's precision. A file that needs no change is
+    kept with its comments.
     """
     model, chain = detector.model, detector.chain
     levels, sizes = len(pooled_levels(model)), tensor_sizes(model)
@@ -110,7 +109,7 @@ def derive_configs(detector: Detector, name: str, options: EngineOptions = DEFAU
 
 
 def write_configs(detector: Detector, name: str, options: EngineOptions, repository: Path) -> None:
-    """Writes each model's config.pbtxt into a new folder, with an empty folder for its version beside it."""
+    """Writes each model's config.pbtxt into a new folder, which also gets an empty folder for the version."""
     for model_name, text in derive_configs(detector, name, options).items():
         (repository / model_name / VERSION).mkdir(parents=True)
         (repository / model_name / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -121,7 +120,7 @@ def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _list_profiles(config: ModelConfig, count: int) -> None:
-    """Lists all profiles: Triton uses only a plan's first unless the config names the others."""
+    """Lists all profiles, because Triton uses only a plan's first profile unless the config names the others."""
     if count > 1:
         for group in config.instance_group:
             group.kind = ModelInstanceGroup.KIND_GPU
@@ -129,7 +128,7 @@ def _list_profiles(config: ModelConfig, count: int) -> None:
 
 
 def _wire(config: ModelConfig, chain: Chain, name: str, levels: int) -> None:
-    """An ensemble's steps: what the chain declares, except that only the picture that the ensemble takes comes in."""
+    """Sets an ensemble's steps as the chain declares them. Of the optional inputs, only those of the ensemble are connected."""
     del config.ensemble_scheduling.step[:]
     taken = {tensor.name for tensor in config.input}
     for step in chain.steps:
@@ -142,7 +141,7 @@ def _wire(config: ModelConfig, chain: Chain, name: str, levels: int) -> None:
 def _declare(
     tensors: Any, declared: Sequence[Tensor], sizes: Mapping[str, int], precision: Precision
 ) -> None:
-    """Makes a model's inputs or outputs those declared; one that the template has keeps what else is said of it there."""
+    """Replaces a model's inputs or outputs by the declared ones. A tensor of the template keeps its other fields."""
     known = {tensor.name: tensor for tensor in tensors}
     own = []
     for tensor in declared:

@@ -26,10 +26,10 @@ class Quantization:
     """A detector that is about to become INT8.
 
     Attributes:
-        repository: with the configs of the detector ``name``.
+        repository: contains the configs of the detector ``name``.
         graphs, ranges: of its networks, by step.
-        layers: all that can be INT8.
-        kept: those that stay in FP32 whatever they cost.
+        layers: all layers that can be INT8.
+        kept: the layers that always stay in FP32.
     """
 
     repository: Path
@@ -47,17 +47,17 @@ def reach_goal(
     annotated: AnnotatedPictures,
     report: Callable[[str], None],
 ) -> tuple[set[str], dict[str, Any]]:
-    """Keeps the costliest layers in FP32, as few as doubling and then halving their number finds.
+    """Keeps the costliest layers in FP32. Their number is minimised by doubling and then halving.
 
     Args:
         most_loss: points of AP.
         pictures: uint8 RGB [h, w, 3], on which the layers are ranked.
 
     Returns:
-        all layers that stay in FP32, and what manifests say of the AP.
+        all layers that stay in FP32, and the manifests' entry about the AP.
 
     Raises:
-        ExportError: not even a single layer can be INT8, or the FP32 detector has no more AP than what may be lost.
+        ExportError: not even a single layer can be INT8, or the AP of the FP32 detector is not above the allowed loss.
     """
     report(f"Measuring AP on {len(annotated.samples)} annotated pictures")
     expected = measure_aps(load_graphs(trial.repository, trial.name, trial.graphs), annotated, report)
@@ -71,7 +71,7 @@ def reach_goal(
     measured: dict[int, Aps] = {}
 
     def holds(count: int) -> bool:
-        """Whether INT8 with so many of the costliest layers in FP32 loses no more."""
+        """Whether INT8 with ``count`` of the costliest layers in FP32 loses at most ``most_loss``."""
         kept = {*trial.kept, *ranking[:count]}
         graphs = {step: quantize(graph, trial.ranges[step], kept) for step, graph in trial.graphs.items()}
         aps = measured[count] = measure_aps(
@@ -92,7 +92,7 @@ def reach_goal(
     count = _fewest(len(ranking) - 1, holds) if ranking else 0
     if count is None:
         raise ExportError(
-            f"INT8 loses more than {most_loss:g} points of AP as long as a single layer is INT8: allow more by "
+            f"INT8 loses more than {most_loss:g} points of AP even with a single layer in INT8: allow more with "
             "--most-ap-loss, calibrate on more pictures, or use --precision fp16 or fp32"
         )
     if count:
@@ -102,8 +102,8 @@ def reach_goal(
 
 
 def _fewest(most: int, holds: Callable[[int], bool]) -> int | None:
-    """A number from 1 to ``most`` for which it holds, found by doubling and then halving; None if it holds for none of
-    those tried. If it holds for all numbers from some number on, it is that one.
+    """A number from 1 to ``most`` for which ``holds`` is true, found by doubling and then halving; None if there is none
+    among the numbers tried. If ``holds`` is true for all numbers from some number on, that number is returned.
     """
     too_few, count = 0, min(1, most)
     while count and not holds(count):

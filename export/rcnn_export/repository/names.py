@@ -1,4 +1,4 @@
-"""Which names a detector may have in a model repository, and which folders there are its own."""
+"""Which names a detector may have in a model repository, and which of the repository's folders belong to it."""
 
 import re
 from functools import partial
@@ -19,10 +19,10 @@ def check_name(name: str, chain: Chain, repository: Path) -> None:
     """Refuses a name that a detector of that family cannot have in the repository.
 
     Raises:
-        ExportError: it is no Triton model name, is too long, or one of the detector's folders is another detector's.
+        ExportError: it is not a Triton model name, is too long, or one of its folders belongs to another detector.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ExportError(f"the name {name!r} is no model name: use letters, digits, '_', '-' and '.'")
+        raise ExportError(f"the name {name!r} is not a model name: use letters, digits, '_', '-' and '.'")
     models = chain.model_names(name)
     if (excess := max(map(len, models)) - MAX_FILE_NAME) > 0:
         raise ExportError(
@@ -39,10 +39,10 @@ def check_name(name: str, chain: Chain, repository: Path) -> None:
 
 
 def outdated_models(name: str, chain: Chain, repository: Path) -> list[str]:
-    """The models of the earlier export of that name that one of the family ``chain`` does not have.
+    """The models of the earlier export of that name that an export of the family ``chain`` does not have.
 
     Raises:
-        ExportError: they are templates, from which later exports are made.
+        ExportError: they are templates, which later exports need.
     """
     steps_of = partial(read_steps, repository)
     earlier = nearest_chain(name, steps_of(name))

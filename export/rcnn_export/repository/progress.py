@@ -1,4 +1,4 @@
-"""Shows that a long step is at work, on what, and how far it is."""
+"""Shows that a long step is running, what it does and how far it is."""
 
 import contextlib
 import threading
@@ -33,7 +33,7 @@ def still_running(
 def counted(
     items: Collection[T], report: Callable[[str], None], text: str, interval_s: float = INTERVAL_S
 ) -> Iterator[T]:
-    """The items; reports how many of them are done each time ``interval_s`` has passed.
+    """Yields the items, and reports how many of them are done each time ``interval_s`` has passed.
 
     Args:
         text: with two fields, such as ``Ran {} of {} pictures``.

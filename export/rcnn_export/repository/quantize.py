@@ -1,4 +1,4 @@
-"""Turns the networks of an export, written as ONNX graphs in FP32, into INT8."""
+"""Converts the networks of an export, written as ONNX graphs in FP32, to INT8."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Calibrated:
 
     Attributes:
         graphs: its networks in FP32, by step.
-        ranges: what they are quantised with.
-        kept: the layers that stay as they are.
-        about: what manifests say of it.
+        ranges: the ranges used to quantise them.
+        kept: the layers that stay in FP32.
+        about: the manifests' entry about the calibration.
     """
 
     graphs: Graphs
@@ -55,10 +55,10 @@ def calibrate_graphs(
 
     Args:
         paths: of the networks in FP32, by step.
-        annotated: what the goal of ``calibration`` is measured on, if it has one.
+        annotated: the pictures on which the goal of ``calibration`` is measured, if it has a goal.
 
     Raises:
-        ExportError: a layer to keep in FP32 is not there, the cache cannot be used, or the goal cannot be reached.
+        ExportError: a layer to keep in FP32 does not exist, the cache cannot be used, or the goal cannot be reached.
     """
     graphs = {step: onnx.load(path) for step, path in paths.items()}
     layers = [layer for graph in graphs.values() for layer in find_layers(graph)]
@@ -81,7 +81,7 @@ def select_layers(layers: Sequence[str], wanted: Collection[str]) -> set[str]:
     """The layers with these names, and those inside modules with these names.
 
     Raises:
-        ExportError: a name is that of none.
+        ExportError: no layer has one of the names.
     """
     selected = set()
     for name in wanted:
@@ -89,7 +89,7 @@ def select_layers(layers: Sequence[str], wanted: Collection[str]) -> set[str]:
         if not inside:
             shown = ", ".join(layers[:NAMES_SHOWN])
             raise ExportError(
-                f"--keep-float {name} is no layer of this detector that INT8 quantises. It has {len(layers)}: "
+                f"--keep-float {name} is not a layer of this detector that INT8 quantises. It has {len(layers)}: "
                 f"{shown}{', ...' * (len(layers) > NAMES_SHOWN)}; rcnn-verify --sensitivity lists them all"
             )
         selected |= inside

@@ -1,4 +1,4 @@
-"""Ranks the layers of a detector by what each costs when it alone is INT8."""
+"""Ranks the layers of a detector by the cost of each when only that layer is INT8."""
 
 import dataclasses
 import tempfile
@@ -26,12 +26,13 @@ Graphs = Mapping[str, onnx.ModelProto]  # the networks in FP32, by step
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """What a layer costs alone.
+    """The cost of a layer when only that layer is INT8.
 
     Attributes:
-        step: the network that it is in.
-        error: of what the network's quantised part gives, root of the mean square relative to that in FP32.
-        ap_loss: points of AP, where that was measured.
+        step: the network that the layer is in.
+        error: the error of the output of the network's quantised part: its root mean square, relative to that of the
+            output in FP32.
+        ap_loss: points of AP, if it was measured.
     """
 
     step: str
@@ -51,11 +52,11 @@ def rank_layers(
 ) -> list[LayerCost]:
     """The error of each of these layers, the largest first.
 
-    What a layer reads is what the FP32 pipeline makes of the pictures, uint8 RGB [h, w, 3].
+    The inputs are those of the FP32 pipeline on ``pictures``, uint8 RGB [h, w, 3].
 
     Args:
-        graphs: of all networks of the detector ``name`` in ``repository``.
-        ranges: with which they are quantised.
+        graphs: all networks of the detector ``name`` in ``repository``.
+        ranges: the ranges used to quantise them.
     """
     batches = _record_inputs(graphs, repository, name, pictures)
     costs = []
@@ -81,7 +82,7 @@ def load_graphs(
     """The detector ``name`` with these networks on the CPU.
 
     Args:
-        open_engine: what opens the ONNX file of a step, which is gone afterwards.
+        open_engine: opens the ONNX file of a step; the file is deleted afterwards.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX
@@ -95,7 +96,7 @@ def load_graphs(
 
 
 class _RecordingEngine:
-    """An engine that keeps what it is given."""
+    """An engine that records its inputs."""
 
     is_capturable = False
 
@@ -111,7 +112,7 @@ class _RecordingEngine:
 def _record_inputs(
     graphs: Graphs, repository: Path, name: str, pictures: Sequence[npt.NDArray[np.uint8]]
 ) -> dict[str, list[Arrays]]:
-    """What each network is given when the pipeline runs on the pictures, one by one."""
+    """The inputs of each network when the pipeline runs on the pictures, one by one."""
     engines = {}
 
     def open_engine(step: str, path: Path) -> Engine:
@@ -132,7 +133,7 @@ def _run(graph: onnx.ModelProto, batches: Sequence[Arrays]) -> list[Arrays]:
 
 
 def _largest_error(names: Sequence[str], expected: Sequence[Arrays], found: Sequence[Arrays]) -> float:
-    """The largest over the tensors of these names; each over all batches."""
+    """The largest error among the tensors with these names; each error is over all batches."""
     errors = []
     for name in names:
         apart = sum(float(np.square(a[name] - b[name]).sum()) for a, b in zip(expected, found, strict=True))

@@ -1,4 +1,4 @@
-"""Puts new folders in the place of older ones: all of them, or none."""
+"""Replaces older folders by new ones: all of them, or none."""
 
 import contextlib
 import shutil
@@ -10,10 +10,10 @@ from rcnn_export.errors import ExportError
 
 
 def swap_folders(new: Path, repository: Path, names: Sequence[str], outdated: Sequence[str] = ()) -> None:
-    """Moves each folder ``new / name`` to ``repository / name``, and takes the ``outdated`` ones away.
+    """Moves each folder ``new / name`` to ``repository / name``, and removes the ``outdated`` ones.
 
-    The older folders wait in a folder of their own beside ``new`` and are deleted when every new one is in its
-    place. When anything fails before, interrupts included, each older folder is moved back.
+    The older folders are moved to a temporary folder in ``repository``, and deleted when every new folder is in its place.
+    If anything fails before that, including an interrupt, each older folder is moved back.
 
     Raises:
         ExportError: a move failed, and an older folder could not be moved back either. It is kept, and the
@@ -41,9 +41,9 @@ def swap_folders(new: Path, repository: Path, names: Sequence[str], outdated: Se
 
 
 def _move_back(new: Path, old: Path, repository: Path, names: Sequence[str], outdated: Sequence[str]) -> None:
-    """Undoes the moves that were made; one that cannot be undone does not keep the others from it.
+    """Undoes the moves that were made. If one cannot be undone, the others are still undone.
 
-    What was moved is read from the folders, because an interrupt may come between a move and a note of it.
+    The folders show which moves were made, because an interrupt could come between a move and a record of it.
     Nothing is deleted here, so a failure loses nothing.
     """
     for name in (*names, *outdated):

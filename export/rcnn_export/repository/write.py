@@ -54,21 +54,21 @@ def export_repository(
 ) -> list[Path]:
     """Exports the engines and writes every model of the detector ``name`` into ``repository``.
 
-    The new folders are made complete beside the old ones and then take their places;
-    when anything fails, the older export stays as it was. Models of the older one that the new one does not have,
-    because its family is another, are removed.
+    The new folders are completed in a temporary folder in ``repository`` and then replace the old ones. If anything fails,
+    the older export is unchanged. Models of the older export that the new one does not have, because it is of another
+    family, are removed.
 
     Args:
         report: called with a line of text as each part begins, and every half minute until it ends.
         options: what the networks are compiled to.
 
     Returns:
-        The files written, engines and configs, in the order the data flows.
+        The files written, engines and configs, in the order in which the models run.
 
     Raises:
-        ExportError: the name is no Triton model name or would replace another detector's model, the detector is one that
-            cannot be exported, a graph cannot be an engine, the shapes are no profiles, INT8 cannot be calibrated or loses
-            too much, or the repository cannot be written.
+        ExportError: the name is not a Triton model name or would replace another detector's model, the detector
+            cannot be exported, a graph cannot be an engine, the shapes cannot be profiles, INT8 cannot be calibrated or
+            loses too much, or the repository cannot be written.
         RepositoryError: a TensorRT plan cannot be built.
     """
     check_detector(detector.model)
@@ -159,7 +159,7 @@ def _write_engine(
     report: Callable[[str], None],
     int8: Layers | None,
 ) -> dict[str, str]:
-    """Writes the engine, or the graph that its plan is built from; returns what is said of it in the manifest.
+    """Writes the engine, or the graph that its plan is built from; returns the manifest's entry about it.
 
     Args:
         int8: the layers that become INT8 for cuDNN.
@@ -214,12 +214,12 @@ def _written_file(options: EngineOptions) -> str:
 
 
 def _absolute(weights: str) -> str:
-    """Weights in a file are found again from any folder; a name stays as it is."""
+    """The absolute path of a weights file, so that it is found from any folder; a name is returned unchanged."""
     return str(Path(weights).resolve()) if Path(weights).is_file() else weights
 
 
 def _plan_build() -> ModuleType:
-    """The builder, which needs TensorRT."""
+    """The builder of plans, which needs TensorRT."""
     from rcnn_backend.engines import plan_build
 
     return plan_build

@@ -1,7 +1,7 @@
 """A COCO-format dataset of boxes, alone or with masks or keypoints, as a torch dataset, checked before training starts.
 
-Categories may have any ids: label 1 is the category of the lowest id, and so on; label 0 is the background.
-Boxes are left, top, right, bottom in pixels, where COCO's files hold left, top, width, height.
+Categories may have any ids: label 1 is the category with the lowest id, and so on; label 0 is the background.
+Boxes are left, top, right, bottom in pixels, whereas COCO files contain left, top, width, height.
 """
 
 from collections.abc import Sequence
@@ -25,32 +25,32 @@ from rcnn_export.errors import ExportError
 MAX_IMAGE_PIXELS = 10**9  # a file that claims more is damaged
 
 Sample = tuple[Tensor, dict[str, Tensor]]
-"""A picture, uint8 [3, H, W] in RGB, and its target, D boxes. To train on: ``boxes`` float32 [D, 4], the parts
-inside the picture, and ``labels`` int64 [D]. To score against: ``bbox`` float64 [D, 4], left, top, width, height
-as annotated, and ``area`` float64 [D] in square pixels. ``iscrowd`` bool [D]. For a Mask R-CNN also ``masks``, uint8
-[D, H, W], 1 where the object is. For a Keypoint R-CNN also ``keypoints``, float32 [D, P, 3]: x and y in pixels, and
-visibility, 0 where one is not labelled, 1 where it is hidden, 2 where it is seen."""
+"""A picture, uint8 [3, H, W] in RGB, and its target with D boxes. For training: ``boxes`` float32 [D, 4], the parts
+inside the picture, and ``labels`` int64 [D]. For scoring: ``bbox`` float64 [D, 4], left, top, width, height
+as annotated, and ``area`` float64 [D] in square pixels. For both: ``iscrowd`` bool [D]. A Mask R-CNN also has ``masks``,
+uint8 [D, H, W], 1 inside the object. A Keypoint R-CNN also has ``keypoints``, float32 [D, P, 3]: x and y in pixels, and
+visibility, 0 for not labelled, 1 for hidden, 2 for visible."""
 
 
 class CocoDataset(Dataset[Sample]):
-    """The pictures and boxes of one COCO instances file. Pictures and masks are decoded as they are served.
+    """The pictures and boxes of one COCO instances file. Pictures and masks are decoded when they are read.
 
     Attributes:
         class_names: the categories' names, without the background.
-        keypoint_names: the names of the P keypoints, if ``annotations`` was read with them; COCO's or numbers where the
-            file names none.
+        keypoint_names: the names of the P keypoints, if ``annotations`` was read with them; COCO's names or numbers if
+            the file names none.
     """
 
     def __init__(
         self, annotations: Path | Annotations, pictures: Path, class_names: Sequence[str] | None = None
     ) -> None:
-        """Takes ``annotations``, a file or what is read of it, whose file names are relative to ``pictures``.
+        """Takes ``annotations``, a file or its content, whose file names are relative to ``pictures``.
 
         Targets have masks or keypoints if ``annotations`` was read with them.
 
         Args:
-            class_names: the names of the labels from 1 on, ``used_names`` of all files of a run; by default those of
-                all categories.
+            class_names: the names of the labels from 1 on, which are the ``used_names`` of all files of a run; by default
+                the names of all categories.
 
         Raises:
             ExportError: a file is missing or an annotation cannot be used; the message names it.
@@ -95,7 +95,7 @@ class CocoDataset(Dataset[Sample]):
 
 
 def read(path: Path, kind: Kind = "bbox") -> Annotations:
-    """Reads a COCO instances file, with the masks or the keypoints of its boxes if these are the ``kind``.
+    """Reads a COCO instances file, with masks if ``kind`` is ``segm`` or keypoints if it is ``keypoints``.
 
     Raises:
         ExportError: it cannot be used; the message names the file and the first few records that are wrong.
@@ -110,7 +110,7 @@ def read(path: Path, kind: Kind = "bbox") -> Annotations:
 
 
 def used_names(*files: Annotations) -> list[str]:
-    """The classes of a detector: the categories of the first file that any of the files uses, by their ids there.
+    """The classes of a detector: the categories of the first file that any of the files uses, in the first file's order.
 
     Files are matched by the names of their categories, so ids may differ.
 
@@ -130,7 +130,7 @@ def used_names(*files: Annotations) -> list[str]:
 
 
 def check_same_keypoints(first: Annotations, *others: Annotations) -> None:
-    """Checks that files have the same keypoints, as far as they name them.
+    """Checks that files have the same number of keypoints, and the same names if they name them.
 
     Raises:
         ExportError: a file has other keypoints than the first.
@@ -173,7 +173,7 @@ def to_target(
 
 
 def _rows_by_picture(annotations: Annotations) -> list[NDArray[np.int64]]:
-    """The positions of each picture's boxes among all of the file."""
+    """The positions of each picture's boxes among all boxes of the file."""
     images = annotations.boxes.images
     order = np.argsort(images, kind="stable")
     return np.split(order, np.searchsorted(images[order], np.arange(1, len(annotations.images))))

@@ -1,4 +1,4 @@
-"""COCO average precision of a torch detector's boxes, masks and keypoints; the metric itself is the client's, without torch."""
+"""COCO average precision of a torch detector's boxes, masks and keypoints. The client, without torch, computes the metric."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,12 +17,14 @@ from torchvision.models.detection import FasterRCNN
 from rcnn_export.train.coco_dataset import Sample
 
 PREFIXES: dict[Kind, str] = {"bbox": "", "segm": "segm_", "keypoints": "keypoints_"}  # of the metrics' names
-MASK_THRESH = 0.5  # a pixel of a probability above it belongs to the object, as in torchvision's reference
+MASK_THRESH = (
+    0.5  # a pixel with a probability above this belongs to the object, as in torchvision's reference
+)
 
 
 @dataclass
 class Detected:
-    """Pictures, what is annotated in them and what was found, as COCO's records."""
+    """Pictures, their annotations and their detections, as COCO's records."""
 
     images: list[dict[str, Any]] = field(default_factory=list)
     truth: list[dict[str, Any]] = field(default_factory=list)
@@ -30,7 +32,7 @@ class Detected:
 
 
 def kind_of(model: FasterRCNN) -> Kind:
-    """What a detector finds beside boxes, by its heads; ``bbox`` if nothing."""
+    """What a detector finds in addition to boxes, by its heads; ``bbox`` if nothing."""
     heads = model.roi_heads
     return "segm" if heads.has_mask() else "keypoints" if heads.has_keypoint() else "bbox"
 
@@ -39,13 +41,13 @@ def kind_of(model: FasterRCNN) -> Kind:
 def detect(
     model: FasterRCNN, samples: Iterable[tuple[int, Sample]], score_thresh: float = SCORE_THRESH
 ) -> Detected:
-    """Runs ``model``, in FP32 on the device it is on, over samples and their image ids; leaves it in eval mode.
+    """Runs ``model``, in FP32 on its current device, over samples and their image ids; leaves it in eval mode.
 
-    Pictures go through one by one. In a batch, torchvision pads them to the size of the largest, which changes
-    what is found; the server only batches pictures that are padded to one size anyway.
+    Pictures are processed one by one. In a batch, torchvision pads them to the size of the largest, which changes the
+    detections. The server only batches pictures that are padded to the same size.
 
     Args:
-        score_thresh: detections of a score above this are kept; by default rcnn-eval's.
+        score_thresh: detections with a score above this are kept; by default rcnn-eval's threshold.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -68,14 +70,14 @@ def score(parts: list[Detected], class_names: list[str], kind: Kind = "bbox") ->
     """Joins the ``parts`` of a dataset and computes COCO's metrics.
 
     Args:
-        parts: what was detected, in one part or several; image ids are unique over all of them, and their order
+        parts: the detections, in one part or several; image ids are unique over all parts, and the order of the parts
             decides between equal scores.
         class_names: the names of the labels from 1 on.
-        kind: what is scored beside the boxes.
+        kind: what is scored in addition to the boxes.
 
     Returns:
-        ``num_pictures``; of the boxes ``ap`` (AP50:95), ``ap50``, ``ap75``, all in 0..1 and -1 where nothing is
-        annotated, and ``ap_per_class`` by class name; of masks or keypoints the same, as ``segm_ap`` or
+        ``num_pictures``; for the boxes ``ap`` (AP50:95), ``ap50``, ``ap75``, all in 0..1 and -1 if nothing is
+        annotated, and ``ap_per_class`` by class name; for masks or keypoints the same, as ``segm_ap`` or
         ``keypoints_ap`` and so on.
     """
     images = sorted((image for part in parts for image in part.images), key=lambda image: image["id"])
@@ -95,7 +97,7 @@ def score(parts: list[Detected], class_names: list[str], kind: Kind = "bbox") ->
 
 
 def truth_records(image_id: int, target: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """What is annotated in a picture."""
+    """COCO's records of a picture's annotations."""
     columns = (target[name].tolist() for name in ("labels", "bbox", "area", "iscrowd"))
     records = [
         {"image_id": image_id, "category_id": label, "bbox": bbox, "area": area, "iscrowd": int(is_crowd)}
@@ -107,7 +109,7 @@ def truth_records(image_id: int, target: dict[str, Tensor]) -> list[dict[str, An
 
 
 def found_records(image_id: int, detections: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """What torchvision found in a picture."""
+    """COCO's records of torchvision's detections in a picture."""
     columns = (detections[name].tolist() for name in ("labels", "boxes", "scores"))
     records = [
         box_record(image_id, label, box, score=score) for label, box, score in zip(*columns, strict=True)

@@ -25,7 +25,7 @@ def train_epoch(
     processes: Processes,
     console: Console,
 ) -> bool:
-    """Trains to the end of the epoch, with a checkpoint now and then; False if stopped before, with a checkpoint.
+    """Trains to the end of the epoch, with periodic checkpoints; False if stopped earlier, which also saves a checkpoint.
 
     Raises:
         ExportError: a picture cannot be read, the loss is not finite, or a checkpoint cannot be written.
@@ -63,8 +63,8 @@ def evaluate(
     """Evaluates the averaged weights; None if stopped before the end.
 
     Args:
-        numbers: of this process's pictures in the whole dataset.
-        batches: these pictures, one a batch.
+        numbers: the numbers of this process's pictures in the whole dataset.
+        batches: these pictures, one per batch.
 
     Returns:
         ``coco_eval.score`` of all processes' pictures, and the epoch's mean ``loss`` and ``pictures_per_s``.
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def readable(batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
-    """Passes batches on.
+    """Yields the batches.
 
     Raises:
         ExportError: a picture cannot be read, or a process that loads pictures died.
@@ -103,7 +103,7 @@ def readable(batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
     try:
         yield from batches
     except ExportError as error:
-        # From a loader's process, it arrives with that process's traceback before its message.
+        # An error from a loader's process has that process's traceback before its message.
         raise ExportError(str(error).rpartition("ExportError: ")[2].strip()) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):

@@ -1,7 +1,7 @@
 """The optimisation: seeded steps, a moving average of the weights, checkpoints.
 
-Every random choice of a step follows from the seed and the step's number: the order of the pictures, the
-flips, the RoIs that torchvision samples. So a checkpoint needs no generator's state, and on a CPU a resumed
+The seed and the number of a step decide all its random choices: the order of the pictures, the
+flips, the RoIs that torchvision samples. So a checkpoint needs no state of a random generator, and on a CPU a resumed
 run ends with the same weights as an uninterrupted one.
 """
 
@@ -36,9 +36,9 @@ TRAINED_ON = ("boxes", "labels", "masks", "keypoints")
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the weights a run ends with; a resumed run must have the same, but for ``epochs``.
+    """The settings that decide a run's final weights; a resumed run must have the same, except for ``epochs``.
 
-    ``batch_size`` is that of a step, over all ``num_processes``.
+    ``batch_size`` is the number of pictures per step, over all ``num_processes``.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Settings:
 class EpochBatches(Sampler[list[int]]):
     """One process's share of an epoch's batches, in a seeded order; the last incomplete batch is dropped.
 
-    ``first_step`` is where the next iteration starts, counted from the start of training.
+    ``first_step`` is the step at which the next iteration starts, counted from the start of training.
     """
 
     def __init__(self, settings: Settings, rank: int) -> None:
@@ -91,11 +91,11 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class Training:
-    """A detector being trained, with everything a checkpoint holds.
+    """A detector being trained, with everything that a checkpoint contains.
 
     Attributes:
-        averaged_model: the moving average of the weights, in eval mode: what is evaluated and saved.
-        kind: what it finds beside boxes; ``bbox`` if nothing.
+        averaged_model: the moving average of the weights, in eval mode, which is evaluated and saved.
+        kind: what it finds in addition to boxes; ``bbox`` if nothing.
         step: how many steps are done.
         history: the metrics after each epoch.
         epoch_losses, epoch_s: the losses of the steps since the latest evaluation, and how long they took.
@@ -113,7 +113,7 @@ class Training:
         names = settings.keypoint_names or []
         self._mirrored_places = counterparts(names) if settings.horizontal_flip else []
         self._model = model.to(self._device)
-        # Small batches spoil the statistics that given weights came with, so these stay as they are.
+        # The statistics in given weights are frozen, because small batches would make them worse.
         is_fine_tuning = settings.weights != "random"
         self._frozen_norms = [
             module
@@ -123,7 +123,7 @@ class Training:
         for norm in self._frozen_norms:
             norm.requires_grad_(False)
         self.averaged_model = copy.deepcopy(self._model).eval()
-        # Every process normalises by its own pictures, so only gradients are exchanged.
+        # Every process uses the statistics of its own pictures, so only gradients are exchanged.
         self._losses: nn.Module = (
             DistributedDataParallel(self._model, broadcast_buffers=False)
             if processes.count > 1
@@ -173,8 +173,8 @@ class Training:
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to a hundredth at the last step.
 
-        A run that is resumed with more epochs goes on along the longer curve: after 12 epochs of 24, for instance,
-        it goes on at half of the highest rate.
+        A run that is resumed with more epochs follows the longer curve from there on. For example, after 12 epochs of 24
+        it continues at half of the highest rate.
         """
         warm_up = max(min(WARM_UP_STEPS, self.settings.num_steps // 10), 1)
         if self.step < warm_up:
@@ -183,10 +183,10 @@ class Training:
         return self.settings.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint in one move, so that a killed run leaves the previous one whole.
+        """Writes a checkpoint and moves it into place in one step, so that a killed run keeps the previous one.
 
         Raises:
-            ExportError: it cannot be written, say because the disk is full; the previous one is left.
+            ExportError: it cannot be written, for example because the disk is full; the previous one is kept.
         """
         state = {
             "settings": asdict(self.settings),
@@ -207,7 +207,7 @@ class Training:
         """Continues from a checkpoint, which may have been made for another number of epochs.
 
         Raises:
-            ExportError: there is none, it is broken, it was made with other settings, or has done more epochs.
+            ExportError: there is none, it is damaged, it was made with other settings, or it has done more epochs.
         """
         if not path.is_file():
             raise ExportError(f"there is no checkpoint {path} to resume from: leave out --resume to start")
@@ -225,7 +225,7 @@ class Training:
         if differing:
             raise ExportError(
                 f"the checkpoint {path} was made with other settings ({'; '.join(differing)}): "
-                "resume with the same (only --epochs may change), or start anew in another --out"
+                "resume with the same (only --epochs may change), or start a new run in another --out"
             )
         if num_done > self.settings.epochs:
             raise ExportError(
@@ -254,7 +254,7 @@ class Training:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Exponential moving average, whose memory grows over the first steps; statistics included."""
+        """Exponential moving average of weights and statistics; its decay grows over the first steps."""
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         averaged, current = self.averaged_model.state_dict(), self._model.state_dict()
         floating = [name for name, tensor in current.items() if tensor.is_floating_point()]
@@ -264,7 +264,7 @@ class Training:
 
 
 def _has_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether it was trained; that of a head which starts anew was not."""
+    """Whether it has trained statistics; a newly initialised head has none."""
     return norm.running_mean is not None and bool((norm.running_mean != 0).any())
 
 

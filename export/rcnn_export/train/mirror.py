@@ -1,6 +1,6 @@
-"""Mirrors a picture and its objects: what is to the left goes to the right, and a left keypoint becomes a right one.
+"""Mirrors a picture and its objects from left to right; a left keypoint becomes a right one.
 
-D objects, P keypoints for each.
+Shapes: D objects, P keypoints for each.
 """
 
 import re
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from rcnn_export.errors import ExportError
 
-# left_eye, lefteye, eyeLeft; and the letter as a word of its own: l_eye, eye-L, LEye
+# left_eye, lefteye, eyeLeft; and the letter as a separate word: l_eye, eye-L, LEye
 _SIDE = re.compile(r"(?i:left|right)|(?<![a-zA-Z])[lr](?![a-zA-Z])|(?<![A-Z])[LR](?![a-z])")
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def counterparts(names: list[str]) -> list[int]:
-    """For each of P keypoints, the position of that which it becomes in a mirrored picture, by their names.
+    """For each of P keypoints, the position of the keypoint that it becomes in a mirrored picture, by their names.
 
-    ``left_eye`` becomes ``right_eye``, and a keypoint that is on no side stays what it is.
+    ``left_eye`` becomes ``right_eye``, and a keypoint without a side does not change.
 
     Raises:
-        ExportError: a keypoint of one side has no counterpart, or the keypoints have numbers for names.
+        ExportError: a keypoint of one side has no counterpart, or the names of the keypoints are numbers.
     """
     if len(names) > 1 and all(name.isdecimal() for name in names):
         raise ExportError(
             "--horizontal-flip must know which keypoints are left and right, and these have no names: list names under "
-            "keypoints in the categories of the annotations, or leave it out"
+            "keypoints in the categories of the annotations, or leave out --horizontal-flip"
         )
     position_of = {name: position for position, name in enumerate(names)}
     places = []
@@ -34,15 +34,15 @@ def counterparts(names: list[str]) -> list[int]:
         other = _SIDE.sub(_other_side, name)
         if other not in position_of:
             raise ExportError(
-                f"--horizontal-flip makes {name!r} a keypoint {other!r}, and there is none of that name: give both "
-                "names that differ in left and right only, or leave it out"
+                f"--horizontal-flip turns {name!r} into {other!r}, and no keypoint has that name: give both names that "
+                "differ only in left and right, or leave out --horizontal-flip"
             )
         places.append(position_of[other])
     return places
 
 
 def describe_mirroring(names: list[str]) -> str:
-    """A line that says which keypoints change places; raises as ``counterparts``."""
+    """A line that says which keypoints are swapped; raises the errors of ``counterparts``."""
     pairs = [
         f"{names[one]} and {names[other]}" for one, other in enumerate(counterparts(names)) if one < other
     ]
@@ -56,7 +56,7 @@ def mirrored(
 
     Args:
         objects: ``boxes`` [D, 4], left, top, right, bottom in pixels; ``masks`` [D, H, W] and ``keypoints`` [D, P, 3],
-            where there are any; anything else stays.
+            if there are any; anything else is unchanged.
         places: ``counterparts`` of the keypoints.
     """
     left, top, right, bottom = objects["boxes"].unbind(1)

@@ -1,4 +1,4 @@
-"""Training in several processes, started by ``torchrun``: who this one is, and what they exchange."""
+"""Training in several processes started by ``torchrun``: the rank of this process, and the data that they exchange."""
 
 import os
 from typing import Any
@@ -10,13 +10,13 @@ from rcnn_export.errors import ExportError
 
 
 class Processes:
-    """This process among those of the run; alone unless ``torchrun`` started it.
+    """This process among the processes of the run; the only one unless ``torchrun`` started it.
 
     Attributes:
         rank: this process's number; rank 0 prints and writes.
-        count: how many there are.
-        device: where this one trains. GPUs are dealt out in turn; a light detector keeps several processes a
-            GPU busy, as it waits for Python more than for the GPU.
+        count: the number of processes.
+        device: the device on which this process trains. GPUs are assigned in turn. Several processes per GPU are useful
+            for a light detector, which waits for Python more than for the GPU.
     """
 
     def __init__(self, device: str) -> None:

@@ -1,4 +1,4 @@
-"""How far a phase of training is: a bar on a terminal; in a log file a line now and then."""
+"""Shows how far a phase of training is: a bar on a terminal, and periodic lines in a log file."""
 
 import math
 import time
@@ -15,9 +15,9 @@ class Progress:
     """Reports the steps of a phase, an epoch or an evaluation.
 
     Args:
-        name: of the phase and of its steps, "evaluating picture" say.
+        name: the name of the phase and of its steps, such as "evaluating picture".
         total: how many steps it has.
-        done: how many of them are done already.
+        done: how many of them are already done.
     """
 
     def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
@@ -26,7 +26,7 @@ class Progress:
         self._total = total
         self._first = self._done = done
         self._started_s = time.monotonic()
-        self._said_s = -math.inf  # the first step is said at once
+        self._said_s = -math.inf  # so that the first step is reported at once
         columns = (
             rich_progress.TextColumn("{task.description}", markup=False),
             rich_progress.BarColumn(),
@@ -48,7 +48,7 @@ class Progress:
             self._bar.stop()
 
     def advance(self, values: str = "") -> None:
-        """A step is done; ``values`` is what it reached."""
+        """Reports that a step is done; ``values`` are its results."""
         self._done += 1
         description = "  ".join(filter(None, (self._name, values)))
         self._bar.update(self._task, advance=1, description=description)

@@ -1,4 +1,4 @@
-"""What a training run leaves behind: weights, their metrics, the class names."""
+"""The results of a training run: weights, their metrics, the class names."""
 
 import json
 import platform
@@ -16,11 +16,11 @@ from rcnn_export.train.loop import Training
 
 
 def write_results(out: Path, training: Training, argv: list[str]) -> None:
-    """Writes the averaged weights as they are after the latest epoch, and what they reach.
+    """Writes the averaged weights after the latest epoch, and their metrics.
 
-    ``weights.safetensors`` (its metadata name the model, the classes and the eps of batch normalisation),
-    ``metrics.json`` (the metrics on the held-out pictures, the command, the versions), ``labels.txt`` and, of a Keypoint
-    R-CNN, ``keypoints.txt``, each replaced in one move.
+    The files are ``weights.safetensors`` (its metadata name the model, the classes and the eps of batch normalisation),
+    ``metrics.json`` (the metrics on the held-out pictures, the command, the versions), ``labels.txt`` and, for a Keypoint
+    R-CNN, ``keypoints.txt``. Each is replaced in one step.
 
     Raises:
         ExportError: they cannot be written.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the first ends it in order, the second at once."""
+"""Ctrl-C and SIGTERM during training: the first signal ends training in an orderly way, the second at once."""
 
 import os
 import signal
@@ -16,12 +16,12 @@ class StopSignals:
     """A request to stop, made by a signal while this context is entered.
 
     The first signal is acknowledged at once; the second ends the process. Python calls a signal's handler
-    between two of its own instructions, which is seconds late during a backward pass. So a thread reads the
-    signals from the interpreter's wake-up file.
+    between two of its own instructions, which can be seconds late during a backward pass. So a thread reads the
+    signals from the interpreter's wake-up file descriptor.
 
     Args:
-        console: where the first signal is acknowledged.
-        ends_at_second: False under torchrun, which passes on what a terminal has sent to all processes already.
+        console: prints the acknowledgement of the first signal.
+        ends_at_second: False under torchrun, which forwards a signal that the terminal already sent to all processes.
     """
 
     def __init__(self, console: Console, ends_at_second: bool = True) -> None:

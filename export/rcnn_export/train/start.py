@@ -1,4 +1,4 @@
-"""What a training run starts from."""
+"""The detector and the weights that a training run starts from."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ HEADS: dict[Kind, str] = {"segm": "roi_heads.mask_", "keypoints": "roi_heads.key
 
 
 def kind_built_by(model: str) -> Kind:
-    """What the detectors of ``model``, a torchvision builder or ``package.module:function``, find beside boxes.
+    """What the detectors of ``model``, a torchvision builder or ``package.module:function``, find in addition to boxes.
 
     Raises:
         ExportError: the function cannot be called.
@@ -32,10 +32,10 @@ def kind_built_by(model: str) -> Kind:
 
 
 def initial_detector(settings: Settings, report: Callable[[str], None]) -> FasterRCNN:
-    """The detector before the first step: with the weights of ``settings``, and the data's numbers of classes and keypoints.
+    """The detector before the first step, with the weights of ``settings`` and the data's numbers of classes and keypoints.
 
-    Tensors of the predictors that have another shape in the weights start anew, and so does a mask or keypoint head that
-    the weights lack. ``report`` is called with a line of text about what was taken.
+    Tensors of the predictors that have another shape in the weights keep their initial values, and so does a mask or
+    keypoint head that the weights lack. ``report`` is called with a line of text about the weights that are used.
 
     Raises:
         ExportError: the model or the weights do not exist or do not fit together.
@@ -83,4 +83,4 @@ def _copy_weights(given: FasterRCNN, detector: FasterRCNN, report: Callable[[str
             (num_keypoints_of(detector), num_keypoints_of(given), "keypoints", ""),
         )
         others = [f"{new} {of} instead of {old}{note}" for new, old, of, note in numbers if new != old]
-        report(f"starting anew, for {' and '.join(others)}: {', '.join(anew)}")
+        report(f"initialising again, for {' and '.join(others)}: {', '.join(anew)}")

@@ -1,8 +1,8 @@
 """Names the first layer of a graph whose output in TensorRT differs from ONNX Runtime's, with Polygraphy.
 
-Both run the graph with the output of every layer kept, on the same input; the layers are
-compared in the graph's order. With that many outputs TensorRT fuses less than in the plan
-served: a layer that differs only when it is fused is not found.
+Both run the graph on the same input and keep the output of every layer; the layers are
+compared in the graph's order. With that many outputs TensorRT fuses less than in the served
+plan, so a layer that differs only when it is fused is not found.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class LayerDifference:
-    """``difference``: the largest, as a share of the largest magnitude in the layer's output."""
+    """``difference``: the largest difference, as a fraction of the largest magnitude in the layer's output."""
 
     node: str
     operator: str
@@ -38,7 +38,7 @@ class LayerDifference:
 
     def __str__(self) -> str:
         return (
-            f"the first layer that differs is {self.node} ({self.operator}): its output {self.output} by "
+            f"the first layer that differs is {self.node} ({self.operator}): its output {self.output} differs by "
             f"{self.difference:.1e} of its largest magnitude"
         )
 
@@ -51,15 +51,15 @@ def check_builder() -> None:
     """
     if importlib.util.find_spec("tensorrt") is None:
         raise ExportError(
-            "--bisect builds with the tensorrt package, which is not installed here: run `pip install tensorrt-cu13` "
-            "in the version that built the plans"
+            "--bisect needs the tensorrt package, which is not installed here: run `pip install tensorrt-cu13` "
+            "with the version that built the plans"
         )
 
 
 def bisect(version_dir: Path, inputs: Tensors, bound: float) -> LayerDifference | None:
     """The first layer of ``model.onnx`` whose output in TensorRT differs from ONNX Runtime's by more than ``bound``.
 
-    Needs a GPU, and what ``check_builder`` looks for.
+    Needs a GPU, and the builder that ``check_builder`` checks for.
     """
     from polygraphy.backend import trt
 
@@ -81,7 +81,7 @@ def first_difference(
     """The first layer of ``model`` whose floating-point output in ``compared`` differs from ONNX Runtime's.
 
     Args:
-        bound: as a share of the largest magnitude in the output.
+        bound: as a fraction of the largest magnitude in the output.
     """
     with compared:
         found = dict(compared.infer(dict(inputs)))
@@ -101,7 +101,7 @@ def first_difference(
 
 
 def keep_all_outputs(model: onnx.ModelProto) -> OnnxrtRunner:
-    """ONNX Runtime on the graph with the output of every layer kept."""
+    """ONNX Runtime on the graph, keeping the output of every layer."""
     return OnnxrtRunner(
         SessionFromOnnx(BytesFromOnnx(ModifyOutputs(model, outputs=constants.MARK_ALL, copy=True)))
     )

@@ -1,8 +1,8 @@
 """Compares arrays of each stage of a pipeline with torchvision's: features, pooled features, scores and boxes.
 
-In every pair of arguments torchvision's comes first. The same functions, and those of compare_selections.py and
-compare_heads.py, compare a stage alone, which was given torchvision's own input (the links between the stage's inputs are
-identities), and end to end (the links come from the stages before).
+In every pair of arguments torchvision's comes first. These functions, and those of compare_selections.py and
+compare_heads.py, are used in two ways. They compare a stage alone, on torchvision's own input: the links between the
+stage's inputs are then identities. They also compare it end to end: the links then come from the stages before.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from rcnn_export.verify.differences import Comparison
 from rcnn_export.verify.matching import UNMATCHED, Float, Indices, Matching
 from rcnn_export.verify.ties import Link
 
-# A RoI within this of a boundary between pyramid levels, relative, may be pooled from either.
+# A RoI within this relative distance of a boundary between pyramid levels may be pooled from either level.
 LEVEL_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class PyramidScale:
-    """What a RoI's features depend on beside its box."""
+    """What a RoI's features depend on in addition to its box."""
 
     boundaries_px: npt.NDArray[np.floating]  # sizes, sqrt(area), at which RoIs go to the next level
     finest_stride_px: int
@@ -49,9 +49,10 @@ def compare_pooled(
 ) -> Link:
     """RoIAligned features [R, C, h, w] of each side's ``proposals``, RoI by RoI.
 
-    Relative to the reference's largest magnitude in the image. A RoI that differs by d pixels
-    has its samples d / stride cells off at most, on each axis, and a bilinear sample changes
-    by at most two largest features a cell: that much is allowed beside the bound of arrays.
+    Differences are relative to the reference's largest magnitude in the image. If a RoI differs
+    by d pixels, its samples are at most d / stride cells off on each axis, and a bilinear sample
+    changes by at most twice the largest feature per cell. This much is allowed in addition to the
+    bound of arrays.
 
     Returns:
         ``link`` without the RoIs that were pooled from different levels.
@@ -85,11 +86,10 @@ def compare_header(
     """Scores [R, K] and boxes [R, K, 4] of each side, RoI by RoI.
 
     Args:
-        torchvision_header: where the two sides were given different RoIs, gives torchvision's scores and boxes for
-            those of the export that are asked for. What a header makes of a small difference has no limit that
-            is known beforehand: untrained ones enlarge it most. So a pair out of bounds is explained where both headers,
-            given the export's RoI, agree within the bounds. Where mismatches need no explanation, such a pair
-            counts as a mismatch.
+        torchvision_header: given if the two sides had different RoIs; returns torchvision's scores and boxes for
+            some of the export's RoIs. A header can enlarge a small difference by an unknown factor, most of all an
+            untrained one. So a pair out of bounds is explained if both headers, given the export's RoI, agree within
+            the bounds. If mismatches need no explanation, such a pair counts as a mismatch.
 
     Returns:
         ``link`` without the RoIs that were explained.
@@ -120,7 +120,7 @@ def compare_header(
 
 
 def _without(link: Link, in_a: Indices, in_b: Indices) -> Link:
-    """The link where these rows, paired so far, are no longer comparable, for a reason that was explained."""
+    """The link without these pairs, whose rows are no longer comparable for a reason that was explained."""
     matching = Matching(link.matching.a_to_b.copy(), link.matching.b_to_a.copy())
     lost_a, lost_b = link.lost_a.copy(), link.lost_b.copy()
     matching.a_to_b[in_a] = matching.b_to_a[in_b] = UNMATCHED

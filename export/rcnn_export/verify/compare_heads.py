@@ -1,4 +1,4 @@
-"""Compares what the heads make of the final detections with torchvision's: masks, heatmaps, keypoints.
+"""Compares the heads' outputs for the final detections with torchvision's: masks, heatmaps, keypoints.
 
 Arguments, and links between rows, are as in compare.py.
 """
@@ -20,12 +20,12 @@ def compare_maps(
     bound: float,
     torchvision_head: Callable[[Indices], Float] | None = None,
 ) -> None:
-    """What a head makes of the detections, [n, ...] of each side, detection by detection.
+    """A head's output for the detections, [n, ...] of each side, detection by detection.
 
     Args:
-        bound: the largest difference.
-        torchvision_head: where the two sides were given different features, gives torchvision's maps for those of
-            the export that are asked for; see ``compare_header``.
+        bound: the largest allowed difference.
+        torchvision_head: given if the two sides had different features; returns torchvision's maps for some of the
+            export's features; see ``compare_header``.
     """
     in_a, in_b = link.matching.pairs()
     differences = np.abs(maps[0][in_a] - maps[1][in_b])  # [pairs, ...]
@@ -52,14 +52,14 @@ def compare_keypoints(
 ) -> None:
     """``keypoints`` [n, P, 3] and ``keypoint_scores`` [n, P] of each side, keypoint by keypoint.
 
-    A keypoint is where its heatmap is highest. Two places whose values differ by less than the bound of scores can
-    change places: that is a tie, and both scores are within the bound.
+    A keypoint is the highest position in its heatmap. If two positions have values that differ by less than the bound
+    of scores, either can be the highest. This is a tie, and both scores are within the bound.
 
     Args:
-        score_bound: the largest difference of a value of the heatmaps.
-        torchvision_keypoints: where the two sides were given different heatmaps or boxes, gives torchvision's
-            keypoints for those detections of the export that are asked for. A box that differs a little can make
-            its map a pixel wider, and every place in it another.
+        score_bound: the largest allowed difference of a value of the heatmaps.
+        torchvision_keypoints: given if the two sides had different heatmaps or boxes; returns torchvision's keypoints
+            for some of the export's detections. A small difference of a box can make its map a pixel wider, which
+            changes every position in it.
     """
     in_a, in_b = link.matching.pairs()
     bounds = comparison.bounds

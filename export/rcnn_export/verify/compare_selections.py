@@ -1,4 +1,4 @@
-"""Compares what a step selected with what torchvision selected: anchors, proposals, detections.
+"""Compares a step's selection with torchvision's: anchors, proposals, detections.
 
 Arguments, and links between rows, are as in compare.py.
 """
@@ -39,8 +39,8 @@ def compare_rpn_boxes(
 ) -> Link:
     """The best anchors of each level, [N, 6] on each side.
 
-    The exponential of an untrained network's numbers makes boxes many times as large as the picture, and their
-    differences, too. The next step clips them. So a pair out of bounds is explained where the clipped boxes are within.
+    The exponential of an untrained network's outputs can make boxes, and their differences, many times as large as the
+    picture. The next step clips the boxes. So a pair out of bounds is explained if the clipped boxes are within bounds.
     """
     a, b = _rpn_rows(reference), _rpn_rows(exported)
     bounds = comparison.bounds.boxes_px(a.boxes)
@@ -61,7 +61,7 @@ def compare_proposals(
     link: Link,
     rules: SelectionRules,
 ) -> Link:
-    """What is left of ``rpn_boxes`` ([N, 6] of each side) after NMS: ``proposals`` [R, 4] of each side."""
+    """The ``proposals`` [R, 4] of each side that remain of its ``rpn_boxes`` [N, 6] after NMS."""
     a, b = (
         _proposal_selection(rows, boxes, size_hw) for rows, boxes in zip(rpn_boxes, proposals, strict=True)
     )
@@ -114,7 +114,7 @@ def _rpn_rows(rpn_boxes: Float) -> Rows:
 def _match_in_picture(
     comparison: Comparison, a: Rows, b: Rows, matching: Matching, size_hw: Float
 ) -> tuple[Rows, Rows, Matching]:
-    """Also pairs rows that are within bounds once they are clipped; the boxes of these are given back clipped."""
+    """Also pairs rows that are within bounds after clipping; the boxes of these rows are returned clipped."""
     in_a, in_b = (np.flatnonzero(each == UNMATCHED) for each in (matching.a_to_b, matching.b_to_a))
     rest_a, rest_b = (replace(rows, boxes=clip(rows.boxes, size_hw)) for rows in (a.take(in_a), b.take(in_b)))
     bounds = comparison.bounds
@@ -136,7 +136,7 @@ def _proposal_selection(rpn_boxes: Float, proposals: Float, size_hw: Float) -> S
 
 
 def _kept_rows(selection: Selection, boxes: Float) -> Rows:
-    """``boxes`` with the scores and groups of the candidates that were kept; group -1 if a box is no candidate."""
+    """``boxes`` with the scores and groups of the candidates that were kept; group -1 if a box is not a candidate."""
     known = selection.kept != UNMATCHED
     return Rows(
         boxes,
@@ -185,7 +185,7 @@ def _compare_rows(
     only_a: Sequence[Mismatch],
     only_b: Sequence[Mismatch],
 ) -> None:
-    """Adds the pairs' differences, and those of each unexplained row to the row that is nearest to it."""
+    """Adds the pairs' differences, and the difference between each unexplained row and the row nearest to it."""
     in_a, in_b = matching.pairs()
     for mismatch in only_a:
         nearest = nearest_row(

@@ -1,4 +1,4 @@
-"""How far a stage is from torchvision's: the differences found, and whether they are within bounds."""
+"""How far a stage is from torchvision: the differences found, and whether they are within bounds."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ from rcnn_export.verify.ties import Mismatch
 
 @dataclass
 class Difference:
-    """The differences of one quantity of a stage. ``worst`` is the largest in units of its bound: up to 1 it holds."""
+    """The differences of one quantity of a stage. ``worst`` is the largest in units of its bound; up to 1 is within bounds."""
 
     largest: float = 0.0
     worst: float = 0.0
@@ -34,7 +34,7 @@ class Comparison:
     bounds: Bounds = FP32.bounds
     differences: dict[str, Difference] = field(default_factory=dict)
     matched: int = 0
-    rows: int = 0  # of the side that has more
+    rows: int = 0  # the number of rows of the side that has more
     explained: Counter[str] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
 

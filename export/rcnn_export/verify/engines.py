@@ -1,4 +1,4 @@
-"""The engines that rcnn-verify runs: each on the device that it needs, the steps between them on the CPU."""
+"""The engines that rcnn-verify runs, each on the device that it needs. The steps between them run on the CPU."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from rcnn_export.engines.options import AOTI, CUDNN, ENGINE_FILES, TENSORRT
 
 
 class HostEngine:
-    """An engine on a GPU, for NumPy arrays in and out."""
+    """An engine on a GPU that takes and returns NumPy arrays."""
 
     is_capturable = False
 
@@ -31,10 +31,10 @@ class HostEngine:
 
 
 def load_pipeline(repository: Path, name: str, engine: str = "") -> Pipeline:
-    """The detector ``name``, all on the CPU except engines that need a GPU.
+    """The detector ``name``, entirely on the CPU except for engines that need a GPU.
 
     Args:
-        engine: one of ENGINE_FILES; by default the one that a server would load.
+        engine: one of ENGINE_FILES; by default the engine that a server would load.
 
     Raises:
         RepositoryError: something is missing, or cannot run here.
@@ -55,15 +55,16 @@ def _needs_gpu(path: Path) -> bool:
         target: str = read_manifest(path.parent)["engines"][path.name]["target"]
         return target.startswith("cuda")
     if path.name == ENGINE_FILES[CUDNN] and path.is_file():
-        return torch.cuda.is_available()  # by cuDNN there, by torch's own operators elsewhere
+        return torch.cuda.is_available()  # cuDNN runs it on a GPU, torch's own operators elsewhere
     return path.name == ENGINE_FILES[TENSORRT] and path.is_file()
 
 
 def _open_gpu() -> Gpu:
     try:
         return Gpu(0)
-    except Exception as error:  # no CuPy, no driver, no device: each with an exception of its own
+    except Exception as error:  # no CuPy, no driver, no device: each raises a different exception
         raise RepositoryError(
-            f"these engines run on an NVIDIA GPU, and none can be used here ({type(error).__name__}: {error}). Verify "
-            "there, with `pip install 'rcnn-backend[gpu]'`; --engine onnx verifies the graphs that plans are built from"
+            f"these engines run on an NVIDIA GPU, and none can be used here ({type(error).__name__}: {error}). Verify on a "
+            "machine with one, with `pip install 'rcnn-backend[gpu]'`; --engine onnx verifies the graphs that plans are "
+            "built from"
         ) from error

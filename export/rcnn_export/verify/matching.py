@@ -15,7 +15,7 @@ Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 UNMATCHED = -1
-# More than any number of pairs within their bounds can cost together (each costs at most 1).
+# More than the total cost of any number of pairs within their bounds (each costs at most 1).
 OUT_OF_BOUNDS_COST = 1e6
 
 
@@ -37,14 +37,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Matching:
-    """For each row of one set the row of the other that it is paired with, or UNMATCHED."""
+    """For each row of one set, the paired row of the other set, or UNMATCHED."""
 
     a_to_b: Indices  # [rows of a]
     b_to_a: Indices  # [rows of b]
 
     @staticmethod
     def identity(count: int) -> "Matching":
-        """Of two sets that are the same."""
+        """The matching of two identical sets."""
         return Matching(np.arange(count), np.arange(count))
 
     def pairs(self) -> tuple[Indices, Indices]:
@@ -54,13 +54,13 @@ class Matching:
 
 
 def match_rows(a: Rows, b: Rows, box_bounds_px: Float, score_bound: float) -> Matching:
-    """Pairs as many rows as possible within the bounds, and among such pairings takes the nearest.
+    """Pairs as many rows as possible within the bounds, and chooses the nearest of such pairings.
 
     Args:
         a: the reference.
-        b: what is compared with it.
-        box_bounds_px: [rows of a], how far each coordinate of a row may be off.
-        score_bound: how far a score may be off.
+        b: the rows to compare with it.
+        box_bounds_px: [rows of a], the largest allowed difference of each coordinate of a row.
+        score_bound: the largest allowed difference of a score.
     """
     a_to_b, b_to_a = np.full(len(a), UNMATCHED), np.full(len(b), UNMATCHED)
     for group in np.intersect1d(a.groups, b.groups):
@@ -75,7 +75,7 @@ def match_rows(a: Rows, b: Rows, box_bounds_px: Float, score_bound: float) -> Ma
 
 
 def nearest_row(row: Rows, others: Rows, box_bound_px: float, score_bound: float) -> int | None:
-    """Which of ``others`` is nearest to the one row of ``row``, or None if none is of its group."""
+    """Which of ``others`` is nearest to the only row in ``row``, or None if none is in its group."""
     same_group = np.flatnonzero(others.groups == row.groups[0])
     if not len(same_group):
         return None
@@ -85,10 +85,10 @@ def nearest_row(row: Rows, others: Rows, box_bound_px: float, score_bound: float
 
 
 def find_boxes(boxes: Float, candidates: Rows) -> Indices:
-    """Which candidate each of ``boxes`` [n, 4] is, or UNMATCHED: the coordinates are the same to the bit.
+    """Which candidate each of ``boxes`` [n, 4] is, or UNMATCHED. The coordinates must be equal to the bit.
 
-    Of candidates with the same box only the best of each group is taken, as NMS within groups does;
-    the groups are taken in the order of their scores.
+    Of candidates with the same box only the best of each group is used, as in NMS within groups;
+    the groups are used in the order of their scores.
     """
     order = np.argsort(-candidates.scores, kind="stable")
     places: dict[bytes, dict[int, int]] = {}
@@ -101,7 +101,7 @@ def find_boxes(boxes: Float, candidates: Rows) -> Indices:
 
 
 def find_rows(rows: Rows, candidates: Rows, box_bound_px: float, score_bound: float) -> Indices:
-    """Which candidate each of ``rows`` is: the nearest of its group within the bounds, or UNMATCHED."""
+    """Which candidate each of ``rows`` is: the nearest one of its group within the bounds, or UNMATCHED."""
     found = np.full(len(rows), UNMATCHED)
     bounds = np.array([box_bound_px], np.float32)
     for index in range(len(rows)):
@@ -115,7 +115,7 @@ def find_rows(rows: Rows, candidates: Rows, box_bound_px: float, score_bound: fl
 
 
 def iou(box: Float, boxes: Float) -> npt.NDArray[np.float64]:
-    """IoU [n] of one box [4] with boxes [n, 4]; 0 where both are empty."""
+    """IoU [n] of one box [4] with boxes [n, 4]; 0 if both are empty."""
     one, many = box.astype(np.float64), boxes.astype(np.float64)
     sides = np.minimum(one[2:], many[:, 2:]) - np.maximum(one[:2], many[:, :2])
     intersection = sides.clip(min=0).prod(axis=1)

@@ -21,7 +21,7 @@ Counts = npt.NDArray[np.int32]
 class PipelineStages:
     """The stages of a ``Pipeline``, which add and remove the padding between them.
 
-    Arguments and results are the fields of a ``Trace``, FP32; a network of an FP16 export is given FP16.
+    Arguments and results are the fields of a ``Trace``, in FP32; a network of an FP16 export gets its input in FP16.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -129,7 +129,7 @@ class PipelineStages:
         return self._detect(scores, boxes, counts, image_sizes)
 
     def head_features(self, features: list[Float], detected_boxes: list[Float]) -> list[Float]:
-        """-> head_features; none of a family without a head on the detections."""
+        """-> head_features; empty for a family without a head on the detections."""
         if (head := self._pipeline.head) is None:
             return []
         boxes, counts = self._pad_detections(detected_boxes)
@@ -137,7 +137,7 @@ class PipelineStages:
         return _unpad(pooled.astype(np.float32), counts)
 
     def head_maps(self, head_features: list[Float], detections: list[ImageDetections]) -> list[Float]:
-        """-> head_maps, from the labels of the detections; none of a family without a head on them."""
+        """-> head_maps, from features and the labels of the detections; empty for a family without a head on them."""
         if (head := self._pipeline.head) is None:
             return []
         pooled, counts = self._pad_detections(head_features)
@@ -153,7 +153,7 @@ class PipelineStages:
         image_sizes: Float,
         detections: list[ImageDetections],
     ) -> None:
-        """Adds what the maps of as many boxes become to the detections."""
+        """Adds the head's answers, computed from the maps, to the detections."""
         if (head := self._pipeline.head) is None:
             return
         boxes, counts = self._pad_detections(detected_boxes)

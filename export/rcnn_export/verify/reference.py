@@ -1,7 +1,7 @@
-"""torchvision's Faster, Mask or Keypoint R-CNN run stage by stage, eager, FP32, on the CPU: what a pipeline is compared with.
+"""The reference for a pipeline: torchvision's Faster, Mask or Keypoint R-CNN, run by stage, eager, in FP32, on the CPU.
 
-Shapes: B images, C channels, N anchors kept an image, R proposals an image, K foreground
-classes, P keypoints. Boxes are (x1, y1, x2, y2); in pixels of the resized image unless said otherwise.
+Shapes: B images, C channels, N anchors kept per image, R proposals per image, K foreground
+classes, P keypoints. Boxes are (x1, y1, x2, y2) in pixels of the resized image unless stated otherwise.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,7 @@ class ImageDetections:
     boxes: Float  # [n, 4]
     scores: Float  # [n]
     labels: npt.NDArray[np.int64]  # [n], 1..K
-    of_head: dict[str, Float] = field(
-        default_factory=dict
-    )  # the head's answers by name, such as masks [n, h, w]
+    of_head: dict[str, Float] = field(default_factory=dict)  # the head's answers, such as masks [n, h, w]
 
 
 @dataclass
@@ -47,11 +45,10 @@ class Trace:
     class_boxes: list[Float]  # of each image [R, K, 4]
     detections: list[ImageDetections]
     detected_boxes: list[Float]  # of each image [n, 4], those of the detections in the resized image
-    # Of a family with a head on the detections, those of each image:
+    # For a family with a head on the detections, of each image:
     head_features: list[Float] = field(default_factory=list)  # [n, C, 14, 14]
-    head_maps: list[Float] = field(
-        default_factory=list
-    )  # [n, 28, 28], probabilities, or heatmaps [n, P, 56, 56]
+    # [n, 28, 28], probabilities, or heatmaps [n, P, 56, 56]
+    head_maps: list[Float] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -130,7 +127,7 @@ def run_reference(model: FasterRCNN, images: Sequence[npt.NDArray[np.uint8]]) ->
 
 @torch.no_grad()
 def run_header(model: FasterRCNN, roialigned_feature: Float, proposals: Float) -> tuple[Float, Float]:
-    """What ``model``'s header makes of RoIs: pooled features [R, C, h, w] and boxes [R, 4] -> ``class_scores``,
+    """The output of ``model``'s header for RoIs: pooled features [R, C, h, w] and boxes [R, 4] -> ``class_scores``,
     ``class_boxes`` as in a ``Trace``.
     """
     logits, regression = model.roi_heads.box_predictor(
@@ -142,7 +139,7 @@ def run_header(model: FasterRCNN, roialigned_feature: Float, proposals: Float) -
 
 @torch.no_grad()
 def run_head(model: FasterRCNN, head_features: Float, labels: npt.NDArray[np.int64]) -> Float:
-    """What ``model``'s head makes of detections: features [n, C, h, w] and labels [n] -> ``head_maps`` of a Trace."""
+    """The output of ``model``'s head for detections: features [n, C, h, w] and labels [n] -> ``head_maps`` of a Trace."""
     heads, head = model.roi_heads, chain_of(model).head
     made = getattr(heads, f"{head}_predictor")(
         getattr(heads, f"{head}_head")(torch.from_numpy(head_features))
@@ -155,7 +152,7 @@ def run_head(model: FasterRCNN, head_features: Float, labels: npt.NDArray[np.int
 
 @torch.no_grad()
 def run_keypoints(heatmaps: Float, detected_boxes: Float, image_size: Float) -> dict[str, Float]:
-    """What torchvision makes of heatmaps [n, P, h, w] and boxes [n, 4]: ``keypoints`` [n, P, 3] in pixels of the image as
+    """torchvision's keypoints for heatmaps [n, P, h, w] and boxes [n, 4]: ``keypoints`` [n, P, 3] in pixels of the image as
     sent and ``keypoint_scores`` [n, P].
 
     Args:
@@ -187,7 +184,7 @@ def _head_branch(
 def _rpn_boxes(
     model: FasterRCNN, objectness: torch.Tensor, boxes: torch.Tensor, anchors_per_level: list[int]
 ) -> torch.Tensor:
-    """The rows [B, N, 6] that are left after filter_proposals' top-k, in the layout of ``Trace.rpn_boxes``."""
+    """The rows [B, N, 6] that remain after filter_proposals' top-k, in the layout of ``Trace.rpn_boxes``."""
     top = model.rpn._get_top_n_idx(objectness, anchors_per_level)  # [B, N]
     levels = torch.cat([torch.full((count,), float(level)) for level, count in enumerate(anchors_per_level)])
     scores = torch.sigmoid(objectness.gather(1, top))[:, :, None]

@@ -1,4 +1,4 @@
-"""What rcnn-verify prints of a verification: the table of stages, the findings, the verdict."""
+"""The output of rcnn-verify: the table of stages, the findings, the verdict."""
 
 from rich import box
 from rich.console import Console
@@ -12,8 +12,9 @@ FINDINGS_SHOWN = 10
 def make_table(verification: Verification, title: str) -> Table:
     """A row for each stage, mode (alone, end to end, served) and quantity."""
     caption = (
-        "alone: fed torchvision's own input of the stage; end to end: fed what the stages before it made; "
-        "px: boxes; relative: to the largest magnitude in the picture; bound: the share of it that was reached. What does not match is listed below"
+        "alone: the stage got torchvision's own input; end to end: the stage got the output of the stages before it; "
+        "px: boxes; relative: to the largest magnitude in the picture; bound: the largest difference as a share of its "
+        "bound. Mismatches are listed below"
     )
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, collapse_padding=True)
     for column in ("stage", "run", "unit"):
@@ -58,7 +59,8 @@ def print_verdict(console: Console, verification: Verification) -> None:
     elif not verification.holds:
         share = f"{verification.matched_share:.2%}"
         console.print(
-            f"[red]Does not hold: {share} of the detections match, {verification.precision.bounds.matched_share:.0%} must[/red]"
+            f"[red]Does not hold: {share} of the detections match, and at least "
+            f"{verification.precision.bounds.matched_share:.0%} must[/red]"
         )
     else:
         precision = verification.precision

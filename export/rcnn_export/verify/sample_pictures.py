@@ -8,8 +8,8 @@ from PIL import Image
 from rcnn_export.photos import load_photo
 
 PHOTOS = ("china.jpg", "flower.jpg", "astronaut", "chelsea", "coffee", "rocket")
-# Width and height in pixels: a thumbnail, one that is scaled down, and sizes between. Dealt into batches of 1, 3
-# and 8, the three are upright and lying, and the eight are strips: R50 needs a third of the time and memory for them.
+# Width and height in pixels, from a thumbnail to a picture that is scaled down. In batches of 1, 3 and 8, the three are
+# in portrait and landscape format, and the eight are strips, for which R50 needs a third of the time and memory.
 SIZES = (
     (1333, 1000),
     (48, 64),

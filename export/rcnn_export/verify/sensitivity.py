@@ -1,4 +1,4 @@
-"""What each layer of an INT8 export costs: its networks in FP32, exported anew, with one layer after another in INT8."""
+"""The cost of each layer of an INT8 export: its networks are exported again in FP32, with one layer at a time in INT8."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -35,26 +35,26 @@ def measure_costs(
 ) -> list[LayerCost]:
     """The cost of every layer that is INT8 in the export ``name``, the costliest first.
 
-    That is the one that loses the most AP on the annotated pictures, or without them, the one of the largest error.
+    The cost is the AP lost on the annotated pictures, or without such pictures the error.
 
     Args:
         model: the torch detector that was exported.
         pictures: uint8 RGB [h, w, 3], on which the errors are measured.
 
     Raises:
-        ExportError: no layer of the export is INT8, its networks are no ONNX graphs, or ONNX Runtime is not installed.
+        ExportError: no layer of the export is INT8, its networks are not ONNX graphs, or ONNX Runtime is not installed.
     """
     check_quantizer()
     if (repository / f"{name}_{FASTER_RCNN.engines[0].name}" / VERSION / ENGINE_FILES[CUDNN]).is_file():
         raise ExportError(
             f"--sensitivity ranks the layers of ONNX graphs, and {name} was exported with --engine {CUDNN}: export it "
-            "with --engine onnx under another --name, and give that one; both have the same layers and ranges"
+            "with --engine onnx under another --name, and give that name; both have the same layers and ranges"
         )
     graphs, ranges, layers = {}, {}, []
     for stage in engine_stages(model, INT8):
         exported = onnx.load(repository / f"{name}_{stage.name}" / VERSION / ONNX)
         ranges[stage.name] = read_ranges(exported)
-        if not ranges[stage.name]:  # nothing of it is INT8
+        if not ranges[stage.name]:  # no part of it is INT8
             graphs[stage.name] = exported
             continue
         report(f"Exporting the {stage.name} in FP32")

@@ -41,9 +41,9 @@ Images = Sequence[npt.NDArray[np.uint8]]
 class Verification:
     """The comparisons of every stage, over all batches so far.
 
-    ``comparisons[stage, ALONE]``: the stage was given torchvision's own input of it.
-    ``comparisons[stage, END_TO_END]``: it was given what the stages before it made.
-    ``comparisons["detections", SERVED]``: what a server answered, and likewise of ``masks`` and ``keypoints``.
+    ``comparisons[stage, ALONE]``: the stage got torchvision's own input.
+    ``comparisons[stage, END_TO_END]``: the stage got the output of the stages before it.
+    ``comparisons["detections", SERVED]``: a server's answers; likewise for ``masks`` and ``keypoints``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Verification:
         """Compares one batch of uint8 RGB images [h, w, 3].
 
         Args:
-            name: of the batch, for the findings.
+            name: the name of the batch, used in findings.
             served: a server's detections of the same batch.
         """
         reference = run_reference(self._model, images)
@@ -103,13 +103,13 @@ class Verification:
         ours = self._stages.run(images)
         links = self._compare(name, END_TO_END, reference, given=ours, made=ours)
         for image, found in enumerate(served or ()):
-            # What the server chose from is not known; the same code in process chose from this.
+            # The server's candidates are not known; those of the same code in this process are used instead.
             link = self._compare_detections(name, SERVED, image, reference, ours, found, links[image])
             if self._head:
                 self._compare_served_head(image, reference, ours, found, link)
 
     def first_inputs(self, step: str, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
-        """What torchvision gives the engine ``step`` for the first picture; features in ``dtype``."""
+        """torchvision's input of the engine ``step`` for the first picture; features in ``dtype``."""
         assert self._first is not None, "no batch was added"
         if step == "rpn":
             return {"input": self._first.input[:1].astype(dtype)}
@@ -145,11 +145,11 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Every stage holds, and enough detections match."""
+        """Whether every stage is within bounds or explained, and enough detections match."""
         return self.first_divergence is None and self.matched_share >= self.precision.bounds.matched_share
 
     def _compare(self, name: str, mode: str, reference: Trace, given: Trace, made: Trace) -> list[Link]:
-        """Compares what the stages ``made`` of what they were ``given``; returns the links between proposals."""
+        """Compares the stages' outputs ``made`` from the inputs ``given``; returns the links between proposals."""
         links = []
         for image, size in enumerate(reference.image_sizes):
             where = f"{name}, picture {image}"
@@ -203,13 +203,13 @@ class Verification:
         return links
 
     def _torchvision_header(self, given: Trace, image: int, rois: Indices) -> tuple[Float, Float]:
-        """What torchvision's header makes of these RoIs of the pipeline."""
+        """The output of torchvision's header for these RoIs of the pipeline."""
         return run_header(self._model, given.roialigned_feature[image][rois], given.proposals[image][rois])
 
     def _compare_head(
         self, mode: str, image: int, reference: Trace, given: Trace, made: Trace, link: Link
     ) -> None:
-        """The stages of the head that runs on the detections; ``link`` is between these."""
+        """Compares the stages of the head that runs on the detections; ``link`` is between the detections."""
         features_stage, *later = [stage for step in self._chain.head_steps for stage in step.stages]
         count = len(reference.detected_boxes[image])
         if mode == ALONE:
@@ -238,18 +238,18 @@ class Verification:
             )
 
     def _map_bound(self, reference: Trace, image: int) -> float:
-        """The largest difference of a mask's probability, or of a heatmap's value."""
+        """The largest allowed difference of a mask's probability, or of a heatmap's value."""
         bounds = self.precision.bounds
         if self._head == "mask":
             return bounds.mask
         return bounds.array * (float(np.abs(reference.head_maps[image]).max(initial=0)) or 1.0)
 
     def _torchvision_head(self, given: Trace, image: int, rows: Indices) -> Float:
-        """What torchvision's head makes of these detections of the pipeline."""
+        """The output of torchvision's head for these detections of the pipeline."""
         return run_head(self._model, given.head_features[image][rows], given.detections[image].labels[rows])
 
     def _torchvision_keypoints(self, given: Trace, image: int, rows: Indices) -> dict[str, Float]:
-        """Where torchvision finds the keypoints in these heatmaps of the pipeline."""
+        """The keypoints that torchvision finds in these heatmaps of the pipeline."""
         return run_keypoints(
             given.head_maps[image][rows], given.detected_boxes[image][rows], given.image_sizes[image]
         )
@@ -257,7 +257,11 @@ class Verification:
     def _compare_served_head(
         self, image: int, reference: Trace, ours: Trace, found: ImageDetections, link: Link
     ) -> None:
-        """The server's features and maps are not known; those of the same code in process are, if it found as many."""
+        """Compares a server's masks or keypoints.
+
+        The server's features and maps are not known. Those of the same code in this process are used instead, if it found
+        the same number of detections.
+        """
         stage = MASKS if MASKS in self._chain.stages else KEYPOINTS
         comparison = self.comparisons[stage, SERVED]
         if not found.of_head:

@@ -1,10 +1,10 @@
 """Why one side of a comparison kept a row that the other did not: a near tie, or an error.
 
-Two runs that differ by rounding may decide differently where a decision hangs on less than
-TOLERANCE. Each stage that selects rows (top-k, score threshold, NMS, the best n) is asked
-why the other side dropped a row, by the values that the other side decided on. The row is
-explained only if the deciding value lies within TOLERANCE of what decides it, or if the
-drop follows from a row that is explained itself.
+Two runs that differ by rounding may decide differently if a decision depends on less than
+TOLERANCE. For each stage that selects rows (top-k, score threshold, NMS, the best n), the
+values of the other side show why it dropped a row. The row is explained only if the deciding
+value is within TOLERANCE of its threshold, or if the row was dropped because of another row
+that is itself explained.
 
 Boxes are (x1, y1, x2, y2) in pixels, clipped to the image.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from rcnn_export.verify.matching import UNMATCHED, Indices, Mask, Matching, Rows, iou
 
-# How near a score, an IoU or (in pixels) a box side must lie to what decides it.
+# How near a score, an IoU or (in pixels) a box side must be to its threshold.
 TOLERANCE = 1e-4
 
 
@@ -41,7 +41,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Link:
-    """How the rows of one image on both sides belong together.
+    """Which rows of one image on both sides correspond to each other.
 
     A row that is ``lost`` has no counterpart, or no comparable one, for a reason that an
     earlier stage has explained.
@@ -75,7 +75,7 @@ def link_rows(matching: Matching, only_a: Sequence[Mismatch], only_b: Sequence[M
 
 
 def explain_top_k(a: Rows, b: Rows, matching: Matching, k: int) -> tuple[list[Mismatch], list[Mismatch]]:
-    """Explains the rows that were not matched where each group's ``k`` best scores were kept."""
+    """Explains the unmatched rows of a selection that keeps each group's ``k`` best scores."""
     return _only_in_top_k(a, b, matching.a_to_b, k), _only_in_top_k(b, a, matching.b_to_a, k)
 
 
@@ -95,13 +95,13 @@ def _only_in_top_k(own: Rows, other: Rows, matches: Indices, k: int) -> list[Mis
 def explain_selection(
     a: Selection, b: Selection, kept: Matching, candidates: Link, rules: SelectionRules
 ) -> tuple[list[Mismatch], list[Mismatch]]:
-    """Explains the kept rows that were not matched, of either side.
+    """Explains the unmatched kept rows of both sides.
 
     Args:
         a: the reference's selection.
         b: the export's selection.
         kept: pairs the kept rows.
-        candidates: links the candidates; of the same candidates, ``Link.identity``.
+        candidates: links the candidates; ``Link.identity`` if they are the same.
         rules: how both select.
     """
     side_a = _Side(a, kept.a_to_b, candidates.matching.a_to_b, candidates.lost_a)
@@ -134,8 +134,8 @@ class _Side:
 class _Cause:
     """Why a row is missing on the other side.
 
-    ``needs``: rows of the other side; when all of them are explained, so is this one. ``displaced``: the row lost
-    its place in the list to others, so it is explained if an explained row took the place.
+    ``needs``: rows of the other side; if all of them are explained, this row is explained, too. ``displaced``: other rows
+    took the row's place in the list, so it is explained if an explained row took the place.
     """
 
     reason: str
@@ -145,7 +145,7 @@ class _Cause:
 
 
 def _cause(row: int, own: _Side, other: _Side, rules: SelectionRules) -> _Cause:
-    """Why ``other`` did not keep the row that ``own`` kept, by the values that ``other`` decided on."""
+    """Why ``other`` did not keep the row that ``own`` kept, judged by the values of ``other``."""
     candidate = int(own.selection.kept[row])
     if candidate == UNMATCHED:
         return _Cause("is none of the stage's inputs")
@@ -179,7 +179,7 @@ def _cause(row: int, own: _Side, other: _Side, rules: SelectionRules) -> _Cause:
 
 
 def _suppressors(candidate: int, side: _Side, rules: SelectionRules) -> Indices:
-    """The kept rows that may have suppressed a candidate of the same side, give or take TOLERANCE."""
+    """The kept rows that may have suppressed a candidate of the same side, within TOLERANCE."""
     rows, kept = side.known(), side.selection.kept
     candidates = side.selection.candidates
     rows = rows[candidates.groups[kept[rows]] == candidates.groups[candidate]]
@@ -230,7 +230,7 @@ def _follow_chains(causes_a: dict[int, _Cause], causes_b: dict[int, _Cause]) -> 
 
 
 def _count_displaced(causes: dict[int, _Cause], others: dict[int, _Cause], own: _Side) -> None:
-    """Explains displaced rows, the best first: as many as there are explained rows that took their places."""
+    """Explains as many displaced rows, best first, as there are explained rows that took their places."""
     places = sum(cause.explained and not cause.displaced for cause in others.values())
     displaced = [row for row, cause in causes.items() if cause.displaced]
     scores = own.selection.candidates.scores[own.selection.kept[displaced]]

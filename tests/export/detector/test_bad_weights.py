@@ -127,7 +127,7 @@ def test_folders_and_devices(tmp_path: Path) -> None:
     (tmp_path / ".metadata").touch()
     with pytest.raises(ExportError, match="it is a distributed checkpoint"):
         load_detector(DIGITS, str(tmp_path))
-    with pytest.raises(ExportError, match="it is no regular file"):
+    with pytest.raises(ExportError, match="it is not a regular file"):
         load_detector(DIGITS, "/dev/null")
 
 
@@ -174,7 +174,7 @@ def test_commands_end_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFi
     )
     assert capsys.readouterr().err == (
         f"rcnn-export: cannot read the weights {path}: it is an HTML page, such as an error or a login: download "
-        "the weights again, and look at the file that arrives\n"
+        "the weights again, and check the downloaded file\n"
     )
     options = ["--sample", "digits", "--sample-pictures", "1", "1", "--batch-size", "1", "--device", "cpu"]
     assert train.main([*options, "--weights", str(path), "--out", str(tmp_path / "out")]) == 1

@@ -97,7 +97,7 @@ def test_the_weights_that_a_function_gives_are_kept() -> None:
     kept = load_detector("own_models:constant", AS_BUILT).model
     assert all((parameter == 0.25).all() for parameter in kept.parameters())
     with pytest.raises(
-        ExportError, match=r"own_models:constant is a function of yours, .* builder for those"
+        ExportError, match=r"own_models:constant is a function of yours, .* builder for the weights"
     ):
         load_detector("own_models:constant", "DEFAULT")
 
@@ -113,7 +113,7 @@ def test_the_weights_that_a_function_gives_are_kept() -> None:
         ),
         ("own_models:needs_classes", "needs num_classes: give --num-classes or --labels"),
         ("own_models:a_pair", r"returned tuple, expected torchvision\.models\.detection\.FasterRCNN"),
-        ("own_models:a_model", "is no function but FasterRCNN"),
+        ("own_models:a_model", "is not a function but a FasterRCNN"),
         ("own_models:SOURCE", "cannot import own_models:SOURCE: .* no attribute 'SOURCE'"),
         ("own_broken:build", "cannot import own_broken:build: ZeroDivisionError: division by zero"),
     ],

@@ -227,7 +227,7 @@ def test_parts_that_do_not_fit_together_are_refused(build: Build) -> None:
         check_detector(build(rpn_anchor_generator=two_levels))
     model = build()
     model.rpn.anchor_generator = AnchorGenerator(((16, 32, 64),), ((1.0,),))
-    with pytest.raises(ExportError, match=re.escape("gives [2] scores a position")):
+    with pytest.raises(ExportError, match=re.escape("gives [2] scores per position")):
         check_detector(model)
     with pytest.raises(
         ExportError, match=re.escape("pools the feature maps ['p2'], but the backbone returns ['0']")

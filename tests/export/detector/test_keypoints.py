@@ -49,7 +49,7 @@ def test_a_detector_has_the_keypoints_of_its_weights(tmp_path: Path) -> None:
     assert named.keypoint_names == list("abcde")
     (tmp_path / "names.txt").write_text("a\nb\n")
     with pytest.raises(
-        ExportError, match=r"names\.txt names 2 keypoints, but .* finds 5: give one name a line"
+        ExportError, match=r"names\.txt names 2 keypoints, but .* finds 5: give one name per line"
     ):
         load_detector(DIGITS, str(tmp_path / "w.pth"), keypoints=tmp_path / "names.txt")
     # Without weights, the number of names is used.
@@ -84,7 +84,7 @@ def test_keypoint_names_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"names 2 keypoints, but .* finds none: leave the names out"):
         load_detector(BOXES, "builder", keypoints=tmp_path / "names.txt")
     with pytest.raises(
-        ExportError, match=r"the keypoints file .* is empty: write .* with one keypoint name a line"
+        ExportError, match=r"the keypoints file .* is empty: write .* with one keypoint name per line"
     ):
         (tmp_path / "names.txt").write_text("")
         read_keypoint_names(tmp_path / "names.txt")

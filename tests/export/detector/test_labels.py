@@ -53,8 +53,11 @@ def test_a_separator_within_a_name_ends_no_line(tmp_path: Path) -> None:
         ("cat\ndog\n".encode("utf-16-le"), r"UTF-16 without a byte order mark.* `iconv -f utf-16le -t utf-8"),
         ("cat\ndog\n".encode("utf-16-be"), r"`iconv -f utf-16be -t utf-8"),
         ("cat\n".encode("utf-16")[:-1], r"begin as UTF-16 and cannot be read as such: truncated data"),
-        (b"cat\0\ndog\n", r"hold zero bytes and are no text"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff", r"are no text: write a text file with one class name a line"),
+        (b"cat\0\ndog\n", r"hold zero bytes and are not text"),
+        (
+            b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff",
+            r"are not text: write a text file with one class name per line",
+        ),
         ("cat\n\x1b[31mdog\n", r"line 2 of the labels .* control character '\\x1b'"),
         ("cat\ndog\n\ncat \n", r"name 'cat' more than once \(lines 1, 4\)"),
         ("", "is empty"),

@@ -60,7 +60,7 @@ def test_strides_that_depend_on_the_first_picture_are_refused(build: Build) -> N
     model.backbone[0] = nn.Conv2d(3, 4, 11, 48, 5)  # 96 px become 2 rows, and 128 px become 3
     with pytest.raises(
         ExportError,
-        match=r"infers other strides from pictures of other sizes \(\[64\] at 96x128, \[64\] at 96x96, \[32\] at 128x96\)",
+        match=r"infers different strides from pictures of different sizes \(\[64\] at 96x128, \[64\] at 96x96, \[32\] at 128x96\)",
     ):
         pooled_strides(model)
 

@@ -135,7 +135,9 @@ def test_an_unknown_eps_is_reported_only_for_the_v1_builder(digits: Detector) ->
     model = on_meta(V1, num_classes=3)
     report_open_eps(model, "w.pth", lines.append)
     assert len(lines) == 1
-    assert lines[0].startswith("w.pth does not record the eps of batch normalisation: 1e-05 is taken")
+    assert lines[0].startswith(
+        "w.pth does not record the eps of batch normalisation: the model's own, 1e-05, is used"
+    )
     assert lines[0].endswith("give --batch-norm-eps 0")
     set_batch_norm_eps(model, 0.0)
     report_open_eps(model, "w.pth", lines.append)

@@ -27,7 +27,9 @@ def test_three_two_or_one_shape(text: str, expected: tuple[tuple[int, ...], ...]
     "text", ["", "320x320", "1x320x320,", "0x32x32", "1x2x3,1x2x3,1x2x3,1x2x3", "1x32xa"]
 )
 def test_no_shapes(text: str) -> None:
-    with pytest.raises(ValueError, match="is no list of one to three BATCHxHEIGHTxWIDTH such as 1x320x320,"):
+    with pytest.raises(
+        ValueError, match="is not a list of one to three BATCHxHEIGHTxWIDTH such as 1x320x320,"
+    ):
         parse_shapes(text)
 
 
@@ -93,4 +95,6 @@ def test_options_of_plans_need_plans(capsys: pytest.CaptureFixture[str]) -> None
 
     model = ["--model", "rcnn_export.digits.detector:digits_detector", "--weights", "random"]
     assert main(["faster_rcnn", *model, "--shapes", "1x320x320"]) == 1
-    assert re.search("--shapes, .* are TensorRT's: they need --engine tensorrt", capsys.readouterr().err)
+    assert re.search(
+        "--shapes, .* are options of TensorRT: they need --engine tensorrt", capsys.readouterr().err
+    )

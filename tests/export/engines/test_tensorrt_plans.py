@@ -248,7 +248,7 @@ def test_the_server_says_why_it_does_not_load_a_plan(editable: Path, size: int |
             ["--engine", "tensorrt"],
             "these engines run on an NVIDIA GPU, and none can be used here .*--engine onnx",
         ),
-        (["--bisect"], "--bisect builds with the tensorrt package, which is not installed here"),
+        (["--bisect"], "--bisect needs the tensorrt package, which is not installed here"),
     ],
 )
 def test_verify_needs_a_gpu_for_plans(

@@ -103,7 +103,7 @@ def test_shapes_that_are_not_scored_and_too_few_pictures_are_reported(tmp_path: 
     assert read_annotated(path, tmp_path, detector(MaskRCNN), lines.append).kind == "bbox"
     assert any(line.startswith("masks are not scored: ") for line in lines)
     assert lines[-1] == (
-        "There are 2 annotated pictures. AP over so few depends on chance: some hundred are better"
+        "There are 2 annotated pictures. AP over so few depends on chance: a few hundred are better"
     )
     three = detector(KeypointRCNN, ("left", "right", "top"))
     assert read_annotated(path, tmp_path, three, lines.append).kind == "bbox"

@@ -143,7 +143,7 @@ def spoil(cache: Path) -> str:
 
 def swap_for_another(cache: Path) -> str:
     cache.write_text(json.dumps(json.loads(cache.read_text()) | {"key": "0" * 64}))
-    return r"it was measured for another detector, or on other pictures\. Delete the file to calibrate anew"
+    return r"it was measured for another detector, or on other pictures\. Delete the file to calibrate again"
 
 
 @pytest.mark.parametrize("change", [spoil, swap_for_another])
@@ -173,7 +173,7 @@ def test_a_refused_export_leaves_the_older_one(int8_repository: Path, export: Ex
     repository = Path(shutil.copytree(int8_repository, tmp_path / "models"))
     before = {path: path.stat().st_mtime_ns for path in repository.rglob("*")}
     with pytest.raises(
-        ExportError, match=r"--keep-float backbone.layer9 is no layer .* It has 24: backbone.body.stem"
+        ExportError, match=r"--keep-float backbone.layer9 is not a layer .* It has 24: backbone.body.stem"
     ):
         export(repository, Calibration(PICTURES, keep_float=["backbone.layer9"]))
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*")} == before

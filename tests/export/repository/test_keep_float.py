@@ -83,7 +83,7 @@ def test_layers_that_were_named_stay_too(made_up: list[int]) -> None:
 
 def test_a_goal_that_no_int8_reaches_is_refused() -> None:
     with pytest.raises(
-        ExportError, match=r"INT8 loses more than 0\.01 points of AP as long as a single layer is"
+        ExportError, match=r"INT8 loses more than 0\.01 points of AP even with a single layer in"
     ):
         reach(0.01)
 

@@ -265,7 +265,7 @@ def test_the_command_says_what_it_wrote(
     replaces = r"This replaces mine \(fasterrcnn_mobilenet_v3_large_320_fpn, random, fp32, exported 20\d\d-"
     assert re.search(replaces, capsys.readouterr().out)
     assert main(["faster_rcnn", *model, "--name", "a/b", "--repository", str(tmp_path)]) == 1
-    assert "'a/b' is no model name" in capsys.readouterr().err
+    assert "'a/b' is not a model name" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main([*model, "--repository", str(tmp_path / "file")]) == 1
     assert "cannot write to the repository" in capsys.readouterr().err

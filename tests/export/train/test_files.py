@@ -34,7 +34,7 @@ def _save_weights(path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, save: Callable[[Path], None]) -> None:
     path, other = tmp_path / "checkpoint.pt", tmp_path / "labels.txt"
     path.write_text("old")
-    said = r"cannot write .*checkpoint\.pt: .*File too large.*left as it was"
+    said = r"cannot write .*checkpoint\.pt: .*File too large.*earlier files are unchanged"
     with pytest.raises(ExportError, match=said), replacing(path, other) as (partial, other_partial):
         other_partial.write_text("new")
         save(partial)

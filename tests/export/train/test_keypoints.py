@@ -205,7 +205,7 @@ def test_counterparts_of_coco() -> None:
 
 
 def test_a_keypoint_without_a_counterpart_is_an_error() -> None:
-    with pytest.raises(ExportError, match="makes 'left_eye' a keypoint 'right_eye', and there is none"):
+    with pytest.raises(ExportError, match="turns 'left_eye' into 'right_eye', and no keypoint"):
         counterparts(["left_eye", "nose"])
     with pytest.raises(ExportError, match="must know which keypoints are left and right"):
         counterparts(["0", "1", "2"])
@@ -322,7 +322,9 @@ def test_a_keypoint_rcnn_is_trained_from_a_faster_rcnn(
     run += ["--device", "cpu", "--workers", "0", "--epochs", "1", "--out", str(tmp_path)]
     assert train.main([*run, "--weights", str(SAMPLES / "digits.safetensors")]) == 0
     out = capsys.readouterr().out
-    assert "with keypoints)" in out and "has no roi_heads.keypoint_..., which starts anew" in out
+    assert (
+        "with keypoints)" in out and "has no roi_heads.keypoint_..., which keeps its initial weights" in out
+    )
     assert "mirrored pictures: right and left change places" in out
     assert "keypoint AP50:95" in out and "metrics.json, labels.txt, keypoints.txt" in out
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -347,7 +349,7 @@ def test_other_keypoints_start_anew(tmp_path: Path) -> None:
     settings = replace(SETTINGS, weights=str(tmp_path / "four.pth"))
     assert num_keypoints_of(initial_detector(settings, said.append)) == 2
     name = "roi_heads.keypoint_predictor.kps_score_lowres"
-    assert said[-1] == f"starting anew, for 2 keypoints instead of 4: {name}.weight, {name}.bias"
+    assert said[-1] == f"initialising again, for 2 keypoints instead of 4: {name}.weight, {name}.bias"
 
 
 def test_the_sample_weights_find_keypoints() -> None:

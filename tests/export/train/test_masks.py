@@ -127,7 +127,7 @@ def test_a_mask_rcnn_is_trained_from_a_faster_rcnn_and_chosen_by_its_masks(
         patch.setattr(train, "evaluate", evaluate)
         assert train.main([*run, *weights, "--epochs", "2"]) == 0
     out = capsys.readouterr().out
-    assert "boxes with masks" in out and "has no roi_heads.mask_..., which starts anew" in out
+    assert "boxes with masks" in out and "has no roi_heads.mask_..., which keeps its initial weights" in out
     assert "mask AP50:95 0.5000" in out and "best mask AP50:95 0.5000" in out
     assert json.loads((tmp_path / "metrics.json").read_text())["epoch"] == 1
 

@@ -146,7 +146,7 @@ def test_fine_tuning_keeps_the_statistics_and_fits_the_classes(
     log = capsys.readouterr().out
     assert f"training {LIGHT} from the weights {SAMPLES}/digits.safetensors" in log
     assert (
-        "starting anew, for 3 classes instead of 11 (background included): roi_heads.box_predictor.cls_s"
+        "initialising again, for 3 classes instead of 11 (background included): roi_heads.box_predictor.cls_s"
         in log
     )
     tuned = load_detector(LIGHT, str(tmp_path / "weights.safetensors"), labels=tmp_path / "labels.txt")

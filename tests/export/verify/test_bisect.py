@@ -32,7 +32,7 @@ def test_the_first_layer_that_differs() -> None:
     assert first_difference(model, keep_all_outputs(make_model(3, 1.5)), x, 0.04) is None
     found = first_difference(model, keep_all_outputs(make_model(2, 1)), x, 0.03)
     assert found and str(found).startswith(
-        "the first layer that differs is scale (Mul): its output a by 3.3e-01"
+        "the first layer that differs is scale (Mul): its output a differs by 3.3e-01"
     )
 
 
