@@ -131,7 +131,7 @@ def test_a_detector_without_its_fused_model_is_reported(digits_repository: Path,
 def test_it_is_served_when_it_is_named(digits_repository: Path, tmp_path: Path) -> None:
     selection = select_models(digits_repository)
     assert "digits_fused" not in selection.served
-    assert selection.skipped["digits_fused"].endswith("serve it with --models digits_fused")
+    assert selection.skipped["digits_fused"].endswith("to serve it, give --models digits_fused")
     assert select_models(digits_repository, ["digits_fused"]).served == ["digits_fused"]
     for path in digits_repository.iterdir():
         (tmp_path / path.name).symlink_to(path)
