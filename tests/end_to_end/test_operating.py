@@ -47,8 +47,8 @@ class Serving:
 
     def stubs(self) -> dict[str, int]:
         """The process id of each model instance."""
-        stubs = [find_stubs(child) for child in find_children(self.process.pid)]
-        return {stub.instance: pid for found in stubs for pid, stub in found.items()}
+        children = find_children(self.process.pid)
+        return {stub.instance: pid for child in children for pid, stub in find_stubs(child).items()}
 
     def start_clients(self, count: int) -> list[threading.Thread]:
         """Start clients, each of which sends requests until it gets an answer other than boxes."""

@@ -10,7 +10,6 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import cudnn
 import torch
@@ -175,9 +174,17 @@ def _time_ms(plan: Plan, tensors: Tensors) -> float:
 
 
 def _convolve_on_gpu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *others: Any
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
 ) -> Tensor:
-    convolution = Convolution.of(x, weight, bias, residual, *others)
+    convolution = Convolution.of(x, weight, bias, residual, stride, padding, dilation, groups, relu)
     return plans_of(x.device).run(convolution, *_in_order(x, weight, bias, residual))
 
 
@@ -188,9 +195,15 @@ def _convolve_int8_on_gpu(
     residual: Tensor | None,
     scale: Tensor,
     residual_scale: Tensor | None,
-    *others: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    relu: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
-    convolution = describe_int8(x, weight, bias, residual, *others)
+    geometry = stride, padding, dilation, groups
+    convolution = describe_int8(x, weight, bias, residual, *geometry, relu, dtype)
     tensors = _in_order(x, weight, bias, residual)
     return plans_of(x.device).run(convolution, *tensors, scale, residual_scale)
 
