@@ -37,8 +37,13 @@ class Constants:
 
     def used_module(self) -> fx.GraphModule:
         """The traced network with the tensors that its graph uses, and no others."""
-        names = {str(node.target) for node in self._traced.graph.nodes if node.op == "get_attr"}
-        return fx.GraphModule({name: self._find(name) for name in names}, self._traced.graph)
+        graph = self._traced.graph
+        nodes = graph.find_nodes(op="get_attr")
+        for node in nodes:
+            if not node.users:
+                graph.erase_node(node)
+        names = {str(node.target) for node in nodes if node.users}
+        return fx.GraphModule({name: self._find(name) for name in names}, graph)
 
     def _find(self, name: str) -> Any:
         found: Any = self._traced

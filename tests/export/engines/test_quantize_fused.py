@@ -160,3 +160,9 @@ def test_a_layer_of_zeros_and_an_activation_of_zeros_stay_zeros() -> None:
     with torch.no_grad():
         torch.testing.assert_close(module(x := torch.rand(1, 16, 4, 4)), network(x))
     assert count == 2
+
+
+def test_the_float_weights_of_int8_layers_are_dropped() -> None:
+    module, _ = quantize(Network(lambda net, x: net.b(net.a(x))), {"a": [RANGE]})
+    kernels = [parameter.dtype for parameter in module.parameters() if parameter.ndim == 4]
+    assert sorted(kernels, key=str) == [torch.float32, torch.int8]
