@@ -46,7 +46,7 @@ from rcnn_backend.contract.manifest import read_manifest
 from rcnn_backend.devices import Cpu, Device, Gpu
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.detector.load import Detector, load_detector
-from rcnn_export.engines.options import ENGINE_FILES, EngineOptions
+from rcnn_export.engines.options import ENGINE_FILES, Calibration, EngineOptions, precision_of
 from rcnn_export.engines.precision import FP16, PRECISIONS
 from rcnn_export.repository.write import export_repository
 from rich.console import Console
@@ -166,7 +166,9 @@ def export(
     detector: Detector, repository: Path, arguments: argparse.Namespace, report: Callable[[str], None]
 ) -> None:
     """Exports the detector, unless the repository has these weights as an engine of that kind and precision."""
-    options = EngineOptions(arguments.engine, PRECISIONS[arguments.precision])
+    precision = precision_of(arguments.engine, arguments.precision)
+    calibration = Calibration(PICTURES) if precision.is_quantized else None
+    options = EngineOptions(arguments.engine, precision, calibration=calibration)
     version_dir = repository / f"{exported_name(detector)}_rpn" / "1"
     if (version_dir / ENGINE_FILES[options.engine]).is_file():
         manifest = read_manifest(version_dir)

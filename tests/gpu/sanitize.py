@@ -131,6 +131,7 @@ def run_feature_maps(dtype: torch.dtype) -> None:
             torch.ops.rcnn.max_pool(x, *geometry)
         for size in ((26, 18), (25, 17), (4, 3)):
             torch.ops.rcnn.upsample(x, *size)
+            torch.ops.rcnn.upsample(x, *size, torch.randn(2, channels, *size, device="cuda").to(dtype))
 
 
 def run_best_boxes(dtype: torch.dtype) -> None:

@@ -116,7 +116,10 @@ def test_upsample(
     for size in sizes:
         run = functools.partial(torch.ops.rcnn.upsample, x, *size)
         run_eager_and_captured(run, [x], upsample(x.contiguous(), *size))
-    assert len(launched) == 2 * len(sizes)
+        addend = torch.randn(*shape[:2], *size, device=CUDA).to(dtype).contiguous(memory_format=channels)
+        run = functools.partial(torch.ops.rcnn.upsample, x, *size, addend)
+        run_eager_and_captured(run, [x, addend], upsample(x.contiguous(), *size, addend))
+    assert len(launched) == 4 * len(sizes)
 
 
 def test_every_index_of_an_upsampling_is_torchs() -> None:

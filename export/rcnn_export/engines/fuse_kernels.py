@@ -4,11 +4,13 @@ They are ``rcnn_backend.engines.feature_maps`` and ``rcnn_backend.engines.best_b
 support stay as torch traced them.
 """
 
+import operator
 from typing import Any
 
 import rcnn_backend.engines.feature_maps  # noqa: F401  defines the operators
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torchvision.models.detection._utils import BoxCoder
 
 from rcnn_export.detector.split import RpnModule
@@ -53,17 +55,35 @@ def with_best_boxes(module: nn.Module) -> nn.Module:
 
 
 def use_feature_map_kernels(graph: fx.Graph) -> None:
-    """Replaces max pooling, and nearest upsampling to a given size."""
+    """Replaces max pooling, and nearest upsampling to a given size together with an addition that follows it."""
     for node in list(graph.nodes):
         call = _read(node)
         if call is None:
             continue
         target, arguments = call
-        with graph.inserting_before(node):
+        addition = _addition_after(node) if node.target == UPSAMPLE else None
+        last = addition or node
+        if addition:
+            arguments = (*arguments, *(each for each in addition.args if each is not node))
+        with graph.inserting_before(last):
             new = graph.call_function(target, (node.args[0], *arguments))
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
+        new.meta = dict(last.meta)
+        last.replace_all_uses_with(new)
+        for each in dict.fromkeys((last, node)):
+            graph.erase_node(each)
+
+
+def _addition_after(node: fx.Node) -> fx.Node | None:
+    """The only user of the node, if it adds a map of the same type and shape."""
+    (user, *others) = node.users
+    if others or user.target != aten.add.Tensor or user.kwargs or user.args.count(node) != 1:
+        return None
+    values = [each.meta.get("val") if isinstance(each, fx.Node) else None for each in user.args]
+    if not all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values):
+        return None
+    left, right = (value.shape for value in values)
+    is_same = len(left) == len(right) and all(map(statically_known_true, map(operator.eq, left, right)))
+    return user if is_same else None
 
 
 def _read(node: fx.Node) -> Call | None:

@@ -1,8 +1,9 @@
 """``torch.ops.rcnn.convolution`` on a GPU, computed by the fastest of cuDNN's plans and torch's operators.
 
-cuDNN has several plans for a graph; which one is the fastest depends on the GPU and the shapes. For some convolutions
-it has none. torch's operators compute INT8 convolutions, ``torch.ops.rcnn.convolution_int8``, only in that case, because
-they compute them in FP32 or FP64. Importing this module registers both operators for GPUs.
+cuDNN has several plans for a graph; which one is the fastest depends on the GPU and the shapes. In FP16 most graphs with
+a residual have only plans that must be compiled: torch's operators compute them, or torch adds the residual after a plan.
+For some INT8 convolutions, ``torch.ops.rcnn.convolution_int8``, cuDNN has no plan. Only those are computed by torch's
+operators, in FP32 or FP64. Importing this module registers both operators for GPUs.
 """
 
 import functools
@@ -110,12 +111,18 @@ class ConvolutionPlans:
             yield "torch", lambda: _torch_plan(convolution)
         if convolution.relu and convolution.dtype != torch.int8:
             yield "torch.cudnn", lambda: _torch_relu_plan(convolution)
+        yield from self._graph_candidates(convolution)
+        if convolution.has_residual and convolution.dtype == torch.float16:
+            for name, make in self._graph_candidates(convolution._replace(has_residual=False, relu=False)):
+                yield f"{name} + residual", functools.partial(_with_residual, make, convolution.relu)
+
+    def _graph_candidates(self, convolution: Convolution) -> Iterator[Candidate]:
         try:
             graph = CudnnGraph(convolution, self._handle)
         except Exception as error:  # cuDNN raises several types
             logger.debug("cuDNN has no graph for %s: %s", convolution, error)
             return
-        for index, name in enumerate(graph.plan_names):
+        for name, index in graph.plans.items():
             yield name, functools.partial(_graph_plan, graph, index)
 
     def _follow_stream(self) -> None:
@@ -125,6 +132,18 @@ class ConvolutionPlans:
 
 def _graph_plan(graph: CudnnGraph, index: int) -> Plan:
     return functools.partial(graph.run, index, graph.build(index))
+
+
+def _with_residual(make: Callable[[], Plan], relu: bool) -> Plan:
+    """A plan without residual and ReLU, followed by torch's operators for them."""
+    convolution = make()
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+        found = convolution(x, weight, bias, None)
+        found += residual
+        return found.relu_() if relu else found
+
+    return run
 
 
 def _torch_plan(convolution: Convolution) -> Plan:

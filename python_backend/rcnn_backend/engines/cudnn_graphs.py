@@ -22,6 +22,7 @@ DATA_TYPES = {
     torch.float32: cudnn.data_type.FLOAT,
     torch.int8: cudnn.data_type.INT8,
 }
+COMPILED = cudnn.behavior_note.RUNTIME_COMPILATION
 INEXACT_IN_FP32 = [
     cudnn.numerical_note.TENSOR_CORE,  # TF32
     cudnn.numerical_note.DOWN_CONVERT_INPUTS,
@@ -33,6 +34,12 @@ INEXACT_IN_FP32 = [
 
 class CudnnGraph:
     """The graph of one convolution, with the plans that cuDNN has for it.
+
+    A plan whose kernel cuDNN compiles takes half a second to build, again for each shape. For FP16 such plans are left out;
+    for INT8 cuDNN 9.19 has no others.
+
+    Attributes:
+        plans: the index of each plan by its name, starting with those that cuDNN expects to be fast.
 
     Raises:
         Exception: one of several types from cuDNN, which has no plan for this convolution.
@@ -83,12 +90,15 @@ class CudnnGraph:
             graph.deselect_numeric_notes(INEXACT_IN_FP32)
         graph.deselect_workspace_greater_than(MAX_WORKSPACE_BYTES)
         graph.check_support()
-        self.plan_names: list[str] = [
-            graph.get_plan_name_at_index(index) for index in range(graph.get_execution_plan_count())
-        ]
+        self.plans: dict[str, int] = {
+            graph.get_plan_name_at_index(index): index
+            for index in range(graph.get_execution_plan_count())
+            if convolution.dtype != torch.float16
+            or COMPILED not in graph.get_behavior_notes_for_plan_at_index(index)
+        }
 
     def build(self, index: int) -> int:
-        """Builds a plan, which may compile a kernel; returns the bytes of its workspace."""
+        """Builds the plan of this index; returns the bytes of its workspace."""
         self._graph.build_plan_at_index(index)
         return int(self._graph.get_workspace_size_plan_at_index(index))
 

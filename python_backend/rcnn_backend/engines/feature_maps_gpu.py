@@ -30,11 +30,15 @@ def _max_pool_on_gpu(
     return _launch("max_pool", x, size_hw, [*stride, *padding], kernel)
 
 
-def _upsample_on_gpu(x: Tensor, height: int, width: int) -> Tensor:
-    if not _takes(x, (height, width)):
-        return upsample(x, height, width)
+def _upsample_on_gpu(x: Tensor, height: int, width: int, addend: Tensor | None = None) -> Tensor:
+    is_addable = addend is None or (addend.dtype == x.dtype and addend.shape == (*x.shape[:2], height, width))
+    if not (is_addable and _takes(x, (height, width))):
+        return upsample(x, height, width, addend)
     scales = [np.float32(x.shape[2]) / np.float32(height), np.float32(x.shape[3]) / np.float32(width)]
-    return _launch("upsample", x, (height, width), scales)
+    if addend is not None:
+        addend = addend.contiguous(memory_format=CHANNELS_LAST)
+    address = addend.data_ptr() if addend is not None else 0
+    return _launch("upsample", x, (height, width), [*scales, np.uint64(address)], addresses=[address])
 
 
 def _takes(x: Tensor, size_hw: Sequence[int]) -> bool:
@@ -50,17 +54,22 @@ def _launch(
     name: str,
     x: Tensor,
     size_hw: Sequence[int],
-    more: Sequence[int | np.float32],
+    more: Sequence[int | np.float32 | np.uint64],
     constants: Sequence[int] = (),
+    addresses: Sequence[int] = (),
 ) -> Tensor:
-    """Runs a kernel. Its template parameters are the type, the channels of a thread and ``constants``."""
+    """Runs a kernel. Its template parameters are the type, the channels of a thread and ``constants``.
+
+    Args:
+        addresses: of other tensors that it reads, with 0 for a missing one.
+    """
     x = x.contiguous(memory_format=CHANNELS_LAST)
     batch, channels, *input_hw = x.shape
     result = torch.empty(
         (batch, channels, *size_hw), dtype=x.dtype, device=x.device, memory_format=CHANNELS_LAST
     )
     vector = LOAD_BYTES // x.itemsize
-    if channels % vector or x.data_ptr() % LOAD_BYTES:
+    if channels % vector or any(address % LOAD_BYTES for address in (x.data_ptr(), *addresses)):
         vector = 1
     vectors = channels // vector
     template = ", ".join(map(str, (CPP_TYPES[x.dtype], vector, *constants)))

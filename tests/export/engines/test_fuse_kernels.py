@@ -70,14 +70,47 @@ def test_what_is_replaced(compute: Callable[[Tensor], Tensor], target: Any) -> N
         torch.testing.assert_close(module(x), compute(x), rtol=0, atol=0)
 
 
-def test_an_upsampled_map_is_still_fused_as_a_residual(digits: Detector) -> None:
-    """The FPN adds an upsampled map to the result of a convolution, and the convolution takes it as its residual."""
+@pytest.mark.parametrize(
+    ("compute", "is_one"),
+    [
+        (lambda x, y: y + functional.interpolate(x, size=y.shape[-2:]), True),
+        (lambda x, y: functional.interpolate(x, size=y.shape[-2:]) + y, True),
+        (lambda x, y: torch.add(y, functional.interpolate(x, size=y.shape[-2:]), alpha=2), False),
+        (lambda x, y: functional.interpolate(x, size=y.shape[-2:]) + y[:, :1], False),
+        (lambda x, y: functional.interpolate(x, size=y.shape[-2:]) + y.double(), False),
+        (lambda x, y: functional.interpolate(x, size=y.shape[-2:]) + 1.5, False),
+        (lambda x, y: (up := functional.interpolate(x, size=y.shape[-2:])) + up, False),
+        (lambda x, y: (up := functional.interpolate(x, size=y.shape[-2:])) * (up + y), False),
+        (lambda x, y: functional.interpolate(x, size=y.shape[-2:]) * y, False),
+    ],
+)
+def test_an_addition_after_an_upsampling_is_part_of_it(
+    compute: Callable[[Tensor, Tensor], Tensor], is_one: bool
+) -> None:
+    class Network(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return compute(x, y)
+
+    dims = {0: Dim("batch"), 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    maps = torch.rand(2, 4, 10, 12), torch.rand(2, 4, 20, 24)
+    traced = torch.export.export(Network(), maps, dynamic_shapes=(dims, dims)).module(check_guards=False)
+    use_feature_map_kernels(traced.graph)
+    traced.recompile()
+    (node,) = (node for node in traced.graph.nodes if node.target == rcnn.upsample.default)
+    assert (len(node.args) == 4) == is_one
+    for shape in ((2, 4, 20, 24), (3, 4, 9, 13)):
+        y = torch.rand(shape)
+        x = torch.rand(shape[0], 4, 7, 5)
+        torch.testing.assert_close(traced(x, y), compute(x, y), rtol=0, atol=0)
+
+
+def test_the_additions_of_the_fpn_are_part_of_the_upsampling(digits: Detector) -> None:
     program, fusions = export_fused(engine_stage(digits.model, "rpn"))
     nodes = program.graph.nodes
     targets = [node.target for node in nodes if node.op == "call_function"]
     upsampled = [node for node in nodes if node.target == rcnn.upsample.default]
     assert len(upsampled) == 3
-    assert all(user.target == rcnn.convolution.default for node in upsampled for user in node.users)
+    assert all(node.args[3].target == rcnn.convolution.default for node in upsampled)
     assert targets.count(rcnn.best_boxes.default) == 1
     assert fusions.left == {}
     names = {str(target).split(".")[1] for target in targets if isinstance(target, torch._ops.OpOverload)}

@@ -25,20 +25,23 @@ CALL = Convolution.of(*TENSORS, *GEOMETRY, True)
 
 
 class GraphOfPlans:
-    """Replaces CudnnGraph: plans by name, with the milliseconds that each takes, or None for one that cannot run."""
+    """Replaces CudnnGraph: plans by name, with the milliseconds that each takes, or None for one that cannot run.
 
-    plans: dict[str, float | None] = {}  # noqa: RUF012
+    Convolutions with a residual have none, except in INT8.
+    """
+
+    times_ms: dict[str, float | None] = {}  # noqa: RUF012
     built: list[str] = []  # noqa: RUF012
 
     def __init__(self, convolution: Convolution, _handle: object) -> None:
-        if not self.plans:
+        if not self.times_ms or (convolution.has_residual and convolution.dtype != torch.int8):
             raise ValueError("no engine")
-        self.convolution, self.plan_names = convolution, list(self.plans)
+        self.convolution, self.plans = convolution, {name: index for index, name in enumerate(self.times_ms)}
 
     def build(self, index: int) -> int:
-        name = self.plan_names[index]
+        name = list(self.plans)[index]
         self.built.append(name)
-        if self.plans[name] is None:
+        if self.times_ms[name] is None:
             raise ValueError("not supported")
         return 0
 
@@ -56,6 +59,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     notes = "TENSOR_CORE", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION", "FFT", "WINOGRAD"
     frontend.numerical_note = SimpleNamespace(**dict.fromkeys(notes, 0))  # type: ignore[attr-defined]
     frontend.data_type = SimpleNamespace(HALF=1, FLOAT=2, INT8=3)  # type: ignore[attr-defined]
+    frontend.behavior_note = SimpleNamespace(RUNTIME_COMPILATION=4)  # type: ignore[attr-defined]
     frontend.create_handle = lambda: 7  # type: ignore[attr-defined]
     frontend.set_stream = lambda handle, stream: None  # type: ignore[attr-defined]
     frontend.backend_version = lambda: 91900  # type: ignore[attr-defined]
@@ -70,12 +74,12 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(module, "CudnnGraph", GraphOfPlans)
-    monkeypatch.setattr(GraphOfPlans, "plans", {})
+    monkeypatch.setattr(GraphOfPlans, "times_ms", {})
     monkeypatch.setattr(GraphOfPlans, "built", [])
 
     def time_ms(plan: Any, _tensors: object) -> float:
         index = plan.args[0] if hasattr(plan, "args") else None
-        return 5.0 if index is None else list(GraphOfPlans.plans.values())[index]
+        return 5.0 if index is None else list(GraphOfPlans.times_ms.values())[index]
 
     monkeypatch.setattr(module, "_time_ms", time_ms)
     yield module
@@ -91,7 +95,7 @@ def run(plans: Any, made: Any = None, call: Convolution = CALL) -> Any:
 
 
 def test_the_fastest_plan_is_taken_and_known_by_its_name(plans: Any) -> None:
-    GraphOfPlans.plans = {"slow": 9.0, "broken": None, "fast": 1.0, "medium": 2.0}
+    GraphOfPlans.times_ms = {"slow": 9.0, "broken": None, "fast": 1.0, "medium": 2.0}
     made = run(plans)
     assert made.choices.get(CALL) == "fast"
     # The chosen plan is built again, in its own graph.
@@ -101,30 +105,50 @@ def test_the_fastest_plan_is_taken_and_known_by_its_name(plans: Any) -> None:
 
 
 def test_a_new_process_builds_only_the_plan_that_was_chosen(plans: Any) -> None:
-    GraphOfPlans.plans = {"slow": 9.0, "fast": 1.0}
+    GraphOfPlans.times_ms = {"slow": 9.0, "fast": 1.0}
     run(plans).choices.save()
     GraphOfPlans.built.clear()
-    GraphOfPlans.plans = {"new": 0.5, "fast": 1.0, "slow": 9.0}  # the order does not matter
+    GraphOfPlans.times_ms = {"new": 0.5, "fast": 1.0, "slow": 9.0}  # the order does not matter
     run(plans)
     assert GraphOfPlans.built == ["fast"]
 
 
 def test_a_chosen_plan_that_is_gone_is_chosen_anew(plans: Any) -> None:
-    GraphOfPlans.plans = {"fast": 1.0}
+    GraphOfPlans.times_ms = {"fast": 1.0}
     run(plans).choices.save()
-    GraphOfPlans.plans = {"fast": None, "slow": 2.0}
+    GraphOfPlans.times_ms = {"fast": None, "slow": 2.0}
     assert run(plans).choices.get(CALL) == "slow"
 
 
 def test_torchs_operators_run_where_they_are_faster_or_alone(plans: Any) -> None:
     assert run(plans).choices.get(CALL).startswith("torch")
-    GraphOfPlans.plans = {"slow": 9.0}
+    GraphOfPlans.times_ms = {"slow": 9.0}
     assert run(plans).choices.get(CALL).startswith("torch")
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_torch_may_add_the_residual_after_a_plan(
+    plans: Any, monkeypatch: pytest.MonkeyPatch, relu: bool
+) -> None:
+    GraphOfPlans.times_ms = {"slow": 9.0, "fast": 1.0}
+    times_ms = iter(
+        [4.0, 3.0, 2.0, 1.0][not relu :]
+    )  # torch's operators first, of which there are two with ReLU
+    monkeypatch.setattr(plans, "_time_ms", lambda *_: next(times_ms))
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", lambda *_: None)
+    tensors = [each.half() for each in (*TENSORS[:3], torch.rand(2, 4, 6, 6) - 1)]
+    call = Convolution.of(*tensors, *GEOMETRY, relu)
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    found = made.run(call, *tensors)
+    assert made.choices.get(call) == "fast + residual"
+    torch.testing.assert_close(found, convolve(*tensors, *GEOMETRY, relu))
 
 
 def test_only_the_first_plans_that_run_are_timed(plans: Any) -> None:
     most = plans.MAX_TIMED - 1  # one more is torch's own
-    GraphOfPlans.plans = {"broken": None} | {f"plan {index}": 4.0 - index / 10 for index in range(most + 5)}
+    GraphOfPlans.times_ms = {"broken": None} | {
+        f"plan {index}": 4.0 - index / 10 for index in range(most + 5)
+    }
     assert run(plans).choices.get(CALL) == f"plan {most - 1}"
     assert GraphOfPlans.built == ["broken", *(f"plan {index}" for index in range(most)), f"plan {most - 1}"]
 
@@ -151,7 +175,7 @@ def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> N
     found = made.run(call, *tensors)
     torch.testing.assert_close(found, convolve_int8(*tensors, *GEOMETRY, True, torch.float16))
     assert made.choices.get(call) is None
-    GraphOfPlans.plans = {"slow": 9.0}
+    GraphOfPlans.times_ms = {"slow": 9.0}
     made = plans.ConvolutionPlans(torch.device("cpu"))
     torch.testing.assert_close(made.run(call, *tensors), found)
     assert made.choices.get(call) == "slow"
@@ -161,7 +185,7 @@ def test_plans_unused_for_longest_are_forgotten_but_not_those_of_graphs(
     plans: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "MAX_PLANS", 2)
-    GraphOfPlans.plans = {"fast": 1.0}
+    GraphOfPlans.times_ms = {"fast": 1.0}
     made = run(plans)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     run(plans, made)

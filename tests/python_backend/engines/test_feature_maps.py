@@ -47,6 +47,10 @@ def test_upsamples_as_torch(dtype: torch.dtype, size_hw: tuple[int, int]) -> Non
         fake = rcnn.upsample(mode.from_tensor(x), *size_hw)
     expected = functional.interpolate(x, size=size_hw, mode="nearest")
     assert_is(rcnn.upsample(x, *size_hw), expected, fake)
+    addend = torch.randn(2, 5, *size_hw).to(dtype)
+    with FakeTensorMode() as mode:
+        fake = rcnn.upsample(mode.from_tensor(x), *size_hw, mode.from_tensor(addend))
+    assert_is(rcnn.upsample(x, *size_hw, addend), expected + addend, fake)
 
 
 @pytest.fixture
@@ -94,8 +98,19 @@ def test_a_thread_takes_16_bytes_where_the_channels_allow(
     sizes = [50, 80, 25, 40, vectors], [50, 80, 100, 40, vectors]
     assert on_gpu.launched == [
         (f"max_pool<{template}, 3, 3>", (50, parts), [*sizes[0], 2, 2, 1, 1]),
-        (f"upsample<{template}>", (200, parts), [*sizes[1], 0.5, 2.0]),
+        (f"upsample<{template}>", (200, parts), [*sizes[1], 0.5, 2.0, 0]),
     ]
+
+
+def test_an_addend_is_read_in_channels_last_order_and_16_bytes_at_a_time_if_aligned(on_gpu: Any) -> None:
+    x = torch.zeros(1, 8, 2, 2, dtype=torch.float16)
+    aligned = torch.zeros(1, 8, 4, 4, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    shifted = torch.zeros(8 * 16 + 1, dtype=torch.float16)[1:].reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
+    for addend in (aligned, shifted):
+        on_gpu.upsample(x, 4, 4, addend)
+    (first, _, numbers), (second, _, others) = on_gpu.launched
+    assert (first, second) == ("upsample<Half, 8>", "upsample<Half, 1>")
+    assert (numbers[-1], others[-1]) == (aligned.data_ptr(), shifted.data_ptr())
 
 
 def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
@@ -107,4 +122,7 @@ def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
         on_gpu.upsample(x.double(), 3, 3), functional.interpolate(x.double(), size=(3, 3))
     )
     assert on_gpu.upsample(x[:0], 3, 3).shape == (0, 3, 3, 3)
+    for addend in (torch.randn(1, 3, 1, 3), torch.randn(1, 3, 3, 3).double()):
+        expected = functional.interpolate(x, size=(3, 3)) + addend
+        torch.testing.assert_close(on_gpu.upsample(x, 3, 3, addend), expected)
     assert on_gpu.launched == []

@@ -1,4 +1,4 @@
-// Max pooling and nearest upsampling of feature maps in channels-last order, bit-identical to torch's.
+// Max pooling, and nearest upsampling plus an optional addend, in channels-last order, bit-identical to torch's.
 //
 // Shapes: B images, input H x W, output h x w, C channels. A thread computes VECTOR channels of one pixel of the
 // output. blockIdx.x is a row of an image, blockIdx.y a part of the row.
@@ -59,14 +59,24 @@ __global__ void __launch_bounds__(THREADS) upsample(
     const Pack<T, VECTOR>* input,  // [B, H, W, C / VECTOR]
     Pack<T, VECTOR>* output,       // [B, h, w, C / VECTOR]
     const int height, const int width, const int output_height, const int output_width,
-    const int vectors,                        // of a pixel
-    const float scale_y, const float scale_x  // H / h and W / w
+    const int vectors,                         // of a pixel
+    const float scale_y, const float scale_x,  // H / h and W / w
+    const Pack<T, VECTOR>* addend              // [B, h, w, C / VECTOR], or null
 ) {
     const int column = blockIdx.y * THREADS + threadIdx.x;
     if (column >= output_width * vectors) return;
     const int x = column / vectors, vector = column % vectors;
     const long long image = blockIdx.x / output_height;
     const long long row = image * height + nearest(blockIdx.x % output_height, scale_y, height);
-    output[(static_cast<long long>(blockIdx.x) * output_width + x) * vectors + vector] =
-        input[(row * width + nearest(x, scale_x, width)) * vectors + vector];
+    const long long place = (static_cast<long long>(blockIdx.x) * output_width + x) * vectors + vector;
+    Pack<T, VECTOR> result = input[(row * width + nearest(x, scale_x, width)) * vectors + vector];
+    if (addend) {
+        const Pack<T, VECTOR> other = addend[place];
+#pragma unroll
+        for (int channel = 0; channel < VECTOR; ++channel) {
+            const float sum = to_float(result.values[channel]) + to_float(other.values[channel]);
+            result.values[channel] = from_float<T>(sum);
+        }
+    }
+    output[place] = result;
 }
