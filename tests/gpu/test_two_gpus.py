@@ -34,14 +34,15 @@ from rcnn_backend.server.mps import running_mps  # noqa: E402
 from rcnn_client import Detector  # noqa: E402
 
 from .asking import PICTURES, TIMEOUT_S, Clients, ask_pipeline  # noqa: E402
-from .exports import DETECTORS, Exports  # noqa: E402
+from .exports import DETECTORS, export_samples  # noqa: E402
 from .matched import FP16, FP32, assert_matched  # noqa: E402
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from rcnn_serve import rcnn_serve  # noqa: E402
 
-pytestmark = [pytest.mark.gpu, pytest.mark.xdist_group("two_gpus")]
+# An AOTInductor export takes minutes.
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600), pytest.mark.xdist_group("two_gpus")]
 
 PRECISIONS = {"onnx": "fp32", "cudnn": "fp16", "aoti": "fp16"}  # by engine
 CLIENTS = 16
@@ -52,19 +53,19 @@ Alone = Callable[[str, str, int], list[SimpleNamespace]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
-    """The exports, which run during the first tests."""
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what is measured out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # instead of the user's
-        started = Exports(tmp_path_factory.mktemp("exports"), PRECISIONS)
-        yield started
-        started.stop()
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
-def exported(exports: Exports) -> Callable[[str], Path]:
-    """exported(engine): the repository for that engine, with both detectors."""
-    return functools.cache(exports.repository)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """exported(engine): the repository for that engine, with both detectors. No export runs beside a test."""
+    return functools.cache(
+        lambda engine: export_samples(tmp_path_factory.mktemp(engine), engine, PRECISIONS[engine])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +204,8 @@ def test_the_steps_on_both_gpus_compute_through_mps(exported: Callable[[str], Pa
         assert_both_gpus_answer(server, DETECTORS, "cudnn", alone)
 
 
-def test_only_the_chosen_gpu_is_used(exports: Exports, exported: Callable[[str], Path], alone: Alone) -> None:
+def test_only_the_chosen_gpu_is_used(exported: Callable[[str], Path], alone: Alone) -> None:
     expected = alone("onnx", "boxes", 0)
-    exports.wait()  # the export processes use GPU memory, too
     before = cupy.cuda.Device(0).mem_info[0]
     options = ("--models", "boxes", "--fused", "on", "--mps", "off", "--gpus", "1")
     with rcnn_serve(exported("onnx"), *options) as serving, Detector(serving.urls["grpc"], "boxes") as boxes:
