@@ -73,6 +73,8 @@ lint: $(TOOLS)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy client/rcnn_client python_backend/rcnn_backend export/rcnn_export
+	MYPYPATH=tests/benchmarks $(BIN)/mypy tests/benchmarks
+	MYPYPATH=tests/chaos:tests/benchmarks $(BIN)/mypy tests/chaos
 	for model in model_repository/*/1/model.py python_backend/backends/*/model.py; do $(BIN)/mypy $$model || exit 1; done
 
 check: lint test test-long  ## what CI runs

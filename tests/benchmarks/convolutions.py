@@ -38,6 +38,7 @@ from rcnn_export.engines.precision import FP16, FP32, INT8
 from rcnn_export.engines.stages import Stage, engine_stage
 from stages import measure_bandwidth, measure_matrix_rate
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.dlpack import from_dlpack
 
 RUNS = 30
 TOP_KERNELS = 25
@@ -174,8 +175,10 @@ def random_tensors(convolution: Convolution) -> Tensors:
 def error_of(convolution: Convolution, tensors: Tensors, plan: Plan) -> float:
     """The largest difference from FP32 in the first picture, as a share of the largest magnitude."""
     x, weight, bias, residual = (None if each is None else each.float() for each in tensors)
-    first = (x[:1], weight, bias, None if residual is None else residual[:1])
-    expected = convolve(*first, *convolution.geometry, convolution.relu)
+    assert x is not None
+    assert weight is not None
+    first = None if residual is None else residual[:1]
+    expected = convolve(x[:1], weight, bias, first, *convolution.geometry, convolution.relu)
     return ((plan(*tensors)[:1] - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -210,12 +213,12 @@ def compare(engine: CudnnEngine, stage: Stage, pictures: cupy.ndarray) -> dict[s
     """The error of the first picture's features, relative to the module in FP32, as a share of the largest magnitude."""
     module = stage.module.float().to(CUDA)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = module(torch.from_dlpack(pictures[:1]).float())
+        expected = module(from_dlpack(pictures[:1]).float())
     found = engine.run({"input": pictures})
     errors = {}
     for name, theirs in zip(stage.outputs, expected, strict=True):
         if name.startswith("feature"):
-            ours = torch.from_dlpack(found[name])[:1].float()
+            ours = from_dlpack(found[name])[:1].float()
             errors[name] = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     print("  errors:", {name: f"{error:.1e}" for name, error in errors.items()})
     return errors

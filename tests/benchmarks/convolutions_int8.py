@@ -1,7 +1,6 @@
 """INT8 ranges and tensors for ``convolutions.py``, which has no pictures for a calibration."""
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from rcnn_backend.engines.convolution import Convolution
@@ -49,10 +48,11 @@ def random_int8_tensors(convolution: Convolution, device: torch.device) -> Tenso
 
 def int8_error_of(convolution: Convolution, tensors: Tensors, plan: Plan) -> float:
     """The largest difference from exact sums in the first picture, as a share of the largest magnitude."""
-    x, weight, bias, residual, *scales = tensors
+    x, weight, bias, residual, scale, residual_scale = tensors
     assert x is not None
-    first: tuple[Any, ...] = (x[:1], weight, bias, None if residual is None else residual[:1], *scales)
-    expected = convolve_int8(
-        *first, *convolution.geometry, convolution.relu, convolution.result_dtype or torch.int8
-    ).float()
+    assert weight is not None
+    assert scale is not None
+    first = x[:1], weight, bias, None if residual is None else residual[:1], scale, residual_scale
+    result_dtype = convolution.result_dtype or torch.int8
+    expected = convolve_int8(*first, *convolution.geometry, convolution.relu, result_dtype).float()
     return ((plan(*tensors)[:1].float() - expected).abs().max() / expected.abs().max()).item()

@@ -48,7 +48,7 @@ def main() -> int:
     decoder = ImageDecoder(LIMITS, device)
     answers: Counter[str] = Counter()
     if decoder._jpeg_decoder:
-        decoder._jpeg_decoder = CountingDecoder(decoder._jpeg_decoder, answers)
+        decoder._jpeg_decoder = CountingDecoder(decoder._jpeg_decoder, answers)  # type: ignore[assignment]
     faults: list[str] = []
     memory: list[dict[str, float]] = []
     started = time.monotonic()

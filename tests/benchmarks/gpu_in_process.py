@@ -13,6 +13,7 @@ from gpu_report import OURS, THEIRS, InProcess, name_of
 from rcnn_backend.contract.chain import MASKS, RLES
 from rcnn_backend.pipeline import Pipeline
 from rcnn_export.detector.load import Detector
+from torchvision.models.detection import FasterRCNN
 from unpasted import unpasted
 
 TURNS = 30
@@ -83,7 +84,7 @@ def make_contenders(
 
 
 def torchvision_contender(
-    name: str, model: torch.nn.Module, target: torch.device, amp: bool = True, pastes: bool = False
+    name: str, model: FasterRCNN, target: torch.device, amp: bool = True, pastes: bool = False
 ) -> Contender:
     """The torch model itself. Pasted masks are thresholded at MASK_THRESH on the device and copied to the host as bool."""
     autocast = torch.autocast(target.type, enabled=amp and target.type == "cuda")

@@ -22,19 +22,20 @@ PEER_MODEL = "torchvision_peer"
 
 
 class Way(NamedTuple):
-    """A way to serve a detector: the model's name, in which ``{}`` is the detector's, and rcnn-serve's options."""
+    """A way to serve a detector: the model's name, in which ``{}`` is the detector's, and two of rcnn-serve's options."""
 
     model: str
-    options: dict[str, str]
+    mps: str
+    fused: str = "off"
 
 
 WAYS = {
-    PEER: Way(PEER_MODEL, {"mps": "off"}),
-    "ensemble": Way("{}", {"mps": "off"}),
-    FUSED: Way("{}_fused", {"mps": "off"}),
-    "ensemble-mps": Way("{}", {"mps": "on"}),
-    "fused-mps": Way("{}_fused", {"mps": "on"}),
-    "default": Way("{}", {"mps": "auto", "fused": "auto"}),
+    PEER: Way(PEER_MODEL, mps="off"),
+    "ensemble": Way("{}", mps="off"),
+    FUSED: Way("{}_fused", mps="off"),
+    "ensemble-mps": Way("{}", mps="on"),
+    "fused-mps": Way("{}_fused", mps="on"),
+    "default": Way("{}", mps="auto", fused="auto"),
 }
 
 
@@ -67,10 +68,10 @@ def measure_served(
         write_input(sorted(folder.glob("*.jpg")), data)
         for label in ways:
             way = WAYS[label]
-            if way.options["mps"] == "on" and not shutil.which(mps_control):
+            if way.mps == "on" and not shutil.which(mps_control):
                 continue
             model = way.model.format(name)
-            with running_server(repository, [model], **way.options) as server:
+            with running_server(repository, [model], mps=way.mps, fused=way.fused) as server:
                 for count in detections:
                     parameters = {"detections_per_img": count}
                     check_counts(label, ask_counts(server.grpc_url, model, jpegs, parameters), count)

@@ -29,6 +29,7 @@ from gpu import describe_machine, encode, export, exported_name, make_pictures
 from gpus_report import Row, gpus_table, shares
 from rcnn_backend.devices import Cpu, Gpu
 from rcnn_backend.server.model_selection import select_models
+from rcnn_client.tools.endpoint import Endpoint
 from rcnn_client.tools.perf_analyzer import PerfAnalyzer, PerfAnalyzerError, find_perf_analyzer, write_input
 from rcnn_client.tools.triton_statistics import Statistics
 from rcnn_export.detector.load import load_detector
@@ -143,7 +144,10 @@ def measure(
         analyzer.measure(url, name, data, clients, options.seconds / 2)
     rows = []
     for _ in range(options.repeats):
-        with Statistics(url, name) as statistics, HostWatch(serving.triton_pid, list(serving.stubs)) as host:
+        with (
+            Statistics(Endpoint(url, name)) as statistics,
+            HostWatch(serving.triton_pid, list(serving.stubs)) as host,
+        ):
             before = statistics.read()
             found = analyzer.measure(url, name, data, clients, options.seconds)
             ended = time.monotonic()

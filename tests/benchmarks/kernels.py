@@ -245,11 +245,11 @@ def pasting() -> Iterable[Comparison]:
         ours = cupy.from_dlpack(masks[:, 0].contiguous()), boxes
         inputs.append((ours, (masks.float(), torch.from_numpy(boxes).cuda())))
     size_hw = HEIGHT, WIDTH
-    num_edges = sum(map(len, paste_masks(*inputs[0][0], size_hw, 0.5)))
+    num_edges = sum(map(len, paste_masks(ours[0], ours[1], size_hw, 0.5)))
     yield Comparison(
         f"paste masks, 100 x {HEIGHT}x{WIDTH} ({num_edges} edges)",
         inputs,
-        lambda pair: list(paste_masks(*pair[0], size_hw, 0.5)),
+        lambda pair: list(paste_masks(pair[0][0], pair[0][1], size_hw, 0.5)),
         lambda pair: paste_masks_in_image(*pair[1], size_hw) > 0.5,
         inputs[0][0][0].nbytes + 4 * num_edges,
     )

@@ -22,15 +22,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 from memory import Memory
 from overload_load import Reply, Target, pin, read_answer, run_closed, run_each, run_overload
+from pictures import SCORE_THRESH, Found, encode_pictures, is_same
 from rcnn_backend.server.local_server import RunningServer, running_server
 from rcnn_backend.server.stub_processes import cpu_seconds, find_stubs
 from rich.console import Console
 from rich.table import Table
-from soak import REPOSITORY, SCORE_THRESH, encode_pictures, is_same
+from soak import REPOSITORY
 
 CLIENTS = (1, 2, 4, 8, 16)
 TIMES_THE_BEST = 10
@@ -85,8 +85,10 @@ class Bench:
     ) -> tuple[Phase, list[Reply]]:
         """The phase with too many requests, and the replies to normal load after it. The CPU seconds include both."""
         before = _cpu_seconds(self._server)
-        job = (run_overload, self._target, rate, seconds, deadlines_s, clients, 2 * MAX_RECOVERY_S)
-        replies, normal, load_s = self._load.submit(*job).result()
+        job = self._load.submit(
+            run_overload, self._target, rate, seconds, deadlines_s, clients, 2 * MAX_RECOVERY_S
+        )
+        replies, normal, load_s = job.result()
         return self._phase(replies, seconds, load_s, before), normal
 
     def _phase(
@@ -99,11 +101,11 @@ class Bench:
         return Phase(replies, right, len(answers) - right, seconds, load_s, *used)
 
 
-def _found(reply: Reply) -> SimpleNamespace:
+def _found(reply: Reply) -> Found:
     """The detections of an answer."""
     tensors = read_answer(reply)
     real = int(tensors["num_detections"].ravel()[0])
-    return SimpleNamespace(**{name: tensors[name][0, :real] for name in ("boxes", "scores", "labels")})
+    return Found(*(tensors[name][0, :real] for name in Found._fields))
 
 
 def _cpu_seconds(server: RunningServer) -> tuple[float, float]:

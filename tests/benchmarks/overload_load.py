@@ -210,7 +210,8 @@ def _grpc_request(target: Target, picture: bytes) -> bytes:
         request.outputs.add(name=name)
     for name, value in target.parameters.items():
         request.parameters[name].double_param = value
-    return request.SerializeToString()
+    data: bytes = request.SerializeToString()
+    return data
 
 
 def _http_request(target: Target, picture: bytes) -> tuple[bytes, int]:
@@ -218,9 +219,10 @@ def _http_request(target: Target, picture: bytes) -> tuple[bytes, int]:
     tensor = triton_http.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[picture]], object))
     outputs = [triton_http.InferRequestedOutput(name) for name in OUTPUTS]
-    return triton_http.InferenceServerClient.generate_request_body(
+    body: tuple[bytes, int] = triton_http.InferenceServerClient.generate_request_body(
         [tensor], outputs=outputs, parameters=target.parameters
     )
+    return body
 
 
 def read_answer(reply: Reply) -> dict[str, np.ndarray]:

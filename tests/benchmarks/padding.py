@@ -123,9 +123,11 @@ def compare(expected: Sequence[Rows], got: Sequence[Rows], threshold: float) -> 
     }
 
 
-def spread(values: Sequence[np.floating], form: str) -> str:
+def spread(values: Sequence[float | np.floating], form: str) -> str:
     """Median, 99th percentile and largest."""
-    return ", ".join(form.format(value) for value in np.percentile(values or [np.nan], (50, 99, 100)))
+    return ", ".join(
+        form.format(value) for value in np.percentile(np.array(values or [np.nan]), (50, 99, 100))
+    )
 
 
 if __name__ == "__main__":

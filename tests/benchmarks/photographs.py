@@ -113,7 +113,8 @@ def trees(path: Path, left: int, top: int) -> npt.NDArray[np.float64]:
     boxes = np.array(found) - [left, top, left, top]
     inside = boxes.clip(0, TILE_PX)
     areas, areas_inside = ((each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, inside))
-    return inside[areas_inside > VISIBLE * areas]
+    visible: npt.NDArray[np.float64] = inside[areas_inside > VISIBLE * areas]
+    return visible
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import onnxruntime
 import torch
 from rcnn_backend.contract.manifest import ONNX as GRAPH
 from rcnn_backend.devices import Cpu, Device, Gpu
+from rcnn_backend.engines.load import Engine
 from rcnn_backend.engines.onnx import OnnxEngine
 from rcnn_backend.pipeline import VERSION, Pipeline
 from rcnn_client.tools.coco_score import Kind
@@ -150,7 +151,7 @@ class OnnxRuntimeEngine:
         return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
 
 
-ENGINES = {
+ENGINES: dict[str, Callable[[str, Path], Engine]] = {
     "OpenVINO": lambda _, path: OnnxEngine(path),
     "ONNX Runtime": lambda _, path: OnnxRuntimeEngine(path),
 }

@@ -18,8 +18,9 @@ from typing import Literal
 
 from memory import memory_mib
 from overload_load import Reply, Target, read_answer, run_each
+from pictures import SCORE_THRESH, encode_pictures
 from rcnn_backend.server.local_server import RunningServer, running_server
-from soak import REPOSITORY, SCORE_THRESH, encode_pictures
+from soak import REPOSITORY
 
 HEAD = "POST /v2/models/{}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
 

@@ -59,8 +59,8 @@ def measure_stages(
             rpn["rpn_boxes"], pyramid(rpn), sizes, pipeline.proposal_parameters, pipeline.pool_parameters
         )
         pooled = {"roialigned_feature": proposals.roialigned_feature, "proposals": proposals.boxes}
-        header = pipeline.engines["header"].run(pooled)
-        scores, boxes = header["class_scores"], header["class_boxes"]
+        classes = pipeline.engines["header"].run(pooled)
+        scores, boxes = classes["class_scores"], classes["class_boxes"]
         parameters = [override(pipeline.detection_parameters, {"detections_per_img": detections})] * len(
             pixels
         )
@@ -70,7 +70,7 @@ def measure_stages(
             return count_flop(stage, inputs) / flop_per_ms
 
         def bytes_ms(*arrays: Any) -> float:
-            return sum(array.nbytes for array in arrays) / bytes_per_ms
+            return float(sum(array.nbytes for array in arrays) / bytes_per_ms)
 
         stages: list[tuple[str, Callable[[], object], float]] = [
             ("decode JPEGs", lambda: pipeline.decoder.decode_requests([encoded]), bytes_ms(*pixels)),

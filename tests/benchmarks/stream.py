@@ -31,7 +31,7 @@ from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 SAMPLES = Path(__file__).resolve().parents[2] / "export" / "samples"
-OPTIONS = {"score_thresh": 0.0}  # so every picture has boxes, and no two have the same
+SCORE_THRESH = 0.0  # so every picture has boxes, and no two have the same
 NUM_CORRUPT = 3
 NUM_TURNS = 5
 LEAST_S = 3.0  # shortest measurement of perf_analyzer
@@ -114,7 +114,7 @@ def measure(url: str, name: str, files: list[Path], corrupt: set[Path], in_fligh
     ):
         analyzer = find_perf_analyzer(Path(links))
         distinct = {path.read_bytes(): path for path in good}
-        expected = {data: detector.detect(path, **OPTIONS) for data, path in distinct.items()}
+        expected = {data: detector.detect(path, score_thresh=SCORE_THRESH) for data, path in distinct.items()}
         data = files[0].with_name("perf_analyzer.json")
         write_input(distinct.values(), data)
         for turn in range(NUM_TURNS):
@@ -146,7 +146,7 @@ def check(
 ) -> list[Path]:
     """Runs a stream and compares its answers; returns the pictures in the order of the answers."""
     answered = []
-    for result in detector.detect_stream(iter(part), in_flight=in_flight, **OPTIONS):
+    for result in detector.detect_stream(iter(part), in_flight=in_flight, score_thresh=SCORE_THRESH):
         answered.append(result.image)
         if result.error:
             done.failed.append(Path(str(result.error).partition(":")[0]).name)
@@ -161,7 +161,7 @@ def infer_each(client: triton.InferenceServerClient, name: str, files: list[Path
     def infer(path: Path) -> None:
         image = triton.InferInput("image", [1, 1], "BYTES")
         image.set_data_from_numpy(np.array([[path.read_bytes()]], object))
-        client.infer(name, [image], parameters=OPTIONS, client_timeout=60)
+        client.infer(name, [image], parameters={"score_thresh": SCORE_THRESH}, client_timeout=60)
 
     with ThreadPoolExecutor(in_flight) as pool:
         for _ in pool.map(infer, files):

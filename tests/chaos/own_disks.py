@@ -1,6 +1,7 @@
 """Gives a server its own small disk and its own small /dev/shm, so that a fault fills only these."""
 
 import contextlib
+import functools
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ def own_disks(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         for place, size in ((folder, DISK), (folder / "shm", SHARED_MEMORY)):
             place.mkdir(parents=True, exist_ok=True)
-            options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+            options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
             if subprocess.run(["mount", *options], capture_output=True).returncode == 0:
-                stack.callback(subprocess.run, ["umount", "--lazy", place], check=False)
+                stack.callback(
+                    functools.partial(subprocess.run, ["umount", "--lazy", str(place)], check=False)
+                )
         yield folder
 
 

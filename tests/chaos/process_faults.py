@@ -72,7 +72,7 @@ def kill_large_clients(world: World, index: int, rng: random.Random) -> Iterator
     """Two clients send a picture of 20 million pixels each, and are killed before they receive the answer."""
     url = world.nginx_url or world.relays[index].url
     with contextlib.ExitStack() as stack:
-        command = [sys.executable, LARGE_CLIENT, url, MODEL]
+        command = [sys.executable, str(LARGE_CLIENT), url, MODEL]
         clients = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(2)]
         for client in clients:
             stack.callback(client.kill)

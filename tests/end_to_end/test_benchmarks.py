@@ -209,6 +209,19 @@ def test_a_batch_is_timed_in_process(digits_repository: Path, monkeypatch: pytes
     assert timed.batch == 8 and 0 < timed.decode_ms < timed.whole_ms
 
 
+def test_a_served_load_is_measured_with_the_cores_that_it_uses(
+    digits_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus, serve = load("gpus", monkeypatch), load("rcnn_serve", monkeypatch)
+    analyzer, data = gpus.prepare_load(tmp_path, [path.read_bytes() for path in PICTURES.glob("*.jpg")])
+    options = argparse.Namespace(seconds=2.0, repeats=1)
+    with serve.rcnn_serve(digits_repository, "--models", "digits", "--fused", "on") as serving:
+        row = gpus.measure(serving, "digits", analyzer, data, "0", 2, options)
+    assert row.images_per_s > 0
+    assert row.images_per_batch >= 1
+    assert row.usage.cores["steps"] > 0
+
+
 def test_the_command_runs_with_its_server_and_its_steps(
     digits_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

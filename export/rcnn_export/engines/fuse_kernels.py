@@ -78,11 +78,12 @@ def _addition_after(node: fx.Node) -> fx.Node | None:
     (user, *others) = node.users
     if others or user.target != aten.add.Tensor or user.kwargs or user.args.count(node) != 1:
         return None
-    values = [each.meta.get("val") if isinstance(each, fx.Node) else None for each in user.args]
-    if not all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values):
+    left, right = (each.meta.get("val") if isinstance(each, fx.Node) else None for each in user.args)
+    if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
         return None
-    left, right = (value.shape for value in values)
-    is_same = len(left) == len(right) and all(map(statically_known_true, map(operator.eq, left, right)))
+    if left.dtype != right.dtype or left.ndim != right.ndim:
+        return None
+    is_same = all(map(statically_known_true, map(operator.eq, left.shape, right.shape)))
     return user if is_same else None
 
 

@@ -42,7 +42,8 @@ def _describe_pooled(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
     """An empty result, for tracing."""
-    return _describe_upsampled(x, *pooled_size_hw(x, kernel, stride, padding))
+    height, width = pooled_size_hw(x, kernel, stride, padding)
+    return _describe_upsampled(x, height, width)
 
 
 def _describe_upsampled(x: Tensor, height: int, width: int, addend: Tensor | None = None) -> Tensor:
