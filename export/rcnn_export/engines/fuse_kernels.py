@@ -75,8 +75,10 @@ def use_feature_map_kernels(graph: fx.Graph) -> None:
 
 def _addition_after(node: fx.Node) -> fx.Node | None:
     """The only user of the node, if it adds a map of the same type and shape."""
-    (user, *others) = node.users
-    if others or user.target != aten.add.Tensor or user.kwargs or user.args.count(node) != 1:
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if user.target != aten.add.Tensor or user.kwargs or user.args.count(node) != 1:
         return None
     left, right = (each.meta.get("val") if isinstance(each, fx.Node) else None for each in user.args)
     if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
