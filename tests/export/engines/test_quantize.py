@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 from rcnn_backend.engines.onnx import OnnxEngine
+from rcnn_backend.operators import openvino_runtime
 from rcnn_export.engines.quantize import (
     check_quantizer,
     find_ends,
@@ -176,8 +177,16 @@ def test_a_layer_that_only_ever_reads_zeros_is_quantised_too() -> None:
 
 
 @pytest.mark.parametrize("bias", [None, 0.0])
-def test_openvino_computes_what_the_nodes_say(bias: float | None, tmp_path: Path) -> None:
-    """Except for rounding: a sum halfway between two INT8 numbers may be rounded to either."""
+@pytest.mark.parametrize("has_vnni", [None, False])
+def test_openvino_computes_what_the_nodes_say(
+    bias: float | None, has_vnni: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except for rounding: a sum halfway between two INT8 numbers may be rounded to either.
+
+    ``has_vnni``: None for what this processor has.
+    """
+    if has_vnni is not None:
+        monkeypatch.setattr(openvino_runtime, "sums_int8_exactly", lambda: has_vnni)
     names = ["input", "a", "b", "c", "feature_0"]
     nodes, weights = [], []
     random = np.random.default_rng(0)
