@@ -26,7 +26,8 @@ def export_fused(stage: Stage, int8: Layers | None = None) -> tuple[torch.export
     """
     fused_stage = replace(stage, module=with_best_boxes(stage.module))
     traced = export_program(fused_stage).module(check_guards=False)
-    use_feature_map_kernels(traced.graph)
+    # An INT8 convolution adds its residual itself, so that its result can be INT8.
+    use_feature_map_kernels(traced.graph, with_additions=int8 is None)
     module, fusions = fuse_convolutions(traced)
     if int8:
         module, count = quantize_convolutions(module, int8)

@@ -54,14 +54,18 @@ def with_best_boxes(module: nn.Module) -> nn.Module:
     return FusedRpn(module) if is_torchvisions else module
 
 
-def use_feature_map_kernels(graph: fx.Graph) -> None:
-    """Replaces max pooling, and nearest upsampling to a given size together with an addition that follows it."""
+def use_feature_map_kernels(graph: fx.Graph, with_additions: bool) -> None:
+    """Replaces max pooling, and nearest upsampling to a given size.
+
+    Args:
+        with_additions: whether an upsampling includes an addition that follows it.
+    """
     for node in list(graph.nodes):
         call = _read(node)
         if call is None:
             continue
         target, arguments = call
-        addition = _addition_after(node) if node.target == UPSAMPLE else None
+        addition = _addition_after(node) if with_additions and node.target == UPSAMPLE else None
         last = addition or node
         if addition:
             arguments = (*arguments, *(each for each in addition.args if each is not node))

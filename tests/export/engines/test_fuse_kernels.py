@@ -35,7 +35,7 @@ def use_kernels(compute: Callable[[Tensor], Tensor], example: Tensor) -> tuple[n
     traced = torch.export.export(Network(compute), (example,), dynamic_shapes=(dims,)).module(
         check_guards=False
     )
-    use_feature_map_kernels(traced.graph)
+    use_feature_map_kernels(traced.graph, with_additions=True)
     traced.recompile()
     return traced, [node.target for node in traced.graph.nodes if str(node.target).startswith("rcnn")]
 
@@ -94,7 +94,7 @@ def test_an_addition_after_an_upsampling_is_part_of_it(
     dims = {0: Dim("batch"), 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     maps = torch.rand(2, 4, 10, 12), torch.rand(2, 4, 20, 24)
     traced = torch.export.export(Network(), maps, dynamic_shapes=(dims, dims)).module(check_guards=False)
-    use_feature_map_kernels(traced.graph)
+    use_feature_map_kernels(traced.graph, with_additions=True)
     traced.recompile()
     (node,) = (node for node in traced.graph.nodes if node.target == rcnn.upsample.default)
     assert (len(node.args) == 4) == is_one
