@@ -19,9 +19,11 @@ from rcnn_backend.contract.parameters import (
 )
 from rcnn_backend.engines import (  # noqa: F401  register operators for GPUs
     best_boxes_gpu,
+    convolution_int8_gpu,
     feature_maps_gpu,
     quantize_gpu,
 )
+from rcnn_backend.engines.convolution_int8 import describe_int8
 from rcnn_backend.operators.gpu.detections import detect
 from rcnn_backend.operators.gpu.keypoints import heatmaps_to_keypoints
 from rcnn_backend.operators.gpu.preprocess import preprocess
@@ -46,6 +48,7 @@ def main() -> None:
     for torch_dtype in (torch.float32, torch.float16):
         run_feature_maps(torch_dtype)
         run_best_boxes(torch_dtype)
+    run_convolutions_int8()
     run_proposals()
     run_detections()
     run_samples()
@@ -74,6 +77,26 @@ def run_quantize(dtype: type) -> None:
         torch.ops.rcnn.quantize(
             torch.from_dlpack(cupy.asarray(RANDOM.standard_normal(shape).astype(dtype))), 0.02
         )
+
+
+def run_convolutions_int8() -> None:
+    """Every size of a block, windows across every border, and rows, kernels and terms that do not fill a block."""
+    for channels, kernels, side, stride, dilation in ((64, 256, 1, 1, 1), (48, 160, 3, 1, 2), (16, 16, 3, 2, 1)):
+        padding = dilation * (side // 2)
+        geometry = (stride, stride), (padding, padding), (dilation, dilation), 1
+        x = _int8(3, channels, 13, 11)
+        weight, scale = _int8(kernels, channels, side, side), torch.rand(kernels, device="cuda")
+        for dtype in (torch.int8, torch.float16, torch.float32):
+            described = describe_int8(x, weight, scale, None, *geometry, True, dtype)
+            residual = _int8(*described.output).to(dtype)
+            described = describe_int8(x, weight, scale, residual, *geometry, True, dtype)
+            for _, make in convolution_int8_gpu.int8_candidates(described, x.device):
+                make()(x, weight, scale, residual, scale, scale)
+
+
+def _int8(*shape: int) -> torch.Tensor:
+    numbers = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda")
+    return numbers.contiguous(memory_format=torch.channels_last)
 
 
 def run_proposals() -> None:

@@ -22,6 +22,7 @@ MODULES = ("convolution_plans", "cudnn_graphs")
 TENSORS = torch.rand(2, 4, 6, 6), torch.rand(4, 4, 3, 3), torch.rand(4), None
 GEOMETRY = (1, 1), (1, 1), (1, 1), 1
 CALL = Convolution.of(*TENSORS, *GEOMETRY, True)
+OWN_PLANS: list[tuple[str, Any]] = []  # those of our own INT8 kernel
 
 
 class GraphOfPlans:
@@ -64,6 +65,9 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     frontend.set_stream = lambda handle, stream: None  # type: ignore[attr-defined]
     frontend.backend_version = lambda: 91900  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cudnn", frontend)
+    kernels = ModuleType("convolution_int8_gpu")
+    kernels.int8_candidates = lambda *_: iter(OWN_PLANS)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"{LAYER}.convolution_int8_gpu", kernels)
     monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # registers nothing for CUDA beyond the test
     for name in MODULES:
         monkeypatch.delitem(sys.modules, f"{LAYER}.{name}", raising=False)
@@ -75,6 +79,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(module, "CudnnGraph", GraphOfPlans)
     monkeypatch.setattr(GraphOfPlans, "times_ms", {})
+    OWN_PLANS.clear()
     monkeypatch.setattr(GraphOfPlans, "built", [])
 
     def time_ms(plan: Any, _tensors: object) -> float:
@@ -164,13 +169,15 @@ def test_a_capture_takes_only_plans_that_ran(plans: Any, monkeypatch: pytest.Mon
     run(plans, made)
 
 
-def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> None:
-    x, weight = (
-        torch.randint(-9, 9, (2, 4, 6, 6)).to(torch.int8),
-        torch.randint(-9, 9, (4, 4, 3, 3)).to(torch.int8),
-    )
+@pytest.fixture
+def int8_call() -> tuple[Convolution, tuple[Tensor, ...]]:
+    x, weight = (torch.randint(-9, 9, shape).to(torch.int8) for shape in ((2, 4, 6, 6), (4, 4, 3, 3)))
     tensors = x, weight, torch.rand(4), x, torch.rand(4), torch.rand(4)
-    call = describe_int8(*tensors[:4], *GEOMETRY, True, torch.float16)
+    return describe_int8(*tensors[:4], *GEOMETRY, True, torch.float16), tensors
+
+
+def test_torchs_operators_run_int8_only_where_there_is_no_plan(plans: Any, int8_call: Any) -> None:
+    call, tensors = int8_call
     made = plans.ConvolutionPlans(torch.device("cpu"))
     found = made.run(call, *tensors)
     torch.testing.assert_close(found, convolve_int8(*tensors, *GEOMETRY, True, torch.float16))
@@ -179,6 +186,33 @@ def test_torchs_operators_run_int8_only_where_cudnn_has_no_plan(plans: Any) -> N
     made = plans.ConvolutionPlans(torch.device("cpu"))
     torch.testing.assert_close(made.run(call, *tensors), found)
     assert made.choices.get(call) == "slow"
+
+
+@pytest.mark.parametrize(
+    ("own_ms", "chosen", "built"),
+    [
+        (0.09, "rcnn", []),
+        (0.5, "fast", ["medium", "fast", "fast"]),
+        (0.2, "rcnn", ["medium", "fast"]),
+    ],
+)
+def test_cudnn_compiles_int8_plans_only_for_large_convolutions(
+    plans: Any, int8_call: Any, monkeypatch: pytest.MonkeyPatch, own_ms: float, chosen: str, built: list[str]
+) -> None:
+    call, tensors = int8_call
+
+    def own(*tensors: Tensor) -> Tensor:
+        return convolve_int8(*tensors, *GEOMETRY, True, torch.float16)
+
+    OWN_PLANS.append(("rcnn", lambda: own))
+    GraphOfPlans.times_ms = {"medium": 0.4, "fast": 0.3, "not tried": 0.1}
+    monkeypatch.setattr(plans, "MAX_COMPILED", 2)
+    time_ms = plans._time_ms
+    monkeypatch.setattr(plans, "_time_ms", lambda plan, given: own_ms if plan is own else time_ms(plan, given))
+    made = plans.ConvolutionPlans(torch.device("cpu"))
+    made.run(call, *tensors)
+    assert made.choices.get(call) == chosen
+    assert GraphOfPlans.built == built
 
 
 def test_plans_unused_for_longest_are_forgotten_but_not_those_of_graphs(
