@@ -1,23 +1,34 @@
 """Clients that send requests to a detector, and the answers that they get."""
 
+import io
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from PIL import Image
 from rcnn_backend.pipeline import Pipeline
 from rcnn_client import Detections, Detector, RcnnError
 
 PICTURES = sorted((Path(__file__).resolve().parents[2] / "export" / "samples" / "pictures").glob("*.jpg"))
+JPEGS = [path.read_bytes() for path in PICTURES]
 TIMEOUT_S = 15.0  # per request
 
 
-def ask_pipeline(pipeline: Pipeline) -> list[SimpleNamespace]:
-    """Its answer to each sample picture, sent alone, with the attributes of ``Detections``."""
+def encode_png(path: Path) -> bytes:
+    """A picture without loss. Its pixels are the same for every decoder; those of a JPEG may differ by a level."""
+    buffer = io.BytesIO()
+    Image.open(path).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ask_pipeline(pipeline: Pipeline, encoded: Sequence[bytes]) -> list[SimpleNamespace]:
+    """Its answer to each picture, sent alone, with the attributes of ``Detections``."""
     wanted = {tensor.name for tensor in pipeline.chain.answers} - {"rles"}
     answers = []
-    for path in PICTURES:
-        arrays = pipeline.detect([path.read_bytes()], wanted=wanted).answers
+    for data in encoded:
+        arrays = pipeline.detect([data], wanted=wanted).answers
         real = int(arrays["num_detections"][0, 0])
         own = {name: array[0, :real] for name, array in arrays.items() if name != "num_detections"}
         answers.append(SimpleNamespace(**own, mask_probabilities=own.get("masks")))
@@ -30,11 +41,11 @@ class Clients:
     ``answers``: the number of each picture, and the answer to it. ``longest_s``: the time of the longest request.
     """
 
-    def __init__(self, url: str, name: str, count: int) -> None:
+    def __init__(self, url: str, name: str, encoded: Sequence[bytes], count: int) -> None:
         self.answers: list[tuple[int, Detections]] = []
         self.errors: list[RcnnError] = []
         self.longest_s = 0.0
-        self._url, self._name = url, name
+        self._url, self._name, self._encoded = url, name, encoded
         self._threads = [threading.Thread(target=self._ask, args=(turn,)) for turn in range(count)]
         for thread in self._threads:
             thread.start()
@@ -47,10 +58,10 @@ class Clients:
     def _ask(self, turn: int) -> None:
         with Detector(self._url, self._name, retries=0, timeout_s=TIMEOUT_S) as detector:
             while True:
-                picture, began = turn % len(PICTURES), time.monotonic()
+                picture, began = turn % len(self._encoded), time.monotonic()
                 turn += 1
                 try:
-                    self.answers.append((picture, detector.detect(PICTURES[picture])))
+                    self.answers.append((picture, detector.detect(self._encoded[picture])))
                 except RcnnError as error:
                     self.errors.append(error)
                     return

@@ -81,7 +81,11 @@ def run_quantize(dtype: type) -> None:
 
 def run_convolutions_int8() -> None:
     """Every size of a block, windows across every border, and rows, kernels and terms that do not fill a block."""
-    for channels, kernels, side, stride, dilation in ((64, 256, 1, 1, 1), (48, 160, 3, 1, 2), (16, 16, 3, 2, 1)):
+    for channels, kernels, side, stride, dilation in (
+        (64, 256, 1, 1, 1),
+        (48, 160, 3, 1, 2),
+        (16, 16, 3, 2, 1),
+    ):
         padding = dilation * (side // 2)
         geometry = (stride, stride), (padding, padding), (dilation, dilation), 1
         x = _int8(3, channels, 13, 11)

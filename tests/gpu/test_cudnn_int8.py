@@ -99,9 +99,7 @@ def assert_same(
         return
     steps = (found.cpu().int() - expected.int()).abs()
     share = (steps > 0).double().mean().item()
-    assert steps.max() <= 1 and share <= most_others, (
-        f"{plan}: {steps.max()} steps, {share:.1e} differ"
-    )
+    assert steps.max() <= 1 and share <= most_others, f"{plan}: {steps.max()} steps, {share:.1e} differ"
 
 
 @pytest.mark.usefixtures("every_plan")

@@ -16,7 +16,8 @@ from torch import Tensor
 from rcnn_backend.engines.convolution import Convolution
 from rcnn_backend.engines.torch_kernels import launch
 
-BLOCKS = (256, 128), (128, 128), (128, 64), (64, 128), (64, 64)  # rows (pixels) and columns (kernels) that a block computes
+# Rows (pixels) and columns (kernels) that a block computes.
+BLOCKS = (256, 128), (128, 128), (128, 64), (64, 128), (64, 64)
 STAGES, DEPTH, PADDING = 4, 64, 8  # the constants of the kernel
 CHANNELS = 16  # a multiple of this number of channels, and of kernels
 MIN_CAPABILITY = 8, 0

@@ -208,7 +208,9 @@ def test_cudnn_compiles_int8_plans_only_for_large_convolutions(
     GraphOfPlans.times_ms = {"medium": 0.4, "fast": 0.3, "not tried": 0.1}
     monkeypatch.setattr(plans, "MAX_COMPILED", 2)
     time_ms = plans._time_ms
-    monkeypatch.setattr(plans, "_time_ms", lambda plan, given: own_ms if plan is own else time_ms(plan, given))
+    monkeypatch.setattr(
+        plans, "_time_ms", lambda plan, given: own_ms if plan is own else time_ms(plan, given)
+    )
     made = plans.ConvolutionPlans(torch.device("cpu"))
     made.run(call, *tensors)
     assert made.choices.get(call) == chosen
