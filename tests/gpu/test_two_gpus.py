@@ -105,8 +105,10 @@ def assert_both_gpus_answer(server: RunningServer, names: Iterable[str], engine:
     before = executions(server)
     encoded = ENCODED[engine]
     for name in names:
+        began = time.monotonic()
         with Detector(server.grpc_url, name) as detector, ThreadPoolExecutor(CLIENTS) as pool:
             answers = list(pool.map(detector.detect, encoded * 30))
+        print(f"{name}: {len(answers)} answers in {time.monotonic() - began:.1f} s")
         for number, answer in enumerate(answers):
             expected = alone(engine, name.removesuffix("_fused"), 0)[number % len(encoded)]
             assert_same(engine, answer, expected, f"{name}, request {number}")
