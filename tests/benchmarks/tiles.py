@@ -4,7 +4,8 @@
     python tests/benchmarks/tiles.py --url gpu-1:8001 --model digits
 
 The picture is composed of the sample's held-out pictures, so the served model has to detect digits. The ways take
-turns; a time is the median over the turns, from the bytes of a JPEG to the merged detections.
+turns; a time is the median over the turns, from the bytes of a JPEG to the merged detections, or with --decoded from its
+pixels.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from typing import get_args
 
 import numpy as np
 from PIL import Image
+from rcnn_backend.server.access import Access
 from rcnn_backend.server.local_server import running_server
-from rcnn_client import Detections, Detector
+from rcnn_client import Detections, Detector, ImageInput
 from rcnn_client._merge import MergeMethod
 from rcnn_client.tools.coco_file import box_record
 from rcnn_client.tools.coco_score import score
@@ -56,7 +58,7 @@ class Way:
     """One way to detect in the picture, with its measurements."""
 
     name: str
-    detect: Callable[[bytes], Detections]
+    detect: Callable[[ImageInput], Detections]
     times_s: list[float] = field(default_factory=list)
     found: Detections | None = None
 
@@ -78,6 +80,10 @@ def main() -> int:
         "--score-thresh", type=float, default=0.05, help="(default: %(default)s, which is torchvision's)"
     )
     parser.add_argument("--in-flight", type=int, default=16)
+    parser.add_argument(
+        "--decoded", action="store_true", help="start from the picture's pixels, not from a JPEG"
+    )
+    parser.add_argument("--transport", choices=("grpc", "shm"), default="grpc", help="of the client")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     picture = compose_large_picture(options.size)
@@ -85,13 +91,16 @@ def main() -> int:
         url = options.url
         if url is None:
             models = [options.model, f"{options.model}_pixels"]
-            server = running_server(options.repository, models, fused=options.fused)
+            access = Access(shared_memory=options.transport == "shm")
+            server = running_server(options.repository, models, fused=options.fused, access=access)
             url = stack.enter_context(server).grpc_url
-        detector = stack.enter_context(Detector(url, options.model, timeout_s=600))
+        detector = stack.enter_context(
+            Detector(url, options.model, timeout_s=600, transport=options.transport)
+        )
         ways = make_ways(
             detector, options.tiles, options.overlap, options.in_flight, options.merge, options.score_thresh
         )
-        measure(ways, picture.encode(), options.turns)
+        measure(ways, picture.pixels if options.decoded else picture.encode(), options.turns)
     console = Console(width=110)
     console.print(report(ways, picture))
     console.print(f"command: python {shlex.join(sys.argv)}", markup=False, soft_wrap=True)
@@ -134,7 +143,7 @@ def make_ways(
 ) -> list[Way]:
     """Detection in the whole picture, in one tile after the other, and in several tiles at the same time."""
 
-    def detect_tiled(data: bytes, in_flight: int) -> Detections:
+    def detect_tiled(data: ImageInput, in_flight: int) -> Detections:
         return detector.detect_tiled(
             data, tile_hw, overlap, merge=merge, in_flight=in_flight, score_thresh=score_thresh
         )
@@ -146,12 +155,12 @@ def make_ways(
     ]
 
 
-def measure(ways: list[Way], encoded: bytes, turns: int) -> None:
+def measure(ways: list[Way], image: ImageInput, turns: int) -> None:
     """Times each way, in turns; the first turn is not counted."""
     for turn in range(turns + 1):
         for way in ways:
             started = time.perf_counter()
-            way.found = way.detect(encoded)
+            way.found = way.detect(image)
             if turn:
                 way.times_s.append(time.perf_counter() - started)
 
