@@ -156,7 +156,7 @@ def decode_pixels(image: ImageInput) -> NDArray[np.uint8]:
     if opened.mode.startswith("I"):
         values = _to_16_bits(opened) if opened.mode == "I" else np.asarray(opened)
         return (values >> 8).astype(np.uint8)
-    return np.asarray(opened if opened.mode == "L" else opened.convert("RGB"))
+    return np.asarray(opened if opened.mode in ("L", "RGB") else opened.convert("RGB"))
 
 
 def _to_16_bits(image: Image.Image) -> NDArray[np.uint16]:

@@ -66,9 +66,12 @@ def overlaps(
     box: NDArray[np.float32], boxes: NDArray[np.float32], metric: MergeMetric
 ) -> NDArray[np.float32]:
     """Intersection of the box with each of the n boxes, over the union ("iou") or over the smaller one ("ios")."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])  # [n, 2]
-    shared = sides.clip(min=0).prod(axis=1)
-    area, areas = (box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    left, top, right, bottom = box
+    lefts, tops, rights, bottoms = boxes.T
+    widths = np.minimum(right, rights) - np.maximum(left, lefts)
+    heights = np.minimum(bottom, bottoms) - np.maximum(top, tops)
+    shared = widths.clip(min=0) * heights.clip(min=0)
+    area, areas = (right - left) * (bottom - top), (rights - lefts) * (bottoms - tops)
     whole = np.minimum(area, areas) if metric == "ios" else area + areas - shared
     share: NDArray[np.float32] = np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
     return share
