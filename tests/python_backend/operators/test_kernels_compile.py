@@ -18,9 +18,11 @@ OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space"]  # 
 TYPES = ["float", "Half"]
 POOLS = ["7, 7, 2", "14, 14, 2", "7, 7, 1", "7, 7, 3", "7, 7, 4"]
 MAPS = ["float, 1", "float, 4", "Half, 1", "Half, 8"]  # type, and channels of a thread
+BLOCKS = ["256, 128", "128, 128", "128, 64", "64, 128", "64, 64"]  # rows and columns
 KERNELS = {
     "preprocess": [f"resize_normalize_pad<{type_}>" for type_ in TYPES],
     "quantize": [f"quantize<{type_}>" for type_ in TYPES],
+    "convolution_int8": [f"convolution_int8<{block}>" for block in BLOCKS],
     "nms": ["sort_candidates", "mark_overlaps", "suppress", "gather_proposals"],
     "roi_align": [
         *(f"pool_planar<{type_}, {pool}>" for type_, pool in itertools.product(TYPES, POOLS)),

@@ -11,6 +11,7 @@
 // after each operation, as in torch.
 
 #include "half.cuh"
+#include "pack.cuh"
 
 constexpr int DEPTH = 64;   // terms, which are bytes
 constexpr int CHUNK = 16;   // bytes that a thread copies at once
@@ -31,13 +32,13 @@ struct Geometry {  // engines/convolution_int8_gpu.py fills it
     int residual_type, output_type, relu;
 };
 
+using Int8Values = Pack<signed char, VALUES>;
+using HalfValues = Pack<Half, VALUES>;
+
 struct Pixel {
     const signed char* image;
     int top, left;  // of its window in the input
 };
-
-struct alignas(4) Int8Values { signed char values[VALUES]; };
-struct alignas(8) HalfValues { Half values[VALUES]; };
 
 __device__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));

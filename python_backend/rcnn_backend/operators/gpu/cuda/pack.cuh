@@ -1,4 +1,5 @@
-// Several numbers that are loaded or stored with one instruction, for feature_maps.cu and best_boxes.cu.
+// Several numbers that are loaded or stored with one instruction, for feature_maps.cu, best_boxes.cu and
+// convolution_int8.cu.
 
 template <typename T, int COUNT> struct alignas(sizeof(T) * COUNT) Pack {
     T values[COUNT];
