@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_PLANS = 1 << 13
 # Counts only plans that run. torch's come first, then cuDNN's, starting with those that its heuristics expect to be fast.
 MAX_TIMED = 18
-# An INT8 convolution tries so many of the plans that cuDNN compiles, if it takes longer than this with our own kernel.
+# How many of the plans that cuDNN compiles are tried for an INT8 convolution, and the time that our own kernel must exceed.
 MAX_COMPILED, MIN_MS_TO_COMPILE = 4, 0.1
 WARM_UPS, TIMED_RUNS = 2, 5
 # The GPU waits for 0.6 ms, so that the timed runs are queued before the first one starts.

@@ -3,7 +3,7 @@
 import math
 import struct
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -63,40 +63,21 @@ def test_equals_torchvisions_decoding(dtype: torch.dtype, weights: Any, top_n: i
 
 
 @pytest.fixture
-def on_gpu(
-    load_with_fakes: Callable[[str, dict[str, Any]], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """The GPU operator, run on the CPU; ``launched`` holds the kernel, the grid and the arguments of each launch."""
-    launched: list[tuple[str, tuple[int, ...], tuple[Any, ...]]] = []
-
-    def launch(
-        source: str,
-        expression: str,
-        grid: tuple[int, ...],
-        threads: int,
-        arguments: tuple[Any, ...],
-        on: Tensor,
-    ) -> None:
-        assert source == "best_boxes"
-        assert threads == (1024 if expression.startswith("decode") else 256)
-        launched.append((expression, grid, arguments))
-
-    types = {torch.float32: "float", torch.float16: "Half"}
-    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # registers nothing for CUDA beyond the test
-    fakes = {"rcnn_backend.engines.torch_kernels": SimpleNamespace(CPP_TYPES=types, launch=launch)}
-    module = load_with_fakes("rcnn_backend.engines.best_boxes_gpu", fakes)
-    return SimpleNamespace(run=module._best_boxes_on_gpu, launched=launched)
+def run(load_operators: Callable[[str], ModuleType]) -> Callable[..., Tensor]:
+    """The GPU operator, run on the CPU."""
+    operator: Callable[..., Tensor] = load_operators("best_boxes_gpu")._best_boxes_on_gpu
+    return operator
 
 
-def test_three_launches_for_all_levels_and_images(on_gpu: Any) -> None:
-    found = on_gpu.run(*random_call(dtype=torch.float16, weights=(10.0, 10.0, 5.0, 5.0)))
+def test_three_launches_for_all_levels_and_images(run: Callable[..., Tensor], launched: list[Any]) -> None:
+    found = run(*random_call(dtype=torch.float16, weights=(10.0, 10.0, 5.0, 5.0)))
     assert found.shape == (2, 40 + 40 + 27 + 3, 6)
-    assert [(name, grid) for name, grid, _ in on_gpu.launched] == [
-        ("count_logits<Half>", (4, 2)),
-        ("gather_logits<Half>", (4, 2)),
-        ("decode_best<Half>", (4, 2)),
+    assert [each[:4] for each in launched] == [
+        ("best_boxes", "count_logits<Half>", (4, 2), 256),
+        ("best_boxes", "gather_logits<Half>", (4, 2), 256),
+        ("best_boxes", "decode_best<Half>", (4, 2), 1024),
     ]
-    levels, decoding, *_, rpn_boxes = on_gpu.launched[-1][2]
+    levels, decoding, *_, rpn_boxes = launched[-1].arguments
     assert rpn_boxes == found.data_ptr()
     table = levels.tobytes()
     assert [LEVEL.unpack_from(table, 64 * level)[3:] for level in range(4)] == [
@@ -110,7 +91,7 @@ def test_three_launches_for_all_levels_and_images(on_gpu: Any) -> None:
     assert struct.unpack("5f", decoding.tobytes()) == pytest.approx((0.1, 0.1, 0.2, 0.2, CLIP))
 
 
-def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
+def test_torch_does_what_the_kernels_do_not_take(run: Callable[..., Tensor], launched: list[Any]) -> None:
     objectness, deltas, cells, *rest = random_call()
     many = [[*each, *each, *each] for each in (objectness, deltas, cells)]
     mixed = [objectness[0].half(), *objectness[1:]]
@@ -121,5 +102,5 @@ def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
         random_call(top_n=5000),
     ]
     for call in calls:
-        torch.testing.assert_close(on_gpu.run(*call), best_boxes(*call), rtol=0, atol=0)
-    assert on_gpu.launched == []
+        torch.testing.assert_close(run(*call), best_boxes(*call), rtol=0, atol=0)
+    assert launched == []

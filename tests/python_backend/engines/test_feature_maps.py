@@ -54,28 +54,15 @@ def test_upsamples_as_torch(dtype: torch.dtype, size_hw: tuple[int, int]) -> Non
 
 
 @pytest.fixture
-def on_gpu(
-    load_with_fakes: Callable[[str, dict[str, Any]], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """The GPU module, run on the CPU; ``launched`` holds the kernel, the grid and the numbers of each launch."""
-    launched: list[tuple[str, tuple[int, ...], list[float]]] = []
+def on_gpu(load_operators: Callable[[str], ModuleType]) -> Any:
+    """The GPU operators, run on the CPU."""
+    module = load_operators("feature_maps_gpu")
+    return SimpleNamespace(pool=module._max_pool_on_gpu, upsample=module._upsample_on_gpu)
 
-    def launch(
-        source: str,
-        expression: str,
-        grid: tuple[int, ...],
-        threads: int,
-        arguments: tuple[Any, ...],
-        on: Tensor,
-    ) -> None:
-        assert (source, threads) == ("feature_maps", 256)
-        launched.append((expression, grid, [number.item() for number in arguments[2:]]))
 
-    types = {torch.float32: "float", torch.float16: "Half"}
-    monkeypatch.setattr(torch.library, "impl", lambda *_: None)  # registers nothing for CUDA beyond the test
-    fakes = {"rcnn_backend.engines.torch_kernels": SimpleNamespace(CPP_TYPES=types, launch=launch)}
-    module = load_with_fakes("rcnn_backend.engines.feature_maps_gpu", fakes)
-    return SimpleNamespace(pool=module._max_pool_on_gpu, upsample=module._upsample_on_gpu, launched=launched)
+def numbers_of(arguments: tuple[Any, ...]) -> list[float]:
+    """Those after the addresses of input and result."""
+    return [number.item() for number in arguments[2:]]
 
 
 @pytest.mark.parametrize(
@@ -89,31 +76,36 @@ def on_gpu(
     ],
 )
 def test_a_thread_takes_16_bytes_where_the_channels_allow(
-    on_gpu: Any, channels: int, dtype: torch.dtype, template: str, parts: int
+    on_gpu: Any, launched: list[Any], channels: int, dtype: torch.dtype, template: str, parts: int
 ) -> None:
     x = torch.zeros(2, channels, 50, 80, dtype=dtype)
     vectors = channels // int(template[-1])
     assert on_gpu.pool(x, [3, 3], [2, 2], [1, 1]).shape == (2, channels, 25, 40)
     assert on_gpu.upsample(x, 100, 40).shape == (2, channels, 100, 40)
     sizes = [50, 80, 25, 40, vectors], [50, 80, 100, 40, vectors]
-    assert on_gpu.launched == [
-        (f"max_pool<{template}, 3, 3>", (50, parts), [*sizes[0], 2, 2, 1, 1]),
-        (f"upsample<{template}>", (200, parts), [*sizes[1], 0.5, 2.0, 0]),
+    assert [(*each[:4], numbers_of(each.arguments)) for each in launched] == [
+        ("feature_maps", f"max_pool<{template}, 3, 3>", (50, parts), 256, [*sizes[0], 2, 2, 1, 1]),
+        ("feature_maps", f"upsample<{template}>", (200, parts), 256, [*sizes[1], 0.5, 2.0, 0]),
     ]
 
 
-def test_an_addend_is_read_in_channels_last_order_and_16_bytes_at_a_time_if_aligned(on_gpu: Any) -> None:
+def test_an_addend_is_read_in_channels_last_order_and_16_bytes_at_a_time_if_aligned(
+    on_gpu: Any, launched: list[Any]
+) -> None:
     x = torch.zeros(1, 8, 2, 2, dtype=torch.float16)
     aligned = torch.zeros(1, 8, 4, 4, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     shifted = torch.zeros(8 * 16 + 1, dtype=torch.float16)[1:].reshape(1, 4, 4, 8).permute(0, 3, 1, 2)
     for addend in (aligned, shifted):
         on_gpu.upsample(x, 4, 4, addend)
-    (first, _, numbers), (second, _, others) = on_gpu.launched
-    assert (first, second) == ("upsample<Half, 8>", "upsample<Half, 1>")
-    assert (numbers[-1], others[-1]) == (aligned.data_ptr(), shifted.data_ptr())
+    assert [(each.source, each.expression, each.threads) for each in launched] == [
+        ("feature_maps", "upsample<Half, 8>", 256),
+        ("feature_maps", "upsample<Half, 1>", 256),
+    ]
+    addresses = [numbers_of(each.arguments)[-1] for each in launched]
+    assert addresses == [aligned.data_ptr(), shifted.data_ptr()]
 
 
-def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
+def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any, launched: list[Any]) -> None:
     x = torch.randn(1, 3, 9, 9)
     for tensor, kernel in ((x, [5, 5]), (x.double(), [3, 3])):
         found = on_gpu.pool(tensor, kernel, [1, 1], [0, 0])
@@ -125,4 +117,4 @@ def test_torch_does_what_the_kernels_do_not_take(on_gpu: Any) -> None:
     for addend in (torch.randn(1, 3, 1, 3), torch.randn(1, 3, 3, 3).double()):
         expected = functional.interpolate(x, size=(3, 3)) + addend
         torch.testing.assert_close(on_gpu.upsample(x, 3, 3, addend), expected)
-    assert on_gpu.launched == []
+    assert launched == []
